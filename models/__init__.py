@@ -1,0 +1,1 @@
+"""What the network is, in float: zoo entries, safe checkpoint loading, deploy-form fusion."""

@@ -1,0 +1,133 @@
+"""What a zoo entry is: how to build the network, how to prepare its images, where its weights are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+Task = Literal["classification", "detection"]
+Layout = Literal["crop", "letterbox"]
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+class PreprocessError(ValueError):
+    """An image size, mean or std that no image can be prepared with."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class PreprocessOverrides:
+    """What a user or a checkpoint states about its images; None leaves the zoo's value.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        mean: Per RGB channel, on the 0-1 scale.
+        std: Per RGB channel, on the 0-1 scale, above 0.
+
+    Raises:
+        PreprocessError: A value is out of its range.
+    """
+
+    image_size: tuple[int, int] | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise PreprocessError(
+                f"image size {self.image_size}: height and width must be at least 1 pixel"
+            )
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise PreprocessError(f"mean {self.mean}: must be three finite numbers")
+        if self.std is not None and not all(math.isfinite(s) and s > 0 for s in self.std):
+            raise PreprocessError(f"std {self.std}: must be three finite numbers above 0")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an RGB image becomes the network's input: (pixels / 255 - mean) / std.
+
+    Attributes:
+        image_size: (height, width) of the input in pixels.
+        mean: Per RGB channel, on the 0-1 scale.
+        std: Per RGB channel, on the 0-1 scale.
+        interpolation: Pillow's name of the resize filter, in lower case.
+        crop_pct: Side of the centre crop over the short side after the resize; in (0, 1].
+        layout: `crop` resizes the short side and crops; `letterbox` fits the whole image on grey.
+    """
+
+    image_size: tuple[int, int]
+    mean: Triple
+    std: Triple
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+    layout: Layout = "crop"
+
+    def override(self, overrides: PreprocessOverrides) -> Preprocess:
+        """Apply `overrides`; a stated image size is also the short side, so `crop_pct` becomes 1."""
+        return dataclasses.replace(
+            self,
+            image_size=overrides.image_size or self.image_size,
+            mean=overrides.mean or self.mean,
+            std=overrides.std or self.std,
+            crop_pct=1.0 if overrides.image_size else self.crop_pct,
+        )
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights on the web and where they come from.
+
+    Attributes:
+        url: Direct link to the file.
+        filename: Name to store it under.
+        sha256: Hex digest or its first digits, None where the publisher states none.
+        licence: As the publisher names it.
+        source: Who trained them, on what.
+        hub_id: Hugging Face repository, None for a plain link.
+    """
+
+    url: str
+    filename: str
+    sha256: str | None
+    licence: str
+    source: str
+    hub_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One name that a user can give as MODEL.
+
+    Attributes:
+        name: As the user writes it.
+        task: What the outputs mean.
+        build: (num_classes, (height, width)) to a freshly initialized train-form module; a
+            num_classes of None leaves the builder's own default.
+        num_classes: Of the published weights; None when only the module itself can tell.
+        preprocess: Of the published weights.
+        description: One line for `reptrt models`.
+        weights: Published weights, None where there are none that load here.
+        bundled_weights: File that ships with the package.
+        brings_weights: The builder returns a trained module, so weights are optional.
+    """
+
+    name: str
+    task: Task
+    build: Callable[[int | None, tuple[int, int]], nn.Module]
+    num_classes: int | None
+    preprocess: Preprocess
+    description: str
+    weights: PublishedWeights | None = None
+    bundled_weights: Path | None = None
+    brings_weights: bool = False

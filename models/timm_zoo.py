@@ -1,0 +1,152 @@
+"""Models that come from timm: short zoo names for three families, and every `timm:NAME`.
+
+Preprocessing and provenance are what timm's own `pretrained_cfg` says. The zoo pins the weights'
+tag (`repvgg_a0.rvgg_in1k`), so a new default in timm does not change what a short name means.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+from huggingface_hub import hf_hub_url
+from timm.models import PretrainedCfg
+from torch import nn
+
+from models.spec import ModelSpec, Preprocess, PublishedWeights, Triple
+
+logger = logging.getLogger(__name__)
+
+_HUB_FILENAME = "model.safetensors"
+_DEFAULT_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A short name's timm architecture with its weights' tag, and who trained those weights."""
+
+    architecture: str
+    source: str
+
+
+_REPVGG = "RepVGG authors (DingXiaoH/RepVGG), ImageNet-1k"
+_MOBILEONE = "Apple (apple/ml-mobileone), ImageNet-1k"
+_DEIT = "Meta (facebookresearch/deit), ImageNet-1k"
+_AUGREG = "Google (How to train your ViT), ImageNet-21k, fine-tuned on ImageNet-1k"
+_AUGREG2 = "Google, ImageNet-21k; fine-tuned on ImageNet-1k by timm"
+_SWIN = "Microsoft (microsoft/Swin-Transformer), ImageNet-1k"
+_SWIN_22K = "Microsoft (microsoft/Swin-Transformer), ImageNet-22k, fine-tuned on ImageNet-1k"
+
+ZOO: dict[str, ZooEntry] = {
+    "repvgg_a0": ZooEntry("repvgg_a0.rvgg_in1k", _REPVGG),
+    "repvgg_a1": ZooEntry("repvgg_a1.rvgg_in1k", _REPVGG),
+    "repvgg_a2": ZooEntry("repvgg_a2.rvgg_in1k", _REPVGG),
+    "repvgg_b0": ZooEntry("repvgg_b0.rvgg_in1k", _REPVGG),
+    "repvgg_b1": ZooEntry("repvgg_b1.rvgg_in1k", _REPVGG),
+    "repvgg_b1g4": ZooEntry("repvgg_b1g4.rvgg_in1k", _REPVGG),
+    "repvgg_b2": ZooEntry("repvgg_b2.rvgg_in1k", _REPVGG),
+    "repvgg_b2g4": ZooEntry("repvgg_b2g4.rvgg_in1k", _REPVGG),
+    "repvgg_b3": ZooEntry("repvgg_b3.rvgg_in1k", _REPVGG),
+    "repvgg_b3g4": ZooEntry("repvgg_b3g4.rvgg_in1k", _REPVGG),
+    "mobileone_s0": ZooEntry("mobileone_s0.apple_in1k", _MOBILEONE),
+    "mobileone_s1": ZooEntry("mobileone_s1.apple_in1k", _MOBILEONE),
+    "mobileone_s2": ZooEntry("mobileone_s2.apple_in1k", _MOBILEONE),
+    "mobileone_s3": ZooEntry("mobileone_s3.apple_in1k", _MOBILEONE),
+    "mobileone_s4": ZooEntry("mobileone_s4.apple_in1k", _MOBILEONE),
+    "deit_tiny": ZooEntry("deit_tiny_patch16_224.fb_in1k", _DEIT),
+    "deit_small": ZooEntry("deit_small_patch16_224.fb_in1k", _DEIT),
+    "deit_base": ZooEntry("deit_base_patch16_224.fb_in1k", _DEIT),
+    "vit_tiny": ZooEntry("vit_tiny_patch16_224.augreg_in21k_ft_in1k", _AUGREG),
+    "vit_small": ZooEntry("vit_small_patch16_224.augreg_in21k_ft_in1k", _AUGREG),
+    "vit_base": ZooEntry("vit_base_patch16_224.augreg2_in21k_ft_in1k", _AUGREG2),
+    "swin_tiny": ZooEntry("swin_tiny_patch4_window7_224.ms_in1k", _SWIN),
+    "swin_small": ZooEntry("swin_small_patch4_window7_224.ms_in1k", _SWIN),
+    "swin_base": ZooEntry("swin_base_patch4_window7_224.ms_in22k_ft_in1k", _SWIN_22K),
+}
+
+
+def zoo_spec(name: str) -> ModelSpec:
+    """Return the spec of a short name, one of `ZOO`."""
+    entry = ZOO[name]
+    return _spec(name, entry.architecture, entry.source)
+
+
+def has_timm_model(architecture: str) -> bool:
+    """Whether timm knows `architecture`, with its weights' tag when one is given."""
+    bare, _, tag = architecture.partition(".")
+    return timm.is_model(bare) and (not tag or architecture in timm.list_pretrained(f"{bare}.*"))
+
+
+def timm_spec(architecture: str) -> ModelSpec:
+    """Return the spec of `timm:architecture`; `has_timm_model(architecture)` must hold."""
+    return _spec(f"timm:{architecture}", architecture, f"timm {architecture}")
+
+
+def _spec(name: str, architecture: str, source: str) -> ModelSpec:
+    config = timm.get_pretrained_cfg(architecture) or PretrainedCfg()
+    if config.crop_mode != "center":
+        logger.warning(
+            "%s: timm evaluates it with crop mode %r; a centre crop is used here",
+            name,
+            config.crop_mode,
+        )
+    image_size = (config.input_size[1], config.input_size[2])
+    return ModelSpec(
+        name=name,
+        task="classification",
+        build=_builder(architecture, image_size, fixed_size=bool(config.fixed_input_size)),
+        num_classes=config.num_classes or _DEFAULT_CLASSES,
+        preprocess=Preprocess(
+            image_size=image_size,
+            mean=_triple(config.mean),
+            std=_triple(config.std),
+            interpolation=config.interpolation,
+            crop_pct=config.crop_pct,
+        ),
+        description=f"timm {architecture}: {source}",
+        weights=_published_weights(config, source),
+    )
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = values
+    return red, green, blue
+
+
+def _builder(
+    architecture: str, native_size: tuple[int, int], *, fixed_size: bool
+) -> Callable[[int | None, tuple[int, int]], nn.Module]:
+    def build(num_classes: int | None, image_size: tuple[int, int]) -> nn.Module:
+        # Position embeddings and windows are sized at construction, only where timm says so.
+        resized = fixed_size and image_size != native_size
+        arguments: dict[str, Any] = {"img_size": image_size} if resized else {}
+        return timm.create_model(
+            architecture, num_classes=num_classes or _DEFAULT_CLASSES, **arguments
+        )
+
+    return build
+
+
+def _published_weights(config: PretrainedCfg, source: str) -> PublishedWeights | None:
+    if config.num_classes == 0:
+        return None  # a backbone without a classifier
+    licence = config.license or "unknown"
+    if config.hf_hub_id:
+        filename = config.hf_hub_filename or _HUB_FILENAME
+        url = hf_hub_url(config.hf_hub_id, filename)
+        return PublishedWeights(url, filename, None, licence, source, hub_id=config.hf_hub_id)
+    if not config.url:
+        return None
+    url = str(config.url)
+    filename = url.rsplit("/", 1)[-1]
+    return PublishedWeights(url, filename, _digest_in(filename), licence, source)
+
+
+def _digest_in(filename: str) -> str | None:
+    """Return the first digits of the sha256 that torch hub's file names end in (`-a1311bcf.pth`)."""
+    digits = filename.rsplit(".", 1)[0].rpartition("-")[2]
+    is_digest = len(digits) >= 8 and set(digits) <= set("0123456789abcdef")
+    return digits if is_digest else None
