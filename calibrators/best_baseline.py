@@ -1,0 +1,102 @@
+"""`auto`: the baseline whose quantized outputs are closest to the float ones.
+
+No baseline is best everywhere: clipping by absolute error rescues MobileOne and harms a vision
+transformer. The calibration images tell, without labels: every baseline reads the same histograms,
+and one more pass compares each one's outputs with the float network's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from calibrators.base import Batches, CalibrationResult, Calibrator, Progress, no_progress
+from calibrators.baselines import (
+    EntropyCalibrator,
+    HistogramCalibrator,
+    MaeCalibrator,
+    MinMaxCalibrator,
+    MseCalibrator,
+    PercentileCalibrator,
+    observe_activations,
+    scale_weights,
+)
+from calibrators.quantized_model import QuantizedModel
+from calibrators.registry import register_calibrator
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES: tuple[type[HistogramCalibrator], ...] = (
+    MinMaxCalibrator,
+    PercentileCalibrator,
+    EntropyCalibrator,
+    MseCalibrator,
+    MaeCalibrator,
+)
+
+
+@register_calibrator
+class BestBaselineCalibrator(Calibrator):
+    """Run every baseline, keep the one with the least noise at the outputs."""
+
+    name = "auto"
+    summary = "the baseline whose outputs are closest to float on the calibration images"
+
+    def calibrate(
+        self,
+        model: QuantizedModel,
+        batches: Batches,
+        progress: Progress = no_progress,
+    ) -> CalibrationResult:
+        """See `Calibrator.calibrate`."""
+        scale_weights(model)
+        observers = observe_activations(model, batches, progress)
+        scales: dict[str, dict[str, torch.Tensor]] = {}
+        for candidate in CANDIDATES:
+            candidate().scale_activations(model, observers)
+            scales[candidate.name] = {
+                name: q.scale.clone() for name, q in model.activation_quantizers.items()
+            }
+        noise = compare_scales(model, batches, scales, progress)
+        best = min(noise, key=lambda name: noise[name])
+        set_activation_scales(model, scales[best])
+        decibel = {
+            name: f"{-10 * torch.log10(torch.tensor(n)):.1f} dB" for name, n in noise.items()
+        }
+        logger.info("auto: %s of %s", best, decibel)
+        return CalibrationResult(best, {"output SNR on the calibration images": str(decibel)})
+
+
+@torch.no_grad()
+def compare_scales(
+    model: QuantizedModel,
+    batches: Batches,
+    scales: dict[str, dict[str, torch.Tensor]],
+    progress: Progress = no_progress,
+) -> dict[str, float]:
+    """Noise-to-signal power at the outputs, averaged over outputs, for each set of scales."""
+    signal = torch.zeros(1)
+    noise = {name: torch.zeros(1) for name in scales}
+    for done, batch in enumerate(batches, start=1):
+        with model.float_mode():
+            reference = model(batch)
+        signal = signal + _power(reference)
+        for name, candidate in scales.items():
+            set_activation_scales(model, candidate)
+            outputs = model(batch)
+            error = [a - b for a, b in zip(outputs, reference, strict=True)]
+            noise[name] = noise[name] + _power(error)
+        progress("compare baselines", done, len(batches))
+    return {name: float((power / signal).mean()) for name, power in noise.items()}
+
+
+def set_activation_scales(model: QuantizedModel, scales: dict[str, torch.Tensor]) -> None:
+    """Copy `scales` (quantizer name -> scale) into the activation quantizers."""
+    for name, scale in scales.items():
+        model.activation_quantizers[name].scale.copy_(scale)
+
+
+def _power(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([output.double().square().sum().cpu() for output in outputs])

@@ -1,0 +1,205 @@
+"""Where quantizers go: TensorRT's explicit-quantization rules, decided on the ATen graph.
+
+The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
+
+1. every input of a convolution or linear is quantized, activation and weight;
+2. operators that only move or select values (max-pool, concat, nearest upsampling, reshape, ...)
+   keep the integer grid: what flows through them into quantized layers shares one scale, so no
+   concat ever requantizes;
+3. a residual add reads the skip connection through the quantizer that a convolution already put
+   there, so the skip travels as INT8;
+4. everything else stays float: normalisation, softmax, attention products, activations,
+   transposed convolutions, squeeze-and-excitation layers on 1x1 maps (one GEMV: INT8 cannot pay),
+   and layers that the recipe names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from operator import getitem
+
+import torch
+from torch import fx
+
+from models.graph import layer_name
+
+aten = torch.ops.aten
+
+WEIGHTED = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+TRANSPOSED = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
+# Selecting or merging operators: quantize before them, they run on INT8 themselves.
+SELECTING = (
+    aten.cat.default,
+    aten.max_pool2d.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest2d.default,
+)
+# Layout operators: the values are the same, only elsewhere.
+LAYOUT = (
+    aten.reshape.default,
+    aten.view.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.expand.default,
+    aten.unbind.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.roll.default,
+    getitem,
+)
+ADDS = (aten.add.Tensor,)
+
+
+@dataclass(frozen=True)
+class QuantizationPoint:
+    """One activation quantizer.
+
+    Attributes:
+        name: name of the quantizer, after the first tensor it quantizes.
+        edges: (value, consumer) pairs of node names: `consumer` reads `value` quantized.
+    """
+
+    name: str
+    edges: tuple[tuple[str, str], ...]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Values that this quantizer quantizes; they share its scale."""
+        return tuple(dict.fromkeys(value for value, _ in self.edges))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is quantized, and why the rest is not.
+
+    Attributes:
+        points: activation quantizers in graph order.
+        layers: node name -> layer name of every quantized convolution and linear.
+        float_layers: layer name -> reason, for weighted layers that stay float.
+    """
+
+    points: tuple[QuantizationPoint, ...]
+    layers: dict[str, str]
+    float_layers: dict[str, str]
+
+
+def place_quantizers(graph: fx.Graph, keep_float: Sequence[str] = ()) -> Placement:
+    """Decide which edges of `graph` are quantized.
+
+    Args:
+        graph: functional ATen graph with BatchNorm folded (`models.graph.trace`).
+        keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
+    """
+    layers, float_layers = _choose_layers(graph, keep_float)
+    edges = _Edges()
+    for node in graph.nodes:
+        if node.name in layers:
+            edges.add(node.args[0], node)
+    _reuse_for_residual_adds(graph, edges)
+    return Placement(tuple(edges.points(graph)), layers, float_layers)
+
+
+def _choose_layers(
+    graph: fx.Graph, keep_float: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    layers: dict[str, str] = {}
+    float_layers: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.target in TRANSPOSED:
+            float_layers[layer_name(node)] = "transposed convolution: INT8 rarely pays in TensorRT"
+        elif node.target in WEIGHTED:
+            name = layer_name(node)
+            reason = _reason_to_stay_float(node, name, keep_float)
+            if reason is None:
+                layers[node.name] = name
+            else:
+                float_layers[name] = reason
+    return layers, float_layers
+
+
+def _reason_to_stay_float(node: fx.Node, name: str, keep_float: Sequence[str]) -> str | None:
+    weight, source = node.args[1], node.args[0]
+    assert isinstance(source, fx.Node)
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return "its weight is computed at run time"
+    for pattern in keep_float:
+        if fnmatchcase(name, pattern):
+            return f"the recipe keeps {pattern!r} float"
+    shape = source.meta["val"].shape
+    if node.target is aten.conv2d.default and all(side == 1 for side in shape[2:]):
+        return "squeeze-and-excitation layer on a 1x1 map: INT8 does not pay"
+    return None
+
+
+class _Edges:
+    """Quantized (value, consumer) edges, and which values must share a scale (union-find)."""
+
+    def __init__(self) -> None:
+        self._edges: dict[tuple[fx.Node, fx.Node], None] = {}
+        self._parent: dict[fx.Node, fx.Node] = {}
+
+    def add(self, value: object, consumer: fx.Node) -> None:
+        """Quantize what `consumer` reads, as early as the grid survives until it."""
+        assert isinstance(value, fx.Node)
+        self._tie(value)
+        if value.target in SELECTING:
+            for source in _sources(value):
+                self.add(source, value)
+        else:
+            self._edges[value, consumer] = None
+
+    def values(self) -> set[fx.Node]:
+        return {value for value, _ in self._edges}
+
+    def read_quantized(self, value: fx.Node, consumer: fx.Node) -> None:
+        """Let one more consumer read a value that is quantized already."""
+        self._edges[value, consumer] = None
+
+    def points(self, graph: fx.Graph) -> list[QuantizationPoint]:
+        order = {node: index for index, node in enumerate(graph.nodes)}
+        groups: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
+        for edge in sorted(self._edges, key=lambda e: (order[e[0]], order[e[1]])):
+            groups.setdefault(self._find(edge[0]), []).append(edge)
+        return [
+            QuantizationPoint(edges[0][0].name, tuple((v.name, c.name) for v, c in edges))
+            for edges in groups.values()
+        ]
+
+    def _tie(self, value: fx.Node) -> None:
+        if value.target in SELECTING or value.target in LAYOUT:
+            for source in _sources(value):
+                self._parent[self._find(source)] = self._find(value)
+                self._tie(source)
+
+    def _find(self, value: fx.Node) -> fx.Node:
+        while self._parent.get(value, value) is not value:
+            value = self._parent[value]
+        return value
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    inputs = node.args[0] if node.target is aten.cat.default else node.args[:1]
+    assert isinstance(inputs, (list, tuple))
+    return [source for source in inputs if isinstance(source, fx.Node)]
+
+
+def _reuse_for_residual_adds(graph: fx.Graph, edges: _Edges) -> None:
+    quantized = edges.values()
+    for node in graph.nodes:
+        if node.target in ADDS:
+            for source in node.args[:2]:
+                if source in quantized and source.target not in WEIGHTED:
+                    edges.read_quantized(source, node)

@@ -1,0 +1,93 @@
+"""Quantizer modules: the only state that calibration changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from calibrators.fake_quant import broadcast_scale, fake_quantize, quantize
+
+MIN_SCALE = 2.0**-40
+"""Smallest step size: TensorRT refuses a scale of zero, and a dead channel would ask for one."""
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
+    """Codes of a symmetric quantizer.
+
+    Attributes:
+        num_bits: 2..8; below 8 the codes still travel as INT8 (Clip, then symmetric Q/DQ).
+        quant_min: lowest code.
+        quant_max: highest code.
+    """
+
+    num_bits: int
+    quant_min: int
+    quant_max: int
+
+    @classmethod
+    def for_weights(cls, num_bits: int) -> IntegerGrid:
+        """Narrow range [-(2^(b-1) - 1), 2^(b-1) - 1], as TensorRT expects of weights."""
+        limit = 2 ** (num_bits - 1) - 1
+        return cls(num_bits, -limit, limit)
+
+    @classmethod
+    def for_activations(cls, num_bits: int, *, signed: bool) -> IntegerGrid:
+        """Full signed range, or [0, 2^b - 1] for a non-negative tensor below 8 bits.
+
+        At 8 bits an unsigned tensor does not fit TensorRT's symmetric INT8 and uses 0..127.
+        """
+        if signed or num_bits == 8:
+            return cls(num_bits, -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
+        return cls(num_bits, 0, 2**num_bits - 1)
+
+
+class TensorQuantizer(nn.Module):
+    """Fake quantization of one tensor, or of several that share one scale.
+
+    Args:
+        grid: the integer codes.
+        num_channels: length of a per-channel scale; None for per-tensor.
+        axis: axis of the channels; None for per-tensor.
+
+    Attributes:
+        scale: step size, shape [] or [num_channels], > 0; 1 until calibrated.
+        enabled: when False the module is the identity (the float model).
+    """
+
+    scale: torch.Tensor
+
+    def __init__(
+        self, grid: IntegerGrid, num_channels: int | None = None, axis: int | None = None
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.axis = axis
+        self.enabled = True
+        self.register_buffer("scale", torch.ones([] if num_channels is None else [num_channels]))
+
+    def set_amax(self, amax: torch.Tensor) -> None:
+        """Choose the scale whose highest code stands for `amax` (shape of `scale`, >= 0)."""
+        scale = (amax.to(self.scale) / self.grid.quant_max).clamp_min(MIN_SCALE)
+        self.scale.copy_(scale.expand_as(self.scale))
+
+    def quantize(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes of `x` as int8, same shape."""
+        scale = broadcast_scale(self.scale, self.axis, x.ndim)
+        return quantize(x, scale, self.grid.quant_min, self.grid.quant_max).to(torch.int8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Fake-quantize `x`, or return it untouched when disabled."""
+        if not self.enabled:
+            return x
+        scale = broadcast_scale(self.scale, self.axis, x.ndim)
+        return fake_quantize(x, scale, self.grid.quant_min, self.grid.quant_max)
+
+    def extra_repr(self) -> str:
+        """Bits, codes and granularity."""
+        granularity = "per_tensor" if self.axis is None else f"per_channel, axis={self.axis}"
+        return (
+            f"int{self.grid.num_bits} [{self.grid.quant_min}, {self.grid.quant_max}], {granularity}"
+        )

@@ -1,0 +1,109 @@
+"""A calibrated model on disk: tensors as safetensors, and scales that a person can read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from calibrators.base import CalibrationResult
+from calibrators.quantized_model import QuantizedModel
+from calibrators.quantizers import IntegerGrid, TensorQuantizer
+
+
+class CalibrationFileError(ValueError):
+    """The file does not hold the calibration of this model."""
+
+    exit_code = 2
+
+
+def save_calibration(model: QuantizedModel, path: Path, result: CalibrationResult) -> None:
+    """Write every tensor of `model`, and the grids of its activations, to `path`.
+
+    Args:
+        model: calibrated model.
+        path: file to write; not atomic, so give a temporary name.
+        result: what the calibrator says it did.
+    """
+    grids = {name: asdict(q.grid) for name, q in model.activation_quantizers.items()}
+    state = model.graph_module.state_dict(keep_vars=False)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    metadata = {"activation_grids": json.dumps(grids), "result": json.dumps(asdict(result))}
+    save_file(tensors, path, metadata=metadata)
+
+
+def load_calibration(model: QuantizedModel, path: Path) -> CalibrationResult:
+    """Read what `save_calibration` wrote into `model`; return the result.
+
+    Raises:
+        CalibrationFileError: damaged, or of another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CalibrationFileError(f"{path}: cannot be read: {error}; calibrate again") from None
+    state = model.graph_module.state_dict()
+    if set(tensors) != set(state) or any(tensors[k].shape != state[k].shape for k in state):
+        raise CalibrationFileError(f"{path}: is of another model or placement; calibrate again")
+    model.graph_module.load_state_dict(tensors)
+    for name, grid in json.loads(metadata["activation_grids"]).items():
+        model.activation_quantizers[name].grid = IntegerGrid(**grid)
+    return CalibrationResult(**json.loads(metadata["result"]))
+
+
+def read_result(path: Path) -> CalibrationResult:
+    """What the calibrator said it did, without reading a tensor.
+
+    Raises:
+        CalibrationFileError: damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return CalibrationResult(**json.loads((file.metadata() or {})["result"]))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CalibrationFileError(f"{path}: cannot be read: {error}; calibrate again") from None
+
+
+def readable_scales(model: QuantizedModel) -> dict[str, Any]:
+    """Content of scales.json: per activation and per layer, in graph order."""
+    points = {point.name: point for point in model.placement.points}
+    layers = model.placement.layers
+    activations = {
+        name: {
+            **_describe(quantizer),
+            "tensors": list(points[name].tensors),
+            "read_by": [layers.get(consumer, consumer) for _, consumer in points[name].edges],
+        }
+        for name, quantizer in model.activation_quantizers.items()
+    }
+    weights = {name: _describe(quantizer) for name, quantizer in model.weight_quantizers.items()}
+    return {
+        "activations": activations,
+        "weights": weights,
+        "float_layers": dict(model.placement.float_layers),
+    }
+
+
+def dump_scales(scales: dict[str, Any]) -> str:
+    """JSON text with one line per quantizer."""
+    sections = []
+    for section, entries in scales.items():
+        lines = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items()]
+        sections.append(f"  {json.dumps(section)}: {{\n" + ",\n".join(lines) + "\n  }")
+    return "{\n" + ",\n".join(sections) + "\n}\n"
+
+
+def _describe(quantizer: TensorQuantizer) -> dict[str, Any]:
+    scale = quantizer.scale.detach().cpu().to(torch.float64)
+    rounded = [float(f"{value:.9g}") for value in scale.flatten().tolist()]
+    return {
+        **asdict(quantizer.grid),
+        "scale": rounded[0] if quantizer.axis is None else rounded,
+    }

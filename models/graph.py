@@ -1,0 +1,169 @@
+"""Trace a float module into one flat graph of ATen operators, with every BatchNorm folded.
+
+`torch.export` runs the user's Python once and records what it does, so placement, calibration and
+export read operators (`conv2d`, `linear`, `cat`) and never need to know which module class wrote
+them. Parameters keep their state-dict names.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import fx, nn
+from torch.export import Dim
+
+logger = logging.getLogger(__name__)
+
+aten = torch.ops.aten
+
+INPUT_NAME = "images"
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+
+
+class TraceError(ValueError):
+    """The module cannot be recorded as one graph."""
+
+    exit_code = 2
+
+
+def trace(
+    module: nn.Module, image_size: tuple[int, int], *, batch_size: int | None = None
+) -> fx.GraphModule:
+    """Record `module` on images [N, 3, H, W] as a functional ATen graph.
+
+    Args:
+        module: float network in evaluation mode, in deploy form.
+        image_size: (height, width) of the input in pixels.
+        batch_size: N; None keeps the batch dimension dynamic.
+
+    Raises:
+        TraceError: the network's Python cannot be captured for these shapes.
+    """
+    parameter = next(module.parameters(), torch.empty(0))
+    example = torch.zeros(batch_size or 2, 3, *image_size, device=parameter.device)
+    shapes = ({0: Dim.AUTO},) if batch_size is None else None
+    try:
+        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+        if batch_size is None:
+            _require_dynamic_batch(program)
+        traced = program.run_decompositions({}).module(check_guards=False)
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(_explain(error, image_size, batch_size)) from error
+    assert isinstance(traced, fx.GraphModule)
+    fold_batch_norm(traced)
+    drop_layout_copies(traced)
+    return traced
+
+
+def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
+    placeholder = next(
+        n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs
+    )
+    if isinstance(placeholder.meta["val"].shape[0], int):
+        raise TraceError(
+            "the network fixes its batch size while it is traced, so it has no dynamic batch; "
+            "set `batch_size: 1` in the recipe (--batch-size 1)"
+        )
+
+
+def _explain(error: Exception, image_size: tuple[int, int], batch_size: int | None) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    batch = "a dynamic batch" if batch_size is None else f"batch {batch_size}"
+    return (
+        f"torch.export cannot record the network on images {image_size[0]}x{image_size[1]} with "
+        f"{batch}: {type(error).__name__}: {reason}"
+    )
+
+
+def layer_name(node: fx.Node) -> str:
+    """State-dict path of the layer that owns the weight of a convolution or linear `node`."""
+    weight = node.args[1]
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        return str(weight.target).removesuffix(".weight")
+    return node.name
+
+
+def get_tensor(graph_module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    """Parameter or buffer that a `get_attr` node reads."""
+    value: object = graph_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def set_parameter(graph_module: fx.GraphModule, target: str, value: torch.Tensor) -> None:
+    """Replace (or create) the parameter at dotted path `target`."""
+    owner_path, _, name = target.rpartition(".")
+    owner = graph_module.get_submodule(owner_path)
+    if name in owner._buffers:
+        del owner._buffers[name]
+    owner.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+@torch.no_grad()
+def fold_batch_norm(graph_module: fx.GraphModule) -> int:
+    """Fold every BatchNorm that is the only reader of a convolution into it; return how many."""
+    folded = 0
+    for node in list(graph_module.graph.nodes):
+        if node.target is _BATCH_NORM and _is_foldable(node.args[0]):
+            _fold(graph_module, node.args[0], node)
+            folded += 1
+    _finish(graph_module)
+    return folded
+
+
+def drop_layout_copies(graph_module: fx.GraphModule) -> None:
+    """Remove `clone`/`contiguous`: memory formats mean nothing to a graph of values."""
+    for node in list(graph_module.graph.nodes):
+        if node.target in (aten.clone.default, aten.contiguous.default, aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # a view may need the copy that is gone
+    _finish(graph_module)
+
+
+def _is_foldable(node: object) -> bool:
+    if not isinstance(node, fx.Node) or node.target not in _CONVOLUTIONS or len(node.users) > 1:
+        return False
+    weight = node.args[1]
+    return isinstance(weight, fx.Node) and weight.op == "get_attr" and len(weight.users) == 1
+
+
+def _fold(graph_module: fx.GraphModule, conv: fx.Node, norm: fx.Node) -> None:
+    def read(argument: object, default: float) -> torch.Tensor:
+        if isinstance(argument, fx.Node):
+            return get_tensor(graph_module, argument).double()
+        return torch.tensor(default, dtype=torch.float64)
+
+    gamma, beta = read(norm.args[1], 1.0), read(norm.args[2], 0.0)
+    mean, variance = read(norm.args[3], 0.0), read(norm.args[4], 1.0)
+    bias = read(conv.args[2] if len(conv.args) > 2 else None, 0.0)
+    factor = gamma / torch.sqrt(variance + float(norm.args[6]))  # type: ignore[arg-type]
+    weight_path = str(conv.args[1].target)  # type: ignore[union-attr]  # checked by _is_foldable
+    weight = graph_module.get_parameter(weight_path)
+    scaled = weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))
+    set_parameter(graph_module, weight_path, scaled.to(weight.dtype))
+    bias_path = weight_path.removesuffix("weight") + "bias"
+    _set_bias(graph_module, conv, bias_path, ((bias - mean) * factor + beta).to(weight.dtype))
+    result = next(user for user in norm.users if user.args[1] == 0)
+    result.replace_all_uses_with(conv)
+
+
+def _set_bias(graph_module: fx.GraphModule, conv: fx.Node, path: str, bias: torch.Tensor) -> None:
+    set_parameter(graph_module, path, bias)
+    with graph_module.graph.inserting_before(conv):
+        node = graph_module.graph.get_attr(path)
+    arguments = list(conv.args)
+    arguments[2:3] = [node]
+    conv.args = tuple(arguments)
+
+
+def _finish(graph_module: fx.GraphModule) -> None:
+    graph_module.graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
