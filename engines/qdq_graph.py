@@ -1,0 +1,130 @@
+"""Which layers of an ONNX graph could be INT8, and what its Q/DQ nodes say about each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import numpy_helper
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# TensorRT moves Q/DQ across these, so a DequantizeLinear before them still reaches the layer.
+_TRANSPARENT = frozenset(
+    (
+        *("Cast", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad"),
+        *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class WeightedLayer:
+    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight.
+
+    `name` is the one TensorRT reports: the node's, or `node_of_<output>` where it has none.
+    """
+
+    name: str
+    op: str
+    activation_quantized: bool
+    weight_quantized: bool
+    obstacle: str = ""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether both its operands come from a DequantizeLinear."""
+        return self.activation_quantized and self.weight_quantized
+
+
+def read_weighted_layers(onnx_path: Path) -> tuple[WeightedLayer, ...]:
+    """Return the weighted layers of the main graph, in node order."""
+    graph = onnx.load(str(onnx_path), load_external_data=False).graph
+    return tuple(_Walk(graph).weighted_layers())
+
+
+class _Walk:
+    """Producers and constants of one graph; nodes are in topological order, as ONNX demands."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.producer = {name: node for node in graph.node for name in node.output}
+        self.constants = set(self.initializers)
+        for node in graph.node:
+            inputs = [name for name in node.input if name]
+            if node.op_type == "Constant" or (inputs and self.constants.issuperset(inputs)):
+                self.constants.update(node.output)
+
+    def weighted_layers(self) -> Iterator[WeightedLayer]:
+        for node in self.graph.node:
+            if node.op_type not in _WEIGHTED:
+                continue
+            constant = [name in self.constants for name in node.input[:2]]
+            if sum(constant) != 1:  # attention products have no weight; the others are folded
+                continue
+            weight, activation = node.input[constant.index(True)], node.input[constant.index(False)]
+            yield WeightedLayer(
+                name=node.name or f"node_of_{node.output[0]}",
+                op=node.op_type,
+                activation_quantized=self._dequantize(activation) is not None,
+                weight_quantized=self._dequantize(weight) is not None,
+                obstacle=self._obstacle(node, activation, weight),
+            )
+
+    def _dequantize(self, tensor: str) -> onnx.NodeProto | None:
+        """Return a DequantizeLinear that reaches `tensor` on every path, or None."""
+        node = self.producer.get(tensor)
+        if node is None or node.op_type == "DequantizeLinear":
+            return node
+        if node.op_type == "Concat":
+            found = [self._dequantize(name) for name in node.input]
+            return found[0] if all(found) else None
+        return self._dequantize(node.input[0]) if node.op_type in _TRANSPARENT else None
+
+    def _obstacle(self, node: onnx.NodeProto, activation: str, weight: str) -> str:
+        """Return why the compiler may have to multiply in float although both sides are Q/DQ."""
+        if len(self._activation_scales(activation)) > 1:
+            return "its activation is a Concat of different scales: put one Q/DQ behind the Concat"
+        dequantize = self._skip_casts(weight)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            return ""
+        axis, legal = _axis(dequantize), _output_axis(node)
+        scale = self.initializers.get(dequantize.input[1])
+        if scale is None or not list(scale.dims) or scale.dims[0] == 1 or axis == legal:
+            return ""
+        return (
+            f"its weight scale runs along axis {axis}: TensorRT wants {legal}, the output channels"
+        )
+
+    def _skip_casts(self, tensor: str) -> onnx.NodeProto | None:
+        node = self.producer.get(tensor)
+        while node is not None and node.op_type == "Cast":
+            node = self.producer.get(node.input[0])
+        return node
+
+    def _activation_scales(self, tensor: str) -> set[bytes]:
+        """Return the distinct constant scales that reach `tensor` through one or more Concats."""
+        node = self.producer.get(tensor)
+        if node is None:
+            return set()
+        if node.op_type == "DequantizeLinear":
+            scale = self.initializers.get(node.input[1])
+            return set() if scale is None else {numpy_helper.to_array(scale).tobytes()}
+        if node.op_type == "Concat":
+            return set().union(*(self._activation_scales(name) for name in node.input))
+        return self._activation_scales(node.input[0]) if node.op_type in _TRANSPARENT else set()
+
+
+def _axis(dequantize: onnx.NodeProto) -> int:
+    return next((a.i for a in dequantize.attribute if a.name == "axis"), 1)
+
+
+def _output_axis(node: onnx.NodeProto) -> int:
+    """Return the axis of output channels in the weight of `node`, as Q/DQ counts it."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return 1

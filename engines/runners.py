@@ -1,0 +1,272 @@
+"""Run a model: ONNX Runtime on the CPU, or an engine through Polygraphy on the GPU.
+
+Both are context managers with the same `infer(feed_dict) -> outputs`, as in Polygraphy. Where
+Polygraphy's own runners are wanted (`Comparator.run`), `polygraphy_onnx_runner` and
+`polygraphy_engine_runner` make them with the same settings.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.device import cpu_name, find_gpu
+from engines.target import INSTALL_HINTS, Backend, MissingComponentError, require_module
+
+Array = npt.NDArray[Any]
+
+_RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+
+class ModelFileError(ValueError):
+    """The file cannot be loaded by the runner it was given to."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a model wants at one input; a dynamic dimension is -1."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Runner(Protocol):
+    """A loaded model; use it as a context manager.
+
+    `backend` and `device` say where it runs, for reports: "onnxruntime 1.22", "AMD EPYC 7B13".
+    """
+
+    @property
+    def name(self) -> str:
+        """Short label for tables."""
+
+    @property
+    def backend(self) -> str:
+        """Library and version."""
+
+    @property
+    def device(self) -> str:
+        """Processor or GPU name."""
+
+    @property
+    def input_metadata(self) -> dict[str, TensorSpec]:
+        """Inputs by name; only inside the context."""
+
+    def __enter__(self) -> Runner:
+        """Load the model."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Free it."""
+
+    def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name."""
+
+
+class OnnxRuntimeRunner:
+    """An ONNX file on the CPU.
+
+    `optimize=False` turns graph optimizations off: each Q and DQ then computes exactly what ONNX
+    says, which is the reference that an export is checked against. `num_threads` defaults to the
+    processors this process may use.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        optimize: bool = True,
+        num_threads: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.path = path
+        self.name = name or path.name
+        self._optimize = optimize
+        self._num_threads = num_threads
+        self._session: Any = None
+
+    @property
+    def backend(self) -> str:
+        """Library and version."""
+        return f"onnxruntime {_onnxruntime().__version__} CPU"
+
+    @property
+    def device(self) -> str:
+        """Processor name."""
+        return cpu_name()
+
+    @property
+    def input_metadata(self) -> dict[str, TensorSpec]:
+        """Inputs by name."""
+        return {
+            tensor.name: TensorSpec(_shape(tensor.shape), _ort_dtype(tensor.type))
+            for tensor in self._session.get_inputs()
+        }
+
+    def __enter__(self) -> OnnxRuntimeRunner:
+        """Load the file.
+
+        Raises:
+            ModelFileError: ONNX Runtime does not accept it.
+        """
+        self._session = _session(self.path, self._optimize, self._num_threads)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Free the session."""
+        self._session = None
+
+    def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, dict(feed_dict)), strict=True))
+
+
+class TensorRTRunner:
+    """An engine on the GPU; its time includes the copies of inputs and outputs to and from it."""
+
+    def __init__(self, path: Path, backend: Backend = "tensorrt", name: str | None = None) -> None:
+        self.path = path
+        self.name = name or path.name
+        self._backend = backend
+        self._runner: Any = None
+
+    @property
+    def backend(self) -> str:
+        """Library and version."""
+        module = require_module(self._backend, INSTALL_HINTS[self._backend])
+        return f"{self._backend} {module.__version__}"
+
+    @property
+    def device(self) -> str:
+        """GPU name."""
+        gpu = find_gpu()
+        return gpu.name if gpu else "no GPU"
+
+    @property
+    def input_metadata(self) -> dict[str, TensorSpec]:
+        """Inputs by name."""
+        return {
+            name: TensorSpec(_shape(meta.shape), np.dtype(meta.dtype.numpy()))
+            for name, meta in self._runner.get_input_metadata().items()
+        }
+
+    def __enter__(self) -> TensorRTRunner:
+        """Load the engine.
+
+        Raises:
+            MissingComponentError: no GPU here, or the TensorRT module is missing.
+        """
+        self._runner = polygraphy_engine_runner(self.path, self._backend, self.name)
+        self._runner.activate()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Free the engine."""
+        self._runner.deactivate()
+        self._runner = None
+
+    def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name, copied: Polygraphy reuses its buffers."""
+        outputs = self._runner.infer(dict(feed_dict), check_inputs=False)
+        return {name: np.array(value) for name, value in outputs.items()}
+
+
+def polygraphy_onnx_runner(path: Path, name: str | None = None, optimize: bool = True) -> Any:
+    """Return Polygraphy's `OnnxrtRunner` for `path`, not yet activated."""
+    backend = require_module("polygraphy.backend.onnxrt", "pip install 'polygraphy>=0.53'")
+    return backend.OnnxrtRunner(lambda: _session(path, optimize, None), name=name)
+
+
+def polygraphy_engine_runner(path: Path, backend: Backend, name: str | None = None) -> Any:
+    """Return Polygraphy's `TrtRunner` for the engine at `path`, not yet activated.
+
+    Raises:
+        MissingComponentError: no GPU here, or the TensorRT module is missing.
+    """
+    if find_gpu() is None:
+        raise MissingComponentError(
+            f"{path}: running an engine needs an NVIDIA GPU and its driver, and this machine has "
+            "none: validate the ONNX file in ONNX Runtime, or run the engine on its target"
+        )
+    require_module(backend, INSTALL_HINTS[backend])
+    select_polygraphy_backend(backend)
+    module = require_module("polygraphy.backend.trt", "pip install 'polygraphy>=0.53'")
+    return module.TrtRunner(module.EngineFromPath(str(path)), name=name)
+
+
+def select_polygraphy_backend(backend: Backend) -> None:
+    """Make Polygraphy use `backend`; it chooses once per process, when it first imports TensorRT.
+
+    Raises:
+        MissingComponentError: this process already uses the other one.
+    """
+    use_rtx = backend == "tensorrt_rtx"
+    config = require_module("polygraphy.config", "pip install 'polygraphy>=0.53'")
+    if "polygraphy.backend.trt" in sys.modules and bool(config.USE_TENSORRT_RTX) != use_rtx:
+        raise MissingComponentError(
+            f"Polygraphy already uses the other TensorRT in this process: run {backend} engines in "
+            f"a process of their own ({_RTX_VARIABLE}={int(use_rtx)})"
+        )
+    os.environ[_RTX_VARIABLE] = str(int(use_rtx))
+    config.USE_TENSORRT_RTX = use_rtx  # type: ignore[attr-defined]
+
+
+def _session(path: Path, optimize: bool, num_threads: int | None) -> Any:
+    runtime = _onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = num_threads or available_processors()
+    level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise ModelFileError(
+            f"{path}: ONNX Runtime does not load it: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def available_processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _onnxruntime() -> Any:
+    return require_module("onnxruntime", "pip install 'onnxruntime>=1.22'")
+
+
+def _shape(dimensions: Any) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else -1 for size in dimensions)
+
+
+def _ort_dtype(text: str) -> np.dtype[Any]:
+    """Translate ONNX Runtime's "tensor(float16)"."""
+    names = {"float": "float32", "double": "float64"}
+    inner = text.removeprefix("tensor(").removesuffix(")")
+    return np.dtype(names.get(inner, inner))
