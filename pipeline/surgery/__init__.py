@@ -1,0 +1,50 @@
+"""Graph surgery: from any Q/DQ ONNX file to one that every TensorRT from 10.3 on parses well.
+
+One pass per file, all with the contract of `base.Pass`. `clean` runs `DEFAULT_PASSES` on a file.
+A file that this project exported comes through with its int8 codes unchanged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.surgery.base import Pass, SurgeryError, run_passes
+from pipeline.surgery.clean_file import clean_file
+from pipeline.surgery.dequantize_bias import DequantizeBias
+from pipeline.surgery.drop_no_ops import DropNoOps
+from pipeline.surgery.drop_output_qdq import DropOutputQdq
+from pipeline.surgery.floor_scales import FloorScales
+from pipeline.surgery.fold_constants import FoldConstants
+from pipeline.surgery.fuse_pad_into_conv import FusePadIntoConv
+from pipeline.surgery.quantize_weights import QuantizeWeights
+from pipeline.surgery.recentre_activations import RecentreActivations
+from pipeline.surgery.recentre_weights import RecentreWeights
+from pipeline.surgery.state_zero_points import StateZeroPoints
+from pipeline.surgery.strip_dead_nodes import StripDeadNodes
+from pipeline.surgery.tie_concat_scales import TieConcatScales
+
+__all__ = ["DEFAULT_PASSES", "Pass", "SurgeryError", "clean", "run_passes"]
+
+DEFAULT_PASSES: tuple[Pass, ...] = (
+    FoldConstants(),  # first: the others look for constants, not for what computes them
+    StateZeroPoints(),  # then every node says its type and zero
+    QuantizeWeights(),
+    DequantizeBias(),  # before the floor: the tiny scales of int32 biases are healthy
+    FloorScales(),  # before recentring, which multiplies scales
+    RecentreWeights(),
+    RecentreActivations(),
+    DropOutputQdq(),  # leaves casts back to back, which the next pass drops
+    DropNoOps(),  # before the two that match chains of nodes
+    FusePadIntoConv(),
+    TieConcatScales(),
+    StripDeadNodes(),
+)
+
+
+def clean(qdq_path: Path, trt_path: Path) -> dict[str, int]:
+    """Run `DEFAULT_PASSES` on `qdq_path` and write `trt_path`; return changed sites per pass.
+
+    Raises:
+        SurgeryError: the file is no valid ONNX model up to 2 GB, or holds what no pass can repair.
+    """
+    return clean_file(qdq_path, trt_path, DEFAULT_PASSES)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.surgery import SurgeryError
+from pipeline.surgery.recentre_activations import RecentreActivations
+
+TEXT = """g (float[1024] x) => (float[1024] y) {
+    q = QuantizeLinear(x, s, z)
+    y = DequantizeLinear(q, s, z)
+}"""
+FEED = {"x": np.linspace(-3, 3, 1024, dtype=np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "first_op", "new_scale"),
+    [
+        (np.uint8(128), "QuantizeLinear", 0.01),
+        (np.uint8(0), "Relu", 2.55 / 127),
+        (np.int8(-128), "Relu", 2.55 / 127),
+        (np.uint8(100), "Clip", 1.55 / 127),
+        (np.int8(100), "Clip", 2.28 / 128),
+    ],
+)
+def test_any_zero_point_becomes_symmetric_with_the_old_clipping(
+    zero_point, first_op, new_scale, operate
+):
+    done = operate(RecentreActivations(), TEXT, s=np.float32(0.01), z=zero_point)
+    assert done.ops == [
+        *([first_op] * (first_op != "QuantizeLinear")),
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ]
+    for op in ("QuantizeLinear", "DequantizeLinear"):
+        scale, zero = (t.values for t in done.node(op).inputs[1:])
+        np.testing.assert_allclose(scale, new_scale, rtol=1e-6)
+        assert (zero.dtype, zero.item()) == (np.int8, 0)
+    before, after = done.outputs(FEED)
+    assert np.abs(before - after).max() <= new_scale * 1.001
+
+
+def test_the_grid_of_128_is_bit_equal(operate):
+    done = operate(RecentreActivations(), TEXT, s=np.float32(0.01), z=np.uint8(128))
+    np.testing.assert_array_equal(*done.outputs(FEED))
+
+
+@pytest.mark.parametrize("above", ["Relu(x)", "Sigmoid(x)", "Clip(x, low)"])
+def test_no_second_relu_is_inserted_where_values_are_positive_already(above, operate):
+    done = operate(
+        RecentreActivations(),
+        TEXT.replace("q = Quant", f"m = {above}\nt = Identity(m)\nq = Quant").replace(
+            "Linear(x,", "Linear(t,"
+        ),
+        s=np.float32(0.01),
+        z=np.uint8(0),
+        low=np.float32(0),
+    )
+    assert done.ops[1:] == ["Identity", "QuantizeLinear", "DequantizeLinear"]
+    before, after = done.outputs(FEED)
+    assert np.abs(before - after).max() <= 2.55 / 127
+
+
+def test_a_run_time_clip_bound_promises_nothing(operate):
+    done = operate(
+        RecentreActivations(),
+        """g (float[4] x, float low) => (float[4] y) <float s = {0.01}, uint8 z = {0}> {
+            c = Clip(x, low)
+            q = QuantizeLinear(c, s, z)
+            y = DequantizeLinear(q, s, z)
+        }""",
+    )
+    assert done.ops == ["Clip", "Relu", "QuantizeLinear", "DequantizeLinear"]
+
+
+def test_other_readers_of_the_tensor_are_not_clipped(operate):
+    done = operate(
+        RecentreActivations(),
+        """g (float[4] x) => (float[4] y) <float s = {0.01}, uint8 z = {0}> {
+            q = QuantizeLinear(x, s, z)
+            d = DequantizeLinear(q, s, z)
+            y = Add(d, x)
+        }""",
+    )
+    feed = {"x": np.array([-1, -0.5, 0.5, 1], np.float32)}
+    np.testing.assert_allclose(done.outputs(feed)[1], [-1, -0.5, 1.0, 2.0], atol=0.01)
+
+
+def test_symmetric_int8_is_left_alone(operate):
+    assert operate(RecentreActivations(), TEXT, s=np.float32(0.01), z=np.int8(0)).sites == 0
+
+
+def test_uint8_codes_that_come_from_outside_are_refused(operate):
+    with pytest.raises(SurgeryError, match="uint8 with zero point 3"):
+        operate(
+            RecentreActivations(),
+            """g (uint8[4] x) => (float[4] y) <float s = {0.01}, uint8 z = {3}> {
+                y = DequantizeLinear(x, s, z)
+            }""",
+        )
+
+
+def test_a_pair_with_two_grids_is_refused(operate):
+    with pytest.raises(SurgeryError, match="on another grid"):
+        operate(
+            RecentreActivations(),
+            TEXT.replace("y = DequantizeLinear(q, s, z)", "y = DequantizeLinear(q, t, z)"),
+            s=np.float32(0.01),
+            t=np.float32(0.02),
+            z=np.uint8(0),
+        )
+
+
+def test_per_channel_zero_points_of_activations_are_refused(operate):
+    with pytest.raises(SurgeryError, match="per-channel zero point"):
+        operate(
+            RecentreActivations(),
+            """g (float[1,2] x) => (float[1,2] y) {
+                q = QuantizeLinear<axis=1>(x, s, z)
+                y = DequantizeLinear<axis=1>(q, s, z)
+            }""",
+            s=[0.1, 0.2],
+            z=np.array([1, 2], np.uint8),
+        )
