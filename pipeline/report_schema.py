@@ -1,0 +1,128 @@
+"""The keys of report.json, which are stable, with their units; any value may be None.
+
+Accuracies are in percent, `drop` and `max_drop` in points (fp32 - quantized), SNR in dB, latencies
+in milliseconds, sizes in bytes, times in seconds, `peak_rss_mb` in 10^6 bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class MetricPair(TypedDict, total=False):
+    """One metric of both models, in percent."""
+
+    fp32: float | None
+    quantized: float | None
+
+
+class Accuracy(MetricPair, total=False):
+    """The main metric; `extra` holds further ones by name."""
+
+    metric: Literal["top1", "map_50_95"]
+    drop: float | None
+    agreement: float | None
+    num_images: int | None
+    extra: dict[str, MetricPair] | None
+
+
+class OutputNumerics(TypedDict, total=False):
+    """One output of the quantized model against FP32's; `cosine` is in -1..1."""
+
+    snr_db: float | None
+    cosine: float | None
+
+
+class LayerSnr(TypedDict, total=False):
+    """One layer's output in the Q/DQ model against the same layer in FP32."""
+
+    layer: str
+    op: str
+    snr_db: float | None
+
+
+class Percentiles(TypedDict, total=False):
+    """Latency of one inference, in milliseconds."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+
+class Latency(TypedDict, total=False):
+    """Latency of both models, and where it was measured."""
+
+    fp32: Percentiles | None
+    quantized: Percentiles | None
+    backend: str | None
+    device: str | None
+
+
+class Island(TypedDict, total=False):
+    """A weighted layer that runs in float."""
+
+    layer: str
+    op: str
+    reason: str
+
+
+class Fusion(TypedDict, total=False):
+    """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`."""
+
+    int8_layers: int | None
+    quantizable_layers: int | None
+    int8_coverage: float | None
+    kernels: int | None
+    float_islands: list[Island] | None
+
+
+class TableKernel(TypedDict, total=False):
+    """One kernel of fusion.json; tensors are [name, datatype] pairs."""
+
+    name: str
+    kind: str
+    onnx_layers: list[str]
+    inputs: list[list[str]]
+    weights: list[list[str]]
+    outputs: list[list[str]]
+
+
+class Gate(TypedDict, total=False):
+    """The accuracy gate; `max_drop` is None where none was asked for."""
+
+    max_drop: float | None
+    passed: bool | None
+
+
+class Picture(TypedDict):
+    """One image with the detections of both models drawn on it; PNG or JPEG bytes."""
+
+    title: str
+    fp32_png: bytes
+    quantized_png: bytes
+
+
+class Report(TypedDict, total=False):
+    """Content of report.json."""
+
+    model: str
+    calibrator: str
+    weight_bits: int
+    activation_bits: int
+    target: str
+    backend: str
+    num_samples: int
+    seed: int
+    accuracy: Accuracy | None
+    accuracy_note: str | None
+    numerics: dict[str, OutputNumerics] | None
+    layers: list[LayerSnr] | None
+    latency_ms: Latency | None
+    fusion: Fusion | None
+    size_bytes: dict[str, int | None] | None
+    seconds: dict[str, float | None] | None
+    peak_rss_mb: float | None
+    versions: dict[str, str | None] | None
+    gate: Gate | None
+    notes: list[str] | None
+    command: str | None

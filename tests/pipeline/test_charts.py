@@ -1,0 +1,60 @@
+import math
+
+import pytest
+
+from pipeline.charts import bar_chart, snr_strip, worst_layers
+from pipeline.report_schema import LayerSnr
+
+
+def layers(*values: float | None) -> list[LayerSnr]:
+    return [{"layer": f"l{i}", "op": "Conv", "snr_db": value} for i, value in enumerate(values)]
+
+
+def test_bars_are_proportional_to_the_maximum() -> None:
+    chart = bar_chart([("a", [("x", 5.0, ""), ("y", 20.0, "")]), ("b", [("x", 10.0, "")])])
+    assert [[bar.width for bar in group.bars] for group in chart.groups] == [[25, 100], [50]]
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -3.0, 0.0])
+def test_a_value_that_cannot_be_drawn_has_no_bar(value: float | None) -> None:
+    assert bar_chart([("a", [("x", value, "")])]).groups[0].bars[0].width == 0
+
+
+def test_worst_layers_are_sorted_and_known() -> None:
+    worst = worst_layers(layers(30, None, -2, math.nan, 0, math.inf, 12), count=3)
+    assert [layer["snr_db"] for layer in worst] == [-2, 0, 12]
+
+
+def test_columns_reach_from_zero_to_their_value() -> None:
+    strip = snr_strip(layers(40, 10, None, -10), worst=())
+    assert strip is not None
+    assert [(column.y, column.height) for column in strip.columns] == [(0, 80), (60, 20), (80, 20)]
+    assert [column.x for column in strip.columns] == [0, 25, 75]
+    assert [(line.y, line.value) for line in strip.grid] == [
+        (100, -10), (80, 0), (60, 10), (40, 20), (20, 30), (0, 40)
+    ]  # fmt: skip
+
+
+def test_layers_with_equal_content_are_marked_one_by_one() -> None:
+    same = [*layers(5.0), *layers(5.0), *layers(9.0)]
+    strip = snr_strip(same, worst_layers(same, count=1))
+    assert strip is not None
+    assert [column.kind for column in strip.columns] == ["worst", "other", "other"]
+
+
+def test_an_exact_layer_fills_the_plot() -> None:
+    strip = snr_strip(layers(math.inf, 15), worst=())
+    assert strip is not None
+    assert strip.columns[0][1:5] == (0, 40, 100, "exact")
+
+
+def test_a_strip_needs_one_finite_value() -> None:
+    assert snr_strip(layers(None, math.inf), worst=()) is None
+    assert snr_strip([], worst=()) is None
+
+
+def test_a_deep_range_keeps_few_grid_lines_and_zero_among_them() -> None:
+    strip = snr_strip(layers(-45, 140), worst=())
+    assert strip is not None
+    assert len(strip.grid) <= 8
+    assert 0 in [line.value for line in strip.grid]

@@ -1,0 +1,53 @@
+import pytest
+
+from pipeline.report_schema import Report
+from pipeline.summary import latency_origin, precision_name, sample_note, verdict
+
+
+def report(quantized: float, passed: bool | None = None) -> Report:
+    return Report(
+        weight_bits=8, activation_bits=8, gate={"max_drop": 1.0, "passed": passed},
+        accuracy={"metric": "map_50_95", "fp32": 70.0, "quantized": quantized,
+                  "drop": 70.0 - quantized},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quantized", "passed", "beginning"),
+    [(69.5, True, "INT8 stays within 0.50 points of FP32’s mAP 50–95"),
+     (60.0, False, "INT8 loses 10.00 points of mAP 50–95"),
+     (70.0, True, "INT8 keeps the mAP 50–95 of FP32"),
+     (70.3, True, "INT8 is 0.30 points of mAP 50–95 above FP32")],
+)  # fmt: skip
+def test_the_verdict_names_the_loss(quantized: float, passed: bool, beginning: str) -> None:
+    judged = verdict(report(quantized, passed))
+    assert judged.sentence.startswith(beginning)
+    assert judged.gate == ("passed" if passed else "failed")
+
+
+def test_without_a_judgement_there_is_no_gate() -> None:
+    assert verdict(report(69.0)).gate == "absent"
+    assert verdict(Report(accuracy=None, accuracy_note="no --eval")).sentence == (
+        "Accuracy was not measured: no --eval"
+    )
+
+
+def test_fewer_bits_are_not_called_int8() -> None:
+    assert precision_name(Report(weight_bits=4, activation_bits=8)) == "W4A8"
+
+
+@pytest.mark.parametrize(
+    ("backend", "caveat"),
+    [("onnxruntime 1.22.0", "no oracle for the speed of the TensorRT engine"),
+     ("ONNX Runtime 1.22.0", "no oracle for the speed of the TensorRT engine"),
+     ("tensorrt_rtx 1.7.0", "no oracle for the speed of classic TensorRT"),
+     ("tensorrt 11.1", "Measured with tensorrt 11.1 on X")],
+)  # fmt: skip
+def test_latency_says_what_it_does_not_tell(backend: str, caveat: str) -> None:
+    assert latency_origin(Report(latency_ms={"backend": backend, "device": "X"})).endswith(caveat)
+
+
+def test_few_images_are_named_with_their_grain() -> None:
+    note = sample_note({"metric": "top1", "num_images": 250})
+    assert note == "250 images: one image is 0.40 points"
+    assert sample_note({"metric": "map_50_95", "num_images": 1}) == "1 image"
