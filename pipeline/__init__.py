@@ -1,0 +1,1 @@
+"""The order of things: recipe, data, export, surgery, validation, report, command line."""

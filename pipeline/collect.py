@@ -1,0 +1,56 @@
+"""Gather what the stages left in the workspace into the content of report.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from calibrators.state import read_result
+from pipeline.recipe import Recipe
+from pipeline.workspace import Workspace, installed_versions, require, stage_records
+
+FUSION_KEYS = ("int8_layers", "quantizable_layers", "int8_coverage", "kernels", "float_islands")
+
+
+def collect_report(
+    workspace: Workspace, recipe: Recipe, target: str, command: str
+) -> dict[str, Any]:
+    """Content of report.json; `pipeline.report_schema.Report` documents keys and units."""
+    validation = json.loads(require(workspace.validation, "validate").read_text())
+    fusion = json.loads(require(workspace.fusion, "build").read_text())
+    calibration = read_result(require(workspace.calibration, "calibrate"))
+    records = stage_records(workspace)
+    return {
+        "model": recipe.model,
+        "calibrator": calibration.method,
+        "weight_bits": recipe.weight_bits,
+        "activation_bits": recipe.activation_bits,
+        "target": target,
+        "backend": fusion["backend"],
+        "num_samples": calibration.num_samples,
+        "seed": recipe.seed,
+        "accuracy": validation["accuracy"],
+        "accuracy_note": None if validation["accuracy"] else "no labelled images (--eval)",
+        "numerics": validation["numerics"],
+        "layers": validation["layers"],
+        "latency_ms": validation["latency_ms"],
+        "fusion": {key: fusion[key] for key in FUSION_KEYS},
+        "size_bytes": {
+            "fp32_onnx": workspace.fp32_onnx.stat().st_size,
+            "trt_onnx": workspace.trt_onnx.stat().st_size,
+            "engine": workspace.engine.stat().st_size,
+        },
+        "seconds": {name: record["seconds"] for name, record in records.items()},
+        "peak_rss_mb": max((record["peak_rss_mb"] for record in records.values()), default=None),
+        "versions": installed_versions(),
+        "gate": _gate(validation["accuracy"], recipe.max_drop),
+        "notes": [f"{label}: {text}" for label, text in calibration.notes.items()],
+        "command": command,
+    }
+
+
+def _gate(accuracy: dict[str, Any] | None, max_drop: float | None) -> dict[str, Any]:
+    """Whether INT8 loses at most `max_drop` points; None where that was not asked."""
+    if max_drop is None:
+        return {"max_drop": None, "passed": None}
+    return {"max_drop": max_drop, "passed": accuracy is not None and accuracy["drop"] <= max_drop}

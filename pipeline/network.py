@@ -1,0 +1,85 @@
+"""From MODEL to a placed, uncalibrated quantized model and the card that describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from calibrators.placement import place_quantizers
+from calibrators.quantized_model import QuantizedModel, insert_quantizers
+from models.fuse import reparameterize
+from models.graph import trace
+from models.load import LoadedModel
+from models.spec import Preprocess
+from pipeline.model_card import ModelCard
+from pipeline.recipe import Recipe
+
+
+class OutputError(ValueError):
+    """The network returns something else than its task promises."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model on its way to an engine."""
+
+    quantized: QuantizedModel
+    card: ModelCard
+
+
+def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
+    """Reparameterize, trace, place and insert quantizers; all scales are still 1.
+
+    Raises:
+        TraceError, OutputError: the network cannot be recorded, or does not do its task.
+    """
+    deploy_form = reparameterize(loaded.module).to(recipe.device)
+    image_size = loaded.preprocess.image_size
+    graph_module = trace(deploy_form, image_size, batch_size=recipe.batch_size)
+    placement = place_quantizers(graph_module.graph, recipe.keep_float)
+    quantized = insert_quantizers(
+        graph_module,
+        placement,
+        weight_bits=recipe.weight_bits,
+        activation_bits=recipe.activation_bits,
+    )
+    return Network(quantized, describe(loaded, quantized, recipe))
+
+
+@torch.no_grad()
+def describe(loaded: LoadedModel, quantized: QuantizedModel, recipe: Recipe) -> ModelCard:
+    """Run once in float and write down what the outputs are."""
+    size = loaded.preprocess.image_size
+    image = torch.zeros(recipe.batch_size or 1, 3, *size, device=recipe.device)
+    with quantized.float_mode():
+        shapes = [tuple(output.shape) for output in quantized(image)]
+    outputs, strides = (
+        (("logits",), ())
+        if loaded.task == "classification"
+        else _pyramid(shapes, loaded.preprocess)
+    )
+    if len(outputs) != len(shapes):
+        raise OutputError(
+            f"{loaded.name}: a classifier returns one tensor [N, classes], this network returns "
+            f"{len(shapes)} of shapes {shapes}"
+        )
+    return ModelCard(
+        model=loaded.name,
+        task=loaded.task,
+        preprocess=loaded.preprocess,
+        num_classes=loaded.num_classes,
+        classes=loaded.classes,
+        outputs=outputs,
+        strides=strides,
+    )
+
+
+def _pyramid(
+    shapes: list[tuple[int, ...]], preprocess: Preprocess
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names p3, p4, ... and strides of a detector's maps [N, classes + 4, h, w]."""
+    strides = tuple(preprocess.image_size[0] // shape[2] for shape in shapes)
+    return tuple(f"p{stride.bit_length() - 1}" for stride in strides), strides

@@ -1,0 +1,123 @@
+"""What to do with one model: every choice of a run, from YAML and the command line."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+RECIPES = Path(__file__).parent / "recipes"
+Bits = Annotated[int, Field(ge=2, le=8)]
+Triple = tuple[float, float, float]
+
+
+class RecipeError(ValueError):
+    """A recipe or an option holds something that is not legal."""
+
+    exit_code = 2
+
+
+class Recipe(BaseModel):
+    """One run. A zoo model may bring its own values in `pipeline/recipes/<model>.yaml`.
+
+    Attributes:
+        model: zoo name, `timm:NAME` or `package.module:callable`.
+        weights: checkpoint; None for the bundled or published one.
+        data: calibration images; None for the demo's own scenes.
+        evaluation: labelled images; None compares outputs only (the demo has its own scenes).
+        calibrator: key of a calibrator.
+        weight_bits: bits of the weights.
+        activation_bits: bits of the activations.
+        precision: type of everything that is not INT8.
+        num_samples: calibration images, taken evenly at random with `seed`.
+        seed: of every random choice.
+        device: where PyTorch calibrates.
+        target: key of a target, or `auto`.
+        batch_size: fixed batch of the exported graph; None keeps it dynamic.
+        max_batch: largest batch of a dynamic engine.
+        max_drop: gate: most points of accuracy that INT8 may lose; None for no gate.
+        keep_float: patterns of layer names that stay float.
+        image_size: (height, width) in pixels; None for the model's own.
+        mean: per RGB channel on the 0-1 scale; None for the model's own.
+        std: per RGB channel on the 0-1 scale; None for the model's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    weights: Path | None = None
+    data: Path | None = None
+    evaluation: Path | None = None
+    calibrator: str = "auto"
+    weight_bits: Bits = 8
+    activation_bits: Bits = 8
+    precision: Literal["fp32", "fp16"] = "fp32"
+    num_samples: Annotated[int, Field(ge=1)] = 128
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    target: str = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    max_batch: Annotated[int, Field(ge=1)] = 8
+    max_drop: float | None = None
+    keep_float: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+def load_recipe(model: str, options: dict[str, Any], file: Path | None = None) -> Recipe:
+    """Recipe of `model`: defaults, then its YAML file, then `options` that are not None.
+
+    Args:
+        model: as on the command line.
+        options: field name -> value.
+        file: YAML of the user's own; None looks for one that ships with the model.
+
+    Raises:
+        RecipeError: unknown key, or a value out of range.
+    """
+    shipped = RECIPES / f"{slug(model)}.yaml"
+    source = file or (shipped if shipped.exists() else None)
+    values = _read(source) if source else {}
+    values = {**values, "model": model, **{k: v for k, v in options.items() if v is not None}}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, source)) from None
+
+
+def slug(model: str) -> str:
+    """Folder and file name of a model: `timm:resnet18` -> `timm-resnet18`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise RecipeError(f"{path}: not valid YAML: {where}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a list of `key: value` lines")
+    return {str(key): value for key, value in values.items()}
+
+
+def _explain(error: ValidationError, source: Path | None) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "recipe"
+    where = f"{source}: " if source else ""
+    if first["type"] == "extra_forbidden":
+        close = get_close_matches(key, Recipe.model_fields, n=1)
+        hint = (
+            f"did you mean {close[0]!r}?" if close else f"legal: {', '.join(Recipe.model_fields)}"
+        )
+        return f"{where}unknown key {key!r}; {hint}"
+    return f"{where}{key}: {first['msg'].lower()} (got {first['input']!r})"

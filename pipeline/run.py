@@ -1,0 +1,274 @@
+"""The road: one function per stage, and one that walks them all.
+
+Each stage reads the files of the stages before it and nothing else, so any of them can run alone,
+and one whose inputs did not change is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibrators.base import Progress
+from calibrators.registry import create_calibrator
+from calibrators.state import dump_scales, load_calibration, readable_scales, save_calibration
+from engines.artifacts import file_sha256, replace_when_done, write_json
+from engines.builder import BuildOptions, build_engine
+from engines.fusion import fusion_report, parse_kernels
+from engines.target import Target, load_backend
+from models.load import LoadedModel, load_model
+from models.spec import PreprocessOverrides
+from pipeline.collect import collect_report
+from pipeline.datasets import (
+    DataError,
+    DetectionSet,
+    EvaluationSet,
+    ImageSet,
+    open_evaluation,
+    open_images,
+)
+from pipeline.demo_data import calibration_scenes, evaluation_scenes
+from pipeline.export import export_float, export_qdq
+from pipeline.model_card import ModelCard, read_card
+from pipeline.network import Network, prepare_network
+from pipeline.recipe import Recipe
+from pipeline.report import write_html
+from pipeline.surgery import clean
+from pipeline.validate import draw_pictures, engine_can_run, validate_files
+from pipeline.workspace import Stage, Workspace, require
+
+CALIBRATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe on its way through the stages.
+
+    Attributes:
+        recipe: what to do.
+        target: where the engine will run.
+        workspace: where the files go.
+        command: what the user typed, for sidecars and report.
+        progress: called as work advances.
+    """
+
+    recipe: Recipe
+    target: Target
+    workspace: Workspace
+    command: str
+    progress: Progress
+
+    @property
+    def scenes(self) -> Path:
+        """Where the demo's generated images are kept, shared by all runs."""
+        return self.workspace.folder.parents[2] / "demo-scenes"
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """Float network with its weights; read when a stage first needs it."""
+        recipe = self.recipe
+        overrides = PreprocessOverrides(recipe.image_size, recipe.mean, recipe.std)
+        return load_model(
+            recipe.model,
+            recipe.weights,
+            overrides,
+            lambda done, total: self.progress("download weights", done, total or 0),
+        )
+
+    @cached_property
+    def network(self) -> Network:
+        """Traced network with quantizers; uncalibrated when first made."""
+        return prepare_network(self.loaded, self.recipe)
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """Calibration images."""
+        recipe = self.recipe
+        folder = recipe.data or calibration_scenes(recipe.model, self.scenes)
+        return open_images(
+            folder, self.loaded.preprocess, limit=recipe.num_samples, seed=recipe.seed
+        )
+
+    def stage(self, name: str, inputs: dict[str, Any], *artifacts: str) -> Stage:
+        """Stage `name` that writes the workspace's `artifacts`."""
+        paths = [getattr(self.workspace, artifact) for artifact in artifacts]
+        return Stage(name, self.command, self.recipe.seed, inputs, paths)
+
+
+def run_pipeline(run: Run) -> dict[str, Any]:
+    """Checkpoint in, validated engine and report out."""
+    calibrate(run)
+    export(run)
+    build(run)
+    validate(run)
+    return report(run)
+
+
+def calibrate(run: Run) -> None:
+    """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
+    recipe, loaded, workspace = run.recipe, run.loaded, run.workspace
+    chosen = recipe.model_dump(
+        mode="json",
+        include={
+            "calibrator", "weight_bits", "activation_bits", "seed", "device",
+            "batch_size", "keep_float",
+        },
+    )  # fmt: skip
+    inputs = {
+        **chosen,
+        "weights": loaded.weights_sha256,
+        "preprocess": repr(loaded.preprocess),
+        "images": run.images.fingerprint,
+    }
+
+    def work() -> None:
+        quantized = run.network.quantized
+        batches = calibration_batches(run.images, recipe)
+        result = create_calibrator(recipe.calibrator).calibrate(quantized, batches, run.progress)
+        with replace_when_done(workspace.calibration) as path:
+            save_calibration(quantized, path, replace(result, num_samples=len(run.images)))
+        with replace_when_done(workspace.scales) as path:
+            path.write_text(dump_scales(readable_scales(quantized)))
+
+    run.stage("calibrate", inputs, "calibration", "scales").run(work)
+
+
+def export(run: Run) -> None:
+    """Write the float reference, the Q/DQ model, and the Q/DQ model as TensorRT wants it."""
+    recipe, workspace = run.recipe, run.workspace
+    require(workspace.calibration, "calibrate")
+    inputs = {
+        "calibration": file_sha256(workspace.calibration),
+        "weights": run.loaded.weights_sha256,
+        "preprocess": repr(run.loaded.preprocess),
+        "batch_size": recipe.batch_size,
+        "precision": recipe.precision,
+    }
+
+    def work() -> None:
+        network, steps = run.network, 3
+        load_calibration(network.quantized, workspace.calibration)
+        export_float(network.quantized, workspace.fp32_onnx, network.card, recipe.batch_size)
+        run.progress("export ONNX", 1, steps)
+        export_qdq(
+            network.quantized,
+            workspace.qdq_onnx,
+            network.card,
+            recipe.batch_size,
+            precision=recipe.precision,
+        )
+        run.progress("export ONNX", 2, steps)
+        clean(workspace.qdq_onnx, workspace.trt_onnx)
+        run.progress("export ONNX", 3, steps)
+
+    run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
+
+
+def build(run: Run) -> None:
+    """Build the engine, and say which layers of it run in INT8: `fusion.json`."""
+    recipe, workspace, target = run.recipe, run.workspace, run.target
+    require(workspace.trt_onnx, "export")
+    trt = load_backend(target)
+    inputs = {
+        "trt_onnx": file_sha256(workspace.trt_onnx),
+        "target": repr(target),
+        "max_batch": recipe.max_batch,
+    }
+
+    def work() -> None:
+        options = BuildOptions(target.compute_capabilities, batch=(1, 1, recipe.max_batch))
+        built = build_engine(workspace.trt_onnx, workspace.engine, trt, options, run.progress)
+        fusion = fusion_report(parse_kernels(built.layers), workspace.trt_onnx)
+        write_json({"backend": f"{built.backend} {built.version}", **fusion}, workspace.fusion)
+
+    run.stage("build", inputs, "engine", "fusion").run(work)
+
+
+def validate(run: Run) -> None:
+    """Compare the Q/DQ model with the float one, and the engine where it can run."""
+    recipe, workspace = run.recipe, run.workspace
+    card = read_card(require(workspace.trt_onnx, "export"))
+    evaluation = open_labelled(run, card)
+    samples = run.images if evaluation is None else evaluation.images
+    inputs = {
+        "fp32_onnx": file_sha256(workspace.fp32_onnx),
+        "trt_onnx": file_sha256(workspace.trt_onnx),
+        "engine": (
+            file_sha256(require(workspace.engine, "build")) if engine_can_run(run.target) else None
+        ),
+        "images": samples.fingerprint if evaluation is None else evaluation.fingerprint,
+    }
+
+    def work() -> None:
+        results = validate_files(
+            workspace, run.target, card, samples, evaluation, recipe.batch_size, run.progress
+        )
+        write_json(results, workspace.validation)
+
+    run.stage("validate", inputs, "validation").run(work)
+
+
+def report(run: Run) -> dict[str, Any]:
+    """Put everything known about this run into `report.json` and `report.html`."""
+    workspace = run.workspace
+    content = collect_report(workspace, run.recipe, run.target.name, run.command)
+    card = read_card(workspace.trt_onnx)
+    evaluation = open_labelled(run, card)
+    pictures = (
+        draw_pictures(workspace, run.target, card, evaluation, run.recipe.batch_size)
+        if isinstance(evaluation, DetectionSet)
+        else []
+    )
+    kernels = json.loads(workspace.fusion.read_text())["fused_kernels"]
+    write_json(content, workspace.report_json)
+    write_html(content, kernels, pictures, workspace.report_html)
+    return content
+
+
+def open_labelled(run: Run, card: ModelCard) -> EvaluationSet | None:
+    """Labelled images of this run, None where there are none."""
+    folder = run.recipe.evaluation or evaluation_scenes(run.recipe.model, run.scenes)
+    if folder is None:
+        return None
+    return open_evaluation(folder, card.task, card.preprocess, card.num_classes, card.classes)
+
+
+@dataclass(frozen=True)
+class TorchBatches:
+    """The first `count` batches of calibration images, as tensors on the device that calibrates."""
+
+    images: ImageSet
+    batch_size: int
+    count: int
+    device: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in islice(self.images.batches(self.batch_size), self.count):
+            yield torch.from_numpy(batch).to(self.device)
+
+
+def calibration_batches(images: ImageSet, recipe: Recipe) -> TorchBatches:
+    """All of `images`; a network with a fixed batch reads whole batches only.
+
+    Raises:
+        DataError: there are too few images for one batch.
+    """
+    if recipe.batch_size is None:
+        count = len(images.batches(CALIBRATION_BATCH))
+        return TorchBatches(images, CALIBRATION_BATCH, count, recipe.device)
+    count = len(images) // recipe.batch_size
+    if count == 0:
+        raise DataError(
+            f"{len(images)} calibration images do not fill one batch of {recipe.batch_size}"
+        )
+    return TorchBatches(images, recipe.batch_size, count, recipe.device)

@@ -1,0 +1,188 @@
+"""One folder per model, calibrator and target; every file in it is whole and says where it is from.
+
+Beside each artifact lies a sidecar, `<artifact>.json`: hashes of everything its stage read, the
+artifact's own hash, seconds, versions, seed and command. A stage whose inputs are what the sidecars
+say, and whose artifacts are still what it wrote, is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from engines.artifacts import file_sha256, write_json
+from pipeline.recipe import Recipe, slug
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = (
+    "reptrt", "torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnx-graphsurgeon",
+    "polygraphy", "tensorrt-rtx", "tensorrt", "numpy",
+)  # fmt: skip
+ARTIFACTS = {
+    "calibration": "calibration.safetensors",
+    "scales": "scales.json",
+    "fp32_onnx": "model.fp32.onnx",
+    "qdq_onnx": "model.qdq.onnx",
+    "trt_onnx": "model.trt.onnx",
+    "engine": "model.engine",
+    "fusion": "fusion.json",
+    "validation": "validation.json",
+    "report_json": "report.json",
+    "report_html": "report.html",
+    "log": "run.log",
+}
+
+
+class WorkspaceError(OSError):
+    """The workspace cannot be written, or lacks what an earlier stage makes."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Files of one run, in `folder` = `<root>/<model>/<calibrator>-w8a8/<target>`."""
+
+    folder: Path
+    calibration: Path
+    scales: Path
+    fp32_onnx: Path
+    qdq_onnx: Path
+    trt_onnx: Path
+    engine: Path
+    fusion: Path
+    validation: Path
+    report_json: Path
+    report_html: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the road, as the sidecars tell it.
+
+    Attributes:
+        name: `calibrate`, `export`, `build`, `validate` or `report`.
+        command: what the user typed.
+        seed: of the run.
+        inputs: everything that the result depends on; JSON values, files by their hash.
+        artifacts: files that the stage writes.
+    """
+
+    name: str
+    command: str
+    seed: int
+    inputs: Mapping[str, Any]
+    artifacts: Sequence[Path]
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Call `work`, which writes the artifacts, unless they are fresh; then write sidecars."""
+        if self._is_fresh():
+            logger.info("%s: fresh, skipped", self.name)
+            return
+        for artifact in self.artifacts:  # a killed run must not look finished
+            _sidecar(artifact).unlink(missing_ok=True)
+        logger.info("%s: started", self.name)
+        started = time.monotonic()
+        work()
+        seconds = round(time.monotonic() - started, 2)
+        for artifact in self.artifacts:
+            write_json(self._record(artifact, seconds), _sidecar(artifact))
+        logger.info("%s: finished in %.1f s", self.name, seconds)
+
+    def _record(self, artifact: Path, seconds: float) -> dict[str, Any]:
+        return {
+            "artifact": artifact.name,
+            "sha256": file_sha256(artifact),
+            "stage": self.name,
+            "inputs": dict(self.inputs),
+            "seed": self.seed,
+            "seconds": seconds,
+            "peak_rss_mb": round(peak_rss_bytes() / 1e6, 1),
+            "versions": installed_versions(),
+            "command": self.command,
+        }
+
+    def _is_fresh(self) -> bool:
+        return all(self._is_fresh_artifact(artifact) for artifact in self.artifacts)
+
+    def _is_fresh_artifact(self, artifact: Path) -> bool:
+        try:
+            record = json.loads(_sidecar(artifact).read_text())
+            return bool(
+                record["inputs"] == json.loads(json.dumps(dict(self.inputs)))
+                and record["versions"] == installed_versions()
+                and record["sha256"] == file_sha256(artifact)
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
+    """Make the folder of this run.
+
+    Raises:
+        WorkspaceError: it cannot be created or written.
+    """
+    bits = f"w{recipe.weight_bits}a{recipe.activation_bits}"
+    folder = root / slug(recipe.model) / f"{recipe.calibrator}-{bits}" / target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ARTIFACTS["log"]).open("a").close()
+    except OSError as error:
+        raise WorkspaceError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --workspace"
+        ) from None
+    return Workspace(folder, **{name: folder / file for name, file in ARTIFACTS.items()})
+
+
+def require(path: Path, stage: str) -> Path:
+    """Return `path`, which `stage` writes.
+
+    Raises:
+        WorkspaceError: it is not there yet.
+    """
+    if not path.exists():
+        raise WorkspaceError(f"{path}: not made yet; run `reptrt {stage} MODEL` first")
+    return path
+
+
+def stage_records(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """What the sidecars say of each finished stage, in the order of the road."""
+    records: dict[str, dict[str, Any]] = {}
+    for field in fields(workspace):
+        sidecar = _sidecar(getattr(workspace, field.name))
+        if sidecar.exists():
+            record = json.loads(sidecar.read_text())
+            records[record["stage"]] = record
+    return records
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_rss_bytes() -> int:
+    """Most memory that this process has held so far."""
+    kibibytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes
+
+
+def _sidecar(artifact: Path) -> Path:
+    return artifact.with_name(f"{artifact.name}.json")
