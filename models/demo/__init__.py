@@ -1,0 +1,1 @@
+"""The demo detector: a generator of synthetic scenes and the training that made its checkpoint."""

@@ -1,0 +1,110 @@
+"""Scenes on disk: PNG files beside a COCO `annotations.json`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from models.demo.scenes import IMAGE_SIZE, Scene, generate_scene
+from models.demo.shapes import CLASSES
+
+ANNOTATIONS = "annotations.json"
+_GENERATOR = "models.demo.scenes"
+_VERSION = 1  # raise when the same seed draws another scene
+
+
+class DatasetFolderError(ValueError):
+    """The folder to write to holds something that is not a dataset of this generator."""
+
+    exit_code = 2
+
+
+def write_dataset(folder: Path, seeds: Sequence[int], size: int = IMAGE_SIZE) -> Path:
+    """Write one PNG per seed and their COCO annotations; do nothing if they are there already.
+
+    The folder appears under its name only when it is complete. Category ids are label + 1.
+
+    Args:
+        folder: To create; an older or incomplete dataset of this generator is replaced.
+        seeds: One scene each, in this order.
+        size: Height and width of the images in pixels.
+
+    Returns:
+        The path of the annotations.
+
+    Raises:
+        DatasetFolderError: `folder` exists and was not written by this function.
+    """
+    info: dict[str, object] = {
+        "description": _GENERATOR, "version": _VERSION, "size": size, "seeds": list(seeds)
+    }  # fmt: skip
+    if _is_complete(folder, info):
+        return folder / ANNOTATIONS
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write_scenes(unfinished, seeds, size, info)
+        unfinished.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder / ANNOTATIONS
+
+
+def _is_complete(folder: Path, info: dict[str, object]) -> bool:
+    """Tell whether `folder` holds exactly this dataset."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        coco = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
+        written = coco["info"]
+        ours = written["description"] == _GENERATOR
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise DatasetFolderError(
+            f"{folder}: exists and holds no generated scenes; give another folder or remove it"
+        )
+    return bool(written == info) and all(
+        (folder / str(image["file_name"])).is_file() for image in coco["images"]
+    )
+
+
+def _write_scenes(folder: Path, seeds: Sequence[int], size: int, info: dict[str, object]) -> None:
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for image_id, seed in enumerate(seeds, start=1):
+        scene = generate_scene(seed, size)
+        name = f"{seed:08d}.png"
+        Image.fromarray(scene.image).save(folder / name, compress_level=1)
+        images.append({"id": image_id, "file_name": name, "width": size, "height": size})
+        for annotation in _annotate(scene, image_id):
+            annotations.append({"id": len(annotations) + 1, **annotation})
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
+    coco = {
+        "info": info, "images": images, "annotations": annotations, "categories": categories
+    }  # fmt: skip
+    (folder / ANNOTATIONS).write_text(json.dumps(coco), encoding="utf-8")
+
+
+def _annotate(scene: Scene, image_id: int) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for (x1, y1, x2, y2), label in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
+        width, height = x2 - x1, y2 - y1
+        found.append(
+            {
+                "image_id": image_id,
+                "category_id": label + 1,
+                "bbox": [x1, y1, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+            }
+        )
+    return found
