@@ -8,6 +8,7 @@ and one more pass compares each one's outputs with the float network's.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -62,11 +63,9 @@ class BestBaselineCalibrator(Calibrator):
         noise = compare_scales(model, batches, scales, progress)
         best = min(noise, key=lambda name: noise[name])
         set_activation_scales(model, scales[best])
-        decibel = {
-            name: f"{-10 * torch.log10(torch.tensor(n)):.1f} dB" for name, n in noise.items()
-        }
-        logger.info("auto: %s of %s", best, decibel)
-        return CalibrationResult(best, {"output SNR on the calibration images": str(decibel)})
+        decibels = ", ".join(f"{name} {decibel(value):.1f} dB" for name, value in noise.items())
+        logger.info("auto: kept %s of %s", best, decibels)
+        return CalibrationResult(best, {"Output SNR on the calibration images": decibels})
 
 
 @torch.no_grad()
@@ -89,7 +88,14 @@ def compare_scales(
             error = [a - b for a, b in zip(outputs, reference, strict=True)]
             noise[name] = noise[name] + _power(error)
         progress("compare baselines", done, len(batches))
-    return {name: float((power / signal).mean()) for name, power in noise.items()}
+    # An output that is always zero has no SNR and says nothing about the scales.
+    ratios = {name: torch.where(signal > 0, power / signal, 0.0) for name, power in noise.items()}
+    return {name: float(ratio.mean()) for name, ratio in ratios.items()}
+
+
+def decibel(noise_to_signal: float) -> float:
+    """SNR in dB of a noise-to-signal power ratio."""
+    return math.inf if noise_to_signal == 0 else -10 * math.log10(noise_to_signal)
 
 
 def set_activation_scales(model: QuantizedModel, scales: dict[str, torch.Tensor]) -> None:

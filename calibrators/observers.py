@@ -10,6 +10,8 @@ import torch
 from calibrators.quantizers import TensorQuantizer
 
 NUM_BINS = 1 << 16
+MIN_LIMIT = 2.0**-100
+"""Smallest upper edge: below it, bins per unit overflow float32."""
 
 
 class HistogramObserver:
@@ -44,7 +46,9 @@ class HistogramObserver:
         self.amax = max(self.amax, amax)
         self.minimum = min(self.minimum, float(x.min()))
         self._grow(amax)
-        if self.limit > 0:
+        if self.limit == 0:
+            self.counts[0] += x.numel()
+        else:
             index = (magnitude * (NUM_BINS / self.limit)).long().clamp_(max=NUM_BINS - 1)
             self.counts += torch.bincount(index.flatten(), minlength=NUM_BINS).cpu().double()
 
@@ -53,8 +57,8 @@ class HistogramObserver:
         return (torch.arange(NUM_BINS, dtype=torch.float64) + 0.5) * (self.limit / NUM_BINS)
 
     def _grow(self, amax: float) -> None:
-        if self.limit == 0:
-            self.limit = amax
+        if self.limit == 0 and amax > 0:
+            self.limit = max(amax, MIN_LIMIT)
         while amax > self.limit:
             half = NUM_BINS // 2
             merged = self.counts.view(half, 2).sum(1)

@@ -200,6 +200,8 @@ def _reuse_for_residual_adds(graph: fx.Graph, edges: _Edges) -> None:
     quantized = edges.values()
     for node in graph.nodes:
         if node.target in ADDS:
-            for source in node.args[:2]:
-                if source in quantized and source.target not in WEIGHTED:
-                    edges.read_quantized(source, node)
+            skips = [source for source in node.args[:2] if source in quantized]
+            if len(skips) == 2:  # one may be the branch: its convolution fuses with a float add
+                skips = [source for source in skips if source.target not in WEIGHTED]
+            for source in skips:
+                edges.read_quantized(source, node)

@@ -114,6 +114,6 @@ def _quantize_activations(
 
 
 def _add_module(graph_module: fx.GraphModule, folder: str, name: str, module: nn.Module) -> str:
-    target = f"{folder}.{name.replace('.', '_')}"
+    target = f"{folder}.{name.replace('.', '/')}"  # not "_": `a.b` and `a_b` are two layers
     graph_module.add_submodule(target, module)
     return target

@@ -10,7 +10,14 @@ from torch import nn
 from calibrators.fake_quant import broadcast_scale, fake_quantize, quantize
 
 MIN_SCALE = 2.0**-40
-"""Smallest step size: TensorRT refuses a scale of zero, and a dead channel would ask for one."""
+"""Smallest step size: TensorRT refuses a scale of zero."""
+
+MIN_CHANNEL_RATIO = 2.0**-16
+"""Smallest step of a channel over the largest of its tensor.
+
+Engines may store a bias in steps of input scale * weight scale, as int32. The dead channels of real
+networks (MobileOne-S0 has dozens, with weights of 1e-10) would overflow it and lose their bias.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,14 @@ class TensorQuantizer(nn.Module):
         self.register_buffer("scale", torch.ones([] if num_channels is None else [num_channels]))
 
     def set_amax(self, amax: torch.Tensor) -> None:
-        """Choose the scale whose highest code stands for `amax` (shape of `scale`, >= 0)."""
-        scale = (amax.to(self.scale) / self.grid.quant_max).clamp_min(MIN_SCALE)
-        self.scale.copy_(scale.expand_as(self.scale))
+        """Choose the scale whose highest code stands for `amax` (shape of `scale`, >= 0).
+
+        A dead channel gets a small step, and a dead tensor, for which any step will do, 1.
+        """
+        scale = amax.to(self.scale) / self.grid.quant_max
+        largest = float(scale.max())
+        floor = max(MIN_SCALE, MIN_CHANNEL_RATIO * largest) if largest > 0 else 1.0
+        self.scale.copy_(scale.clamp_min(floor).expand_as(self.scale))
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Codes of `x` as int8, same shape."""

@@ -7,11 +7,16 @@ them. Parameters keep their state-dict names.
 
 from __future__ import annotations
 
+import io
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import fx, nn
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +50,8 @@ def trace(
     example = torch.zeros(batch_size or 2, 3, *image_size, device=parameter.device)
     shapes = ({0: Dim.AUTO},) if batch_size is None else None
     try:
-        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+        with _quiet():
+            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
         if batch_size is None:
             _require_dynamic_batch(program)
         traced = program.run_decompositions({}).module(check_guards=False)
@@ -56,14 +62,26 @@ def trace(
     assert isinstance(traced, fx.GraphModule)
     fold_batch_norm(traced)
     drop_layout_copies(traced)
-    return traced
+    return name_by_operator(traced)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch.export, which prints half a graph when it fails: TraceError says it in a line."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
     placeholder = next(
         n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs
     )
-    if isinstance(placeholder.meta["val"].shape[0], int):
+    if is_concrete_int(placeholder.meta["val"].shape[0]):
         raise TraceError(
             "the network fixes its batch size while it is traced, so it has no dynamic batch; "
             "set `batch_size: 1` in the recipe (--batch-size 1)"
@@ -75,8 +93,32 @@ def _explain(error: Exception, image_size: tuple[int, int], batch_size: int | No
     batch = "a dynamic batch" if batch_size is None else f"batch {batch_size}"
     return (
         f"torch.export cannot record the network on images {image_size[0]}x{image_size[1]} with "
-        f"{batch}: {type(error).__name__}: {reason}"
+        f"{batch}: {type(error).__name__}: {reason}{_where(error)}"
     )
+
+
+def _where(error: Exception) -> str:
+    """Line of the user's own code that stopped torch.export, where it names one."""
+    found = re.search(r'raised this error:\s+File "(.+)", line (\d+), in \S+\s+(.+)', str(error))
+    return "" if found is None else f"; at {found[1]}:{found[2]}: {found[3].strip()}"
+
+
+def name_by_operator(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Copy with nodes called `conv2d`, `conv2d_1`, ...: torch.export numbers them by its version."""
+    graph = fx.Graph()
+    graph.set_codegen(graph_module.graph._codegen)  # what unpacks inputs and packs outputs
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph_module.graph.nodes:
+        is_call = node.op == "call_function"
+        copies[node] = graph.create_node(
+            node.op,
+            node.target,
+            fx.map_arg(node.args, copies.__getitem__),
+            fx.map_arg(node.kwargs, copies.__getitem__),
+            name=node.target.__name__.partition(".")[0] if is_call else node.name,
+        )
+        copies[node].meta = dict(node.meta)
+    return fx.GraphModule(graph_module, graph)
 
 
 def layer_name(node: fx.Node) -> str:

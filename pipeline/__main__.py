@@ -126,7 +126,7 @@ def add_stage(stage: str, summary: str) -> None:
 
         with open_run(load_recipe(model, options, recipe_file), workspace) as run:
             getattr(pipeline.run, stage)(run)
-        messages.print(f"{stage}: done, in {run.workspace.folder}", highlight=False)
+        print_path(messages, run.workspace.folder, f"{stage}: done, in ")
 
 
 add_stage("calibrate", "Choose scales: calibration.safetensors and scales.json.")
@@ -154,10 +154,14 @@ def compare(
     model: str, workspace: Path, recipe_file: Path, calibrators: str, **options: Any
 ) -> None:
     """Take one model through several calibrators; one table."""
+    from calibrators.registry import create_calibrator
     from pipeline.compare import compare_calibrators, comparison_table
 
     recipe = load_recipe(model, options, recipe_file)
-    recipes = [recipe.model_copy(update={"calibrator": name}) for name in calibrators.split(",")]
+    names = [name.strip() for name in calibrators.split(",")]
+    for name in names:
+        create_calibrator(name)  # a wrong name is said before the first one runs
+    recipes = [recipe.model_copy(update={"calibrator": name}) for name in names]
     rows = []
     for one in recipes:
         with open_run(one, workspace) as run:
@@ -165,7 +169,7 @@ def compare(
     path = workspace / slug(model) / f"compare-w{recipe.weight_bits}a{recipe.activation_bits}.json"
     write_json({"model": model, "command": command_line(), "rows": rows}, path)
     output.print(comparison_table(rows))
-    messages.print(str(path), style="dim", highlight=False)
+    print_path(messages, path)
 
 
 @cli.command()
@@ -176,7 +180,8 @@ def bench(file: Path, batch: int, seconds: float) -> None:
     """Measure latency p50/p90/p99 and throughput of an ENGINE (on a GPU) or an ONNX file."""
     from pipeline.bench import bench_file, bench_table
 
-    output.print(bench_table(file, bench_file(file, batch, seconds), batch))
+    latency, images = bench_file(file, batch, seconds)
+    output.print(bench_table(file, latency, images))
 
 
 @cli.command()
@@ -225,10 +230,14 @@ def doctor() -> None:
 
 @contextmanager
 def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
-    """Workspace, log file and progress bars of one run."""
+    """Workspace, log file and progress bars of one run; a wrong name leaves no folder behind."""
+    from calibrators.registry import create_calibrator
+    from models.registry import find_model
     from pipeline.run import Run
 
     target = resolve_target(recipe.target)
+    find_model(recipe.model)
+    create_calibrator(recipe.calibrator)
     workspace = open_workspace(root, recipe, target.name)
     handler = logging.FileHandler(workspace.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -257,9 +266,14 @@ def show_report(report: dict[str, Any], workspace: Workspace, as_json: bool) -> 
         print(workspace.report_json.read_text(), end="")
     else:
         output.print(terminal_table(report))
-        output.print(f"{workspace.report_html}", style="dim", highlight=False, soft_wrap=True)
+        print_path(output, workspace.report_html)
     if report["gate"]["passed"] is False:
         sys.exit(GATE_FAILED)
+
+
+def print_path(console: Console, path: Path, before: str = "") -> None:
+    """Print `path` on one line, so that it can be copied."""
+    console.print(f"{before}{path}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def command_line() -> str:

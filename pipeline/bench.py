@@ -18,8 +18,8 @@ class BenchInputError(ValueError):
     exit_code = 2
 
 
-def bench_file(path: Path, batch: int, seconds: float) -> Latency:
-    """Time `path` on random images.
+def bench_file(path: Path, batch: int, seconds: float) -> tuple[Latency, int]:
+    """Time `path` on random images; return the latency and the images of one inference.
 
     Args:
         path: `.onnx`, or `.engine` (needs its GPU).
@@ -44,7 +44,8 @@ def bench_file(path: Path, batch: int, seconds: float) -> Latency:
             ).astype(spec.dtype)
             for name, spec in runner.input_metadata.items()
         }
-        return measure_latency(runner, feed, min_seconds=seconds, max_iterations=100_000)
+        latency = measure_latency(runner, feed, min_seconds=seconds, max_iterations=100_000)
+        return latency, len(next(iter(feed.values())))
 
 
 def bench_table(path: Path, latency: Latency, batch: int) -> Table:

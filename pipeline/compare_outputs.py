@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc, SnrCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from engines.qdq_graph import read_weighted_layers
 from engines.runners import OnnxRuntimeRunner
 from pipeline.metrics import SignalNoise
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def compare_outputs(reference: Any, test: Any, feeds: Feeds) -> dict[str, dict[str, float | None]]:
@@ -75,8 +75,9 @@ def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[s
 
 
 def _layer_outputs(path: Path) -> dict[str, onnx.NodeProto]:
+    names = {layer.name for layer in read_weighted_layers(path)}
     graph = onnx.load(path, load_external_data=False).graph
-    return {node.name: node for node in graph.node if node.op_type in WEIGHTED_OPS and node.name}
+    return {node.name: node for node in graph.node if node.name in names}
 
 
 def _mark_outputs(

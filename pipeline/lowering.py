@@ -60,7 +60,7 @@ def lower(model: QuantizedModel, *, half: bool = False) -> fx.GraphModule:
         if quantizer.axis is None:
             _lower_activation(lowered, node, quantizer, half)
         else:
-            _lower_weight(lowered, node, quantizer, half)
+            _lower_weight(lowered, node, quantizer, model.graph_module, half)
     return _finish(lowered)
 
 
@@ -76,12 +76,16 @@ def strip_quantizers(model: QuantizedModel) -> fx.GraphModule:
 
 
 def _lower_weight(
-    module: fx.GraphModule, call: fx.Node, quantizer: TensorQuantizer, half: bool
+    module: fx.GraphModule,
+    call: fx.Node,
+    quantizer: TensorQuantizer,
+    original: fx.GraphModule,
+    half: bool,
 ) -> None:
     weight = call.args[0]
     assert isinstance(weight, fx.Node)
     path = str(weight.target)
-    codes = quantizer.quantize(get_tensor(module, weight).float())
+    codes = quantizer.quantize(get_tensor(original, weight))  # `module` may hold it in FP16
     tensors = {"codes": codes, "scale": quantizer.scale}
     tensors["zero_point"] = torch.zeros_like(quantizer.scale, dtype=torch.int8)
     with module.graph.inserting_before(call):

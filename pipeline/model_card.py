@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 
 from models.spec import Preprocess, Task
 
@@ -56,9 +57,12 @@ def read_card(path: Path) -> ModelCard:
     """Card of an ONNX file that export wrote.
 
     Raises:
-        ModelCardError: the file holds no card.
+        ModelCardError: the file is damaged or holds no card.
     """
-    proto = onnx.load(path, load_external_data=False)
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        raise ModelCardError(f"{path}: is not an ONNX file, or is damaged; export again") from None
     values = {entry.key: entry.value for entry in proto.metadata_props}
     if _KEY not in values:
         raise ModelCardError(f"{path}: has no model card; export it with `reptrt export MODEL`")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from calibrators.placement import place_quantizers
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
+from engines.target import MissingComponentError
 from models.fuse import reparameterize
 from models.graph import trace
 from models.load import LoadedModel
@@ -35,7 +41,13 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
 
     Raises:
         TraceError, OutputError: the network cannot be recorded, or does not do its task.
+        MissingComponentError: `recipe.device` is not here.
     """
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise MissingComponentError(
+            "--device cuda: PyTorch finds no CUDA GPU here; install its driver and a CUDA build of "
+            "PyTorch, or calibrate with --device cpu"
+        )
     deploy_form = reparameterize(loaded.module).to(recipe.device)
     image_size = loaded.preprocess.image_size
     graph_module = trace(deploy_form, image_size, batch_size=recipe.batch_size)
@@ -47,6 +59,15 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
         activation_bits=recipe.activation_bits,
     )
     return Network(quantized, describe(loaded, quantized, recipe))
+
+
+def code_sha256(module: nn.Module) -> str:
+    """Digest of what a network does beyond its weights: its structure, and its classes' files."""
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
+    sources = {sys.modules[type(part).__module__].__file__ for part in module.modules()}
+    for source in sorted(filter(None, sources)):
+        digest.update(Path(source).read_bytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -97,9 +97,11 @@ def slug(model: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not a text file in UTF-8") from None
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise RecipeError(f"{path}: not valid YAML: {where}") from None

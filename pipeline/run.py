@@ -37,7 +37,7 @@ from pipeline.datasets import (
 from pipeline.demo_data import calibration_scenes, evaluation_scenes
 from pipeline.export import export_float, export_qdq
 from pipeline.model_card import ModelCard, read_card
-from pipeline.network import Network, prepare_network
+from pipeline.network import Network, code_sha256, prepare_network
 from pipeline.recipe import Recipe
 from pipeline.report import write_html
 from pipeline.surgery import clean
@@ -104,6 +104,8 @@ class Run:
 
 def run_pipeline(run: Run) -> dict[str, Any]:
     """Checkpoint in, validated engine and report out."""
+    load_backend(run.target)  # what is missing is said now, not after calibration
+    require_folder(run.recipe.evaluation)
     calibrate(run)
     export(run)
     build(run)
@@ -123,6 +125,7 @@ def calibrate(run: Run) -> None:
     )  # fmt: skip
     inputs = {
         **chosen,
+        "code": code_sha256(loaded.module),
         "weights": loaded.weights_sha256,
         "preprocess": repr(loaded.preprocess),
         "images": run.images.fingerprint,
@@ -146,6 +149,7 @@ def export(run: Run) -> None:
     require(workspace.calibration, "calibrate")
     inputs = {
         "calibration": file_sha256(workspace.calibration),
+        "code": code_sha256(run.loaded.module),
         "weights": run.loaded.weights_sha256,
         "preprocess": repr(run.loaded.preprocess),
         "batch_size": recipe.batch_size,
@@ -230,6 +234,16 @@ def report(run: Run) -> dict[str, Any]:
     write_json(content, workspace.report_json)
     write_html(content, kernels, pictures, workspace.report_html)
     return content
+
+
+def require_folder(evaluation: Path | None) -> None:
+    """Check that the labelled images exist.
+
+    Raises:
+        DataError: they do not.
+    """
+    if evaluation is not None and not evaluation.exists():
+        raise DataError(f"{evaluation}: --eval names no folder; give one with labelled images")
 
 
 def open_labelled(run: Run, card: ModelCard) -> EvaluationSet | None:

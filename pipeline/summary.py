@@ -87,9 +87,7 @@ def _sentence(report: Report) -> str:
         return f"{precision} is {number(-drop, 2)} points of {metric} above FP32: {values}"
     if round(drop, 2) == 0:
         return f"{precision} keeps the {metric} of FP32: {values}"
-    if (report.get("gate") or {}).get("passed") is False:
-        return f"{precision} loses {number(drop, 2)} points of {metric}: {values}"
-    return f"{precision} stays within {number(drop, 2)} points of FP32’s {metric}: {values}"
+    return f"{precision} loses {number(drop, 2)} points of {metric}: {values}"
 
 
 def accuracy_rows(report: Report) -> list[SummaryRow]:

@@ -116,15 +116,14 @@ class Stage:
         return all(self._is_fresh_artifact(artifact) for artifact in self.artifacts)
 
     def _is_fresh_artifact(self, artifact: Path) -> bool:
-        try:
-            record = json.loads(_sidecar(artifact).read_text())
-            return bool(
-                record["inputs"] == json.loads(json.dumps(dict(self.inputs)))
-                and record["versions"] == installed_versions()
-                and record["sha256"] == file_sha256(artifact)
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        record = _read_sidecar(artifact)
+        return bool(
+            record is not None
+            and artifact.exists()
+            and record.get("inputs") == json.loads(json.dumps(dict(self.inputs)))
+            and record.get("versions") == installed_versions()
+            and record.get("sha256") == file_sha256(artifact)
+        )
 
 
 def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
@@ -149,9 +148,9 @@ def require(path: Path, stage: str) -> Path:
     """Return `path`, which `stage` writes.
 
     Raises:
-        WorkspaceError: it is not there yet.
+        WorkspaceError: it is not there yet, or the last run of `stage` was stopped.
     """
-    if not path.exists():
+    if not path.exists() or _read_sidecar(path) is None:
         raise WorkspaceError(f"{path}: not made yet; run `reptrt {stage} MODEL` first")
     return path
 
@@ -160,9 +159,8 @@ def stage_records(workspace: Workspace) -> dict[str, dict[str, Any]]:
     """What the sidecars say of each finished stage, in the order of the road."""
     records: dict[str, dict[str, Any]] = {}
     for field in fields(workspace):
-        sidecar = _sidecar(getattr(workspace, field.name))
-        if sidecar.exists():
-            record = json.loads(sidecar.read_text())
+        record = _read_sidecar(getattr(workspace, field.name))
+        if record is not None:
             records[record["stage"]] = record
     return records
 
@@ -182,6 +180,15 @@ def peak_rss_bytes() -> int:
     """Most memory that this process has held so far."""
     kibibytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes
+
+
+def _read_sidecar(artifact: Path) -> dict[str, Any] | None:
+    """Record of a finished stage; None where it is missing or not what `Stage` writes."""
+    try:
+        record = json.loads(_sidecar(artifact).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "stage" in record else None
 
 
 def _sidecar(artifact: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,10 +45,11 @@ def write_dataset(folder: Path, seeds: Sequence[int], size: int = IMAGE_SIZE) ->
     if _is_complete(folder, info):
         return folder / ANNOTATIONS
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
+    unfinished.mkdir()
     try:
         _write_scenes(unfinished, seeds, size, info)
-        unfinished.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.replace(folder)

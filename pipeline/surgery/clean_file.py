@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 
+from engines.artifacts import replace_when_done
 from pipeline.surgery.base import Pass, SurgeryError, run_passes
 
 # What one protobuf file can hold; onnx.checker and shape inference need the model as one.
@@ -31,7 +31,8 @@ def clean_file(source: Path, target: Path, passes: Sequence[Pass]) -> dict[str, 
     cleaned = gs.export_onnx(graph)
     cleaned.metadata_props.extend(model.metadata_props)
     _require_valid(cleaned, f"{source}: not valid ONNX after surgery", full_check=True)
-    _write(cleaned, target)
+    with replace_when_done(target) as temporary:
+        temporary.write_bytes(cleaned.SerializeToString())
     return changed
 
 
@@ -74,12 +75,3 @@ def _require_valid(model: onnx.ModelProto, problem: str, full_check: bool) -> No
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
         raise SurgeryError(f"{problem}: {reason}") from error
-
-
-def _write(model: onnx.ModelProto, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(model.SerializeToString())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -105,7 +105,7 @@ def test_names_from_users_files_stay_text(tmp_path: Path) -> None:
 def test_the_page_states_the_evidence(tmp_path: Path) -> None:
     text = render(example(), tmp_path, KERNELS).text.replace("\u00a0", " ")
     for fact in (
-        "INT8 stays within 0.75 points of FP32’s top-1: 82.75 % against 83.50 %",
+        "INT8 loses 0.75 points of top-1: 82.75 % against 83.50 %",
         "Gate passed, limit 1.00 points",
         "96.00 %",
         "2.00× faster",

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from calibrators.base import Calibrator
+from calibrators.registry import UnknownCalibratorError, create_calibrator, list_calibrators
+
+
+def test_the_baselines_and_the_automatic_choice_are_listed_with_a_summary() -> None:
+    known = list_calibrators()
+    assert {"auto", "minmax", "percentile", "entropy", "mse", "mae"} <= known.keys()
+    for name, calibrator in known.items():
+        assert issubclass(calibrator, Calibrator)
+        assert calibrator.name == name
+        assert calibrator.summary
+        assert "\n" not in calibrator.summary
+
+
+def test_a_calibrator_is_created_by_its_name() -> None:
+    assert all(create_calibrator(name).name == name for name in list_calibrators())
+
+
+def test_an_unknown_name_lists_the_legal_ones_and_the_nearest() -> None:
+    with pytest.raises(UnknownCalibratorError) as caught:
+        create_calibrator("minmx")
+    message = str(caught.value)
+    assert "did you mean 'minmax'?" in message
+    assert all(name in message for name in list_calibrators())
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_name_without_a_neighbour_gets_no_guess() -> None:
+    with pytest.raises(UnknownCalibratorError) as caught:
+        create_calibrator("zzzzzz")
+    assert "did you mean" not in str(caught.value)

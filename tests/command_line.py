@@ -1,0 +1,112 @@
+"""The command line run inside the test process, and the project of an imaginary user."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.__main__ import main
+
+TINY_MODELS = '''
+"""A user's own networks, for images of 32 x 32 pixels."""
+
+import torch
+from torch import nn
+
+
+def build(num_classes=2):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = build()
+
+    def forward(self, images):
+        return self.body(images), images
+
+
+class DataDependent(TwoOutputs):
+    def forward(self, images):
+        logits = self.body(images)
+        return logits if logits.sum() > 0 else -logits
+
+
+def fixed_size(num_classes=2):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(4 * 16 * 16, num_classes)
+    )
+
+
+def diverged():
+    network = build()
+    network[0].weight.data[0] = float("nan")
+    return network
+'''
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """Lines of stderr that are neither empty nor a warning."""
+        return [line for line in self.err.splitlines() if line and not line.startswith("WARNING: ")]
+
+
+@dataclass(frozen=True)
+class TinyProject:
+    """A user's folder.
+
+    Attributes:
+        model: MODEL of a classifier with two classes.
+        folder: holds the module of that model; importable here, and from a process started in it.
+        data: 12 calibration images, a .npy file.
+        photos: an ImageFolder with two classes of 4 images.
+    """
+
+    model: str
+    folder: Path
+    data: Path
+    photos: Path
+
+    @property
+    def options(self) -> list[str]:
+        """MODEL and the options of the shortest whole run."""
+        return [
+            self.model, "--image-size", "32", "--data", str(self.data), "--calibrator", "minmax",
+            "--target", "tensorrt-rtx",
+        ]  # fmt: skip
+
+    def files_of(self, workspace: Path, calibrator: str = "minmax-w8a8") -> Path:
+        """Folder of one run's files below `--workspace`."""
+        return workspace / "tiny_models-build" / calibrator / "tensorrt-rtx"
+
+
+def reptrt(*arguments: object) -> Outcome:
+    """Run the command line in this process; what is no user's error is raised."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["reptrt", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return Outcome(code, out.getvalue(), err.getvalue())

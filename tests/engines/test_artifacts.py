@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.artifacts import file_sha256, replace_when_done, write_json
+
+
+def test_a_file_appears_whole_and_no_temporary_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "engine.bin"
+    with replace_when_done(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+    assert path.read_bytes() == b"half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def write_half(path: Path, error: type[BaseException]) -> None:
+    with replace_when_done(path) as temporary:
+        temporary.write_bytes(b"ne")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_halfway_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "engine.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(error):
+        write_half(path, error)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_run_left_is_overwritten_and_gone(tmp_path: Path) -> None:
+    path = tmp_path / "engine.bin"
+    with replace_when_done(path) as temporary:
+        temporary.write_bytes(b"first")
+    temporary.write_bytes(b"what kill -9 left")
+    with replace_when_done(path) as temporary:
+        temporary.write_bytes(b"second")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replace_when_done(tmp_path / "engine.bin"):
+        pass
+
+
+def test_json_is_strict_and_takes_numpy_paths_and_tuples(tmp_path: Path) -> None:
+    content = {
+        "nan": float("nan"),
+        "infinite": [float("inf"), np.float32("-inf")],
+        "numpy": (np.int64(3), np.array([0.5, np.nan])),
+        "path": Path("a/b"),
+        7: True,
+    }
+    write_json(content, tmp_path / "x.json")
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "nan": None,
+        "infinite": [None, None],
+        "numpy": [3, [0.5, None]],
+        "path": "a/b",
+        "7": True,
+    }
+    assert text.endswith("}\n")
+
+
+def test_what_is_no_json_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="set"):
+        write_json({"a": {1, 2}}, tmp_path / "x.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 3, (1 << 20) + 1])
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
+    content = b"\x07" * size
+    (tmp_path / "f").write_bytes(content)
+    assert file_sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()

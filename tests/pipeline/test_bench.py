@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import onnx
+import pytest
+from rich.console import Console
+
+from engines.benchmark import Latency
+from engines.device import find_gpu
+from engines.runners import ModelFileError
+from engines.target import MissingComponentError
+from pipeline.bench import BenchInputError, bench_file, bench_table
+from tests.command_line import reptrt
+
+
+def network(path: Path, batch: str, element: str = "float") -> Path:
+    """A copy of its input; a batch of 2 fails where the graph fixes it to 1."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["": 19]>
+        toy ({element}[{batch},3,4,4] images) => ({element}[{batch},3,4,4] y)
+        {{ y = Identity(images) }}""")
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("element", ["float", "float16", "uint8"])
+def test_an_onnx_file_is_timed_with_the_batch_asked_for(tmp_path: Path, element: str) -> None:
+    latency, images = bench_file(network(tmp_path / "m.onnx", "N", element), batch=2, seconds=0.01)
+    assert images == 2
+    assert 0 < latency.p50 <= latency.p90 <= latency.p99
+    assert latency.iterations >= 1
+    assert latency.backend.startswith("onnxruntime ")
+
+
+def test_a_fixed_batch_stays_and_is_what_throughput_counts(tmp_path: Path) -> None:
+    latency, images = bench_file(network(tmp_path / "m.onnx", "1"), batch=4, seconds=0.0)
+    assert (latency.iterations, images) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["none.onnx", "none.engine", "model.pt"])
+def test_what_is_no_model_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.pt").write_text("")
+    with pytest.raises(BenchInputError, match=rf"{name}: no such \.onnx or \.engine file"):
+        bench_file(tmp_path / name, 1, 0.1)
+
+
+def test_an_onnx_file_that_does_not_load_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("not protobuf")
+    with pytest.raises(ModelFileError, match=r"m\.onnx"):
+        bench_file(tmp_path / "m.onnx", 1, 0.1)
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="this machine has what the test misses")
+def test_an_engine_needs_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "m.engine").write_text("")
+    with pytest.raises(MissingComponentError, match="needs an NVIDIA GPU"):
+        bench_file(tmp_path / "m.engine", 1, 0.1)
+
+
+def test_the_table_turns_the_mean_into_images_per_second() -> None:
+    latency = Latency(3.0, 5.0, 6.0, 4.0, 250, "onnxruntime 1.22 CPU", "some processor")
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(bench_table(Path("a/m.onnx"), latency, batch=8))
+    text = captured.get()
+    words = text.split()
+    assert words[0] == "m.onnx"
+    assert words[words.index("3.000") :][:5] == ["3.000", "5.000", "6.000", "2000.0", "250"]
+    assert "onnxruntime 1.22 CPU, some processor" in text
+
+
+def test_the_command_prints_the_table_of_a_real_export(tmp_path: Path) -> None:
+    path = network(tmp_path / "m.onnx", "N")
+    outcome = reptrt("bench", path, "--batch", 2, "--seconds", 0.01)
+    assert outcome.code == 0
+    assert "images/s" in outcome.out
+    assert reptrt("bench", tmp_path / "none.onnx").complaints == [
+        f"reptrt: {tmp_path / 'none.onnx'}: no such .onnx or .engine file"
+    ]

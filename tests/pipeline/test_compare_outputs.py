@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.runners import polygraphy_onnx_runner
+from pipeline.compare_outputs import compare_layers, compare_outputs
+
+FEEDS = [
+    {"images": np.random.default_rng(seed).standard_normal((2, 1, 2, 2)).astype(np.float32)}
+    for seed in (0, 1, 2)
+]
+
+
+def network(path: Path, first: float, second: float, head: str = "head") -> Path:
+    """Two 1 x 1 convolutions, `stem` and `head`, that multiply by `first` and `second`."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["": 19]>
+        toy (float[N,1,2,2] images) => (float[N,1,2,2] half, float[N,1,2,2] logits)
+        <float[1,1,1,1] a = {{{first}}}, float[1,1,1,1] b = {{{second}}}> {{
+            half = Conv(images, a)
+            r = Abs(half)
+            logits = Conv(r, b)
+        }}""")
+    model.graph.node[0].name, model.graph.node[2].name = "stem", head
+    onnx.save(model, path)
+    return path
+
+
+def outputs(reference: Path, test: Path) -> dict[str, dict[str, float | None]]:
+    runners = [
+        polygraphy_onnx_runner(path, path.stem, optimize=False) for path in (reference, test)
+    ]
+    return compare_outputs(*runners, FEEDS)
+
+
+def test_an_error_of_a_tenth_is_twenty_decibels(tmp_path: Path) -> None:
+    reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
+    found = outputs(reference, network(tmp_path / "int8.onnx", 2.0, 1.1))
+    assert found["logits"]["snr_db"] == pytest.approx(20.0, abs=1e-3)
+    assert found["logits"]["cosine"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_opposite_outputs_have_cosine_minus_one(tmp_path: Path) -> None:
+    reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
+    found = outputs(reference, network(tmp_path / "int8.onnx", 2.0, -1.0))
+    assert found["logits"]["snr_db"] == pytest.approx(
+        -6.0206, abs=1e-3
+    )  # error of twice the signal
+    assert found["logits"]["cosine"] == pytest.approx(-1.0, abs=1e-4)
+
+
+def test_equal_outputs_have_no_number_of_decibels(tmp_path: Path) -> None:
+    path = network(tmp_path / "fp32.onnx", 2.0, 1.0)
+    found = outputs(path, network(tmp_path / "int8.onnx", 2.0, 1.0))
+    assert found["logits"] == {"snr_db": None, "cosine": 1.0}
+    assert list(found) == ["half", "logits"]
+
+
+def test_layers_are_compared_by_name_in_the_order_of_the_graph(tmp_path: Path) -> None:
+    reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
+    test = network(tmp_path / "int8.onnx", 2.2, 1.0)
+    rows = compare_layers(reference, test, FEEDS)
+    assert [(row["layer"], row["op"]) for row in rows] == [("stem", "Conv"), ("head", "Conv")]
+    assert [row["snr_db"] for row in rows] == pytest.approx([20.0, 20.0], abs=1e-3)
+
+
+def test_an_error_in_the_head_does_not_blame_the_stem(tmp_path: Path) -> None:
+    reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
+    stem, head = compare_layers(reference, network(tmp_path / "int8.onnx", 2.0, 1.01), FEEDS)
+    assert stem["snr_db"] is None  # no error at all
+    assert head["snr_db"] == pytest.approx(40.0, abs=1e-2)
+
+
+def test_a_layer_that_only_one_model_has_is_left_out(tmp_path: Path) -> None:
+    reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
+    test = network(tmp_path / "int8.onnx", 2.2, 1.0, head="other")
+    assert [row["layer"] for row in compare_layers(reference, test, FEEDS)] == ["stem"]
+
+
+def test_comparing_layers_leaves_the_files_as_they_were(tmp_path: Path) -> None:
+    paths = [network(tmp_path / name, 2.0, 1.0) for name in ("fp32.onnx", "int8.onnx")]
+    before = [path.read_bytes() for path in paths]
+    compare_layers(*paths, FEEDS)
+    assert [path.read_bytes() for path in paths] == before
+    assert sorted(tmp_path.iterdir()) == sorted(paths)

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from calibrators.quantizers import IntegerGrid
+from pipeline.report_schema import Report
+from pipeline.workspace import ARTIFACTS
+from tests.command_line import Outcome, TinyProject, reptrt
+
+ROAD = ("calibrate", "export", "build", "validate", "report")
+
+
+def run(tiny: TinyProject, workspace: Path, *more: object, command: str = "engine") -> Outcome:
+    outcome = reptrt(command, *tiny.options, "--workspace", workspace, *more)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def fail(tiny: TinyProject, workspace: Path, *more: object, command: str = "engine") -> str:
+    outcome = reptrt(command, *tiny.options, "--workspace", workspace, *more)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    return line
+
+
+def stages_that_ran(files: Path) -> list[str]:
+    """Stages started by the last command."""
+    last = (files / "run.log").read_text().rpartition("command: ")[2]
+    return [stage for stage in ROAD if f"{stage}: started" in last]
+
+
+def nodes(path: Path, op: str) -> list[onnx.NodeProto]:
+    return [node for node in onnx.load(path).graph.node if node.op_type == op]
+
+
+def initializers(path: Path) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+
+
+def batch_of(path: Path) -> int:
+    return int(onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Workspace of a run without labelled images, walked stage by stage."""
+    workspace = tmp_path_factory.mktemp("plain") / "build"
+    for command in ROAD:
+        run(tiny, workspace, command=command)
+    return workspace
+
+
+def test_a_run_leaves_every_file_and_a_sidecar_for_each_stage_and_nothing_else(
+    tiny: TinyProject, finished: Path
+) -> None:
+    found = {path.name for path in tiny.files_of(finished).iterdir()}
+    unstaged = {"report.json", "report.html", "run.log"}
+    assert found == set(ARTIFACTS.values()) | {
+        f"{name}.json" for name in set(ARTIFACTS.values()) - unstaged
+    }
+    assert tiny.files_of(finished).joinpath("model.engine").stat().st_size > 1000
+
+
+def test_the_stages_one_by_one_write_the_same_bytes_as_the_whole_road(
+    tiny: TinyProject, finished: Path, plain: Path
+) -> None:
+    for name in ("scales.json", "model.fp32.onnx", "model.qdq.onnx", "model.trt.onnx"):
+        whole, single = (tiny.files_of(root) / name for root in (finished, plain))
+        assert whole.read_bytes() == single.read_bytes(), name
+
+
+def test_the_report_has_the_stable_keys_and_is_strict_json(
+    tiny: TinyProject, finished: Path
+) -> None:
+    text = (tiny.files_of(finished) / "report.json").read_text()
+    report: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
+    assert report.keys() == Report.__annotations__.keys()
+    assert report.keys() >= {
+        "model", "calibrator", "weight_bits", "activation_bits", "target", "backend",
+        "num_samples", "seed", "accuracy", "numerics", "latency_ms", "fusion", "size_bytes",
+        "seconds", "peak_rss_mb", "versions",
+    }  # fmt: skip
+    accuracy = report["accuracy"]
+    assert accuracy.keys() >= {"metric", "fp32", "quantized", "drop", "agreement", "num_images"}
+    assert report["numerics"].keys() == {"logits"}
+    assert report["numerics"]["logits"].keys() >= {"snr_db", "cosine"}
+    assert report["latency_ms"].keys() >= {"fp32", "quantized", "backend", "device"}
+    assert report["latency_ms"]["fp32"].keys() == {"p50", "p90", "p99"}
+    assert report["fusion"].keys() >= {
+        "int8_layers", "quantizable_layers", "int8_coverage", "kernels", "float_islands",
+    }  # fmt: skip
+    assert report["size_bytes"].keys() >= {"fp32_onnx", "trt_onnx", "engine"}
+    assert report["seconds"].keys() >= {"calibrate", "export", "build", "validate"}
+
+
+def test_the_report_tells_what_was_run(tiny: TinyProject, finished: Path) -> None:
+    report = json.loads((tiny.files_of(finished) / "report.json").read_text())
+    assert report["model"] == "tiny_models:build"
+    assert (report["calibrator"], report["target"]) == ("minmax", "tensorrt-rtx")
+    assert (report["num_samples"], report["seed"]) == (12, 0)
+    assert (report["accuracy"]["metric"], report["accuracy"]["num_images"]) == ("top1", 8)
+    assert report["accuracy"]["agreement"] >= 75.0
+    assert report["numerics"]["logits"]["snr_db"] > 25.0
+    assert report["fusion"]["quantizable_layers"] == 3
+    assert report["fusion"]["int8_coverage"] == 100.0
+    assert [row["layer"] for row in report["layers"]] == ["0", "3", "7"]
+    assert report["command"].startswith("reptrt engine tiny_models:build ")
+
+
+def test_without_labelled_images_the_accuracy_is_left_out(tiny: TinyProject, plain: Path) -> None:
+    report = json.loads((tiny.files_of(plain) / "report.json").read_text())
+    assert report["accuracy"] is None
+    assert "--eval" in report["accuracy_note"]
+    assert report["numerics"]["logits"]["snr_db"] > 25.0
+
+
+def test_a_second_run_touches_nothing_but_the_report(tiny: TinyProject, workspace: Path) -> None:
+    files = tiny.files_of(workspace)
+    before = {path: path.stat().st_mtime_ns for path in files.iterdir()}
+    run(tiny, workspace, "--eval", tiny.photos)
+    assert stages_that_ran(files) == []
+    after = {path: path.stat().st_mtime_ns for path in files.iterdir()}
+    changed = {path.name for path in after if before.get(path) != after[path]}
+    assert changed == {"report.json", "report.html", "run.log"}
+
+
+def test_other_labels_validate_again_and_nothing_else(
+    tiny: TinyProject, workspace: Path, tmp_path: Path
+) -> None:
+    photos = Path(shutil.copytree(tiny.photos, tmp_path / "photos"))
+    (photos / "cat" / "0.png").rename(photos / "dog" / "9.png")
+    run(tiny, workspace, "--eval", photos)
+    assert stages_that_ran(tiny.files_of(workspace)) == ["validate"]
+
+
+def test_other_images_calibrate_again(tiny: TinyProject, workspace: Path) -> None:
+    run(tiny, workspace, "--num-samples", 5, command="calibrate")
+    files = tiny.files_of(workspace)
+    assert stages_that_ran(files) == ["calibrate"]
+    record = json.loads((files / "scales.json.json").read_text())
+    assert "--num-samples 5" in record["command"]
+
+
+def test_another_seed_calibrates_again(tiny: TinyProject, workspace: Path) -> None:
+    run(tiny, workspace, "--seed", 1, command="calibrate")
+    assert stages_that_ran(tiny.files_of(workspace)) == ["calibrate"]
+
+
+def test_a_deleted_engine_is_built_again_alone(tiny: TinyProject, workspace: Path) -> None:
+    files = tiny.files_of(workspace)
+    (files / "model.engine").unlink()
+    run(tiny, workspace, "--eval", tiny.photos)
+    assert stages_that_ran(files) == ["build"]
+    assert (files / "model.engine").stat().st_size > 1000
+
+
+def test_a_network_whose_code_changed_is_calibrated_again(
+    tiny: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (tiny.folder / "tiny_models.py").read_text()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = ["edited_models:build", *tiny.options[1:], "--workspace", tmp_path / "build"]
+    files = tmp_path / "build" / "edited_models-build" / "minmax-w8a8" / "tensorrt-rtx"
+    for text in (source, source.replace("nn.ReLU()", "nn.Hardswish()")):
+        (tmp_path / "edited_models.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "edited_models", raising=False)
+        assert reptrt("calibrate", *options).code == 0
+        assert stages_that_ran(files) == ["calibrate"]
+    monkeypatch.delitem(sys.modules, "edited_models")
+
+
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [("export", "calibrate"), ("build", "export"), ("validate", "export"), ("report", "validate")],
+)
+def test_a_stage_that_comes_too_early_names_the_one_before(
+    tiny: TinyProject, tmp_path: Path, command: str, first: str
+) -> None:
+    line = fail(tiny, tmp_path, command=command)
+    assert line.endswith(f"not made yet; run `reptrt {first} MODEL` first")
+    assert [path.name for path in tiny.files_of(tmp_path).iterdir()] == ["run.log"]
+
+
+def test_a_fixed_batch_is_static_in_the_graphs_and_padded_in_the_evaluation(
+    tiny: TinyProject, tmp_path: Path
+) -> None:
+    run(tiny, tmp_path, "--batch-size", 3, "--eval", tiny.photos)  # 8 photos: 3 + 3 + 2
+    files = tiny.files_of(tmp_path)
+    for name in ("model.fp32.onnx", "model.qdq.onnx", "model.trt.onnx"):
+        assert batch_of(files / name) == 3
+    report = json.loads((files / "report.json").read_text())
+    assert report["accuracy"]["num_images"] == 8
+    assert report["num_samples"] == 12
+
+
+def test_the_batch_is_dynamic_unless_fixed(tiny: TinyProject, finished: Path) -> None:
+    assert batch_of(tiny.files_of(finished) / "model.trt.onnx") == 0
+
+
+def test_half_precision_exports_again_and_keeps_the_calibration(
+    tiny: TinyProject, workspace: Path
+) -> None:
+    run(tiny, workspace, "--precision", "fp16", "--eval", tiny.photos)
+    files = tiny.files_of(workspace)
+    assert stages_that_ran(files) == ["export", "build", "validate"]
+    half = {t.data_type for t in initializers(files / "model.trt.onnx").values()}
+    assert onnx.TensorProto.FLOAT16 in half
+    report = json.loads((files / "report.json").read_text())
+    assert report["numerics"]["logits"]["snr_db"] > 25.0
+    assert report["fusion"]["int8_coverage"] == 100.0
+
+
+def test_six_bits_stay_on_their_grid_inside_int8(tiny: TinyProject, tmp_path: Path) -> None:
+    run(tiny, tmp_path, "--weight-bits", 6, "--activation-bits", 6)
+    files = tiny.files_of(tmp_path, "minmax-w6a6")
+    codes = [
+        onnx.numpy_helper.to_array(tensor)
+        for name, tensor in initializers(files / "model.trt.onnx").items()
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+    ]
+    limit = IntegerGrid.for_weights(6).quant_max
+    assert limit == 31
+    assert len(codes) == 3
+    assert max(int(abs(code.astype(int)).max()) for code in codes) == limit
+    assert nodes(files / "model.trt.onnx", "Clip")
+    report = json.loads((files / "report.json").read_text())
+    assert (report["weight_bits"], report["activation_bits"]) == (6, 6)

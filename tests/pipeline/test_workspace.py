@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.artifacts import replace_when_done
+from pipeline.recipe import Recipe
+from pipeline.workspace import (
+    Stage,
+    WorkspaceError,
+    installed_versions,
+    open_workspace,
+    require,
+    stage_records,
+)
+from tests.command_line import TinyProject, reptrt
+
+
+class Work:
+    """Writes its text to both artifacts of a stage, and counts how often it was called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.calls = 0
+        self.first, self.second = folder / "first.bin", folder / "second.bin"
+        self.stage = Stage("export", "reptrt export m", 3, {"a": 1}, [self.first, self.second])
+
+    def __call__(self) -> None:
+        self.calls += 1
+        for path in (self.first, self.second):
+            with replace_when_done(path) as temporary:
+                temporary.write_text("content")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    """A stage that has just run once."""
+    work = Work(tmp_path)
+    work.stage.run(work)
+    return work
+
+
+def sidecar(artifact: Path) -> Path:
+    return artifact.with_name(artifact.name + ".json")
+
+
+def edit(artifact: Path, key: str, value: object) -> None:
+    record = json.loads(sidecar(artifact).read_text())
+    sidecar(artifact).write_text(json.dumps({**record, key: value}))
+
+
+def test_a_stage_whose_inputs_are_the_same_is_skipped(
+    work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "pipeline"):
+        work.stage.run(work)
+    assert work.calls == 1
+    assert caplog.messages == ["export: fresh, skipped"]
+
+
+def test_the_command_alone_makes_no_stage_stale(work: Work) -> None:
+    replace(work.stage, command="reptrt engine m").run(work)
+    assert work.calls == 1
+
+
+def test_inputs_are_compared_as_json_so_a_tuple_equals_a_list(work: Work) -> None:
+    replace(work.stage, inputs={"a": (1, 2)}).run(work)
+    replace(work.stage, inputs={"a": [1, 2]}).run(work)
+    assert work.calls == 2
+
+
+@pytest.mark.parametrize("inputs", [{"a": 2}, {"a": 1, "b": None}, {}])
+def test_other_inputs_run_the_stage_again(work: Work, inputs: dict[str, Any]) -> None:
+    changed = replace(work.stage, inputs=inputs)
+    changed.run(work)
+    changed.run(work)
+    assert work.calls == 2
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda work: work.second.unlink(),
+        lambda work: work.second.write_text("other"),
+        lambda work: sidecar(work.second).unlink(),
+        lambda work: sidecar(work.second).write_text('{"sha256": '),
+        lambda work: sidecar(work.second).write_text("[]"),
+        lambda work: sidecar(work.second).write_bytes(b"\xff\xfe"),
+        lambda work: edit(work.second, "sha256", "0" * 64),
+        lambda work: edit(work.second, "versions", {**installed_versions(), "torch": "0.1"}),
+    ],
+    ids=["deleted", "changed", "no sidecar", "half a sidecar", "a list", "no text", "other hash",
+         "other version"],
+)  # fmt: skip
+def test_a_spoilt_artifact_or_sidecar_runs_the_stage_again(
+    work: Work, spoil: Callable[[Work], object]
+) -> None:
+    spoil(work)
+    work.stage.run(work)
+    assert work.calls == 2
+    assert work.second.read_text() == "content"
+    work.stage.run(work)
+    assert work.calls == 2
+
+
+def test_a_stage_that_fails_keeps_whole_files_but_does_not_look_finished(work: Work) -> None:
+    def fail() -> None:
+        with replace_when_done(work.first) as temporary:
+            temporary.write_text("new, ")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        replace(work.stage, inputs={"a": 2}).run(fail)
+    assert work.first.read_text() == "content"
+    assert not sidecar(work.first).exists()
+    assert not sidecar(work.second).exists()
+    with pytest.raises(WorkspaceError, match="run `reptrt export MODEL` first"):
+        require(work.first, "export")
+    work.stage.run(work)  # the old inputs again: still not to be trusted
+    assert work.calls == 2
+    names = {path.name for path in work.first.parent.iterdir()}
+    assert names == {"first.bin", "first.bin.json", "second.bin", "second.bin.json"}
+
+
+def test_a_sidecar_says_where_its_artifact_is_from(work: Work) -> None:
+    record = json.loads(sidecar(work.first).read_text())
+    assert record["artifact"] == "first.bin"
+    assert record["stage"] == "export"
+    assert record["inputs"] == {"a": 1}
+    assert record["seed"] == 3
+    assert record["command"] == "reptrt export m"
+    expected = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+    assert record["sha256"] == expected  # of b"content"
+    assert record["versions"].keys() >= {"reptrt", "torch", "onnx", "numpy"}
+    assert 0 <= record["seconds"] < 60
+    assert record["peak_rss_mb"] > 10
+
+
+def test_the_folder_names_model_calibrator_bits_and_target(tmp_path: Path) -> None:
+    recipe = Recipe(model="timm:resnet18", calibrator="mae", weight_bits=4, activation_bits=6)
+    workspace = open_workspace(tmp_path, recipe, "tensorrt-rtx")
+    assert workspace.folder == tmp_path / "timm-resnet18" / "mae-w4a6" / "tensorrt-rtx"
+    assert workspace.engine == workspace.folder / "model.engine"
+    assert [path.name for path in workspace.folder.iterdir()] == ["run.log"]
+
+
+def test_records_are_read_in_the_order_of_the_road_and_broken_ones_left_out(
+    tmp_path: Path,
+) -> None:
+    workspace = open_workspace(tmp_path, Recipe(model="m"), "t")
+    for name, path in (("build", workspace.engine), ("calibrate", workspace.scales)):
+        Stage(name, "", 0, {}, [path]).run(lambda path=path: path.write_text("x"))  # type: ignore[misc]
+    assert list(stage_records(workspace)) == ["calibrate", "build"]
+    sidecar(workspace.scales).write_text("{")
+    assert list(stage_records(workspace)) == ["build"]
+
+
+@pytest.mark.parametrize("root", ["under a file", "/proc/reptrt"])
+def test_a_workspace_that_cannot_be_written_is_said_in_one_line(
+    tiny: TinyProject, tmp_path: Path, root: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "build" if root == "under a file" else Path(root)
+    outcome = reptrt("engine", *tiny.options, "--workspace", folder)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert line.startswith(f"reptrt: {folder}")
+    assert line.endswith("choose another --workspace")

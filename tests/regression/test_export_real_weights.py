@@ -1,0 +1,68 @@
+"""The exported MobileOne-S0 with its real weights, layer by layer against PyTorch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from calibrators.registry import create_calibrator
+from models.load import load_model
+from pipeline.datasets import open_images
+from pipeline.export import export_qdq
+from pipeline.network import prepare_network
+from pipeline.recipe import Recipe
+from tests.onnx_codes import (
+    agreement,
+    forced_codes,
+    largest_step,
+    onnx_codes,
+    snr_db,
+    torch_codes,
+)
+
+DATA = Path(os.environ.get("REPTRT_DATA", "../shared/data"))
+WEIGHTS = DATA / "weights" / "mobileone_s0_fused_imagenet1k.pth"
+CALIBRATION, IMAGES = DATA / "images" / "imagenet_calib", DATA / "images" / "imagenet_val"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (WEIGHTS.exists() and CALIBRATION.exists() and IMAGES.exists()),
+    reason=f"no {WEIGHTS} and {IMAGES}: set REPTRT_DATA to the folder of real weights and images",
+)
+def test_every_layer_of_mobileone_s0_computes_pytorchs_codes(tmp_path: Path) -> None:
+    loaded = load_model("mobileone_s0", WEIGHTS)
+    network = prepare_network(loaded, Recipe(model="mobileone_s0"))
+    calibration = open_images(CALIBRATION, loaded.preprocess, limit=16).batches(8)
+    batches = [torch.from_numpy(images) for images in calibration]
+    create_calibrator("mae").calibrate(network.quantized, batches)
+    export_qdq(network.quantized, tmp_path / "model.onnx", network.card)
+    proto = onnx.load(tmp_path / "model.onnx")
+    images = torch.from_numpy(
+        next(iter(open_images(IMAGES, loaded.preprocess, limit=8).batches(8)))
+    )
+
+    codes, (logits,) = torch_codes(network.quantized, proto, images)
+    plain, (plain_logits,) = forced_codes(proto, images, codes, optimized=False)
+    optimized, _ = forced_codes(proto, images, codes, optimized=True)
+    assert agreement(plain, codes) >= 0.999
+    assert snr_db(plain_logits, logits) >= 100
+    assert largest_step(optimized, codes) <= 1
+    assert agreement(optimized, codes) >= 0.99
+
+    for name, fast in (("off", False), ("on", True)):
+        free, (output,) = onnx_codes(proto, images, optimized=fast)
+        same = np.mean(output.argmax(1) == logits.argmax(1))
+        print(
+            f"graph optimizations {name}: SNR {snr_db(output, logits):.1f} dB, codes equal "
+            f"{100 * agreement(free, codes):.2f} %, same top-1 {100 * same:.0f} %"
+        )
+    print(
+        f"each layer on its own: codes equal {100 * agreement(plain, codes):.4f} % (off), "
+        f"{100 * agreement(optimized, codes):.4f} % (on)"
+    )
