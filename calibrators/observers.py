@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -36,21 +37,22 @@ class HistogramObserver:
 
     def observe(self, x: torch.Tensor) -> None:
         """Add every element of `x`."""
-        magnitude = x.detach().abs().float()
-        amax = float(magnitude.max())
-        if not torch.isfinite(torch.tensor(amax)):
+        low, high = (float(bound) for bound in torch.aminmax(x.detach()))
+        amax = max(-low, high)
+        if not math.isfinite(amax):
             raise ObservationError(
                 "calibration met a NaN or infinite activation; check the weights and the "
                 "preprocessing (mean, std) of the images"
             )
         self.amax = max(self.amax, amax)
-        self.minimum = min(self.minimum, float(x.min()))
+        self.minimum = min(self.minimum, low)
         self._grow(amax)
         if self.limit == 0:
             self.counts[0] += x.numel()
         else:
-            index = (magnitude * (NUM_BINS / self.limit)).long().clamp_(max=NUM_BINS - 1)
-            self.counts += torch.bincount(index.flatten(), minlength=NUM_BINS).cpu().double()
+            magnitude = x.detach().flatten().abs().float()
+            index = (magnitude * (NUM_BINS / self.limit)).int().clamp_(max=NUM_BINS - 1)
+            self.counts += torch.bincount(index, minlength=NUM_BINS).cpu()
 
     def centers(self) -> torch.Tensor:
         """[NUM_BINS] value at the middle of each bin."""

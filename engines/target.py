@@ -121,9 +121,8 @@ def _require_gpu(target: Target) -> None:
     gpu = find_gpu()
     if gpu is None:
         raise MissingComponentError(
-            f"target '{target.name}' builds on its GPU and this machine has none: build there "
-            f"from a build kit (reptrt kit MODEL --target {target.name}), or choose "
-            "--target tensorrt-rtx"
+            f"target '{target.name}' builds on its GPU and this machine has none: run this "
+            "there, or choose --target tensorrt-rtx"
         )
     if target.compute_capabilities and gpu.compute_capability not in target.compute_capabilities:
         wanted = " or ".join(f"{major}.{minor}" for major, minor in target.compute_capabilities)

@@ -22,6 +22,7 @@ from models.graph import trace
 from models.yolov6_blocks import RepVggBlock, SimSppf, Upsample
 
 SIZE = 16
+torch.set_num_threads(1)  # on tensors this small a second thread only waits
 
 
 def _head(channels: int) -> list[nn.Module]:

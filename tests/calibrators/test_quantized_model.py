@@ -37,9 +37,14 @@ def test_float_mode_is_undone_after_an_error_and_keeps_what_was_disabled() -> No
     model = calibrated("plain")
     quantizers = [*model.activation_quantizers.values(), *model.weight_quantizers.values()]
     quantizers[0].enabled = False
-    with pytest.raises(RuntimeError), model.float_mode():
-        assert not any(quantizer.enabled for quantizer in quantizers)
-        model(torch.zeros(1, 1, 1, 1))
+
+    def fail_inside() -> None:
+        with model.float_mode():
+            assert not any(quantizer.enabled for quantizer in quantizers)
+            model(torch.zeros(1, 1, 1, 1))
+
+    with pytest.raises(RuntimeError):
+        fail_inside()
     assert [quantizer.enabled for quantizer in quantizers] == [False] + [True] * (
         len(quantizers) - 1
     )

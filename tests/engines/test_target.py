@@ -51,10 +51,13 @@ def test_a_missing_module_says_how_to_install_it():
     assert caught.value.exit_code == 4
 
 
-def test_a_classic_target_without_a_gpu_points_to_the_build_kit(monkeypatch):
+def test_a_classic_target_without_a_gpu_says_where_to_build(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", sys)
     monkeypatch.setattr(target_module, "find_gpu", lambda: None)
-    with pytest.raises(MissingComponentError, match="reptrt kit MODEL --target jetson-orin-nx"):
+    with pytest.raises(
+        MissingComponentError,
+        match="jetson-orin-nx.* run this there, or choose --target tensorrt-rtx",
+    ):
         load_backend(TARGETS["jetson-orin-nx"])
 
 

@@ -36,7 +36,7 @@ def test_a_card_comes_back_from_the_file_as_it_was_written(kind: str, tmp_path: 
 
 def test_a_foreign_file_has_no_card_and_the_error_says_what_writes_one(tmp_path: Path) -> None:
     onnx.save(empty_model(), tmp_path / "foreign.onnx")
-    with pytest.raises(ModelCardError, match="no model card.*reptrt export") as caught:
+    with pytest.raises(ModelCardError, match=r"no model card.*reptrt export") as caught:
         read_card(tmp_path / "foreign.onnx")
     assert caught.value.exit_code == 2
 

@@ -38,7 +38,7 @@ CALIBRATION, IMAGES = DATA / "images" / "imagenet_calib", DATA / "images" / "ima
 def test_every_layer_of_mobileone_s0_computes_pytorchs_codes(tmp_path: Path) -> None:
     loaded = load_model("mobileone_s0", WEIGHTS)
     network = prepare_network(loaded, Recipe(model="mobileone_s0"))
-    calibration = open_images(CALIBRATION, loaded.preprocess, limit=16).batches(8)
+    calibration = open_images(CALIBRATION, loaded.preprocess, limit=8).batches(8)
     batches = [torch.from_numpy(images) for images in calibration]
     create_calibrator("mae").calibrate(network.quantized, batches)
     export_qdq(network.quantized, tmp_path / "model.onnx", network.card)
@@ -48,21 +48,22 @@ def test_every_layer_of_mobileone_s0_computes_pytorchs_codes(tmp_path: Path) -> 
     )
 
     codes, (logits,) = torch_codes(network.quantized, proto, images)
+    top = logits.argmax(1)
     plain, (plain_logits,) = forced_codes(proto, images, codes, optimized=False)
     optimized, _ = forced_codes(proto, images, codes, optimized=True)
     assert agreement(plain, codes) >= 0.999
     assert snr_db(plain_logits, logits) >= 100
     assert largest_step(optimized, codes) <= 1
-    assert agreement(optimized, codes) >= 0.99
+    assert agreement(optimized, codes) >= 0.998
 
-    for name, fast in (("off", False), ("on", True)):
+    figures = [
+        f"each layer on its own: codes equal {agreement(plain, codes):.6f} without, "
+        f"{agreement(optimized, codes):.6f} with graph optimizations"
+    ]
+    for name, fast in (("without", False), ("with", True)):
         free, (output,) = onnx_codes(proto, images, optimized=fast)
-        same = np.mean(output.argmax(1) == logits.argmax(1))
-        print(
-            f"graph optimizations {name}: SNR {snr_db(output, logits):.1f} dB, codes equal "
-            f"{100 * agreement(free, codes):.2f} %, same top-1 {100 * same:.0f} %"
+        figures.append(
+            f"end to end {name}: SNR {snr_db(output, logits):.1f} dB, codes equal "
+            f"{agreement(free, codes):.4f}, same top-1 {np.mean(output.argmax(1) == top):.3f}"
         )
-    print(
-        f"each layer on its own: codes equal {100 * agreement(plain, codes):.4f} % (off), "
-        f"{100 * agreement(optimized, codes):.4f} % (on)"
-    )
+    print("\n".join(figures))  # noqa: T201  # measured, not promised: pytest -rP shows them
