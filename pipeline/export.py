@@ -19,7 +19,7 @@ from torch import fx
 from calibrators.quantized_model import QuantizedModel
 from engines.artifacts import replace_when_done
 from models.graph import INPUT_NAME
-from pipeline.lowering import lower, strip_quantizers
+from pipeline.lowering import lower
 from pipeline.model_card import ModelCard, write_card
 
 OPSET = 19
@@ -34,12 +34,12 @@ class ExportError(ValueError):
 
 
 def export_float(
-    model: QuantizedModel, path: Path, card: ModelCard, batch_size: int | None = None
+    module: fx.GraphModule, path: Path, card: ModelCard, batch_size: int | None = None
 ) -> None:
-    """Write the float network that `model` quantizes.
+    """Write a traced float network.
 
     Args:
-        model: its quantizers are left out.
+        module: without quantizers (`pipeline.network.Network.float_graph`).
         path: ONNX file to write, atomically.
         card: names of the outputs; travels in the file's metadata.
         batch_size: fixed N, or None for a dynamic batch.
@@ -47,7 +47,7 @@ def export_float(
     Raises:
         ExportError: an operator has no ONNX form.
     """
-    _export(strip_quantizers(model), path, card, batch_size)
+    _export(module, path, card, batch_size)
 
 
 def export_qdq(

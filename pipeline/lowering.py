@@ -64,17 +64,6 @@ def lower(model: QuantizedModel, *, half: bool = False) -> fx.GraphModule:
     return _finish(lowered)
 
 
-@torch.no_grad()
-def strip_quantizers(model: QuantizedModel) -> fx.GraphModule:
-    """Copy of `model` without quantizers: the float reference."""
-    stripped = copy.deepcopy(model.graph_module)
-    for node in list(stripped.graph.nodes):
-        if node.op == "call_module":
-            node.replace_all_uses_with(node.args[0])
-            stripped.graph.erase_node(node)
-    return _finish(stripped)
-
-
 def _lower_weight(
     module: fx.GraphModule,
     call: fx.Node,

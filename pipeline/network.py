@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import sys
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from calibrators.placement import place_quantizers
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
@@ -30,8 +31,15 @@ class OutputError(ValueError):
 
 @dataclass(frozen=True)
 class Network:
-    """A model on its way to an engine."""
+    """A model on its way to an engine.
 
+    Attributes:
+        float_graph: the reference; calibration changes weights and biases of `quantized` only.
+        quantized: the same graph with quantizers.
+        card: contract of both.
+    """
+
+    float_graph: fx.GraphModule
     quantized: QuantizedModel
     card: ModelCard
 
@@ -51,6 +59,7 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
     deploy_form = reparameterize(loaded.module).to(recipe.device)
     image_size = loaded.preprocess.image_size
     graph_module = trace(deploy_form, image_size, batch_size=recipe.batch_size)
+    float_graph = copy.deepcopy(graph_module)
     placement = place_quantizers(graph_module.graph, recipe.keep_float)
     quantized = insert_quantizers(
         graph_module,
@@ -58,7 +67,7 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
         weight_bits=recipe.weight_bits,
         activation_bits=recipe.activation_bits,
     )
-    return Network(quantized, describe(loaded, quantized, recipe))
+    return Network(float_graph, quantized, describe(loaded, quantized, recipe))
 
 
 def code_sha256(module: nn.Module) -> str:

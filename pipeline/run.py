@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from calibrators.base import Progress
+from calibrators.biases import round_biases
 from calibrators.registry import create_calibrator
 from calibrators.state import dump_scales, load_calibration, readable_scales, save_calibration
 from engines.artifacts import file_sha256, replace_when_done, write_json
@@ -135,6 +136,7 @@ def calibrate(run: Run) -> None:
         quantized = run.network.quantized
         batches = calibration_batches(run.images, recipe)
         result = create_calibrator(recipe.calibrator).calibrate(quantized, batches, run.progress)
+        round_biases(quantized)
         with replace_when_done(workspace.calibration) as path:
             save_calibration(quantized, path, replace(result, num_samples=len(run.images)))
         with replace_when_done(workspace.scales) as path:
@@ -159,7 +161,7 @@ def export(run: Run) -> None:
     def work() -> None:
         network, steps = run.network, 3
         load_calibration(network.quantized, workspace.calibration)
-        export_float(network.quantized, workspace.fp32_onnx, network.card, recipe.batch_size)
+        export_float(network.float_graph, workspace.fp32_onnx, network.card, recipe.batch_size)
         run.progress("export ONNX", 1, steps)
         export_qdq(
             network.quantized,
@@ -243,7 +245,7 @@ def require_folder(evaluation: Path | None) -> None:
         DataError: they do not.
     """
     if evaluation is not None and not evaluation.exists():
-        raise DataError(f"{evaluation}: --eval names no folder; give one with labelled images")
+        raise DataError(f"{evaluation}: no such folder; give --eval one with labelled images")
 
 
 def open_labelled(run: Run, card: ModelCard) -> EvaluationSet | None:

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import fx, nn
 
 from calibrators.baselines import MinMaxCalibrator
+from calibrators.biases import round_biases
 from calibrators.placement import place_quantizers
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
 from models.fuse import reparameterize
@@ -164,7 +165,8 @@ def quantized(
 def calibrated(
     name: str, bits: tuple[int, int] = (8, 8), batch_size: int | None = None
 ) -> QuantizedModel:
-    """Network `name` of `NETWORKS` with min-max scales."""
+    """Network `name` of `NETWORKS` with min-max scales and the biases that go with them."""
     model = quantized(traced(name, batch_size), bits)
     MinMaxCalibrator().calibrate(model, [smooth_images(batch_size or 64, seed=1)])
+    round_biases(model)
     return model

@@ -83,6 +83,11 @@ SAME_BYTES = ("scales.json", "model.fp32.onnx", "model.qdq.onnx", "model.trt.onn
 Child = Callable[..., tuple[int, str]]
 
 
+def heed_interrupts() -> None:
+    """A shell that runs the tests in the background makes them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def child(tmp_path_factory: pytest.TempPathFactory, tiny: TinyProject) -> Iterator[Child]:
     """Walk the road in a process of its own; return its exit code (or -signal) and its stderr."""
@@ -92,7 +97,7 @@ def child(tmp_path_factory: pytest.TempPathFactory, tiny: TinyProject) -> Iterat
     launcher = subprocess.Popen(
         [sys.executable, str(folder / "launcher.py")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": paths}, preexec_fn=heed_interrupts,
     )  # fmt: skip
 
     def run(workspace: Path, number: signal.Signals, **moment: object) -> tuple[int, str]:
@@ -205,7 +210,11 @@ def test_ctrl_c_on_a_real_command(tiny: TinyProject, finished: Path, tmp_path: P
     command = [sys.executable, "-m", "pipeline", *arguments(tiny, workspace)]
     paths = os.pathsep.join([str(Path.cwd()), str(tiny.folder)])
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        preexec_fn=heed_interrupts,
     )
     deadline = time.monotonic() + 60
     while not (log.exists() and "calibrate: started" in log.read_text()):

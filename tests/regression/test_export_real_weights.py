@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+from calibrators.biases import round_biases
 from calibrators.registry import create_calibrator
 from models.load import load_model
 from pipeline.datasets import open_images
@@ -41,6 +42,7 @@ def test_every_layer_of_mobileone_s0_computes_pytorchs_codes(tmp_path: Path) -> 
     calibration = open_images(CALIBRATION, loaded.preprocess, limit=8).batches(8)
     batches = [torch.from_numpy(images) for images in calibration]
     create_calibrator("mae").calibrate(network.quantized, batches)
+    round_biases(network.quantized)
     export_qdq(network.quantized, tmp_path / "model.onnx", network.card)
     proto = onnx.load(tmp_path / "model.onnx")
     images = torch.from_numpy(
@@ -54,7 +56,7 @@ def test_every_layer_of_mobileone_s0_computes_pytorchs_codes(tmp_path: Path) -> 
     assert agreement(plain, codes) >= 0.999
     assert snr_db(plain_logits, logits) >= 100
     assert largest_step(optimized, codes) <= 1
-    assert agreement(optimized, codes) >= 0.998
+    assert agreement(optimized, codes) >= 0.999
 
     figures = [
         f"each layer on its own: codes equal {agreement(plain, codes):.6f} without, "
