@@ -23,6 +23,9 @@ from tests.command_line import TinyProject, reptrt
 
 pytestmark = pytest.mark.slow
 
+# A shell calls both 130. Now and then CPython ends by the signal itself, whatever `sys.exit` says.
+INTERRUPTED = (130, -signal.SIGINT)
+
 LAUNCHER = """
 import json, logging, os, sys, threading
 
@@ -158,7 +161,7 @@ def test_ctrl_c_within_a_stage_is_one_line_and_the_next_run_goes_on(
 ) -> None:
     forget(tiny.files_of(workspace), stage)
     code, err = child(workspace, signal.SIGINT, started=stage, delay=0.05)
-    assert code == 130
+    assert code in INTERRUPTED
     lines = [line for line in err.splitlines() if line and not line.startswith("WARNING: ")]
     assert lines == ["interrupted: the same command goes on where this one stopped"]
     assert not list(tiny.files_of(workspace).glob(".*"))
@@ -185,7 +188,7 @@ def test_ctrl_c_while_the_report_is_written(
     tiny: TinyProject, finished: Path, workspace: Path, child: Child
 ) -> None:
     code, err = child(workspace, signal.SIGINT, rename="report.html")
-    assert code == 130
+    assert code in INTERRUPTED
     assert "Traceback" not in err
     assert_resumed(tiny, workspace, finished)
 
@@ -223,7 +226,7 @@ def test_ctrl_c_on_a_real_command(tiny: TinyProject, finished: Path, tmp_path: P
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in INTERRUPTED
     assert err.splitlines()[-1] == "interrupted: the same command goes on where this one stopped"
     assert "Traceback" not in err
     shutil.copytree(tiny.files_of(finished), tiny.files_of(workspace), dirs_exist_ok=True)
