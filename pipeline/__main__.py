@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -290,24 +291,46 @@ def _list(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def main() -> None:
     """Run the command line: one line and an exit code for everything that a user can mend."""
-    try:
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
+    with noted_interrupts() as interrupts:
+        try:
+            cli(standalone_mode=False)
+        except click.exceptions.Exit as stop:
+            sys.exit(stop.exit_code)
+        except (Exception, KeyboardInterrupt) as error:
+            if not interrupts and not isinstance(error, (KeyboardInterrupt, click.Abort)):
+                sys.exit(explain(error))
+            messages.print("\ninterrupted: the same command goes on where this one stopped")
+            sys.exit(INTERRUPTED)
+
+
+def explain(error: BaseException) -> int:
+    """Print what the user can mend and return its exit code; a bug keeps its traceback."""
+    if isinstance(error, click.ClickException):
         error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        messages.print("\ninterrupted: the same command goes on where this one stopped")
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if not isinstance(code, int):
-            raise
-        messages.print(
-            f"reptrt: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(code)
+        return error.exit_code
+    code = getattr(error, "exit_code", None)
+    if not isinstance(code, int):
+        raise error
+    messages.print(f"reptrt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C: libraries turn the KeyboardInterrupt into errors of their own."""
+    interrupts: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else someone ignores or handles it on purpose
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":
