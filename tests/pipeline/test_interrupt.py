@@ -231,3 +231,25 @@ def test_ctrl_c_on_a_real_command(tiny: TinyProject, finished: Path, tmp_path: P
     assert "Traceback" not in err
     shutil.copytree(tiny.files_of(finished), tiny.files_of(workspace), dirs_exist_ok=True)
     assert_resumed(tiny, workspace, finished)
+
+
+def test_ctrl_c_that_a_library_turns_into_an_error_is_still_ctrl_c(
+    tiny: TinyProject, tmp_path: Path
+) -> None:
+    (tiny.folder / "swallowing.py").write_text(
+        "import os, signal\n"
+        "def build():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise ValueError('a library gave up') from None\n"
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        options = ("--data", tiny.data, "--workspace", tmp_path / "build")
+        outcome = reptrt("engine", "swallowing:build", *options)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome.code == 130
+    assert "a library gave up" not in outcome.err
