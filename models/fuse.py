@@ -29,6 +29,11 @@ def reparameterize(module: nn.Module) -> nn.Module:
     return root[0].eval()
 
 
+def has_reparameterizable_blocks(module: nn.Module) -> bool:
+    """Whether `module` is built of blocks that fuse, in train form or fused already."""
+    return any(fusing_method(block) is not None for block in module.modules())
+
+
 def _reparameterize_children(parent: nn.Module) -> None:
     for name, child in list(parent.named_children()):
         deployed = _reparameterize_block(child)
@@ -37,7 +42,7 @@ def _reparameterize_children(parent: nn.Module) -> None:
 
 
 def _reparameterize_block(block: nn.Module) -> nn.Module:
-    method = _fusing_method(block)
+    method = fusing_method(block)
     if method is None:
         return block
     dtype = next((p.dtype for p in block.parameters() if p.is_floating_point()), torch.float32)
@@ -50,7 +55,8 @@ def _reparameterize_block(block: nn.Module) -> nn.Module:
     return deployed.to(dtype)
 
 
-def _fusing_method(block: nn.Module) -> str | None:
+def fusing_method(block: nn.Module) -> str | None:
+    """Name of the method that fuses `block`; None where it is no re-parameterizable block."""
     names = ("fuse", "reparameterize", "switch_to_deploy")
     return next((name for name in names if callable(getattr(block, name, None))), None)
 
