@@ -2,7 +2,8 @@
 
 An INT8 kernel adds products of codes in INT32; one step of that sum is worth input scale x weight
 scale. ONNX Runtime rounds the bias to such steps when it fuses a layer. Rounding it here makes that
-exact, so that PyTorch, ONNX Runtime and an integer kernel add the same number.
+exact, so that PyTorch, ONNX Runtime and an integer kernel add the same number. Before a tensor whose
+codes travel less 128 (`calibrators.half_range`) that number is the bias less the offset.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from calibrators.half_range import real_offset
 from calibrators.placement import SELECTING
 from calibrators.quantized_model import QuantizedModel
 from calibrators.quantizers import TensorQuantizer
@@ -27,7 +29,15 @@ def round_biases(model: QuantizedModel) -> None:
         if isinstance(bias, fx.Node) and bias.op == "get_attr" and len(bias.users) == 1:
             step = _input_scale(model, node) * model.weight_quantizers[layers[node.name]].scale
             parameter = model.graph_module.get_parameter(str(bias.target))
-            parameter.copy_(torch.round(parameter / step) * step)
+            offset = _output_offset(model, node)
+            added = torch.round((parameter.double() - offset) / step)
+            parameter.copy_(added * step + offset)
+
+
+def _output_offset(model: QuantizedModel, layer: fx.Node) -> float:
+    """What export takes off the bias of `layer`, for the quantizer behind its ReLU."""
+    calls = [call for relu in layer.users for call in relu.users]
+    return max((real_offset(model.graph_module, call) for call in calls), default=0.0)
 
 
 def _input_scale(model: QuantizedModel, layer: fx.Node) -> torch.Tensor:

@@ -25,7 +25,7 @@ class IntegerGrid:
     """Codes of a symmetric quantizer.
 
     Attributes:
-        num_bits: 2..8; below 8 the codes still travel as INT8 (Clip, then symmetric Q/DQ).
+        num_bits: 2..8; the codes travel as INT8, less `offset` (below 8 bits behind a Clip).
         quant_min: lowest code.
         quant_max: highest code.
     """
@@ -44,11 +44,22 @@ class IntegerGrid:
     def for_activations(cls, num_bits: int, *, signed: bool) -> IntegerGrid:
         """Full signed range, or [0, 2^b - 1] for a non-negative tensor below 8 bits.
 
-        At 8 bits an unsigned tensor does not fit TensorRT's symmetric INT8 and uses 0..127.
+        At 8 bits an unsigned tensor does not fit TensorRT's symmetric INT8 and uses 0..127, unless
+        its readers allow `unsigned_8_bits`.
         """
         if signed or num_bits == 8:
             return cls(num_bits, -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
         return cls(num_bits, 0, 2**num_bits - 1)
+
+    @classmethod
+    def unsigned_8_bits(cls) -> IntegerGrid:
+        """All of [0, 255], for the points that `calibrators.half_range` names."""
+        return cls(8, 0, 255)
+
+    @property
+    def offset(self) -> int:
+        """Codes travel as int8 minus this: 128 where they end at 255, else 0."""
+        return max(0, self.quant_max - 127)
 
 
 class TensorQuantizer(nn.Module):
@@ -86,9 +97,10 @@ class TensorQuantizer(nn.Module):
         self.scale.copy_(scale.clamp_min(floor).expand_as(self.scale))
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
-        """Codes of `x` as int8, same shape."""
+        """Codes of `x`, less the grid's offset, as int8 of the same shape."""
         scale = broadcast_scale(self.scale, self.axis, x.ndim)
-        return quantize(x, scale, self.grid.quant_min, self.grid.quant_max).to(torch.int8)
+        codes = quantize(x, scale, self.grid.quant_min, self.grid.quant_max)
+        return (codes - self.grid.offset).to(torch.int8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Fake-quantize `x`, or return it untouched when disabled."""

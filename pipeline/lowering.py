@@ -2,8 +2,9 @@
 
 Each weight quantizer becomes an int8 tensor behind a DequantizeLinear; each activation quantizer
 becomes QuantizeLinear → DequantizeLinear, with a Clip in front where the grid is narrower than
-INT8 (any grid of fewer than 8 bits is exact on the INT8 one). Two custom operators stand for the
-ONNX ones, so that the exporter cannot fold or decompose them.
+INT8 (any grid of fewer than 8 bits is exact on the INT8 one), and with biases that move the codes
+0..255 onto it (`pipeline.shift_biases`). Two custom operators stand for the ONNX ones, so that the
+exporter cannot fold or decompose them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import fx
 from calibrators.quantized_model import QuantizedModel
 from calibrators.quantizers import TensorQuantizer
 from models.graph import get_tensor
+from pipeline.shift_biases import shift_biases
 
 aten = torch.ops.aten
 
@@ -50,6 +52,7 @@ def lower(model: QuantizedModel, *, half: bool = False) -> fx.GraphModule:
         half: compute the float remainder in FP16. Scales, graph inputs and outputs stay FP32.
     """
     lowered = copy.deepcopy(model.graph_module)
+    shift_biases(lowered)  # before they lose digits to FP16
     if half:
         _halve(lowered)
     for node in list(lowered.graph.nodes):
@@ -95,8 +98,9 @@ def _lower_activation(
     grid, scale = quantizer.grid, quantizer.scale
     with module.graph.inserting_before(call):
         x = _cast(module, x, torch.float32) if half else x
-        if (grid.quant_min, grid.quant_max) != (-128, 127):
-            bounds = (grid.quant_min * float(scale), grid.quant_max * float(scale))
+        limits = (grid.quant_min - grid.offset, grid.quant_max - grid.offset)
+        if limits != (-128, 127):
+            bounds = [limit * float(scale) for limit in limits]
             x = module.graph.call_function(aten.clamp.default, (x, *bounds))
         arguments = (
             _constant(module, f"{name}_scale", scale),

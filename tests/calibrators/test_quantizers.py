@@ -38,6 +38,22 @@ def test_at_8_bits_a_non_negative_tensor_stays_on_the_int8_grid() -> None:
     assert IntegerGrid.for_activations(8, signed=False) == signed == IntegerGrid(8, -128, 127)
 
 
+def test_the_wide_unsigned_grid_travels_as_int8_less_128() -> None:
+    quantizer = TensorQuantizer(IntegerGrid.unsigned_8_bits())
+    quantizer.set_amax(torch.tensor(2.55))
+    x = torch.tensor([-1.0, 0.0, 0.012, 1.28, 2.55, 9.0])
+    assert quantizer.grid.offset == 128
+    assert quantizer.quantize(x).tolist() == [-128, -128, -127, 0, 127, 127]
+    assert quantizer.quantize(x).dtype == torch.int8
+    torch.testing.assert_close(quantizer(x), torch.tensor([0.0, 0.0, 0.01, 1.28, 2.55, 2.55]))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_other_grid_travels_as_it_is(bits: int) -> None:
+    grids = [IntegerGrid.for_activations(bits, signed=signed) for signed in (False, True)]
+    assert {grid.offset for grid in (*grids, IntegerGrid.for_weights(bits))} == {0}
+
+
 def test_amax_becomes_the_highest_code() -> None:
     quantizer = TensorQuantizer(IntegerGrid.for_activations(8, signed=True))
     quantizer.set_amax(torch.tensor(2.54))

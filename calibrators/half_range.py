@@ -1,0 +1,85 @@
+"""Points that may use all 256 codes of INT8 although their values are never negative.
+
+TensorRT wants zero point 0, so a tensor behind a ReLU uses the codes 0..127 only: 7 bits. Quantizing
+x - 128 s instead of x uses them all, and costs nothing where two neighbours absorb the shift: the
+layer that makes x takes -128 s into its bias, and INT8 saturation at -128 does the ReLU's work; every
+layer that reads x takes +128 s sum(W) into its own. The latter holds for linears and unpadded
+convolutions only: the zeros of a padding would have to be -128 s. `pipeline.shift_biases` writes it.
+
+Our own; the papers simulate 0..255 and leave its deployment open.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from calibrators.placement import WEIGHTED
+from calibrators.quantized_model import QuantizedModel
+from calibrators.quantizers import TensorQuantizer
+
+aten = torch.ops.aten
+
+_BIAS, _PADDING = 2, 4  # positions among the arguments of a convolution
+
+
+def shiftable_points(model: QuantizedModel) -> frozenset[str]:
+    """Names of the points of `model` that may take `IntegerGrid.unsigned_8_bits`.
+
+    Every tensor of such a point is the ReLU of a convolution or linear that nothing else reads, and
+    all its readers are linears or convolutions without padding.
+    """
+    calls: dict[TensorQuantizer, list[fx.Node]] = {}
+    for node in model.graph_module.graph.nodes:
+        if node.op == "call_module":
+            quantizer = model.graph_module.get_submodule(str(node.target))
+            assert isinstance(quantizer, TensorQuantizer)
+            calls.setdefault(quantizer, []).append(node)
+    return frozenset(
+        name
+        for name, quantizer in model.activation_quantizers.items()
+        if all(is_shiftable(call) for call in calls[quantizer])
+    )
+
+
+def real_offset(module: fx.GraphModule, node: fx.Node) -> float:
+    """128 s, where `node` calls a quantizer whose codes travel less 128; 0 for any other node."""
+    if node.op != "call_module":
+        return 0.0
+    quantizer = module.get_submodule(str(node.target))
+    assert isinstance(quantizer, TensorQuantizer)
+    return quantizer.grid.offset * float(quantizer.scale) if quantizer.grid.offset else 0.0
+
+
+def is_shiftable(call: fx.Node) -> bool:
+    """Whether the neighbours of the activation quantizer `call` can absorb a shift."""
+    relu = call.args[0]
+    if not isinstance(relu, fx.Node) or relu.target is not aten.relu.default:
+        return False
+    producer = relu.args[0]
+    return (
+        isinstance(producer, fx.Node)
+        and len(relu.users) == len(producer.users) == 1
+        and _has_constants(producer)
+        and all(_has_constants(reader) and not _is_padded(reader) for reader in call.users)
+    )
+
+
+def _has_constants(node: fx.Node) -> bool:
+    """Whether `node` is a layer with a constant weight and a constant bias, or room for one."""
+    if node.target not in WEIGHTED:
+        return False
+    bias = node.args[_BIAS] if len(node.args) > _BIAS else None
+    return _is_constant(node.args[1]) and (bias is None or _is_constant(bias))
+
+
+def _is_constant(argument: object) -> bool:
+    """Whether it is a tensor of the state dict, or its quantizer."""
+    return isinstance(argument, fx.Node) and argument.op in ("get_attr", "call_module")
+
+
+def _is_padded(layer: fx.Node) -> bool:
+    if layer.target is aten.linear.default or len(layer.args) <= _PADDING:
+        return False
+    padding = layer.args[_PADDING]
+    return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
