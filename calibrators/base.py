@@ -10,6 +10,10 @@ from typing import Protocol
 import torch
 
 from calibrators.quantized_model import QuantizedModel
+from calibrators.settings import Settings
+
+DEFAULT_SETTINGS = Settings()
+PER_MILLE = 1000
 
 Progress = Callable[[str, int, int], None]
 """`progress(description, done, total)`: called as work advances."""
@@ -29,6 +33,35 @@ def no_progress(description: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
+def share_of(progress: Progress, description: str, first: float, last: float) -> Progress:
+    """A progress that fills the part `first`..`last` (0..1) of the bar `description`."""
+
+    def show(_: str, done: int, total: int) -> None:
+        share = first + (last - first) * done / max(1, total)
+        progress(description, round(PER_MILLE * share), PER_MILLE)
+
+    return show
+
+
+@dataclass(frozen=True)
+class BlockFit:
+    """How one block was reconstructed.
+
+    Attributes:
+        name: its first layer.
+        stage: index of its stage.
+        before: mean distance of the block's outputs from float before the first step.
+        after: the same after the last, on the same images.
+        seconds: spent on it.
+    """
+
+    name: str
+    stage: int
+    before: float
+    after: float
+    seconds: float
+
+
 @dataclass(frozen=True)
 class CalibrationResult:
     """What a calibrator did, beyond the quantizers it set.
@@ -37,11 +70,13 @@ class CalibrationResult:
         method: calibrator that chose the scales; `auto` names the one it picked.
         notes: facts for the report, label -> text.
         num_samples: calibration images; filled in by the pipeline, which read them.
+        blocks: of calibrators that reconstruct blocks, in order.
     """
 
     method: str
     notes: dict[str, str] = field(default_factory=dict)
     num_samples: int = 0
+    blocks: tuple[BlockFit, ...] = ()
 
 
 class Calibrator(ABC):
@@ -50,10 +85,16 @@ class Calibrator(ABC):
     Attributes:
         name: key on the command line.
         summary: one line for `reptrt calibrators`.
+        default_num_samples: calibration images that it uses unless told otherwise.
+        settings: what the user chose.
     """
 
     name: str
     summary: str
+    default_num_samples = 128
+
+    def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:
+        self.settings = settings
 
     @abstractmethod
     def calibrate(

@@ -28,6 +28,7 @@ from calibrators.registry import register_calibrator
 PERCENTILE = 0.9999
 NUM_CANDIDATES = 200
 ENTROPY_BINS = 2048
+NUM_WEIGHT_CLIPS = 71
 
 
 class HistogramCalibrator(Calibrator):
@@ -60,6 +61,27 @@ def scale_weights(model: QuantizedModel) -> None:
     """Per-channel min-max on every weight quantizer."""
     for layer, quantizer in model.weight_quantizers.items():
         quantizer.set_amax(channel_amax(model.weight_of(layer)))
+
+
+@torch.no_grad()
+def clip_weights(model: QuantizedModel) -> None:
+    """Clip every channel of every weight of fewer than 8 bits where its squared error is least.
+
+    Searched from 0.3 of its largest magnitude. With 127 levels rounding hardly gains from a clip;
+    with 31 or 7 it does.
+    """
+    for layer, quantizer in model.weight_quantizers.items():
+        if quantizer.grid.num_bits == 8:
+            continue
+        weight, full = model.weight_of(layer), quantizer.scale.clone()
+        least = torch.full_like(full, torch.inf)
+        best = full.clone()
+        for share in torch.linspace(0.3, 1.0, NUM_WEIGHT_CLIPS).tolist():
+            quantizer.scale.copy_(share * full)
+            error = (quantizer(weight) - weight).square().flatten(1).sum(1)
+            best = torch.where(error < least, quantizer.scale, best)
+            least = torch.minimum(error, least)
+        quantizer.scale.copy_(best)
 
 
 def channel_amax(weight: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 
-from calibrators.placement import Placement
+from calibrators.placement import SELECTING, Placement, QuantizationPoint
+from calibrators.qprep import ChannelAffine
 from calibrators.quantizers import IntegerGrid, TensorQuantizer
 from models.graph import get_tensor
 
@@ -27,6 +28,8 @@ class QuantizedModel:
         activation_quantizers: point name -> quantizer.
         weight_quantizers: layer name -> quantizer.
         weight_paths: layer name -> path of its float weight in the state dict.
+        branch_affines: layer name -> BatchNorm of the dense branch that it was merged from, where
+            the network came in train form (`calibrators.qprep`).
     """
 
     graph_module: fx.GraphModule
@@ -34,6 +37,7 @@ class QuantizedModel:
     activation_quantizers: dict[str, TensorQuantizer]
     weight_quantizers: dict[str, TensorQuantizer]
     weight_paths: dict[str, str]
+    branch_affines: Mapping[str, ChannelAffine] = field(default_factory=dict)
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run on images [N, 3, H, W]; always a tuple of outputs."""
@@ -57,6 +61,21 @@ class QuantizedModel:
         """Float weight [out, in, ...] of a quantized layer."""
         return self.graph_module.get_parameter(self.weight_paths[layer])
 
+    def weight_target(self, layer: str) -> str:
+        """Path of the weight quantizer of `layer` in the graph module."""
+        return _target(WEIGHTS, layer)
+
+    def quantizer_at(self, node: fx.Node) -> TensorQuantizer:
+        """The quantizer that a `call_module` node calls."""
+        quantizer = self.graph_module.get_submodule(str(node.target))
+        assert isinstance(quantizer, TensorQuantizer)
+        return quantizer
+
+
+def is_activation_call(node: fx.Node) -> bool:
+    """Whether `node` calls an activation quantizer."""
+    return node.op == "call_module" and str(node.target).startswith(f"{ACTIVATIONS}.")
+
 
 def insert_quantizers(
     graph_module: fx.GraphModule,
@@ -64,18 +83,65 @@ def insert_quantizers(
     *,
     weight_bits: int = 8,
     activation_bits: int = 8,
+    first_last_bits: int | None = None,
+    branch_affines: Mapping[str, ChannelAffine] | None = None,
 ) -> QuantizedModel:
-    """Put a quantizer call on every edge of `placement`; changes `graph_module` in place."""
+    """Put a quantizer call on every edge of `placement`; changes `graph_module` in place.
+
+    Args:
+        graph_module: traced float network.
+        placement: where quantizers go.
+        weight_bits: of the weights.
+        activation_bits: of the activations.
+        first_last_bits: least bits, of weights and inputs, of the layers that read the images and
+            of those behind which no other quantized layer comes; None for no exception.
+        branch_affines: see `QuantizedModel`.
+    """
     nodes = {node.name: node for node in graph_module.graph.nodes}
     paths = {layer: str(nodes[name].args[1].target) for name, layer in placement.layers.items()}
-    weights = _quantize_weights(graph_module, placement, nodes, weight_bits)
-    activations = _quantize_activations(graph_module, placement, nodes, activation_bits)
+    outer = _first_and_last(graph_module.graph, placement)
+    least = first_last_bits or 0
+
+    def is_outer(consumer: fx.Node) -> bool:
+        if consumer.target in SELECTING:
+            return all(is_outer(user) for user in consumer.users)
+        return consumer.name in outer
+
+    def bits_of_layer(node_name: str) -> int:
+        return max(weight_bits, least if node_name in outer else 0)
+
+    def bits_of_point(point: QuantizationPoint) -> int:
+        all_outer = all(is_outer(nodes[consumer]) for _, consumer in point.edges)
+        return max(activation_bits, least if all_outer else 0)
+
+    weights = _quantize_weights(graph_module, placement, nodes, bits_of_layer)
+    activations = _quantize_activations(graph_module, placement, nodes, bits_of_point)
     graph_module.recompile()
-    return QuantizedModel(graph_module, placement, activations, weights, paths)
+    return QuantizedModel(
+        graph_module, placement, activations, weights, paths, branch_affines or {}
+    )
+
+
+def _first_and_last(graph: fx.Graph, placement: Placement) -> set[str]:
+    """Node names of the layers that read the images, and of those that no other layer follows."""
+    before: set[fx.Node] = set()  # nodes in front of which no layer lies
+    for node in graph.nodes:
+        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        behind = any(s.name in placement.layers or s not in before for s in sources)
+        if not behind:
+            before.add(node)
+    after: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if not any(u.name in placement.layers or u not in after for u in node.users):
+            after.add(node)
+    return {node.name for node in before | after if node.name in placement.layers}
 
 
 def _quantize_weights(
-    graph_module: fx.GraphModule, placement: Placement, nodes: Mapping[str, fx.Node], num_bits: int
+    graph_module: fx.GraphModule,
+    placement: Placement,
+    nodes: Mapping[str, fx.Node],
+    bits_of: Callable[[str], int],
 ) -> dict[str, TensorQuantizer]:
     quantizers: dict[str, TensorQuantizer] = {}
     for node_name, layer in placement.layers.items():
@@ -84,7 +150,7 @@ def _quantize_weights(
         assert isinstance(weight, fx.Node)
         if layer not in quantizers:  # a weight that two layers share is quantized once
             channels = get_tensor(graph_module, weight).shape[0]
-            grid = IntegerGrid.for_weights(num_bits)
+            grid = IntegerGrid.for_weights(bits_of(node_name))
             quantizers[layer] = TensorQuantizer(grid, num_channels=channels, axis=0)
         target = _add_module(graph_module, WEIGHTS, layer, quantizers[layer])
         with graph_module.graph.inserting_before(consumer):
@@ -95,11 +161,14 @@ def _quantize_weights(
 
 
 def _quantize_activations(
-    graph_module: fx.GraphModule, placement: Placement, nodes: Mapping[str, fx.Node], num_bits: int
+    graph_module: fx.GraphModule,
+    placement: Placement,
+    nodes: Mapping[str, fx.Node],
+    bits_of: Callable[[QuantizationPoint], int],
 ) -> dict[str, TensorQuantizer]:
     quantizers: dict[str, TensorQuantizer] = {}
     for point in placement.points:
-        quantizer = TensorQuantizer(IntegerGrid.for_activations(num_bits, signed=True))
+        quantizer = TensorQuantizer(IntegerGrid.for_activations(bits_of(point), signed=True))
         quantizers[point.name] = quantizer
         target = _add_module(graph_module, ACTIVATIONS, point.name, quantizer)
         calls: dict[str, fx.Node] = {}
@@ -114,6 +183,10 @@ def _quantize_activations(
 
 
 def _add_module(graph_module: fx.GraphModule, folder: str, name: str, module: nn.Module) -> str:
-    target = f"{folder}.{name.replace('.', '/')}"  # not "_": `a.b` and `a_b` are two layers
+    target = _target(folder, name)
     graph_module.add_submodule(target, module)
     return target
+
+
+def _target(folder: str, name: str) -> str:
+    return f"{folder}.{name.replace('.', '/')}"  # not "_": `a.b` and `a_b` are two layers

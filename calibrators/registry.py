@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from calibrators.base import Calibrator
+from torch import nn
+
+from calibrators.base import DEFAULT_SETTINGS, Calibrator
+from calibrators.settings import Settings
+from models.fuse import has_reparameterizable_blocks
+
+AUTO = "auto"
+"""Not a calibrator: `choose_calibrator` says what it stands for."""
 
 _CALIBRATORS: dict[str, type[Calibrator]] = {}
-_MODULES = ("calibrators.best_baseline", "calibrators.baselines")
+_MODULES = ("calibrators.across_block", "calibrators.best_baseline", "calibrators.baselines")
 
 
 class UnknownCalibratorError(ValueError):
@@ -30,17 +38,37 @@ def list_calibrators() -> dict[str, type[Calibrator]]:
     return dict(_CALIBRATORS)
 
 
-def create_calibrator(name: str) -> Calibrator:
-    """Calibrator with this name.
+def choose_calibrator(name: str, network: nn.Module) -> str:
+    """`name`, or for `auto` what measures best for a network like this (docs/results.md)."""
+    if name != AUTO:
+        return name
+    return "repapq" if has_reparameterizable_blocks(network) else "best"
+
+
+def require_calibrator(name: str) -> None:
+    """Check that `name` is `auto` or a calibrator.
+
+    Raises:
+        UnknownCalibratorError: the message lists the legal names.
+    """
+    _require(name, [AUTO, *list_calibrators()])
+
+
+def create_calibrator(name: str, settings: Settings = DEFAULT_SETTINGS) -> Calibrator:
+    """Calibrator with this name (not `auto`); those that do not learn ignore `settings`.
 
     Raises:
         UnknownCalibratorError: the message lists the legal names.
     """
     known = list_calibrators()
-    if name not in known:
-        close = get_close_matches(name, known, n=1)
+    _require(name, list(known))
+    return known[name](settings)
+
+
+def _require(name: str, legal: Sequence[str]) -> None:
+    if name not in legal:
+        close = get_close_matches(name, legal, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UnknownCalibratorError(
-            f"calibrator {name!r} is unknown: choose from {', '.join(known)}{hint}"
+            f"calibrator {name!r} is unknown: choose from {', '.join(legal)}{hint}"
         )
-    return known[name]()

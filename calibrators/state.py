@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from calibrators.base import CalibrationResult
+from calibrators.base import BlockFit, CalibrationResult
 from calibrators.quantized_model import QuantizedModel
 from calibrators.quantizers import IntegerGrid, TensorQuantizer
 
@@ -55,7 +56,51 @@ def load_calibration(model: QuantizedModel, path: Path) -> CalibrationResult:
     model.graph_module.load_state_dict(tensors)
     for name, grid in json.loads(metadata["activation_grids"]).items():
         model.activation_quantizers[name].grid = IntegerGrid(**grid)
-    return CalibrationResult(**json.loads(metadata["result"]))
+    return _parse_result(metadata["result"])
+
+
+def save_tensors(model: QuantizedModel, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Copies, on the CPU, of these tensors of the state dict."""
+    state = model.graph_module.state_dict()
+    return {name: state[name].detach().cpu().contiguous().clone() for name in names}
+
+
+def restore_tensors(model: QuantizedModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write `tensors` back into the state dict, in place."""
+    state = model.graph_module.state_dict()
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)
+
+
+def save_block(model: QuantizedModel, names: Sequence[str], fit: BlockFit, path: Path) -> None:
+    """Write the tensors `names` of `model` and how they were found, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file(save_tensors(model, names), temporary, metadata={"fit": json.dumps(asdict(fit))})
+    temporary.replace(path)
+
+
+def load_block(model: QuantizedModel, names: Sequence[str], path: Path) -> BlockFit | None:
+    """Read what `save_block` wrote into `model`; None where `path` does not exist.
+
+    Raises:
+        CalibrationFileError: damaged, or of another block.
+    """
+    if not path.exists():
+        return None
+    state = model.graph_module.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            fit = BlockFit(**json.loads((file.metadata() or {})["fit"]))
+            tensors = {name: file.get_tensor(name) for name in names}
+        if any(tensors[name].shape != state[name].shape for name in names):
+            raise ValueError("it is of another block")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CalibrationFileError(
+            f"{path}: cannot be read: {error}; delete it to calibrate this block again"
+        ) from None
+    restore_tensors(model, tensors)
+    return fit
 
 
 def read_result(path: Path) -> CalibrationResult:
@@ -66,7 +111,7 @@ def read_result(path: Path) -> CalibrationResult:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return CalibrationResult(**json.loads((file.metadata() or {})["result"]))
+            return _parse_result((file.metadata() or {})["result"])
     except (SafetensorError, OSError, KeyError) as error:
         raise CalibrationFileError(f"{path}: cannot be read: {error}; calibrate again") from None
 
@@ -98,6 +143,12 @@ def dump_scales(scales: dict[str, Any]) -> str:
         lines = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items()]
         sections.append(f"  {json.dumps(section)}: {{\n" + ",\n".join(lines) + "\n  }")
     return "{\n" + ",\n".join(sections) + "\n}\n"
+
+
+def _parse_result(text: str) -> CalibrationResult:
+    result = json.loads(text)
+    blocks = tuple(BlockFit(**fit) for fit in result.pop("blocks", ()))
+    return CalibrationResult(**result, blocks=blocks)
 
 
 def _describe(quantizer: TensorQuantizer) -> dict[str, Any]:

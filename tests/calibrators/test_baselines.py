@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from calibrators.base import Batches
-from calibrators.baselines import HistogramCalibrator, channel_amax, observe_activations
+from calibrators.baselines import (
+    HistogramCalibrator,
+    channel_amax,
+    clip_weights,
+    observe_activations,
+)
 from calibrators.observers import HistogramObserver, ObservationError
 from calibrators.quantizers import IntegerGrid
 from calibrators.registry import create_calibrator
@@ -192,7 +197,7 @@ def test_observation_runs_the_float_network() -> None:
     assert [o.amax for o in actual.values()] == [o.amax for o in expected.values()]
 
 
-@pytest.mark.parametrize("name", [*BASELINES, "auto"])
+@pytest.mark.parametrize("name", [*BASELINES, "best"])
 def test_the_same_images_give_the_same_scales_to_the_bit(name: str) -> None:
     one, other = (calibrate(name, Stream(lambda i: smooth_images(4, seed=i), 3)) for _ in range(2))
     assert one.keys() == other.keys()
@@ -200,11 +205,11 @@ def test_the_same_images_give_the_same_scales_to_the_bit(name: str) -> None:
     assert all(bool((scale > 0).all()) for scale in one.values())
 
 
-@pytest.mark.parametrize("name", ["mae", "auto"])
+@pytest.mark.parametrize("name", ["mae", "best"])
 def test_images_are_streamed_one_batch_at_a_time(name: str) -> None:
     stream = Stream(lambda i: smooth_images(4, seed=i), 5)
     calibrate(name, stream)
-    assert len(stream.alive) == (10 if name == "auto" else 5)
+    assert len(stream.alive) == (10 if name == "best" else 5)
     assert max(stream.alive[:5]) <= 1
 
 
@@ -225,6 +230,46 @@ def test_progress_counts_every_batch() -> None:
     result = create_calibrator("minmax").calibrate(model, batches, lambda *call: calls.append(call))
     assert [call[1:] for call in calls] == [(1, 3), (2, 3), (3, 3)]
     assert result.method == "minmax"
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_the_clip_of_a_weight_is_the_best_of_many(bits: int) -> None:
+    model = quantized(traced("reparameterized"), (bits, 8))
+    model.graph_module.requires_grad_(False)
+    create_calibrator("minmax").calibrate(model, [smooth_images(4, seed=0)])
+    full = {name: q.scale.clone() for name, q in model.weight_quantizers.items()}
+    clip_weights(model)
+    for name, quantizer in model.weight_quantizers.items():
+        weight, chosen = model.weight_of(name), quantizer.scale.clone()
+
+        def error() -> torch.Tensor:
+            return (quantizer(weight) - weight).square().flatten(1).sum(1)  # noqa: B023  # at once
+
+        least = error()
+        for share in (0.3, 0.45, 0.6, 0.75, 0.9, 1.0):
+            quantizer.scale.copy_(share * full[name])
+            assert bool((least <= error() * (1 + 1e-6)).all())
+        assert bool((chosen <= full[name] * (1 + 1e-6)).all())
+        assert bool((chosen >= 0.3 * full[name] * (1 - 1e-6)).all())
+        assert not torch.equal(chosen, full[name])
+
+
+def test_a_clip_leaves_8_bits_and_weights_alone() -> None:
+    model = quantized(traced("plain"))
+    create_calibrator("minmax").calibrate(model, [smooth_images(4, seed=0)])
+    before = {k: v.clone() for k, v in model.graph_module.state_dict().items()}
+    clip_weights(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.graph_module.state_dict().items())
+
+
+def test_a_dead_channel_survives_a_clip() -> None:
+    model = quantized(traced("plain"), (4, 8))
+    model.graph_module.requires_grad_(False)
+    model.weight_of("0")[1] = 0
+    create_calibrator("minmax").calibrate(model, [smooth_images(4, seed=0)])
+    clip_weights(model)
+    assert float(model.weight_quantizers["0"].scale.min()) > 0
+    assert bool(model.weight_quantizers["0"].scale.isfinite().all())
 
 
 def test_nan_weights_are_reported_in_one_line() -> None:

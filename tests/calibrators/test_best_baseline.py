@@ -14,7 +14,9 @@ from calibrators.best_baseline import (
     decibel,
     set_activation_scales,
 )
+from calibrators.execution import float_copy
 from calibrators.quantized_model import QuantizedModel
+from calibrators.registry import create_calibrator
 from models.graph import trace
 from tests.tiny_networks import quantized
 
@@ -40,6 +42,13 @@ def images_with_outliers() -> list[torch.Tensor]:
 
 def scales_of(model: QuantizedModel) -> dict[str, torch.Tensor]:
     return {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
+
+
+def noise_of(
+    model: QuantizedModel, images: list[torch.Tensor], name: str, scales: dict[str, torch.Tensor]
+) -> float:
+    reference = float_copy(model)
+    return compare_scales(model, images, {name: scales}, reference)[name]
 
 
 def snr_notes(text: str) -> dict[str, float]:
@@ -89,13 +98,13 @@ def test_noise_is_the_error_power_over_the_signal_power() -> None:
     model = two_convolutions()
     MseCalibrator().calibrate(model, images)
     mse = scales_of(model)
-    noise = compare_scales(model, images, {"mse": mse})
+    noise = noise_of(model, images, "mse", mse)
     with torch.no_grad():
         actual = torch.cat([model(batch)[0] for batch in images]).double()
         with model.float_mode():
             reference = torch.cat([model(batch)[0] for batch in images]).double()
     expected = (actual - reference).square().sum() / reference.square().sum()
-    assert noise["mse"] == pytest.approx(float(expected), rel=1e-9)
+    assert noise == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_every_output_counts_the_same_whatever_its_size() -> None:
@@ -110,7 +119,7 @@ def test_every_output_counts_the_same_whatever_its_size() -> None:
     images = uniform_images()[:1]
     model = quantized(trace(Heads(), (8, 8)))
     MaeCalibrator().calibrate(model, images)
-    noise = compare_scales(model, images, {"mae": scales_of(model)})["mae"]
+    noise = noise_of(model, images, "mae", scales_of(model))
     with torch.no_grad():
         actual = model(images[0])
         with model.float_mode():
@@ -152,3 +161,29 @@ def test_scales_are_copied_into_the_quantizers_and_not_shared_with_them() -> Non
     set_activation_scales(model, scales)
     next(iter(scales.values())).fill_(9.0)
     assert [float(q.scale) for q in model.activation_quantizers.values()] == [0.5, 0.5]
+
+
+def test_its_key_is_best() -> None:
+    assert isinstance(create_calibrator("best"), BestBaselineCalibrator)
+
+
+def test_the_float_weights_are_left_alone() -> None:
+    model = two_convolutions()
+    before = {layer: model.weight_of(layer).clone() for layer in model.weight_quantizers}
+    BestBaselineCalibrator().calibrate(model, uniform_images())
+    assert all(torch.equal(model.weight_of(layer), weight) for layer, weight in before.items())
+    for layer, quantizer in model.weight_quantizers.items():
+        assert int(quantizer.quantize(model.weight_of(layer)).abs().max()) == 127
+
+
+def test_scales_are_compared_with_the_given_reference() -> None:
+    model, images = two_convolutions(), uniform_images()[:1]
+    reference = float_copy(model)
+    MaeCalibrator().calibrate(model, images)
+    scales = scales_of(model)
+    good = compare_scales(model, images, {"mae": scales}, reference)["mae"]
+    doubled = compare_scales(
+        model, images, {"mae": scales}, lambda x: tuple(2 * y for y in reference(x))
+    )["mae"]
+    assert good < 0.01
+    assert doubled == pytest.approx(0.25, abs=0.02)

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from calibrators.baselines import MinMaxCalibrator
-from calibrators.quantized_model import QuantizedModel
+from calibrators.placement import place_quantizers
+from calibrators.qprep import ChannelAffine
+from calibrators.quantized_model import QuantizedModel, insert_quantizers
 from models.graph import trace
 from tests.tiny_networks import NETWORKS, calibrated, quantized, smooth_images, traced
 
@@ -161,3 +163,90 @@ def test_bits_reach_weights_and_activations() -> None:
     model(images)
     assert min(seen) >= -32
     assert max(seen) <= 63
+
+
+def with_outer_bits(graph_module: fx.GraphModule, first_last_bits: int | None) -> QuantizedModel:
+    return insert_quantizers(
+        graph_module,
+        place_quantizers(graph_module.graph),
+        weight_bits=6,
+        activation_bits=6,
+        first_last_bits=first_last_bits,
+    )
+
+
+def bits_of(model: QuantizedModel) -> tuple[dict[str, int], dict[str, int]]:
+    """Bits of weights by layer, and of what each layer reads, through the call it reads it from."""
+    weights = {name: q.grid.num_bits for name, q in model.weight_quantizers.items()}
+    inputs = {}
+    for node in model.graph_module.graph.nodes:
+        if node.name in model.placement.layers:
+            source = node.args[0]
+            while source.op != "call_module":
+                first = source.args[0]
+                source = first if isinstance(first, fx.Node) else first[0]
+            inputs[model.placement.layers[node.name]] = model.quantizer_at(source).grid.num_bits
+    return weights, inputs
+
+
+def test_the_first_and_the_last_layer_keep_8_bits_where_asked() -> None:
+    weights, inputs = bits_of(with_outer_bits(traced("reparameterized"), 8))
+    expected = {"0.rbr_reparam": 8, "1.rbr_reparam": 6, "2.reparam_conv": 6}
+    assert weights == inputs == {**expected, "3.reparam_conv": 6, "6": 8}
+
+
+@pytest.mark.parametrize("bits", [None, 4], ids=["none", "fewer"])
+def test_without_more_bits_for_them_they_are_like_the_others(bits: int | None) -> None:
+    for found in bits_of(with_outer_bits(traced("reparameterized"), bits)):
+        assert set(found.values()) == {6}
+
+
+def test_every_last_layer_of_a_detector_counts_and_no_other_one() -> None:
+    weights, inputs = bits_of(with_outer_bits(traced("detector"), 8))
+    outer = {"stem.rbr_reparam", "heads.0", "heads.1"}
+    assert {name for name, bits in weights.items() if bits == 8} == outer
+    assert set(weights.values()) == {6, 8}
+    assert inputs["stem.rbr_reparam"] == inputs["heads.0"] == 8
+    assert inputs["mix.rbr_reparam"] == inputs["down.rbr_reparam"] == 6
+
+
+def test_a_transformers_patches_and_head_are_its_outer_layers() -> None:
+    weights, inputs = bits_of(with_outer_bits(traced("vit"), 8))
+    assert {name for name, bits in weights.items() if bits == 8} == {"patch_embed.proj", "head"}
+    assert {name for name, bits in inputs.items() if bits == 8} == {"patch_embed.proj", "head"}
+
+
+def test_a_last_layer_behind_a_pooling_or_a_concat_reads_8_bits_too() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.last = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.relu(self.a(x))
+            z = F.relu(self.b(y))
+            return self.last(F.max_pool2d(torch.cat([z, 2 * z], 1), 2))
+
+    weights, inputs = bits_of(with_outer_bits(trace(Pooled().eval(), (8, 8)), 8))
+    assert weights == {"a": 8, "b": 6, "last": 8}
+    assert inputs == {"a": 8, "b": 6, "last": 8}
+
+
+def test_affine_maps_of_branches_are_kept() -> None:
+    graph_module = traced("plain")
+    affines = {"0": ChannelAffine.identity(8)}
+    placement = place_quantizers(graph_module.graph)
+    assert (
+        insert_quantizers(graph_module, placement, branch_affines=affines).branch_affines == affines
+    )
+    assert quantized(traced("plain")).branch_affines == {}
+
+
+def test_a_quantizer_is_found_by_its_call_and_by_its_path() -> None:
+    model = calibrated("detector")
+    for layer, quantizer in model.weight_quantizers.items():
+        assert model.graph_module.get_submodule(model.weight_target(layer)) is quantizer
+        assert {model.quantizer_at(call) is quantizer for call in calls_of(model, quantizer)} == {
+            True
+        }

@@ -3,12 +3,19 @@ from __future__ import annotations
 import pytest
 
 from calibrators.base import Calibrator
-from calibrators.registry import UnknownCalibratorError, create_calibrator, list_calibrators
+from calibrators.registry import (
+    UnknownCalibratorError,
+    choose_calibrator,
+    create_calibrator,
+    list_calibrators,
+)
+from models.fuse import reparameterize
+from tests.tiny_networks import NETWORKS
 
 
-def test_the_baselines_and_the_automatic_choice_are_listed_with_a_summary() -> None:
+def test_every_calibrator_is_listed_with_a_summary() -> None:
     known = list_calibrators()
-    assert {"auto", "minmax", "percentile", "entropy", "mse", "mae"} <= known.keys()
+    assert {"repapq", "brecq", "qdrop", "best", "minmax", "entropy", "mae"} <= known.keys()
     for name, calibrator in known.items():
         assert issubclass(calibrator, Calibrator)
         assert calibrator.name == name
@@ -34,3 +41,18 @@ def test_a_name_without_a_neighbour_gets_no_guess() -> None:
     with pytest.raises(UnknownCalibratorError) as caught:
         create_calibrator("zzzzzz")
     assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_auto_learns_a_reparameterized_network_in_either_form(is_fused: bool) -> None:
+    network = NETWORKS["reparameterized"]()
+    assert choose_calibrator("auto", reparameterize(network) if is_fused else network) == "repapq"
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "vit", "swin"])
+def test_auto_takes_the_best_baseline_for_any_other_network(name: str) -> None:
+    assert choose_calibrator("auto", NETWORKS[name]()) == "best"
+
+
+def test_a_name_that_was_given_is_kept() -> None:
+    assert choose_calibrator("mae", NETWORKS["reparameterized"]()) == "mae"

@@ -1,23 +1,32 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from calibrators.base import CalibrationResult
+from calibrators.base import BlockFit, CalibrationResult
+from calibrators.quantizers import IntegerGrid
 from calibrators.state import (
     CalibrationFileError,
     dump_scales,
+    load_block,
     load_calibration,
     read_result,
     readable_scales,
+    restore_tensors,
+    save_block,
     save_calibration,
+    save_tensors,
 )
 from tests.tiny_networks import calibrated, quantized, smooth_images, traced
 
 RESULT = CalibrationResult("mae", {"Noise": "3 dB"}, num_samples=12)
+FIT = BlockFit("0", 2, 0.5, 0.25, 1.5)
+NAMES = ["0.weight", "0.bias", "weight_quantizers.0.scale", "activation_quantizers.relu.scale"]
 
 
 @pytest.fixture
@@ -40,6 +49,15 @@ def test_a_saved_calibration_comes_back_to_the_bit(saved: Path) -> None:
     assert [q.grid for q in loaded.activation_quantizers.values()] == [
         q.grid for q in original.activation_quantizers.values()
     ]
+
+
+def test_the_wide_unsigned_grid_comes_back(tmp_path: Path) -> None:
+    original, loaded = calibrated("reparameterized"), quantized(traced("reparameterized"))
+    original.activation_quantizers["relu_2"].grid = IntegerGrid.unsigned_8_bits()
+    save_calibration(original, tmp_path / "calibration.safetensors", RESULT)
+    load_calibration(loaded, tmp_path / "calibration.safetensors")
+    assert loaded.activation_quantizers["relu_2"].grid == IntegerGrid(8, 0, 255)
+    assert readable_scales(loaded)["activations"]["relu_2"]["quant_max"] == 255
 
 
 def test_the_result_is_read_without_the_model(saved: Path) -> None:
@@ -103,3 +121,75 @@ def test_scales_are_json_with_one_line_per_quantizer() -> None:
 
 def test_scales_of_a_model_without_float_layers_are_json() -> None:
     assert json.loads(dump_scales(readable_scales(calibrated("plain"))))["float_layers"] == {}
+
+
+def test_the_blocks_of_a_result_come_back(tmp_path: Path) -> None:
+    path, model = tmp_path / "calibration.safetensors", calibrated("plain")
+    result = CalibrationResult("repapq", blocks=(FIT, FIT))
+    save_calibration(model, path, result)
+    assert read_result(path) == load_calibration(model, path) == result
+
+
+def test_a_block_comes_back_to_the_bit_and_nothing_else_does(tmp_path: Path) -> None:
+    path = tmp_path / "blocks" / "block-000.safetensors"
+    original, loaded = calibrated("plain", bits=(4, 6)), quantized(traced("plain"), bits=(4, 6))
+    loaded.graph_module.requires_grad_(False)
+    original.graph_module.get_parameter("0.weight").data.mul_(0.5)
+    original.graph_module.get_parameter("4.weight").data.mul_(0.5)
+    save_block(original, NAMES, FIT, path)
+    before = {name: tensor.clone() for name, tensor in loaded.graph_module.state_dict().items()}
+    assert load_block(loaded, NAMES, path) == FIT
+    saved, after = original.graph_module.state_dict(), loaded.graph_module.state_dict()
+    assert all(torch.equal(after[name], saved[name]) for name in NAMES)
+    assert {name for name in after if not torch.equal(after[name], before[name])} == set(NAMES)
+    assert [file.name for file in path.parent.iterdir()] == ["block-000.safetensors"]
+
+
+def test_saved_tensors_are_copies_and_come_back_in_place() -> None:
+    model = calibrated("plain", bits=(4, 6))
+    model.graph_module.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.graph_module.state_dict().items()}
+    kept = save_tensors(model, NAMES)
+    assert list(kept) == NAMES
+    weight = model.weight_of("0")
+    for tensor in model.graph_module.state_dict().values():
+        tensor.mul_(2)
+    restore_tensors(model, kept)
+    after = model.graph_module.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in NAMES)
+    assert torch.equal(after["4.weight"], 2 * before["4.weight"])
+    assert model.weight_of("0") is weight
+
+
+def test_a_block_that_was_not_saved_is_none(tmp_path: Path) -> None:
+    assert load_block(calibrated("plain"), NAMES, tmp_path / "block-000.safetensors") is None
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_truncated_block_gives_one_line(tmp_path: Path, keep: int) -> None:
+    model, path = calibrated("plain"), tmp_path / "block-000.safetensors"
+    save_block(model, NAMES, FIT, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CalibrationFileError) as caught:
+        load_block(model, NAMES, path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_block_of_another_shape_is_refused_and_nothing_is_read(tmp_path: Path) -> None:
+    model, path = calibrated("plain"), tmp_path / "block-000.safetensors"
+    shapes = dict.fromkeys(NAMES, torch.zeros(5)) | {NAMES[0]: model.weight_of("0").detach() + 1}
+    tensors = {name: tensor.clone() for name, tensor in shapes.items()}
+    save_file(tensors, path, metadata={"fit": json.dumps(asdict(FIT))})
+    before = {name: tensor.clone() for name, tensor in model.graph_module.state_dict().items()}
+    with pytest.raises(CalibrationFileError) as caught:
+        load_block(model, NAMES, path)
+    assert "\n" not in str(caught.value)
+    after = model.graph_module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_calibration_file_is_no_block(saved: Path) -> None:
+    with pytest.raises(CalibrationFileError, match="cannot be read"):
+        load_block(calibrated("plain", bits=(4, 6)), NAMES, saved)

@@ -1,0 +1,72 @@
+"""Choices of the calibrators that learn: what a recipe may say under `reconstruction`.
+
+Without PyTorch, so that reading a recipe is quick. The defaults are the winners of the ablation in
+docs/results.md; whatever the papers do not state is marked "reconstructed".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+GIBIBYTE = 2**30
+
+Loss = Literal["l1", "l2"]
+Rounding = Literal["ste", "adaround", "nearest"]
+Affine = Literal["none", "identity", "dense_branch", "statistics"]
+Suffix = Literal["float", "quantized"]
+
+
+class Reconstruction(BaseModel):
+    """How a block is fitted to its float output.
+
+    Attributes:
+        iterations: optimiser steps per block (reconstructed: the released code ships 0).
+        batch_size: images per step.
+        loss: mean absolute error (RepAPQ, section on MAE), or squared error as in BRECQ.
+        stage_weight: lambda, weight of the stage output's distance against the block output's, each
+            divided by its value before the first step (lambda reconstructed); 0 for no stage term.
+        suffix: precision of the rest of the stage, through which that gradient flows (reconstructed).
+        float_inputs: probability that an element of a block's input is the float network's (QDrop,
+            arXiv:2203.05740).
+        rounding: weights learned through the straight-through estimator (RepAPQ's code), AdaRound
+            (arXiv:2004.10568), or left at the nearest code.
+        affine: start of QPRep's gain and shift; `none` learns neither (start reconstructed).
+        half_range: use all 256 codes of 8 bits where that is free (`calibrators.half_range`).
+        blocks: layer-name patterns; consecutive layers that match one of them are one block.
+        stages: layer-name patterns; consecutive blocks that match one of them are one stage.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    iterations: Annotated[int, Field(ge=0)] = 50
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    loss: Loss = "l1"
+    stage_weight: Annotated[float, Field(ge=0)] = 1.0
+    suffix: Suffix = "float"
+    float_inputs: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rounding: Rounding = "ste"
+    affine: Affine = "identity"
+    half_range: bool = True
+    blocks: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a calibrator is told beyond its images.
+
+    Attributes:
+        seed: of every random choice.
+        reconstruction: of calibrators that learn.
+        max_memory: bytes of cached activations in memory; what exceeds them goes to disk.
+        checkpoint: folder for finished blocks, from which a killed run resumes; None keeps none.
+    """
+
+    seed: int = 0
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
+    max_memory: int = 2 * GIBIBYTE
+    checkpoint: Path | None = None
