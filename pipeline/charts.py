@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple, TypeGuard
 
-from pipeline.report_schema import LayerSnr
+from pipeline.axes import log_axis
+from pipeline.report_schema import BlockLoss, LayerSnr
 
 _SNR_STEP = 10.0  # dB between grid lines
 _MAX_GRID_LINES = 7
@@ -62,6 +64,32 @@ class Strip(NamedTuple):
     """SNR of every layer in graph order."""
 
     columns: list[Column]
+    grid: list[GridLine]
+
+
+class Fall(NamedTuple):
+    """From one block's loss before to that after; all but `kind` and `block` in percent."""
+
+    x: float
+    width: float
+    before: float
+    after: float
+    kind: str
+    block: BlockLoss
+
+
+class StageMark(NamedTuple):
+    """Where the blocks of a stage begin, in percent from the left."""
+
+    x: float
+    stage: int
+
+
+class LossChart(NamedTuple):
+    """Losses of every block in order, on a logarithmic axis."""
+
+    falls: list[Fall]
+    stages: list[StageMark]
     grid: list[GridLine]
 
 
@@ -118,6 +146,40 @@ def snr_strip(layers: Sequence[LayerSnr], worst: Sequence[LayerSnr]) -> Strip | 
         if _is_number(layer.get("snr_db"))
     ]
     return Strip(columns, _grid(low, high))
+
+
+def loss_chart(blocks: Sequence[BlockLoss]) -> LossChart | None:
+    """Draw what each block lost before and after it was learned; None where nothing can be drawn.
+
+    On the logarithmic axis equal lengths are equal shares. A block whose losses are not both
+    positive leaves its place empty.
+    """
+    drawn = [(index, block) for index, block in enumerate(blocks) if _has_losses(block)]
+    if not drawn:
+        return None
+    axis = log_axis([loss for _, block in drawn for loss in _losses(block)])
+    slot = 100 / len(blocks)
+    falls = []
+    for index, block in drawn:
+        before, after = (100 - axis.place(loss) for loss in _losses(block))
+        kind = "worst" if after < before else "quantized"
+        place = (round(index * slot, 4), round(slot * _COLUMN_FILL, 4))
+        falls.append(Fall(*place, round(before, 3), round(after, 3), kind, block))
+    stages = [
+        StageMark(round(next(members)[0] * slot, 4), stage)
+        for stage, members in groupby(enumerate(blocks), key=lambda pair: pair[1]["stage"])
+    ]
+    return LossChart(
+        falls, stages, [GridLine(round(100 - axis.place(tick), 3), tick) for tick in axis.ticks]
+    )
+
+
+def _losses(block: BlockLoss) -> tuple[float, float]:
+    return block["before"] or 0.0, block["after"] or 0.0
+
+
+def _has_losses(block: BlockLoss) -> bool:
+    return all(is_finite(loss) and loss > 0 for loss in (block["before"], block["after"]))
 
 
 def _column(

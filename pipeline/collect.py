@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from calibrators.state import read_result
@@ -33,6 +34,7 @@ def collect_report(
         "accuracy_note": None if validation["accuracy"] else "no labelled images (--eval)",
         "numerics": validation["numerics"],
         "layers": validation["layers"],
+        "blocks": [asdict(block) for block in calibration.blocks],
         "latency_ms": validation["latency_ms"],
         "fusion": {key: fusion[key] for key in FUSION_KEYS},
         "size_bytes": {

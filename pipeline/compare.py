@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
 
 from rich.table import Table
 
 from calibrators.state import read_result
+from pipeline.number_format import MISSING
+from pipeline.report_schema import ComparisonRow
 from pipeline.run import Run, calibrate, export, validate
+from pipeline.summary import calibrator_name, worst_snr
 from pipeline.workspace import stage_records
 
 
-def compare_calibrators(run: Run) -> dict[str, Any]:
+def compare_calibrators(run: Run) -> ComparisonRow:
     """Calibrate, export and validate `run`; no engine is built, its graph has the same shape."""
     calibrate(run)
     export(run)
     validate(run)
     results = json.loads(run.workspace.validation.read_text())
-    records = stage_records(run.workspace)
+    record = stage_records(run.workspace)["calibrate"]
+    found = read_result(run.workspace.calibration)
     return {
         "calibrator": run.recipe.calibrator,
-        "method": read_result(run.workspace.calibration).method,
+        "method": found.method,
+        "num_samples": found.num_samples,
         "accuracy": results["accuracy"],
         "numerics": results["numerics"],
-        "seconds": records["calibrate"]["seconds"],
-        "peak_rss_mb": records["calibrate"]["peak_rss_mb"],
+        "seconds": record["seconds"],
+        "peak_rss_mb": record["peak_rss_mb"],
     }
 
 
-def comparison_table(rows: list[dict[str, Any]]) -> Table:
-    """Accuracy in percent, drop in points, SNR of the worst output, seconds of calibration."""
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
+    """Accuracy in percent, drop in points, SNR of the worst output, seconds and peak memory."""
     table = Table(box=None, pad_edge=False)
     table.add_column("calibrator")
-    for header in ("FP32", "INT8", "drop", "agreement", "SNR dB", "seconds"):
+    for header in ("FP32", "INT8", "drop", "agreement", "SNR dB", "seconds", "peak MB"):
         table.add_column(header, justify="right")
     for row in rows:
         accuracy = row["accuracy"] or {}
-        decibels = [entry["snr_db"] for entry in row["numerics"].values()]
-        known = [value for value in decibels if value is not None]
-        cells = [accuracy.get(key) for key in ("fp32", "quantized", "drop", "agreement")]
-        cells += [min(known, default=None), row["seconds"]]
-        name = row["calibrator"]
-        label = name if row["method"] == name else f"{name} ({row['method']})"
-        table.add_row(label, *["–" if cell is None else f"{cell:.2f}" for cell in cells])
+        cells = [accuracy.get("fp32"), accuracy.get("quantized"), accuracy.get("drop")]
+        cells += [accuracy.get("agreement"), worst_snr(row["numerics"]), row["seconds"]]
+        written = [MISSING if cell is None else f"{cell:.2f}" for cell in cells]
+        memory = row["peak_rss_mb"]
+        written.append(MISSING if memory is None else f"{memory:.0f}")
+        table.add_row(calibrator_name(row), *written)
     return table

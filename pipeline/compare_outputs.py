@@ -6,10 +6,12 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc, SnrCompareFunc
 from polygraphy.logger import G_LOGGER
 
@@ -49,44 +51,86 @@ def compare_outputs(reference: Any, test: Any, feeds: Feeds) -> dict[str, dict[s
 def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[str, Any]]:
     """SNR in dB of every weighted layer's output, in graph order: which layers lose most.
 
-    Layers are matched by node name, which export takes from the PyTorch layer. Graph optimizations
-    are off, so that every layer exists.
+    Layers are matched by node name, which export takes from the PyTorch layer, and compared before
+    their ReLU. Graph optimizations are off, so that every layer exists.
     """
-    reference, test = _layer_outputs(fp32_onnx), _layer_outputs(qdq_onnx)
+    reference, test = _read_layers(fp32_onnx), _read_layers(qdq_onnx)
     layers = [name for name in reference if name in test]
     noise = {name: SignalNoise() for name in layers}
     with tempfile.TemporaryDirectory() as folder:
         runners = [
-            OnnxRuntimeRunner(_mark_outputs(path, outputs, layers, Path(folder)), optimize=False)
-            for path, outputs in ((fp32_onnx, reference), (qdq_onnx, test))
+            OnnxRuntimeRunner(
+                _mark_outputs(path, [found[name].output for name in layers], Path(folder)),
+                optimize=False,
+            )
+            for path, found in ((fp32_onnx, reference), (qdq_onnx, test))
         ]
         with runners[0] as float_runner, runners[1] as quantized_runner:
             for feed in feeds:
                 expected, actual = float_runner.infer(feed), quantized_runner.infer(feed)
                 for name in layers:
+                    shift = np.float32(_shift(reference[name], test[name]))
                     noise[name].update(
-                        expected[reference[name].output[0]],
-                        actual[test[name].output[0]].astype("float32"),
+                        expected[reference[name].output],
+                        actual[test[name].output].astype(np.float32) + shift,
                     )
     return [
-        {"layer": name, "op": reference[name].op_type, "snr_db": _finite(noise[name].snr_db)}
+        {"layer": name, "op": reference[name].op, "snr_db": _finite(noise[name].snr_db)}
         for name in layers
     ]
 
 
-def _layer_outputs(path: Path) -> dict[str, onnx.NodeProto]:
+class _Layer(NamedTuple):
+    """A weighted layer, the tensor that it makes, and the operators that read it."""
+
+    op: str
+    output: str
+    readers: list[str]
+    scale: float
+    """Of the QuantizeLinear that alone reads the output; 0 where others do."""
+
+
+def _shift(reference: _Layer, test: _Layer) -> float:
+    """128 s, which a layer's output is too small by where INT8 saturation does its ReLU's work.
+
+    `pipeline.shift_biases` makes such layers. One is known by its ReLU: the float model has it, the
+    Q/DQ model quantizes the layer's output as it is.
+    """
+    return 128 * test.scale if reference.readers == ["Relu"] else 0.0
+
+
+def _read_layers(path: Path) -> dict[str, _Layer]:
     names = {layer.name for layer in read_weighted_layers(path)}
-    graph = onnx.load(path, load_external_data=False).graph
-    return {node.name: node for node in graph.node if node.name in names}
+    graph = onnx.load(path).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    readers = _readers(graph)
+    layers = {}
+    for node in graph.node:
+        if node.name not in names:
+            continue
+        found = readers.get(node.output[0], [])
+        kinds = [reader.op_type for reader in found]
+        scale = 0.0
+        if kinds == ["QuantizeLinear"]:
+            scale = float(numpy_helper.to_array(constants[found[0].input[1]]))
+        layers[node.name] = _Layer(node.op_type, node.output[0], kinds, scale)
+    return layers
 
 
-def _mark_outputs(
-    path: Path, nodes: Mapping[str, onnx.NodeProto], layers: Sequence[str], folder: Path
-) -> Path:
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Tensor -> nodes that read it, directly or through Casts."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in reversed(graph.node):  # what reads a Cast is known before the Cast
+        found = readers.get(node.output[0], []) if node.op_type == "Cast" else [node]
+        for name in node.input:
+            readers.setdefault(name, []).extend(found)
+    return readers
+
+
+def _mark_outputs(path: Path, tensors: Sequence[str], folder: Path) -> Path:
     model = onnx.load(path)
     present = {output.name for output in model.graph.output}
-    for name in layers:
-        value = nodes[name].output[0]
+    for value in dict.fromkeys(tensors):
         if value not in present:
             model.graph.output.append(onnx.ValueInfoProto(name=value))
     marked = folder / path.name

@@ -27,6 +27,11 @@ def number(value: float | None, digits: int = 1, unit: str = "", sign: bool = Fa
     return f"{text}{_SPACE}{unit}" if unit else text
 
 
+def significant(value: float | None, digits: int = 3) -> str:
+    """Write `value` with `digits` digits that count, such as "0.00243" or "1.2e-06"."""
+    return number(value) if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
 def percent(value: float | None) -> str:
     """Write a share of 0..100."""
     return number(value, 2, "%")

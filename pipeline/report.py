@@ -1,8 +1,4 @@
-"""The evidence as files: report.json for machines, and one self-contained HTML page for people.
-
-Names of models and layers come from users' files: every one is escaped, and the page forbids itself
-scripts and network access.
-"""
+"""The evidence for people: what report.json and fusion.json say, as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -11,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from engines.artifacts import replace_when_done
 from engines.kernels import Kernel
 from pipeline import number_format, summary
-from pipeline.charts import BarChart, bar_chart, is_finite, snr_strip, worst_layers
+from pipeline.charts import BarChart, bar_chart, is_finite, loss_chart, snr_strip, worst_layers
+from pipeline.report_page import write_page
 from pipeline.report_schema import LayerSnr, Picture, Report, TableKernel
 
 _WORST_LAYERS = 15
@@ -39,29 +33,14 @@ def write_html(
         pictures: Detections of both models on some images, or nothing.
         path: The file to write.
     """
-    page = _environment().get_template("report.html.j2")
-    text = page.render(_view(cast(Report, report), fusion_table, pictures))
-    with replace_when_done(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("pipeline", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("number", "percent", "decibel", "duration", "file_size"):
-        environment.filters[name] = getattr(number_format, name)
-    return environment
+    write_page("report.html.j2", _view(cast(Report, report), fusion_table, pictures), path)
 
 
 def _view(
     report: Report, fusion_table: Sequence[TableKernel], pictures: Sequence[Picture]
 ) -> dict[str, object]:
     """Compute everything the template shows; layout is the template's."""
+    blocks = report.get("blocks") or []
     layers = report.get("layers") or []
     worst = worst_layers(layers, _WORST_LAYERS)
     marked = worst[: max(1, len(layers) // 4)]
@@ -85,8 +64,11 @@ def _view(
         "worst": worst,
         "worst_widths": _worst_widths(layers, worst),
         "marked": len(marked),
+        "loss_chart": loss_chart(blocks),
+        "reconstruction_note": summary.reconstruction_note(blocks),
         "kernels": _kernels(report, fusion_table),
         "pictures": [_picture(picture) for picture in pictures],
+        "command": report.get("command"),
     }
 
 

@@ -41,6 +41,16 @@ class LayerSnr(TypedDict, total=False):
     snr_db: float | None
 
 
+class BlockLoss(TypedDict):
+    """One block that a calibrator learned: mean distance of its outputs from float, its seconds."""
+
+    name: str
+    stage: int
+    before: float | None
+    after: float | None
+    seconds: float | None
+
+
 class Percentiles(TypedDict, total=False):
     """Latency of one inference, in milliseconds."""
 
@@ -102,6 +112,18 @@ class Picture(TypedDict):
     quantized_png: bytes
 
 
+class ComparisonRow(TypedDict):
+    """One calibrator in compare-w8a8.json; `method` is what `auto` or a fallback chose."""
+
+    calibrator: str
+    method: str
+    num_samples: int
+    accuracy: Accuracy | None
+    numerics: dict[str, OutputNumerics]
+    seconds: float | None
+    peak_rss_mb: float | None
+
+
 class Report(TypedDict, total=False):
     """Content of report.json."""
 
@@ -117,6 +139,7 @@ class Report(TypedDict, total=False):
     accuracy_note: str | None
     numerics: dict[str, OutputNumerics] | None
     layers: list[LayerSnr] | None
+    blocks: list[BlockLoss] | None
     latency_ms: Latency | None
     fusion: Fusion | None
     size_bytes: dict[str, int | None] | None

@@ -6,6 +6,8 @@ The HTML page and the terminal table are both made from it, so that they never d
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Literal, NamedTuple
 
 from pipeline.number_format import (
@@ -18,7 +20,14 @@ from pipeline.number_format import (
     percent,
     ratio,
 )
-from pipeline.report_schema import Accuracy, Percentiles, Report
+from pipeline.report_schema import (
+    Accuracy,
+    BlockLoss,
+    ComparisonRow,
+    OutputNumerics,
+    Percentiles,
+    Report,
+)
 
 PERCENTILES: tuple[Literal["p50", "p90", "p99"], ...] = ("p50", "p90", "p99")
 FULL_BITS = 8
@@ -195,3 +204,38 @@ def total_time(report: Report) -> str:
     """Write the seconds of all stages together; "–" without stages."""
     seconds = [value for value in (report.get("seconds") or {}).values() if value is not None]
     return duration(sum(seconds)) if seconds else MISSING
+
+
+def reconstruction_note(blocks: Sequence[BlockLoss]) -> str:
+    """Say how much learning the blocks brought, and how long it took."""
+    changes = [value for block in blocks if (value := loss_change(block)) is not None]
+    seconds = [block["seconds"] for block in blocks if block["seconds"] is not None]
+    count = f"{number(len(blocks), 0)} {'block' if len(blocks) == 1 else 'blocks'}"
+    if not changes:
+        return f"{count} in {duration(sum(seconds))}"
+    return f"{count} in {duration(sum(seconds))}, median change {change(median(changes))}"
+
+
+def change(value: float | None) -> str:
+    """Write a change in percent."""
+    return number(value, 1, "%", sign=True)
+
+
+def loss_change(block: BlockLoss) -> float | None:
+    """Change of a block's loss in percent of what it was; None where that says nothing."""
+    before, after = block["before"], block["after"]
+    if before is None or after is None or not before > 0 or not math.isfinite(after / before):
+        return None
+    return 100 * (after / before - 1)
+
+
+def calibrator_name(row: ComparisonRow) -> str:
+    """Return what the user asked for, and behind it what it became where that is another."""
+    name, method = row["calibrator"], row["method"]
+    return name if method == name else f"{name} ({method})"
+
+
+def worst_snr(numerics: Mapping[str, OutputNumerics]) -> float | None:
+    """SNR in dB of the output that lost most; None where every output is exact."""
+    values = [output.get("snr_db") for output in numerics.values()]
+    return min((value for value in values if value is not None), default=None)

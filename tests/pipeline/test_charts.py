@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from pipeline.charts import bar_chart, snr_strip, worst_layers
-from pipeline.report_schema import LayerSnr
+from pipeline.charts import bar_chart, loss_chart, snr_strip, worst_layers
+from pipeline.report_schema import BlockLoss, LayerSnr
 
 
 def layers(*values: float | None) -> list[LayerSnr]:
@@ -58,3 +58,28 @@ def test_a_deep_range_keeps_few_grid_lines_and_zero_among_them() -> None:
     assert strip is not None
     assert len(strip.grid) <= 8
     assert 0 in [line.value for line in strip.grid]
+
+
+def blocks(*losses: tuple[int, float | None, float | None]) -> list[BlockLoss]:
+    return [
+        {"name": f"b{i}", "stage": stage, "before": before, "after": after, "seconds": 1.0}
+        for i, (stage, before, after) in enumerate(losses)
+    ]
+
+
+def test_losses_fall_on_a_logarithmic_axis() -> None:
+    chart = loss_chart(blocks((0, 1.0, 0.1), (0, 0.1, 0.01), (2, 0.1, 1.0)))
+    assert chart is not None
+    assert [(fall.before, fall.after) for fall in chart.falls] == [(0, 50), (50, 100), (50, 0)]
+    assert [fall.kind for fall in chart.falls] == ["quantized", "quantized", "worst"]
+    assert [(mark.x, mark.stage) for mark in chart.stages] == [(0, 0), (66.6667, 2)]
+    assert [line.value for line in chart.grid] == [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
+
+
+def test_a_block_without_a_positive_loss_leaves_its_place_empty() -> None:
+    unknown = ((0, None, 1.0), (0, 1.0, 0.0), (0, math.nan, 1.0), (0, math.inf, 1.0))
+    chart = loss_chart(blocks((0, 1.0, 0.5), *unknown))
+    assert chart is not None
+    assert [(fall.x, fall.width) for fall in chart.falls] == [(0, 16)]
+    assert loss_chart(blocks(*unknown)) is None
+    assert loss_chart([]) is None

@@ -6,8 +6,19 @@ import numpy as np
 import onnx
 import pytest
 
+from calibrators.baselines import MinMaxCalibrator, observe_activations, scale_weights
+from calibrators.biases import round_biases
+from calibrators.guard import use_all_codes
 from engines.runners import polygraphy_onnx_runner
+from models.spec import Preprocess
 from pipeline.compare_outputs import compare_layers, compare_outputs
+from pipeline.export import Precision, export_float, export_qdq
+from pipeline.model_card import ModelCard
+from pipeline.surgery import clean
+from tests.tiny_networks import SIZE, quantized, smooth_images, traced
+
+PREPROCESS = Preprocess((SIZE, SIZE), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+CARD = ModelCard("toy", "classification", PREPROCESS, 10, None, ("logits",))
 
 FEEDS = [
     {"images": np.random.default_rng(seed).standard_normal((2, 1, 2, 2)).astype(np.float32)}
@@ -87,3 +98,32 @@ def test_comparing_layers_leaves_the_files_as_they_were(tmp_path: Path) -> None:
     compare_layers(*paths, FEEDS)
     assert [path.read_bytes() for path in paths] == before
     assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def snr_of_layers(folder: Path, precision: Precision, *, wide: bool) -> dict[str, float]:
+    """Of a depthwise + pointwise network; `wide` gives a tensor behind a ReLU 256 codes, not 128."""
+    module, images = traced("reparameterized"), smooth_images(32, seed=1)
+    export_float(module, folder / "fp32.onnx", CARD)
+    model = quantized(module)
+    observers = observe_activations(model, [images])
+    if wide:
+        use_all_codes(model)
+    scale_weights(model)
+    MinMaxCalibrator().scale_activations(model, observers)
+    round_biases(model)
+    export_qdq(model, folder / "qdq.onnx", CARD, precision=precision)
+    clean(folder / "qdq.onnx", folder / "trt.onnx")
+    feeds = [{"images": images.numpy()}]
+    rows = compare_layers(folder / "fp32.onnx", folder / "trt.onnx", feeds)
+    return {row["layer"]: row["snr_db"] for row in rows}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_relu_that_int8_saturation_replaces_does_not_count_as_noise(
+    precision: Precision, tmp_path: Path
+) -> None:
+    plain, wide = (snr_of_layers(tmp_path, precision, wide=wide) for wide in (False, True))
+    assert len(plain) == 5
+    shifted, reader = "2.reparam_conv", "3.reparam_conv"
+    assert wide[shifted] == pytest.approx(plain[shifted], abs=0.1)
+    assert wide[reader] > plain[reader]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pipeline.number_format import duration, file_size, milliseconds, number, ratio
+from pipeline.number_format import duration, file_size, milliseconds, number, ratio, significant
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,12 @@ def test_ratios_say_in_which_direction() -> None:
     pairs = [(12.0, 6.0), (6.0, 12.0), (6.0, 6.001), (0.0, 1.0), (None, 1.0)]
     texts = [ratio(before, after, "faster", "slower") for before, after in pairs]
     assert texts == ["2.00× faster", "2.00× slower", "the same", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0024312, "0.00243"), (0.05, "0.05"), (200.0, "200"), (1.234e-7, "1.23e-07"), (None, "–"),
+     (math.nan, "–"), (math.inf, "∞")],
+)  # fmt: skip
+def test_losses_keep_the_digits_that_count(value: float | None, text: str) -> None:
+    assert significant(value) == text

@@ -86,6 +86,7 @@ def test_names_from_users_files_stay_text(tmp_path: Path) -> None:
     report["notes"], report["versions"] = [HOSTILE], {HOSTILE: HOSTILE}
     report["layers"] = [{"layer": HOSTILE, "op": HOSTILE, "snr_db": 3.0}]
     report["numerics"] = {HOSTILE: {"snr_db": 1.0, "cosine": 1.0}}
+    report["blocks"] = [{"name": HOSTILE, "stage": 0, "before": 2.0, "after": 1.0, "seconds": 1.0}]
     report["seconds"], report["size_bytes"] = {HOSTILE: 1.0}, {HOSTILE: 1}
     report["accuracy"]["metric"] = HOSTILE  # type: ignore[index, typeddict-item]
     report["accuracy"]["extra"] = {HOSTILE: {"fp32": 1.0, "quantized": 1.0}}  # type: ignore[index]
@@ -123,6 +124,27 @@ def test_the_lowest_layers_come_worst_first(tmp_path: Path) -> None:
     text = render(example(), tmp_path).text
     listed = re.findall(r"conv_\d+", text[text.index("Lowest 15") :])
     assert listed == [f"conv_{i}" for i in range(39, 24, -1)]
+
+
+def test_learned_blocks_are_shown_with_what_learning_brought(tmp_path: Path) -> None:
+    report = example()
+    report["blocks"] = [
+        {"name": "stem", "stage": 0, "before": 0.0024, "after": 0.0018, "seconds": 70.0},
+        {"name": "stages.0.0", "stage": 1, "before": 0.09, "after": 0.099, "seconds": 30.0},
+        {"name": "stages.0.1", "stage": 1, "before": 0.0, "after": 0.0, "seconds": 0.5},
+    ]
+    text = render(report, tmp_path).text.replace("\u00a0", " ")
+    assert "3 blocks in 1 min 40 s, median change −7.5 %" in text
+    assert "stem: 0.0024 → 0.0018, −25.0 %" in text
+    assert re.findall(r"stages\.0\.\d", text) == ["stages.0.0", "stages.0.0", "stages.0.1"]
+    assert "after, no closer" in text
+
+
+@pytest.mark.parametrize("blocks", [None, []])
+def test_without_learned_blocks_there_is_no_reconstruction(blocks: object, tmp_path: Path) -> None:
+    report = example()
+    report["blocks"] = blocks  # type: ignore[typeddict-item]
+    assert "Reconstruction" not in render(report, tmp_path).text
 
 
 def test_only_kernels_that_multiply_int8_are_marked(tmp_path: Path) -> None:

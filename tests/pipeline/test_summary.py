@@ -1,7 +1,17 @@
+import math
+
 import pytest
 
-from pipeline.report_schema import Report
-from pipeline.summary import latency_origin, precision_name, sample_note, verdict
+from pipeline.report_schema import BlockLoss, Report
+from pipeline.summary import (
+    latency_origin,
+    loss_change,
+    precision_name,
+    reconstruction_note,
+    sample_note,
+    verdict,
+    worst_snr,
+)
 
 
 def report(quantized: float, passed: bool | None = None) -> Report:
@@ -51,3 +61,25 @@ def test_few_images_are_named_with_their_grain() -> None:
     note = sample_note({"metric": "top1", "num_images": 250})
     assert note == "250 images: one image is 0.40 points"
     assert sample_note({"metric": "map_50_95", "num_images": 1}) == "1 image"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [(0.08, 0.06, -25), (1.0, 1.5, 50), (0.0, 0.0, None), (None, 1.0, None), (1.0, None, None),
+     (1.0, math.inf, None), (math.nan, 1.0, None)],
+)  # fmt: skip
+def test_the_change_of_a_loss_is_a_share_of_what_it_was(
+    before: float | None, after: float | None, change: float | None
+) -> None:
+    block = BlockLoss(name="b", stage=0, before=before, after=after, seconds=1.0)
+    assert loss_change(block) == (None if change is None else pytest.approx(change))
+
+
+def test_one_block_without_a_change_is_only_counted() -> None:
+    block = BlockLoss(name="b", stage=0, before=0.0, after=0.0, seconds=2.0)
+    assert reconstruction_note([block]).replace("\u00a0", " ") == "1 block in 2.0 s"
+
+
+def test_the_worst_output_is_the_one_of_lowest_snr() -> None:
+    assert worst_snr({"a": {"snr_db": 9.0}, "b": {"snr_db": -2.0}, "c": {"snr_db": None}}) == -2
+    assert worst_snr({"a": {"snr_db": None}}) is None
