@@ -60,6 +60,19 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click
         return numbers
 
 
+class KeyValues(click.ParamType):  # type: ignore[type-arg]
+    """`key=value` pairs between commas; the recipe knows which are legal."""
+
+    name = "key=value,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, str]:
+        """Parse, or fail as click does."""
+        pairs = [part.partition("=") for part in str(value).split(",")]
+        if not all(key and separator for key, separator, _ in pairs):
+            self.fail(f"{value!r} is not {self.name}", param, ctx)
+        return {key.strip(): text.strip() for key, _, text in pairs}
+
+
 # One row per field of `Recipe`: flag, type, help.
 RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("--weights", FILE, "checkpoint: safetensors or a state dict"),
@@ -68,6 +81,9 @@ RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("--calibrator", str, "how scales are chosen; see `reptrt calibrators`"),
     ("--weight-bits", click.IntRange(2, 8), "bits of the weights"),
     ("--activation-bits", click.IntRange(2, 8), "bits of the activations"),
+    ("--first-last-bits", click.IntRange(2, 8), "least bits of the first and last layers"),
+    ("--reconstruction", KeyValues(), "how blocks are learned, as iterations=100,loss=l2"),
+    ("--max-memory", str, "memory for cached activations, as 4GiB; the rest goes to TMPDIR"),
     ("--target", str, "where the engine will run; see `reptrt targets`"),
     ("--precision", click.Choice(["fp32", "fp16"]), "type of everything that is not INT8"),
     ("--num-samples", click.IntRange(1), "number of calibration images"),
@@ -155,13 +171,14 @@ def compare(
     model: str, workspace: Path, recipe_file: Path, calibrators: str, **options: Any
 ) -> None:
     """Take one model through several calibrators; one table."""
-    from calibrators.registry import create_calibrator
+    from calibrators.registry import require_calibrator
     from pipeline.compare import compare_calibrators, comparison_table
+    from pipeline.report_comparison import write_comparison
 
     recipe = load_recipe(model, options, recipe_file)
     names = [name.strip() for name in calibrators.split(",")]
     for name in names:
-        create_calibrator(name)  # a wrong name is said before the first one runs
+        require_calibrator(name)  # a wrong name is said before the first one runs
     recipes = [recipe.model_copy(update={"calibrator": name}) for name in names]
     rows = []
     for one in recipes:
@@ -169,8 +186,10 @@ def compare(
             rows.append(compare_calibrators(run))
     path = workspace / slug(model) / f"compare-w{recipe.weight_bits}a{recipe.activation_bits}.json"
     write_json({"model": model, "command": command_line(), "rows": rows}, path)
+    page = path.with_suffix(".html")
+    write_comparison(rows, recipe, command_line(), page)
     output.print(comparison_table(rows))
-    print_path(messages, path)
+    print_path(messages, page)
 
 
 @cli.command()
@@ -199,10 +218,12 @@ def models() -> None:
 @cli.command()
 def calibrators() -> None:
     """List the ways to choose scales."""
-    from calibrators.registry import list_calibrators
+    from calibrators.registry import AUTO, list_calibrators
 
+    known = list_calibrators().items()
     _list(("calibrator", "what it does"), [
-        (name, calibrator.summary) for name, calibrator in list_calibrators().items()
+        (AUTO, "repapq for re-parameterized networks, else best"),
+        *((name, calibrator.summary) for name, calibrator in known),
     ])  # fmt: skip
 
 
@@ -232,13 +253,13 @@ def doctor() -> None:
 @contextmanager
 def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
     """Workspace, log file and progress bars of one run; a wrong name leaves no folder behind."""
-    from calibrators.registry import create_calibrator
+    from calibrators.registry import require_calibrator
     from models.registry import find_model
     from pipeline.run import Run
 
     target = resolve_target(recipe.target)
     find_model(recipe.model)
-    create_calibrator(recipe.calibrator)
+    require_calibrator(recipe.calibrator)
     workspace = open_workspace(root, recipe, target.name)
     handler = logging.FileHandler(workspace.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from calibrators.placement import place_quantizers
+from calibrators.qprep import protect_reparameterization
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
 from engines.target import MissingComponentError
 from models.fuse import reparameterize
@@ -56,7 +57,9 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
             "--device cuda: PyTorch finds no CUDA GPU here; install its driver and a CUDA build of "
             "PyTorch, or calibrate with --device cpu"
         )
-    deploy_form = reparameterize(loaded.module).to(recipe.device)
+    deploy_form = reparameterize(loaded.module)
+    affines = protect_reparameterization(loaded.module, deploy_form)
+    deploy_form.to(recipe.device)
     image_size = loaded.preprocess.image_size
     graph_module = trace(deploy_form, image_size, batch_size=recipe.batch_size)
     float_graph = copy.deepcopy(graph_module)
@@ -66,6 +69,8 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
         placement,
         weight_bits=recipe.weight_bits,
         activation_bits=recipe.activation_bits,
+        first_last_bits=recipe.first_last_bits,
+        branch_affines={name: affine.to(recipe.device) for name, affine in affines.items()},
     )
     return Network(float_graph, quantized, describe(loaded, quantized, recipe))
 

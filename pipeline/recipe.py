@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from calibrators.settings import GIBIBYTE, Reconstruction
 
 RECIPES = Path(__file__).parent / "recipes"
 Bits = Annotated[int, Field(ge=2, le=8)]
 Triple = tuple[float, float, float]
+
+
+def _whole_size(value: object) -> object:
+    """Refuse what pydantic would read in part: it takes `1,5GB` for one byte."""
+    if isinstance(value, str) and not re.fullmatch(r"\d*\.?\d+\s*\w*", value.strip()):
+        raise PydanticCustomError("byte_size", "not a size")
+    return value
 
 
 class RecipeError(ValueError):
@@ -33,7 +43,12 @@ class Recipe(BaseModel):
         weight_bits: bits of the weights.
         activation_bits: bits of the activations.
         precision: type of everything that is not INT8.
-        num_samples: calibration images, taken evenly at random with `seed`.
+        first_last_bits: least bits of the first and the last layers and of what they read; None
+            treats them as all others.
+        reconstruction: of calibrators that learn; see `calibrators.settings`.
+        max_memory: most bytes of cached activations in memory; the rest goes to TMPDIR.
+        num_samples: calibration images, taken evenly at random with `seed`; None for as many as
+            the calibrator likes.
         seed: of every random choice.
         device: where PyTorch calibrates.
         target: key of a target, or `auto`.
@@ -56,7 +71,10 @@ class Recipe(BaseModel):
     weight_bits: Bits = 8
     activation_bits: Bits = 8
     precision: Literal["fp32", "fp16"] = "fp32"
-    num_samples: Annotated[int, Field(ge=1)] = 128
+    first_last_bits: Bits | None = 8
+    reconstruction: Reconstruction = Reconstruction()
+    max_memory: Annotated[ByteSize, BeforeValidator(_whole_size)] = ByteSize(2 * GIBIBYTE)
+    num_samples: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["cpu", "cuda"] = "cpu"
     target: str = "auto"
@@ -83,7 +101,12 @@ def load_recipe(model: str, options: dict[str, Any], file: Path | None = None) -
     shipped = RECIPES / f"{slug(model)}.yaml"
     source = file or (shipped if shipped.exists() else None)
     values = _read(source) if source else {}
-    values = {**values, "model": model, **{k: v for k, v in options.items() if v is not None}}
+    chosen = {name: value for name, value in options.items() if value is not None}
+    written = values.get("reconstruction", {})
+    if "reconstruction" in chosen:
+        merged = isinstance(written, dict) and {**written, **chosen["reconstruction"]}
+        chosen["reconstruction"] = merged or written
+    values = {**values, "model": model, **chosen}
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -117,9 +140,12 @@ def _explain(error: ValidationError, source: Path | None) -> str:
     key = ".".join(str(part) for part in first["loc"]) or "recipe"
     where = f"{source}: " if source else ""
     if first["type"] == "extra_forbidden":
-        close = get_close_matches(key, Recipe.model_fields, n=1)
-        hint = (
-            f"did you mean {close[0]!r}?" if close else f"legal: {', '.join(Recipe.model_fields)}"
-        )
+        is_nested = len(first["loc"]) > 1
+        legal = Reconstruction.model_fields if is_nested else Recipe.model_fields
+        close = get_close_matches(str(first["loc"][-1]), legal, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"legal: {', '.join(legal)}"
         return f"{where}unknown key {key!r}; {hint}"
+    if first["type"].startswith("byte_size"):
+        size = "is not a size; write 4GiB, 512MiB or a number of bytes"
+        return f"{where}{key}: {first['input']!r} {size}"
     return f"{where}{key}: {first['msg'].lower()} (got {first['input']!r})"

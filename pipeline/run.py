@@ -18,7 +18,8 @@ import torch
 
 from calibrators.base import Progress
 from calibrators.biases import round_biases
-from calibrators.registry import create_calibrator
+from calibrators.registry import choose_calibrator, create_calibrator
+from calibrators.settings import Settings
 from calibrators.state import dump_scales, load_calibration, readable_scales, save_calibration
 from engines.artifacts import file_sha256, replace_when_done, write_json
 from engines.builder import BuildOptions, build_engine
@@ -89,13 +90,17 @@ class Run:
         return prepare_network(self.loaded, self.recipe)
 
     @cached_property
+    def calibrator(self) -> str:
+        """How scales are chosen: what `auto` stands for, or what the recipe says."""
+        return choose_calibrator(self.recipe.calibrator, self.loaded.module)
+
+    @cached_property
     def images(self) -> ImageSet:
         """Calibration images."""
         recipe = self.recipe
         folder = recipe.data or calibration_scenes(recipe.model, self.scenes)
-        return open_images(
-            folder, self.loaded.preprocess, limit=recipe.num_samples, seed=recipe.seed
-        )
+        limit = recipe.num_samples or create_calibrator(self.calibrator).default_num_samples
+        return open_images(folder, self.loaded.preprocess, limit=limit, seed=recipe.seed)
 
     def stage(self, name: str, inputs: dict[str, Any], *artifacts: str) -> Stage:
         """Stage `name` that writes the workspace's `artifacts`."""
@@ -120,29 +125,37 @@ def calibrate(run: Run) -> None:
     chosen = recipe.model_dump(
         mode="json",
         include={
-            "calibrator", "weight_bits", "activation_bits", "seed", "device",
-            "batch_size", "keep_float",
+            "weight_bits", "activation_bits", "first_last_bits", "reconstruction", "seed",
+            "device", "batch_size", "keep_float",
         },
     )  # fmt: skip
     inputs = {
         **chosen,
+        "calibrator": run.calibrator,
         "code": code_sha256(loaded.module),
         "weights": loaded.weights_sha256,
         "preprocess": repr(loaded.preprocess),
         "images": run.images.fingerprint,
     }
 
+    stage = run.stage("calibrate", inputs, "calibration", "scales")
+
     def work() -> None:
         quantized = run.network.quantized
         batches = calibration_batches(run.images, recipe)
-        result = create_calibrator(recipe.calibrator).calibrate(quantized, batches, run.progress)
+        with stage.unfinished() as checkpoint:
+            settings = Settings(
+                recipe.seed, recipe.reconstruction, int(recipe.max_memory), checkpoint
+            )
+            calibrator = create_calibrator(run.calibrator, settings)
+            result = calibrator.calibrate(quantized, batches, run.progress)
         round_biases(quantized)
         with replace_when_done(workspace.calibration) as path:
             save_calibration(quantized, path, replace(result, num_samples=len(run.images)))
         with replace_when_done(workspace.scales) as path:
             path.write_text(dump_scales(readable_scales(quantized)))
 
-    run.stage("calibrate", inputs, "calibration", "scales").run(work)
+    stage.run(work)
 
 
 def export(run: Run) -> None:

@@ -7,12 +7,15 @@ say, and whose artifacts are still what it wrote, is skipped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,6 +101,17 @@ class Stage:
         for artifact in self.artifacts:
             write_json(self._record(artifact, seconds), _sidecar(artifact))
         logger.info("%s: finished in %.1f s", self.name, seconds)
+
+    @contextmanager
+    def unfinished(self) -> Iterator[Path]:
+        """Folder, perhaps of an earlier run that was stopped, for work on these very inputs.
+
+        It goes when the work is done, and with it those that other inputs left.
+        """
+        parent = self.artifacts[0].with_name(f"{self.name}.unfinished")
+        facts = json.dumps([dict(self.inputs), installed_versions()], sort_keys=True)
+        yield parent / hashlib.sha256(facts.encode()).hexdigest()[:16]
+        shutil.rmtree(parent, ignore_errors=True)
 
     def _record(self, artifact: Path, seconds: float) -> dict[str, Any]:
         return {

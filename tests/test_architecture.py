@@ -144,7 +144,7 @@ import importlib, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "timm", "models", "calibrators"):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm", "models"):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())

@@ -208,7 +208,7 @@ def test_an_unknown_model(tiny: TinyProject, tmp_path: Path, model: str, reason:
 @pytest.mark.parametrize(
     ("option", "name", "hint"),
     [("--calibrator", "minmaks", "did you mean 'minmax'?"),
-     ("--calibrator", "../../mae", "choose from minmax, percentile"),
+     ("--calibrator", "../../mae", "choose from auto, minmax, percentile"),
      ("--target", "jetson-orion", "did you mean 'jetson-orin'?")],
 )  # fmt: skip
 def test_an_unknown_calibrator_or_target(

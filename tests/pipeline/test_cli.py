@@ -151,7 +151,7 @@ def test_compare_checks_every_name_before_it_starts(tiny: TinyProject, tmp_path:
     outcome = reptrt("compare", *options, "--calibrators", "mse,mea")
     assert outcome.code == 2
     (line,) = outcome.complaints
-    assert line.startswith("reptrt: calibrator 'mea' is unknown: choose from minmax, ")
+    assert line.startswith("reptrt: calibrator 'mea' is unknown: choose from auto, minmax, ")
     assert not (tmp_path / "build").exists()
 
 
@@ -167,9 +167,29 @@ def test_an_image_size_is_one_number_or_two(tiny: TinyProject, tmp_path: Path, s
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--image-size", "32x32x3"), ("--image-size", "big"), ("--mean", "0.5,0.5"),
-     ("--std", "a"), ("--weight-bits", "1"), ("--seed", "-1"), ("--precision", "int8")],
+     ("--std", "a"), ("--weight-bits", "1"), ("--seed", "-1"), ("--precision", "int8"),
+     ("--first-last-bits", "9"), ("--reconstruction", "iterations"), ("--reconstruction", "=3"),
+     ("--reconstruction", "loss=l2,")],
 )  # fmt: skip
 def test_a_malformed_option_is_named(tiny: TinyProject, option: str, value: str) -> None:
     outcome = reptrt("calibrate", tiny.model, option, value)
     assert outcome.code == 2
     assert outcome.complaints[-1].startswith(f"Error: Invalid value for '{option}': ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [("--reconstruction", "iteration=3",
+      "unknown key 'reconstruction.iteration'; did you mean 'iterations'?"),
+     ("--reconstruction", "iterations=3, loss=l3", "reconstruction.loss: input should be "),
+     ("--reconstruction", "iterations=few", "reconstruction.iterations: input should be "),
+     ("--max-memory", "much", "max_memory: 'much' is not a size; write 4GiB, 512MiB or ")],
+)  # fmt: skip
+def test_what_only_the_recipe_can_judge_is_named_in_one_line(
+    tiny: TinyProject, tmp_path: Path, option: str, value: str, reason: str
+) -> None:
+    outcome = reptrt("calibrate", *tiny.options, option, value, "--workspace", tmp_path / "build")
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert line.startswith(f"reptrt: {reason}")
+    assert not (tmp_path / "build").exists()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from calibrators.settings import Reconstruction
 from pipeline.recipe import RECIPES, Recipe, RecipeError, load_recipe, slug
 from tests.command_line import reptrt
 
@@ -47,6 +48,58 @@ def test_the_demo_brings_its_own_recipe_and_a_users_file_replaces_it(tmp_path: P
     assert load_recipe("yolov6n_demo", {}, write(tmp_path, "seed: 1\n")).keep_float == ()
 
 
+def test_nested_choices_merge_key_by_key(tmp_path: Path) -> None:
+    file = write(tmp_path, "reconstruction: {iterations: 7, rounding: nearest, blocks: [a, b.*]}\n")
+    options = {"reconstruction": {"iterations": "3", "loss": "l2"}}
+    chosen = load_recipe("m:build", options, file).reconstruction
+    changed = Reconstruction(iterations=3, loss="l2", rounding="nearest", blocks=("a", "b.*"))
+    assert chosen == changed
+    assert load_recipe("m:build", options).reconstruction == Reconstruction(iterations=3, loss="l2")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GiB", 4 * 2**30), ("512 MiB", 2**29), ("1.5GB", 1_500_000_000), ("0", 0), ("4096", 4096)],
+)  # fmt: skip
+def test_memory_is_a_number_of_bytes_or_has_a_unit(tmp_path: Path, text: str, size: int) -> None:
+    assert load_recipe("m:build", {"max_memory": text}).max_memory == size
+    assert load_recipe("m:build", {}, write(tmp_path, f"max_memory: {text}\n")).max_memory == size
+
+
+@pytest.mark.parametrize("text", ["much", "4XB", "-1GiB", "-1", "1,5GB", "[1]"])
+def test_a_bad_size_says_how_to_write_one(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, f"max_memory: {text}\n")
+    message = error_of("m:build", {}, file)
+    assert message.startswith(f"{file}: max_memory: ")
+    assert "write 4GiB, 512MiB or a number of bytes" in message
+
+
+def test_the_number_of_images_is_the_calibrators_choice_unless_given() -> None:
+    assert load_recipe("m:build", {}).num_samples is None
+    assert load_recipe("m:build", {"num_samples": 3}).num_samples == 3
+
+
+def test_the_outer_layers_have_8_bits_unless_told_otherwise(tmp_path: Path) -> None:
+    file = write(tmp_path, "first_last_bits: null\n")
+    assert load_recipe("m:build", {}).first_last_bits == 8
+    assert load_recipe("m:build", {}, file).first_last_bits is None
+    assert load_recipe("m:build", {"first_last_bits": 4}, file).first_last_bits == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("iteration", "did you mean 'iterations'?"),
+     ("num_samples", f"legal: {', '.join(Reconstruction.model_fields)}")],
+)  # fmt: skip
+def test_an_unknown_nested_key_is_named_with_the_nearest_legal_one(
+    tmp_path: Path, key: str, hint: str
+) -> None:
+    expected = f"unknown key 'reconstruction.{key}'; {hint}"
+    assert error_of("m:build", {"reconstruction": {key: "1"}}) == expected
+    file = write(tmp_path, f"reconstruction: {{{key}: 1}}\n")
+    assert error_of("m:build", {}, file) == f"{file}: {expected}"
+
+
 def test_every_shipped_recipe_is_legal() -> None:
     files = sorted(RECIPES.glob("*.yaml"))
     assert files
@@ -78,7 +131,9 @@ def test_an_unknown_key_is_named_with_the_nearest_legal_one(
     "line",
     ["weight_bits: 1", "activation_bits: 9", "num_samples: 0", "seed: -1", "precision: int8",
      "device: tpu", "batch_size: 0", "max_batch: 0", "mean: [0.5, 0.5]", "image_size: 32",
-     "max_drop: much", "weight_bits: [8]", "keep_float: 3"],
+     "max_drop: much", "weight_bits: [8]", "keep_float: 3", "first_last_bits: 1",
+     "reconstruction: 3", "reconstruction: {loss: l3}", "reconstruction: {iterations: -1}",
+     "reconstruction: {float_inputs: 1.5}", "reconstruction: {blocks: stem}"],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named_with_its_file(tmp_path: Path, line: str) -> None:
     file = write(tmp_path, line)

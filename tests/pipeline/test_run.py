@@ -6,14 +6,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
+from calibrators import across_block
 from calibrators.quantizers import IntegerGrid
-from pipeline.report_schema import Report
+from calibrators.state import read_result
+from pipeline.report_schema import BlockLoss, Report
 from pipeline.workspace import ARTIFACTS
 from tests.command_line import Outcome, TinyProject, reptrt
 
+QUICK = ("--reconstruction", "iterations=2,batch_size=4")
+LEARN = ("--calibrator", "repapq", "--weight-bits", 4, "--activation-bits", 4, *QUICK)
+NO_STEPS = ("--reconstruction", "iterations=0")
 ROAD = ("calibrate", "export", "build", "validate", "report")
 
 
@@ -177,6 +183,131 @@ def test_a_network_whose_code_changed_is_calibrated_again(
 
 
 @pytest.mark.parametrize(
+    ("model", "chosen"), [("tiny_models:build", "best"), ("tiny_models:branches", "repapq")]
+)
+def test_auto_depends_on_the_network(
+    tiny: TinyProject, tmp_path: Path, model: str, chosen: str
+) -> None:
+    options = [model, *tiny.options[1:], "--calibrator", "auto", *QUICK, "--workspace", tmp_path]
+    assert reptrt("calibrate", *options).code == 0
+    files = tmp_path / model.replace(":", "-") / "auto-w8a8" / "tensorrt-rtx"
+    record = json.loads((files / "scales.json.json").read_text())
+    assert record["inputs"]["calibrator"] == chosen
+    result = read_result(files / "calibration.safetensors")
+    assert [block.name for block in result.blocks] == (
+        ["0.rbr_reparam", "1.rbr_reparam", "4"] if chosen == "repapq" else []
+    )
+
+
+@pytest.mark.parametrize(("calibrator", "expected"), [("minmax", 128), ("repapq", 256)])
+def test_a_calibrator_takes_as_many_images_as_it_likes_unless_told(
+    tiny: TinyProject, tmp_path: Path, calibrator: str, expected: int
+) -> None:
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "many.npy", random.standard_normal((300, 3, 32, 32)).astype(np.float32))
+    options = ["--data", tmp_path / "many.npy", "--calibrator", calibrator]
+    files = tiny.files_of(tmp_path, f"{calibrator}-w8a8")
+    for more, count in (([], expected), (["--num-samples", 20], 20)):
+        run(tiny, tmp_path, *options, *NO_STEPS, *more, command="calibrate")
+        assert read_result(files / "calibration.safetensors").num_samples == count
+
+
+def test_what_is_learned_from_is_an_input_of_the_calibration_and_memory_is_none(
+    tiny: TinyProject, workspace: Path
+) -> None:
+    files = tiny.files_of(workspace)
+    run(tiny, workspace, "--max-memory", "1MiB", command="calibrate")
+    assert stages_that_ran(files) == []
+    for more in (["--reconstruction", "iterations=3, loss=l2"], ["--first-last-bits", 2]):
+        run(tiny, workspace, *more, command="calibrate")
+        assert stages_that_ran(files) == ["calibrate"]
+        record = json.loads((files / "scales.json.json").read_text())
+        chosen = record["inputs"]["reconstruction"]
+        is_first = more[0] == "--reconstruction"
+        assert (chosen["iterations"], chosen["loss"]) == ((3, "l2") if is_first else (50, "l1"))
+
+
+def test_the_first_and_the_last_layer_keep_8_bits(tiny: TinyProject, tmp_path: Path) -> None:
+    run(tiny, tmp_path, "--weight-bits", 4, "--activation-bits", 6, command="calibrate")
+    scales = json.loads((tiny.files_of(tmp_path, "minmax-w4a6") / "scales.json").read_text())
+    weights = {name: entry["num_bits"] for name, entry in scales["weights"].items()}
+    assert weights == {"0": 8, "3": 4, "7": 8}
+    inputs = {entry["read_by"][0]: entry["num_bits"] for entry in scales["activations"].values()}
+    assert inputs == {"0": 8, "3": 6, "7": 8}
+
+
+@pytest.fixture(scope="module")
+def learned(tiny: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Workspace of a run that learned, uninterrupted."""
+    workspace = tmp_path_factory.mktemp("learned") / "build"
+    run(tiny, workspace, *LEARN)
+    return workspace
+
+
+def test_the_report_shows_how_each_block_was_learned(tiny: TinyProject, learned: Path) -> None:
+    files = tiny.files_of(learned, "repapq-w4a4")
+    report = json.loads((files / "report.json").read_text(), parse_constant=pytest.fail)
+    blocks = report["blocks"]
+    assert [block["name"] for block in blocks] == ["0", "3", "7"]
+    assert all(block.keys() == BlockLoss.__annotations__.keys() for block in blocks)
+    assert all(0 < block["after"] <= 2 * block["before"] for block in blocks)
+    assert any(block["after"] < block["before"] for block in blocks)
+    assert report["calibrator"] == "repapq"
+    assert any("repapq" in note for note in report["notes"])
+    assert report["numerics"]["logits"]["snr_db"] > 25.0
+    assert not (files / "calibrate.unfinished").exists()
+
+
+def test_without_learning_the_report_has_no_blocks(tiny: TinyProject, finished: Path) -> None:
+    report = json.loads((tiny.files_of(finished) / "report.json").read_text())
+    assert report["blocks"] == []
+
+
+@pytest.mark.parametrize(
+    ("more", "num_learned"),
+    [([], 1), (["--max-memory", 0], 1), (["--seed", 1], 3)],
+    ids=["same", "less memory", "another seed"],
+)
+def test_a_killed_calibration_goes_on_behind_its_last_block(
+    tiny: TinyProject,
+    learned: Path,
+    tmp_path: Path,
+    more: list[object],
+    num_learned: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files, saved = tiny.files_of(tmp_path, "repapq-w4a4"), []
+    save_block = across_block.save_block
+
+    def save_and_kill(model: object, names: object, fit: object, path: Path) -> None:
+        saved.append(path)
+        save_block(model, names, fit, path)
+        if len(saved) == 2:
+            path.with_name("block-002.tmp").write_bytes(b"half a blo")
+            raise KeyboardInterrupt
+
+    options = [*tiny.options, *LEARN, "--workspace", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr(across_block, "save_block", save_and_kill)
+        assert reptrt("calibrate", *options).code == 130
+    assert not (files / "scales.json").exists()
+    assert saved[0].parent.parent == files / "calibrate.unfinished"
+    assert all(path.exists() for path in saved)
+    saved.clear()
+
+    def save_and_note(model: object, names: object, fit: object, path: Path) -> None:
+        saved.append(path)
+        save_block(model, names, fit, path)
+
+    monkeypatch.setattr(across_block, "save_block", save_and_note)
+    assert reptrt("calibrate", *options, *more).code == 0
+    assert len(saved) == num_learned
+    assert not (files / "calibrate.unfinished").exists()
+    expected = (tiny.files_of(learned, "repapq-w4a4") / "scales.json").read_bytes()
+    assert ((files / "scales.json").read_bytes() == expected) == (num_learned == 1)
+
+
+@pytest.mark.parametrize(
     ("command", "first"),
     [("export", "calibrate"), ("build", "export"), ("validate", "export"), ("report", "validate")],
 )
@@ -218,7 +349,7 @@ def test_half_precision_exports_again_and_keeps_the_calibration(
 
 
 def test_six_bits_stay_on_their_grid_inside_int8(tiny: TinyProject, tmp_path: Path) -> None:
-    run(tiny, tmp_path, "--weight-bits", 6, "--activation-bits", 6)
+    run(tiny, tmp_path, "--weight-bits", 6, "--activation-bits", 6, "--first-last-bits", 6)
     files = tiny.files_of(tmp_path, "minmax-w6a6")
     codes = [
         onnx.numpy_helper.to_array(tensor)

@@ -127,6 +127,56 @@ def test_a_stage_that_fails_keeps_whole_files_but_does_not_look_finished(work: W
     assert names == {"first.bin", "first.bin.json", "second.bin", "second.bin.json"}
 
 
+def unfinished(work: Work) -> Path:
+    return work.first.with_name("export.unfinished")
+
+
+def stop_in(stage: Stage) -> Path:
+    """Folder that `stage` leaves when it is stopped half-way."""
+    folders = []
+
+    def stop() -> None:
+        with stage.unfinished() as folder:
+            folder.mkdir(parents=True)
+            (folder / "half.bin").write_text("half")
+            folders.append(folder)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    return folders[0]
+
+
+def test_unfinished_work_is_kept_for_the_same_inputs_until_it_is_done(work: Work) -> None:
+    assert stop_in(work.stage).parent == unfinished(work)
+    with replace(work.stage, command="another").unfinished() as folder:
+        assert (folder / "half.bin").read_text() == "half"
+    assert not unfinished(work).exists()
+
+
+def test_work_on_other_inputs_does_not_see_it_and_throws_it_away(work: Work) -> None:
+    folder = stop_in(work.stage)
+    with replace(work.stage, inputs={"a": 2}).unfinished() as other:
+        assert other != folder
+        assert not other.exists()
+        assert folder.exists()
+    assert not unfinished(work).exists()
+
+
+def test_other_versions_do_not_see_it(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    with work.stage.unfinished() as first:
+        pass
+    monkeypatch.setattr("pipeline.workspace.installed_versions", lambda: {"torch": "0.1"})
+    with work.stage.unfinished() as second:
+        assert second != first
+
+
+def test_work_that_leaves_nothing_unfinished_makes_no_folder(work: Work) -> None:
+    with work.stage.unfinished():
+        pass
+    assert not unfinished(work).exists()
+
+
 def test_a_sidecar_says_where_its_artifact_is_from(work: Work) -> None:
     record = json.loads(sidecar(work.first).read_text())
     assert record["artifact"] == "first.bin"
