@@ -1,9 +1,8 @@
-"""One model through this project and through NVIDIA ModelOpt, on the same images: one table.
+"""One model through this project, ONNX Runtime and NVIDIA ModelOpt, on the same images: one table.
 
-Both start from the same float ONNX file and calibration images, and the same code measures what
+All start from the same float ONNX file and calibration images, and the same code measures what
 each writes: accuracy and agreement with FP32 in ONNX Runtime (graph optimizations off), kernels and
 INT8 coverage of the engine, and ONNX Runtime's latency (optimizations on, by turns with FP32).
-ModelOpt runs in an environment of its own, which the first run makes; nothing of it is imported.
 """
 
 from __future__ import annotations
@@ -12,49 +11,41 @@ import argparse
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import distribution, version
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+from command import run_command
+from quantize_with_modelopt import REQUIREMENTS, ensure_modelopt, quantize_with_modelopt
+from quantize_with_onnxruntime import CALIBRATION_METHODS, quantize_with_onnxruntime
 
 from calibrators.base import no_progress
 from engines.artifacts import replace_when_done
 from engines.benchmark import compare_latency
 from engines.builder import BuildOptions, build_engine
-from engines.detection import FloatArray
 from engines.device import cpu_name
 from engines.fusion import FusionReport, fusion_report, parse_kernels
 from engines.runners import OnnxRuntimeRunner
 from engines.target import Target, load_backend, resolve_target
 from models.graph import INPUT_NAME
-from pipeline.datasets import Batches, EvaluationSet, open_evaluation, open_images
+from pipeline.datasets import EvaluationSet, open_evaluation, open_images
 from pipeline.evaluate import evaluate
 from pipeline.model_card import ModelCard, read_card
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.workspace import Workspace, open_workspace
 
-REQUIREMENTS = Path(__file__).with_name("modelopt_requirements.txt")
-LEGAL_METHODS = "max, entropy, or either with its calibration batch: entropy@16"
+LEGAL_MODELOPT = "max, entropy, or either with its calibration batch: entropy@16"
 
 
-class CompareError(RuntimeError):
-    """An option is not legal, or ModelOpt or the pipeline stops."""
+class CompareError(ValueError):
+    """An option is not legal."""
 
     exit_code = 2
-
-
-class ModelOptInstallError(RuntimeError):
-    """ModelOpt's environment cannot be made."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True)
@@ -97,7 +88,7 @@ def main() -> int:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
             raise
-        print(f"compare_modelopt: {error}", file=sys.stderr)
+        print(f"compare_tools: {error}", file=sys.stderr)
         return code
     print(table, end="")
     if options.output is not None:
@@ -117,7 +108,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--modelopt",
         default="max,entropy,entropy@16",
-        help=f"ModelOpt's: {LEGAL_METHODS}; batch 1 is ModelOpt's own default",
+        help=f"ModelOpt's: {LEGAL_MODELOPT}; batch 1 is its default; '' for none",
+    )
+    parser.add_argument(
+        "--onnxruntime",
+        default="percentile",
+        help=f"ONNX Runtime's: {', '.join(CALIBRATION_METHODS)}; '' for none",
     )
     parser.add_argument("--modelopt-venv", type=Path, default=Path("build/modelopt-venv"))
     parser.add_argument("--num-samples", type=int, default=128, help="calibration images")
@@ -128,34 +124,42 @@ def parse_options() -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace) -> str:
-    """Quantize with both tools, measure every result, return the Markdown table."""
-    methods = [parse_method(name) for name in options.modelopt.split(",")]
+    """Quantize with every tool, measure every result, return the Markdown table."""
+    modelopt = [parse_modelopt(name) for name in names(options.modelopt)]
+    onnxruntime = [parse_onnxruntime(name) for name in names(options.onnxruntime)]
     target = resolve_target(options.target)
     chosen = {name: getattr(options, name) for name in ("weights", "data", "num_samples")}
     recipes = [
         load_recipe(options.model, {**chosen, "calibrator": name})
-        for name in options.calibrators.split(",")
+        for name in names(options.calibrators)
     ]
     ours = [quantize_here(recipe, target, options.workspace) for recipe in recipes]
+    recipe, fp32_onnx, folder = recipes[0], ours[0].fp32_onnx, ours[0].folder.parents[1]
+    card = read_card(fp32_onnx)
+    images = open_images(options.data, card.preprocess, limit=recipe.num_samples, seed=recipe.seed)
     candidates = [
         Candidate("reptrt", recipe.calibrator, workspace.trt_onnx)
         for recipe, workspace in zip(recipes, ours, strict=True)
     ]
-    recipe, fp32_onnx = recipes[0], ours[0].fp32_onnx
-    card = read_card(fp32_onnx)
-    images = open_images(options.data, card.preprocess, limit=recipe.num_samples, seed=recipe.seed)
-    python = ensure_modelopt(options.modelopt_venv)
-    folder = ours[0].folder.parents[1] / "modelopt"
-    for method, batch in methods:
-        label = f"{method}, batch {batch}"
-        qdq_onnx = folder / f"{method}-batch{batch}.qdq.onnx"
-        quantize_with_modelopt(python, fp32_onnx, images.batches(batch), method, qdq_onnx)
-        candidates.append(Candidate("ModelOpt", label, qdq_onnx))
+    for name in onnxruntime:
+        qdq_onnx = folder / "onnxruntime" / f"{name}.qdq.onnx"
+        quantize_with_onnxruntime(fp32_onnx, images.batches(1), name, qdq_onnx)
+        candidates.append(Candidate("ONNX Runtime", name, qdq_onnx))
+    for name, batch in modelopt:
+        qdq_onnx = folder / "modelopt" / f"{name}-batch{batch}.qdq.onnx"
+        python = ensure_modelopt(options.modelopt_venv)
+        quantize_with_modelopt(python, fp32_onnx, images.batches(batch), name, qdq_onnx)
+        candidates.append(Candidate("ModelOpt", f"{name}, batch {batch}", qdq_onnx))
     evaluation = open_evaluation(
         options.eval, card.task, card.preprocess, card.num_classes, card.classes
     )
     bench = Bench(fp32_onnx, card, recipe, target, evaluation)
     return markdown(bench, [measure(bench, candidate) for candidate in candidates], len(images))
+
+
+def names(text: str) -> list[str]:
+    """Read names between commas; none of an empty text."""
+    return text.split(",") if text else []
 
 
 def quantize_here(recipe: Recipe, target: Target, root: Path) -> Workspace:
@@ -165,76 +169,23 @@ def quantize_here(recipe: Recipe, target: Target, root: Path) -> Workspace:
     arguments += ["--weights", str(recipe.weights)] if recipe.weights else []
     for stage in ("calibrate", "export"):
         stage_command = [sys.executable, "-m", "pipeline", stage, recipe.model]
-        _run([*stage_command, *arguments, "--workspace", str(root)])
+        run_command([*stage_command, *arguments, "--workspace", str(root)])
     return open_workspace(root, recipe, target.name)
 
 
-def parse_method(text: str) -> tuple[str, int]:
+def parse_modelopt(text: str) -> tuple[str, int]:
     """Read `entropy@16`: a calibration of ModelOpt and how many images it sees at once."""
     name, _, batch = text.partition("@")
     if name not in ("max", "entropy") or not (batch or "1").isdigit() or batch == "0":
-        raise CompareError(f"--modelopt {text!r}: choose {LEGAL_METHODS}")
+        raise CompareError(f"--modelopt {text!r}: choose {LEGAL_MODELOPT}")
     return name, int(batch or 1)
 
 
-def ensure_modelopt(venv: Path) -> Path:
-    """Make ModelOpt's environment, unless it is there as the requirements say; return its Python.
-
-    Raises:
-        ModelOptInstallError: pip stops; the message ends with its last line.
-    """
-    python, installed = venv.absolute() / "bin/python", venv / REQUIREMENTS.name
-    if installed.exists() and installed.read_text() == REQUIREMENTS.read_text():
-        return python
-    print(f"installing ModelOpt into {venv}", file=sys.stderr)
-    steps = (
-        [sys.executable, "-m", "venv", str(venv)],
-        [str(python), "-m", "pip", "install", "--no-deps", "-r", str(REQUIREMENTS)],
-    )
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise ModelOptInstallError(f"{shlex.join(step)} fails: {_last_line(done)}")
-    # at the end of the path: torch is found in this environment, everything else in that one
-    (packages,) = venv.glob("lib/python*/site-packages")
-    path_file = packages / "zz_torch_of_reptrt.pth"
-    path_file.write_text(f"{distribution('torch').locate_file('')}\n", encoding="utf-8")
-    shutil.copyfile(REQUIREMENTS, installed)
-    return python
-
-
-def quantize_with_modelopt(
-    python: Path, fp32_onnx: Path, batches: Batches[FloatArray], method: str, qdq_onnx: Path
-) -> None:
-    """Quantize `fp32_onnx` with ModelOpt on `batches` of calibration images."""
-    qdq_onnx.parent.mkdir(parents=True, exist_ok=True)
-    calibration = qdq_onnx.with_name("calibration.npy")
-    images = list(batches)
-    np.save(calibration, np.concatenate(images))
-    _run([
-        str(python), "-m", "modelopt.onnx.quantization",
-        "--onnx_path", str(fp32_onnx),
-        "--quantize_mode", "int8",
-        "--calibration_method", method,
-        "--calibration_data_path", str(calibration),
-        "--calibration_shapes", f"{INPUT_NAME}:{'x'.join(map(str, images[0].shape))}",
-        "--calibration_eps", "cpu",
-        "--high_precision_dtype", "fp32",
-        "--log_level", "ERROR",
-        "--output_path", str(qdq_onnx),
-    ])  # fmt: skip
-    calibration.unlink()
-
-
-def _run(command: list[str]) -> None:
-    print(f"+ {shlex.join(command)}", file=sys.stderr)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CompareError(f"{shlex.join(command[:4])} ... fails: {_last_line(done)}")
-
-
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    return ((done.stderr or done.stdout).strip().splitlines() or ["no message"])[-1]
+def parse_onnxruntime(name: str) -> str:
+    """Check the name of a calibration of ONNX Runtime."""
+    if name not in CALIBRATION_METHODS:
+        raise CompareError(f"--onnxruntime {name!r}: choose {', '.join(CALIBRATION_METHODS)}")
+    return name
 
 
 def measure(bench: Bench, candidate: Candidate) -> Measurement:
@@ -270,7 +221,7 @@ def markdown(bench: Bench, measurements: Sequence[Measurement], num_images: int)
         "|---|---|---|---|---|---|---|---|---|",
         *(_row(measurement) for measurement in measurements),
         "",
-        f"Command: `{shlex.join(['python', 'benchmarks/compare_modelopt.py', *sys.argv[1:]])}`",
+        f"Command: `{shlex.join(['python', 'benchmarks/compare_tools.py', *sys.argv[1:]])}`",
         f"Date: {date.today().isoformat()}",
         f"Machine: {cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"onnxruntime {version('onnxruntime')}, engine for {bench.target.name}; "
