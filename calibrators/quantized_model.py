@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from calibrators.placement import SELECTING, Placement, QuantizationPoint
+from calibrators.placement import (
+    SELECTING,
+    TRANSPOSED,
+    WEIGHTED,
+    Placement,
+    QuantizationPoint,
+)
 from calibrators.qprep import ChannelAffine
 from calibrators.quantizers import IntegerGrid, TensorQuantizer
 from models.graph import get_tensor
@@ -94,7 +100,7 @@ def insert_quantizers(
         weight_bits: of the weights.
         activation_bits: of the activations.
         first_last_bits: least bits, of weights and inputs, of the layers that read the images and
-            of those behind which no other quantized layer comes; None for no exception.
+            of those behind which no other comes, quantized or float; None for no exception.
         branch_affines: see `QuantizedModel`.
     """
     nodes = {node.name: node for node in graph_module.graph.nodes}
@@ -123,16 +129,15 @@ def insert_quantizers(
 
 
 def _first_and_last(graph: fx.Graph, placement: Placement) -> set[str]:
-    """Node names of the layers that read the images, and of those that no other layer follows."""
+    """Quantized layers that read the images through no other layer, or that no other follows."""
+    layers = {node for node in graph.nodes if node.target in (*WEIGHTED, *TRANSPOSED)}
     before: set[fx.Node] = set()  # nodes in front of which no layer lies
     for node in graph.nodes:
-        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
-        behind = any(s.name in placement.layers or s not in before for s in sources)
-        if not behind:
+        if all(source in before and source not in layers for source in node.all_input_nodes):
             before.add(node)
     after: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if not any(u.name in placement.layers or u not in after for u in node.users):
+        if all(user in after and user not in layers for user in node.users):
             after.add(node)
     return {node.name for node in before | after if node.name in placement.layers}
 
