@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from engines.kernels import Kernel, LayerListError, parse_kernels
-from engines.qdq_graph import WeightedLayer, read_weighted_layers
+from engines.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
 
 __all__ = [
     "FloatIsland",
@@ -44,11 +44,16 @@ class KernelEntry(TypedDict):
 
 
 class FusionReport(TypedDict):
-    """Content of fusion.json; `int8_coverage` is in percent of `quantizable_layers`."""
+    """Content of fusion.json; `int8_coverage` is in percent of `quantizable_layers`.
+
+    `fused_attention` of the `attention_blocks` are one kernel each: both products and the softmax.
+    """
 
     int8_layers: int
     quantizable_layers: int
     int8_coverage: float
+    attention_blocks: int
+    fused_attention: int
     kernels: int
     float_islands: list[FloatIsland]
     fused_kernels: list[KernelEntry]
@@ -60,14 +65,29 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
     quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
     islands = [island for layer in layers for island in _float_island(layer, kernels)]
     int8_layers = len(quantizable) - sum(island["op"] != "ConvTranspose" for island in islands)
+    attentions = read_attentions(onnx_path)
     return FusionReport(
         int8_layers=int8_layers,
         quantizable_layers=len(quantizable),
         int8_coverage=round(100 * int8_layers / len(quantizable), 2) if quantizable else 0.0,
+        attention_blocks=len(attentions),
+        fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
         kernels=len(kernels),
         float_islands=islands,
         fused_kernels=[_entry(kernel) for kernel in kernels],
     )
+
+
+def _is_fused(
+    attention: frozenset[str], layers: Sequence[WeightedLayer], kernels: Sequence[Kernel]
+) -> bool:
+    """Whether one kernel computes all of `attention`, and no layer around it.
+
+    A region that TensorRT leaves to its own compiler names layers too: it is not one kernel.
+    """
+    weighted = {layer.name for layer in layers}
+    named = (set(kernel.onnx_layers) for kernel in kernels)
+    return any(attention <= nodes and nodes.isdisjoint(weighted) for nodes in named)
 
 
 def _float_island(layer: WeightedLayer, kernels: Sequence[Kernel]) -> list[FloatIsland]:

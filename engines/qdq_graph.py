@@ -17,6 +17,12 @@ _TRANSPARENT = frozenset(
         *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
     )
 )
+_INSIDE_ATTENTION = frozenset(
+    (
+        *("Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul"),
+        *("QuantizeLinear", "Reshape"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,12 @@ def read_weighted_layers(onnx_path: Path) -> tuple[WeightedLayer, ...]:
     return tuple(_Walk(graph).weighted_layers())
 
 
+def read_attentions(onnx_path: Path) -> tuple[frozenset[str], ...]:
+    """Return each attention as the names of its product Q Kᵀ, its Softmax and its product with V."""
+    graph = onnx.load(str(onnx_path), load_external_data=False).graph
+    return tuple(_Walk(graph).attentions())
+
+
 class _Walk:
     """Producers and constants of one graph; nodes are in topological order, as ONNX demands."""
 
@@ -66,12 +78,31 @@ class _Walk:
                 continue
             weight, activation = node.input[constant.index(True)], node.input[constant.index(False)]
             yield WeightedLayer(
-                name=node.name or f"node_of_{node.output[0]}",
+                name=_name(node),
                 op=node.op_type,
                 activation_quantized=self._dequantize(activation) is not None,
                 weight_quantized=self._dequantize(weight) is not None,
                 obstacle=self._obstacle(node, activation, weight),
             )
+
+    def attentions(self) -> Iterator[frozenset[str]]:
+        for node in self.graph.node:
+            if node.op_type != "MatMul" or not self.constants.isdisjoint(node.input):
+                continue
+            softmax = self._maker(node.input[0], "Softmax")
+            scores = None if softmax is None else self._maker(softmax.input[0], "MatMul")
+            if softmax is not None and scores is not None:
+                yield frozenset(map(_name, (scores, softmax, node)))
+
+    def _maker(self, tensor: str, op: str) -> onnx.NodeProto | None:
+        """Return the node `op` whose result reaches `tensor` scaled, biased or masked, or None."""
+        node = self.producer.get(tensor)
+        while node is not None and node.op_type != op:
+            if node.op_type not in _INSIDE_ATTENTION:
+                return None
+            computed = (name for name in node.input if name not in self.constants)
+            node = self.producer.get(next(computed, ""))
+        return node
 
     def _dequantize(self, tensor: str) -> onnx.NodeProto | None:
         """Return a DequantizeLinear that reaches `tensor` on every path, or None."""
@@ -115,6 +146,11 @@ class _Walk:
         if node.op_type == "Concat":
             return set().union(*(self._activation_scales(name) for name in node.input))
         return self._activation_scales(node.input[0]) if node.op_type in _TRANSPARENT else set()
+
+
+def _name(node: onnx.NodeProto) -> str:
+    """Return the name that TensorRT reports."""
+    return node.name or f"node_of_{node.output[0]}"
 
 
 def _axis(dequantize: onnx.NodeProto) -> int:

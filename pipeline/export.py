@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import onnx
 import torch
+from onnxscript import ir
 from onnxscript import opset18 as op
 from torch import fx
 
@@ -87,13 +88,16 @@ def _export(module: fx.GraphModule, path: Path, card: ModelCard, batch_size: int
                 dynamic_shapes=shapes,
                 custom_translation_table=_TRANSLATIONS,  # type: ignore[arg-type]  # its own example
                 verbose=False,
+                optimize=False,
             )
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise ExportError(f"{path.name}: cannot be written as ONNX: {reason}") from error
-    assert program is not None
+        assert program is not None
+        _name_layers(program.model.graph)
+        program.optimize()  # this folds transposed weights into nameless constants,
+        _name_layers(program.model.graph)  # and makes new nodes
     proto = program.model_proto
-    _name_layers(proto.graph)
     write_card(card, proto)
     with replace_when_done(path) as temporary:
         onnx.save(proto, temporary)
@@ -115,23 +119,23 @@ class _quiet:  # noqa: N801  # reads as a statement
             logger.setLevel(level)
 
 
-def _name_layers(graph: onnx.GraphProto) -> None:
-    """Name each weighted node after its layer, following DQ, Cast and Transpose to the weight."""
-    producers = {output: node for node in graph.node for output in node.output}
-    constants = {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            continue
-        name = node.input[1]
-        while name in producers and producers[name].op_type in (
-            "DequantizeLinear",
-            "Cast",
-            "Transpose",
-        ):
-            name = producers[name].input[0]
-        suffix = next((s for s in WEIGHT_SUFFIXES if name.endswith(s)), None)
-        if name in constants and suffix is not None:
-            node.name = name.removesuffix(suffix)
+def _name_layers(graph: ir.Graph) -> None:
+    """Name each weighted node after its layer."""
+    for node in graph:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            node.name = _layer_of(node.inputs[1]) or node.name
+
+
+def _layer_of(weight: ir.Value | None) -> str | None:
+    """Follow DQ, Cast and Transpose to the parameter that `weight` is made of."""
+    while weight is not None and not weight.is_initializer():
+        source = weight.producer()
+        if source is None or source.op_type not in ("DequantizeLinear", "Cast", "Transpose"):
+            return None
+        weight = source.inputs[0]
+    name = str(weight.name) if weight is not None else ""
+    suffix = next((s for s in WEIGHT_SUFFIXES if name.endswith(s)), None)
+    return None if suffix is None else name.removesuffix(suffix)
 
 
 def _to_quantize_linear(x: Any, scale: Any, zero_point: Any) -> Any:  # onnxscript's tensors

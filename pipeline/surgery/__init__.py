@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.surgery.add_bias_behind_heads import AddBiasBehindHeads
 from pipeline.surgery.base import Pass, SurgeryError, run_passes
 from pipeline.surgery.clean_file import clean_file
 from pipeline.surgery.dequantize_bias import DequantizeBias
@@ -34,8 +35,9 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     RecentreWeights(),
     RecentreActivations(),
     DropOutputQdq(),  # leaves casts back to back, which the next pass drops
-    DropNoOps(),  # before the two that match chains of nodes
+    DropNoOps(),  # before the three that match chains of nodes
     FusePadIntoConv(),
+    AddBiasBehindHeads(),
     TieConcatScales(),
     StripDeadNodes(),
 )

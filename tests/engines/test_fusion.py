@@ -210,3 +210,30 @@ def test_attention_products_are_not_quantizable_and_unnamed_nodes_are_found(
     product = graph.add("MatMul", [query, turned], "product")
     report = live_report(graph.save(tmp_path / "a.onnx", product, [1, 3, 16, 16]))
     assert (report["int8_layers"], report["quantizable_layers"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("quantized", "fused"), [(False, 1), (True, 0)])
+def test_attention_is_one_kernel_until_its_products_are_quantized(
+    live_report, qdq_graph, tmp_path, quantized, fused
+):
+    graph = qdq_graph(half=True)
+    shape = graph.constant("heads", np.array([0, 3, 64, 32]))
+    x = graph.qdq(graph.start())
+    query, key, value = (
+        graph.add(
+            "Reshape",
+            [graph.add("MatMul", [x, graph.weight(name, (32, 32), 1)], f"{name}_y"), shape],
+            f"{name}_heads",
+        )
+        for name in "qkv"
+    )
+    turned = graph.add("Transpose", [key], "turned", perm=[0, 1, 3, 2])
+    scores = graph.add("MatMul", [query, turned], "scores")
+    bias = graph.constant("bias", np.ones((3, 64, 64), np.float16))
+    likely = graph.add("Softmax", [graph.add("Add", [bias, scores], "biased")], "likely", axis=-1)
+    likely = graph.qdq(likely) if quantized else likely
+    value = graph.qdq(value) if quantized else value
+    y = graph.add("MatMul", [likely, value], "mixed")
+    report = live_report(graph.save(tmp_path / "attention.onnx", y, [1, 3, 64, 32]))
+    assert (report["attention_blocks"], report["fused_attention"]) == (1, fused)
+    assert report["int8_coverage"] == 100
