@@ -8,14 +8,16 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
    concat ever requantizes;
 3. a residual add reads the skip connection through the quantizer that a convolution already put
    there, so the skip travels as INT8;
-4. everything else stays float: normalisation, softmax, attention products, activations,
-   transposed convolutions, squeeze-and-excitation layers on 1x1 maps (one GEMV: INT8 cannot pay),
-   and layers that the recipe names.
+4. on request (`softmax`), both products of every attention read quantized operands: query, key,
+   probabilities and value, each with a scale of its own, whatever layers the recipe names;
+5. everything else stays float: normalisation, softmax, activations, transposed convolutions,
+   squeeze-and-excitation layers on 1x1 maps (one GEMV: INT8 cannot pay), and layers that the recipe
+   names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import getitem
@@ -23,6 +25,7 @@ from operator import getitem
 import torch
 from torch import fx
 
+from calibrators.attention import AttentionSite, Softmax, find_attention, operands
 from models.graph import layer_name
 
 aten = torch.ops.aten
@@ -89,19 +92,26 @@ class Placement:
         points: activation quantizers in graph order.
         layers: node name -> layer name of every quantized convolution and linear.
         float_layers: layer name -> reason, for weighted layers that stay float.
+        attention: every attention that is quantized; none where `softmax` is "float".
+        softmax: grid of their probabilities.
     """
 
     points: tuple[QuantizationPoint, ...]
     layers: dict[str, str]
     float_layers: dict[str, str]
+    attention: tuple[AttentionSite, ...] = ()
+    softmax: Softmax = "float"
 
 
-def place_quantizers(graph: fx.Graph, keep_float: Sequence[str] = ()) -> Placement:
+def place_quantizers(
+    graph: fx.Graph, keep_float: Sequence[str] = (), *, softmax: Softmax = "float"
+) -> Placement:
     """Decide which edges of `graph` are quantized.
 
     Args:
         graph: functional ATen graph with BatchNorm folded (`models.graph.trace`).
         keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
+        softmax: how to quantize attention; fused attention (`models.attention`) stays float.
     """
     layers, float_layers = _choose_layers(graph, keep_float)
     edges = _Edges()
@@ -109,7 +119,14 @@ def place_quantizers(graph: fx.Graph, keep_float: Sequence[str] = ()) -> Placeme
         if node.name in layers:
             edges.add(node.args[0], node)
     _reuse_for_residual_adds(graph, edges)
-    return Placement(tuple(edges.points(graph)), layers, float_layers)
+    attention = [] if softmax == "float" else find_attention(graph)
+    for product in (node for pair in attention for node in pair):
+        for operand in operands(product):
+            edges.read_quantized(operand, product)  # no layout operator ties query, key and value
+    points = tuple(edges.points(graph))
+    point_of = {edge: point.name for point in points for edge in point.edges}
+    sites = tuple(_site(*pair, point_of) for pair in attention)
+    return Placement(points, layers, float_layers, sites, softmax)
 
 
 def _choose_layers(
@@ -205,3 +222,11 @@ def _reuse_for_residual_adds(graph: fx.Graph, edges: _Edges) -> None:
                 skips = [source for source in skips if source.target not in WEIGHTED]
             for source in skips:
                 edges.read_quantized(source, node)
+
+
+def _site(
+    scores: fx.Node, product: fx.Node, point_of: Mapping[tuple[str, str], str]
+) -> AttentionSite:
+    edges = [(value.name, node.name) for node in (scores, product) for value in operands(node)]
+    query, key, probabilities, value = (point_of[edge] for edge in edges)
+    return AttentionSite(query, key, probabilities, value, scores.name, product.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,8 +17,10 @@ from calibrators.placement import (
     QuantizationPoint,
 )
 from calibrators.qprep import ChannelAffine
-from calibrators.quantizers import IntegerGrid, TensorQuantizer
-from models.graph import get_tensor
+from calibrators.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
+from models.graph import get_tensor, set_parameter
+
+aten = torch.ops.aten
 
 ACTIVATIONS = "activation_quantizers"
 WEIGHTS = "weight_quantizers"
@@ -94,6 +96,8 @@ def insert_quantizers(
 ) -> QuantizedModel:
     """Put a quantizer call on every edge of `placement`; changes `graph_module` in place.
 
+    A quantized linear without a bias gets one of zeros, where its name is free.
+
     Args:
         graph_module: traced float network.
         placement: where quantizers go.
@@ -105,6 +109,7 @@ def insert_quantizers(
     """
     nodes = {node.name: node for node in graph_module.graph.nodes}
     paths = {layer: str(nodes[name].args[1].target) for name, layer in placement.layers.items()}
+    _add_biases(graph_module, [nodes[name] for name in placement.layers])
     outer = _first_and_last(graph_module.graph, placement)
     least = first_last_bits or 0
 
@@ -142,6 +147,27 @@ def _first_and_last(graph: fx.Graph, placement: Placement) -> set[str]:
     return {node.name for node in before | after if node.name in placement.layers}
 
 
+def _add_biases(graph_module: fx.GraphModule, layers: Sequence[fx.Node]) -> None:
+    """Give every linear without a bias one of zeros: reparameterized scales need room for theirs."""
+    added: dict[str, fx.Node] = {}
+    for layer in layers:
+        has_bias = len(layer.args) > 2 and layer.args[2] is not None
+        if layer.target is not aten.linear.default or has_bias:
+            continue
+        weight = layer.args[1]
+        assert isinstance(weight, fx.Node)
+        path = str(weight.target).removesuffix("weight") + "bias"
+        if path not in added:
+            if path in graph_module.state_dict():
+                continue  # of another layer
+            tensor = get_tensor(graph_module, weight)
+            set_parameter(graph_module, path, tensor.new_zeros(tensor.shape[0]))
+            with graph_module.graph.inserting_before(layer):
+                added[path] = graph_module.graph.get_attr(path)
+            added[path].meta = {"val": weight.meta["val"][:, 0]}
+        layer.args = (*layer.args[:2], added[path])
+
+
 def _quantize_weights(
     graph_module: fx.GraphModule,
     placement: Placement,
@@ -172,8 +198,12 @@ def _quantize_activations(
     bits_of: Callable[[QuantizationPoint], int],
 ) -> dict[str, TensorQuantizer]:
     quantizers: dict[str, TensorQuantizer] = {}
+    probabilities = {site.probabilities for site in placement.attention}
     for point in placement.points:
-        quantizer = TensorQuantizer(IntegerGrid.for_activations(bits_of(point), signed=True))
+        if placement.softmax == "log2" and point.name in probabilities:
+            quantizer: TensorQuantizer = LogSqrt2Quantizer(IntegerGrid.unsigned(bits_of(point)))
+        else:
+            quantizer = TensorQuantizer(IntegerGrid.for_activations(bits_of(point), signed=True))
         quantizers[point.name] = quantizer
         target = _add_module(graph_module, ACTIVATIONS, point.name, quantizer)
         calls: dict[str, fx.Node] = {}

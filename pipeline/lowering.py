@@ -4,7 +4,7 @@ Each weight quantizer becomes an int8 tensor behind a DequantizeLinear; each act
 becomes QuantizeLinear → DequantizeLinear, with a Clip in front where the grid is narrower than
 INT8 (any grid of fewer than 8 bits is exact on the INT8 one), and with biases that move the codes
 0..255 onto it (`pipeline.shift_biases`). Two custom operators stand for the ONNX ones, so that the
-exporter cannot fold or decompose them.
+exporter cannot fold or decompose them. Probabilities on a logarithmic grid become float arithmetic.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from calibrators.quantized_model import QuantizedModel
-from calibrators.quantizers import TensorQuantizer
+from calibrators.quantizers import LogSqrt2Quantizer, TensorQuantizer
 from models.graph import get_tensor
 from pipeline.shift_biases import shift_biases
 
@@ -60,7 +60,9 @@ def lower(model: QuantizedModel, *, half: bool = False) -> fx.GraphModule:
             continue
         quantizer = lowered.get_submodule(str(node.target))
         assert isinstance(quantizer, TensorQuantizer)
-        if quantizer.axis is None:
+        if isinstance(quantizer, LogSqrt2Quantizer):
+            _lower_probabilities(lowered, node, quantizer, half)
+        elif quantizer.axis is None:
             _lower_activation(lowered, node, quantizer, half)
         else:
             _lower_weight(lowered, node, quantizer, model.graph_module, half)
@@ -95,10 +97,10 @@ def _lower_activation(
     x = call.args[0]
     assert isinstance(x, fx.Node)
     name = str(call.target).rpartition(".")[2]
-    grid, scale = quantizer.grid, quantizer.scale
+    scale = quantizer.scale
     with module.graph.inserting_before(call):
         x = _cast(module, x, torch.float32) if half else x
-        limits = (grid.quant_min - grid.offset, grid.quant_max - grid.offset)
+        limits = tuple(int(multiple) - quantizer.offset for multiple in quantizer.multiples)
         if limits != (-128, 127):
             bounds = [limit * float(scale) for limit in limits]
             x = module.graph.call_function(aten.clamp.default, (x, *bounds))
@@ -112,6 +114,32 @@ def _lower_activation(
         value = module.graph.call_function(
             torch.ops.reptrt.dequantize_linear.default, (codes, *arguments)
         )
+        value = _cast(module, value, torch.float16) if half else value
+    _replace(module, call, value)
+
+
+def _lower_probabilities(
+    module: fx.GraphModule, call: fx.Node, quantizer: LogSqrt2Quantizer, half: bool
+) -> None:
+    """Logarithm, rounding and power in FP32: no engine has this grid."""
+    x = call.args[0]
+    assert isinstance(x, fx.Node)
+    zero_code = quantizer.grid.quant_max + 1
+    least = 2.0 ** (-(zero_code + 1) / 2)  # over the scale; rounds to `zero_code`, as 0 does
+    add = module.graph.call_function
+    with module.graph.inserting_before(call):
+        name = str(call.target).rpartition(".")[2]
+        scale = _constant(module, f"{name}_scale", quantizer.scale)
+        x = _cast(module, x, torch.float32) if half else x
+        ratio = add(aten.clamp.default, (add(aten.div.Tensor, (x, scale)), least))
+        steps = add(
+            aten.round.default, (add(aten.mul.Tensor, (add(aten.log2.default, (ratio,)), -2.0)),)
+        )
+        codes = add(aten.clamp.default, (steps, quantizer.grid.quant_min, zero_code))
+        power = add(aten.exp2.default, (add(aten.mul.Tensor, (codes, -0.5)),))
+        value = add(aten.mul.Tensor, (power, scale))
+        is_zero = add(aten.eq.Scalar, (codes, zero_code))
+        value = add(aten.where.ScalarSelf, (is_zero, 0.0, value))
         value = _cast(module, value, torch.float16) if half else value
     _replace(module, call, value)
 

@@ -16,6 +16,7 @@ from calibrators.placement import place_quantizers
 from calibrators.qprep import protect_reparameterization
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
 from engines.target import MissingComponentError
+from models.attention import expand_attention
 from models.fuse import reparameterize
 from models.graph import trace
 from models.load import LoadedModel
@@ -36,7 +37,8 @@ class Network:
 
     Attributes:
         float_graph: the reference; calibration changes weights and biases of `quantized` only.
-        quantized: the same graph with quantizers.
+        quantized: the same graph with quantizers, and with attention in parts where those are
+            quantized.
         card: contract of both.
     """
 
@@ -63,7 +65,9 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
     image_size = loaded.preprocess.image_size
     graph_module = trace(deploy_form, image_size, batch_size=recipe.batch_size)
     float_graph = copy.deepcopy(graph_module)
-    placement = place_quantizers(graph_module.graph, recipe.keep_float)
+    if recipe.softmax != "float":
+        expand_attention(graph_module)
+    placement = place_quantizers(graph_module.graph, recipe.keep_float, softmax=recipe.softmax)
     quantized = insert_quantizers(
         graph_module,
         placement,

@@ -42,9 +42,12 @@ class Recipe(BaseModel):
         calibrator: key of a calibrator.
         weight_bits: bits of the weights.
         activation_bits: bits of the activations.
-        precision: type of everything that is not INT8.
+        precision: type of everything that is not INT8; None for FP16 in networks with attention, which
+            TensorRT fuses in FP16 only, and FP32 in others.
         first_last_bits: least bits of the first and the last layers and of what they read; None
             treats them as all others.
+        softmax: grid of attention's probabilities; its other operands get the activations' bits.
+            "float" leaves attention float.
         reconstruction: of calibrators that learn; see `calibrators.settings`.
         max_memory: most bytes of cached activations in memory; the rest goes to TMPDIR.
         num_samples: calibration images, taken evenly at random with `seed`; None for as many as
@@ -70,8 +73,9 @@ class Recipe(BaseModel):
     calibrator: str = "auto"
     weight_bits: Bits = 8
     activation_bits: Bits = 8
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16"] | None = None
     first_last_bits: Bits | None = 8
+    softmax: Literal["float", "uniform", "log2"] = "float"
     reconstruction: Reconstruction = Reconstruction()
     max_memory: Annotated[ByteSize, BeforeValidator(_whole_size)] = ByteSize(2 * GIBIBYTE)
     num_samples: Annotated[int, Field(ge=1)] | None = None

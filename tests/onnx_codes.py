@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from calibrators.quantized_model import ACTIVATIONS, QuantizedModel
+from calibrators.quantizers import LogSqrt2Quantizer
 
 Codes = dict[str, NDArray[np.int8]]
 FORCED = "_computed"
@@ -71,7 +72,7 @@ def torch_codes(
 ) -> tuple[Codes, list[NDArray[np.float32]]]:
     """Codes of every quantizer call under the names of `proto`, and the outputs.
 
-    A quantizer that is called on several tensors owns several QuantizeLinear nodes with one scale:
+    Those on a logarithmic grid are not among them: in ONNX they are no codes. A quantizer that is called on several tensors owns several QuantizeLinear nodes with one scale:
     both sides keep graph order.
     """
     recorded: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
@@ -82,7 +83,7 @@ def torch_codes(
             )
         )
         for path, quantizer in model.graph_module.named_modules()
-        if path.startswith(f"{ACTIVATIONS}.")
+        if path.startswith(f"{ACTIVATIONS}.") and not isinstance(quantizer, LogSqrt2Quantizer)
     ]
     outputs = [output.numpy() for output in model(images)]
     for hook in hooks:

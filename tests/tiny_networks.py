@@ -14,10 +14,12 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import fx, nn
 
+from calibrators.attention import Softmax
 from calibrators.baselines import MinMaxCalibrator
 from calibrators.biases import round_biases
 from calibrators.placement import place_quantizers
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
+from models.attention import expand_attention
 from models.fuse import reparameterize
 from models.graph import trace
 from models.yolov6_blocks import RepVggBlock, SimSppf, Upsample
@@ -156,17 +158,23 @@ def quantized(
     graph_module: fx.GraphModule,
     bits: tuple[int, int] = (8, 8),
     keep_float: Sequence[str] = (),
+    softmax: Softmax = "float",
 ) -> QuantizedModel:
     """Uncalibrated quantizers on a recorded network; `bits` of weights, of activations."""
-    placement = place_quantizers(graph_module.graph, keep_float)
+    if softmax != "float":
+        expand_attention(graph_module)
+    placement = place_quantizers(graph_module.graph, keep_float, softmax=softmax)
     return insert_quantizers(graph_module, placement, weight_bits=bits[0], activation_bits=bits[1])
 
 
 def calibrated(
-    name: str, bits: tuple[int, int] = (8, 8), batch_size: int | None = None
+    name: str,
+    bits: tuple[int, int] = (8, 8),
+    batch_size: int | None = None,
+    softmax: Softmax = "float",
 ) -> QuantizedModel:
     """Network `name` of `NETWORKS` with min-max scales and the biases that go with them."""
-    model = quantized(traced(name, batch_size), bits)
+    model = quantized(traced(name, batch_size), bits, softmax=softmax)
     MinMaxCalibrator().calibrate(model, [smooth_images(batch_size or 64, seed=1)])
     round_biases(model)
     return model

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from calibrators.attention import AttentionSite, Softmax
 from calibrators.placement import Placement, place_quantizers
+from models.attention import expand_attention
 from models.graph import trace
 from tests.tiny_networks import traced
 
@@ -264,3 +266,57 @@ def test_a_transformer_quantizes_its_linears_and_nothing_else(name: str) -> None
     }
     assert {"layer_norm", "gelu"} <= present & kept
     assert len(placement.points) == len(placement.layers)
+
+
+def attention_of(name: str, *keep_float: str, softmax: Softmax = "uniform") -> Placement:
+    graph_module = traced(name)
+    expand_attention(graph_module)
+    return place_quantizers(graph_module.graph, keep_float, softmax=softmax)
+
+
+def test_on_request_every_operand_of_an_attention_has_a_scale_of_its_own() -> None:
+    placement = attention_of("vit")
+    assert placement.attention == (
+        AttentionSite("getitem", "transpose_2", "softmax", "getitem_2", "matmul", "matmul_1"),
+    )
+    points = {point.name: point.edges for point in placement.points}
+    assert points["getitem"] == (("getitem", "matmul"),)
+    assert points["transpose_2"] == (("transpose_2", "matmul"),)
+    assert points["softmax"] == (("softmax", "matmul_1"),)
+    assert points["getitem_2"] == (("getitem_2", "matmul_1"),)
+
+
+def test_a_query_is_quantized_as_its_product_reads_it() -> None:
+    sites = attention_of("swin").attention
+    assert [site.query for site in sites] == ["mul_1", "mul_2"]  # scaled
+    assert [site.key for site in sites] == ["transpose", "transpose_2"]
+    assert [site.probabilities for site in sites] == ["softmax", "softmax_1"]
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_quantizing_attention_changes_no_other_quantizer(name: str) -> None:
+    plain, full = attention_of(name, softmax="float"), attention_of(name, softmax="log2")
+    assert plain.attention == ()
+    assert full.softmax == "log2"
+    assert set(plain.points) < set(full.points)
+    assert len(full.points) == len(plain.points) + 4 * len(full.attention)
+    assert (full.layers, full.float_layers) == (plain.layers, plain.float_layers)
+
+
+def test_an_attention_is_quantized_whatever_layers_stay_float() -> None:
+    placement = attention_of("vit", "*")
+    assert placement.layers == {}
+    assert len(placement.attention) == 1
+    assert len(placement.points) == 4
+
+
+def test_an_add_does_not_read_what_is_quantized_for_an_attention() -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = m.fc(x.flatten(2))
+        return (y @ y.transpose(1, 2)).softmax(-1) @ y + y
+
+    graph = trace(Network(forward, fc=nn.Linear(64, 8)).eval(), (8, 8)).graph
+    placement = place_quantizers(graph, softmax="uniform")
+    assert "add" not in {consumer for point in placement.points for _, consumer in point.edges}
+    (site,) = placement.attention
+    assert (site.query, site.value) == ("linear", "linear")  # one tensor, one scale

@@ -9,6 +9,8 @@ from calibrators.baselines import MinMaxCalibrator
 from calibrators.placement import place_quantizers
 from calibrators.qprep import ChannelAffine
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
+from calibrators.quantizers import LogSqrt2Quantizer, TensorQuantizer
+from models.attention import expand_attention
 from models.graph import trace
 from tests.tiny_networks import NETWORKS, calibrated, quantized, smooth_images, traced
 
@@ -250,3 +252,48 @@ def test_a_quantizer_is_found_by_its_call_and_by_its_path() -> None:
         assert {model.quantizer_at(call) is quantizer for call in calls_of(model, quantizer)} == {
             True
         }
+
+
+def test_attention_has_the_bits_of_the_others_and_its_probabilities_the_grid_asked_for() -> None:
+    for softmax, kind in (("uniform", TensorQuantizer), ("log2", LogSqrt2Quantizer)):
+        graph_module = traced("vit")
+        expand_attention(graph_module)
+        model = insert_quantizers(
+            graph_module,
+            place_quantizers(graph_module.graph, softmax=softmax),
+            activation_bits=4,
+            first_last_bits=8,
+        )
+        quantizers = model.activation_quantizers
+        (site,) = model.placement.attention
+        names = (site.query, site.key, site.probabilities, site.value)
+        assert {quantizers[name].grid.num_bits for name in names} == {4}
+        kinds = {name: type(quantizer) for name, quantizer in quantizers.items()}
+        assert kinds.pop(site.probabilities) is kind
+        assert set(kinds.values()) == {TensorQuantizer}
+    assert quantizers[site.probabilities].grid.quant_max == 15
+
+
+def test_a_quantized_linear_without_a_bias_gets_one_of_zeros() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1, bias=False)
+            self.twice = nn.Linear(8, 8, bias=False)
+            self.last = nn.Linear(8, 2)
+            self.odd_weight = nn.Parameter(torch.ones(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.linear(self.twice(self.twice(self.conv(x))), self.odd_weight)
+            return self.last(F.linear(y, self.last.weight).repeat(1, 1, 1, 4))
+
+    module, images = Shared().eval(), smooth_images(2, seed=0, size=8)
+    model = quantized(trace(module, (8, 8)))
+    state = model.graph_module.state_dict()
+    for name in ("twice.bias", "odd_bias"):
+        assert torch.equal(state[name], torch.zeros(8))
+        assert not model.graph_module.get_parameter(name).requires_grad
+    assert "conv.bias" not in state
+    assert torch.equal(state["last.bias"], module.last.bias)  # a name that is taken
+    with model.float_mode():
+        torch.testing.assert_close(model(images)[0], module(images))

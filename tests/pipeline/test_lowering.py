@@ -5,7 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from calibrators.attention import Softmax
 from calibrators.baselines import MinMaxCalibrator
+from calibrators.placement import Placement
+from calibrators.quantized_model import QuantizedModel
+from calibrators.quantizers import IntegerGrid, LogSqrt2Quantizer
 from models.graph import aten, trace
 from pipeline.lowering import dequantize_linear, lower, quantize_linear
 from tests.tiny_networks import NETWORKS, calibrated, quantized, smooth_images
@@ -43,6 +47,33 @@ def test_a_lowered_network_computes_what_the_fake_quantized_one_does(
         expected = model(images)
     for a, b in zip(run(lower(model), images), expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+@pytest.mark.parametrize("softmax", ["uniform", "log2"])
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
+def test_quantized_attention_is_lowered_to_what_it_computes(
+    name: str, softmax: Softmax, bits: tuple[int, int]
+) -> None:
+    model, images = calibrated(name, bits, softmax=softmax), smooth_images(4, seed=2)
+    with torch.no_grad():
+        assert torch.equal(run(lower(model), images)[0], model(images)[0])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_probabilities_on_a_logarithmic_grid_by_hand(half: bool) -> None:
+    quantizer = LogSqrt2Quantizer(IntegerGrid.unsigned(2))
+    quantizer.set_amax(torch.tensor(0.5))
+    graph = fx.Graph()
+    graph.output((graph.call_module("log", (graph.placeholder("x"),)),))
+    graph_module = fx.GraphModule({"log": quantizer}, graph)
+    model = QuantizedModel(graph_module, Placement((), {}, {}), {"log": quantizer}, {}, {})
+    x = torch.tensor([0.0, 1e-30, 0.11, 0.2, 0.24, 0.34, 0.45, 0.5, 0.9])
+    codes = torch.tensor([4, 4, 4, 3, 2, 1, 0, 0, 0])  # 4 stands for 0
+    assert torch.equal(quantizer.codes(x), codes.float())
+    expected = torch.where(codes == 4, 0.0, 0.5 * 2 ** (-codes / 2))
+    (actual,) = run(lower(model, half=half), x)
+    torch.testing.assert_close(actual, expected, rtol=1e-3 if half else 1e-6, atol=0)
 
 
 def test_lowering_leaves_the_model_unchanged() -> None:

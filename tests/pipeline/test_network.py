@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from calibrators.attention import Softmax
+from models.attention import FUSED
 from models.graph import TraceError
 from models.load import LoadedModel
 from models.spec import Preprocess, Task
@@ -92,3 +94,19 @@ def test_a_classifier_with_two_outputs_is_refused() -> None:
 def test_a_network_that_cannot_be_recorded_is_refused() -> None:
     with pytest.raises(TraceError):
         prepare_network(loaded(nn.Conv2d(4, 4, 1)), Recipe(model="m"))
+
+
+@pytest.mark.parametrize("softmax", ["float", "uniform", "log2"])
+def test_attention_is_quantized_as_the_recipe_says(softmax: Softmax) -> None:
+    model = loaded(NETWORKS["vit"]())
+    network = prepare_network(model, Recipe(model="m", softmax=softmax, activation_bits=6))
+    sites = network.quantized.placement.attention
+    assert len(sites) == (softmax != "float")
+    assert FUSED in [node.target for node in network.float_graph.graph.nodes]
+    images = smooth_images(3, seed=0)
+    with network.quantized.float_mode():
+        torch.testing.assert_close(network.quantized(images)[0], model.module(images))
+    for site in sites:
+        quantizers = network.quantized.activation_quantizers
+        names = (site.query, site.key, site.probabilities, site.value)
+        assert [quantizers[name].grid.num_bits for name in names] == [6, 6, 6, 6]

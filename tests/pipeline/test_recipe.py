@@ -86,6 +86,13 @@ def test_the_outer_layers_have_8_bits_unless_told_otherwise(tmp_path: Path) -> N
     assert load_recipe("m:build", {"first_last_bits": 4}, file).first_last_bits == 4
 
 
+def test_attention_stays_float_unless_told_otherwise(tmp_path: Path) -> None:
+    file = write(tmp_path, "softmax: uniform\n")
+    assert load_recipe("m:build", {}).softmax == "float"
+    assert load_recipe("m:build", {}, file).softmax == "uniform"
+    assert load_recipe("m:build", {"softmax": "log2"}, file).softmax == "log2"
+
+
 @pytest.mark.parametrize(
     ("key", "hint"),
     [("iteration", "did you mean 'iterations'?"),
@@ -132,6 +139,7 @@ def test_an_unknown_key_is_named_with_the_nearest_legal_one(
     ["weight_bits: 1", "activation_bits: 9", "num_samples: 0", "seed: -1", "precision: int8",
      "device: tpu", "batch_size: 0", "max_batch: 0", "mean: [0.5, 0.5]", "image_size: 32",
      "max_drop: much", "weight_bits: [8]", "keep_float: 3", "first_last_bits: 1",
+     "softmax: log10", "softmax: true",
      "reconstruction: 3", "reconstruction: {loss: l3}", "reconstruction: {iterations: -1}",
      "reconstruction: {float_inputs: 1.5}", "reconstruction: {blocks: stem}"],
 )  # fmt: skip
