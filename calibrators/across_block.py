@@ -36,7 +36,7 @@ from calibrators.base import (
     share_of,
 )
 from calibrators.blocks import Block, find_blocks, rest_of_stage
-from calibrators.guard import Guard
+from calibrators.guard import Guard, start_at_best_baseline
 from calibrators.objective import BlockDistances
 from calibrators.qprep import ChannelAffine
 from calibrators.quantized_model import QuantizedModel
@@ -65,6 +65,16 @@ class AcrossBlockCalibrator(Calibrator):
         """Settings of this method; RepAPQ's are the defaults."""
         return reconstruction
 
+    def find_blocks(self, model: QuantizedModel, chosen: Reconstruction) -> list[Block]:
+        """What is reconstructed together."""
+        return find_blocks(model, chosen.blocks, chosen.stages)
+
+    def start(
+        self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
+    ) -> Guard:
+        """Calibrate `model` without learning: where the learning starts, and what it must beat."""
+        return start_at_best_baseline(model, batches, chosen, progress)
+
     def calibrate(
         self,
         model: QuantizedModel,
@@ -78,9 +88,10 @@ class AcrossBlockCalibrator(Calibrator):
             CacheDiskError: activations exceed `settings.max_memory`, and the disk.
         """
         chosen = self.choose(self.settings.reconstruction)
-        blocks = find_blocks(model, chosen.blocks, chosen.stages)
+        blocks = self.find_blocks(model, chosen)
         model.graph_module.requires_grad_(False)
-        guard = Guard(model, batches, chosen, share_of(progress, self.name, 0.0, START_SHARE))
+        start = share_of(progress, self.name, 0.0, START_SHARE)
+        guard = self.start(model, batches, chosen, start)
         learning = share_of(progress, self.name, START_SHARE, 1.0)
         with ActivationCache(self.settings.max_memory) as cache:
             walk = Walk(model, blocks, batches, cache)

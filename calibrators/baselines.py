@@ -22,7 +22,7 @@ import torch
 from calibrators.base import Batches, CalibrationResult, Calibrator, Progress, no_progress
 from calibrators.observers import NUM_BINS, HistogramObserver, observing
 from calibrators.quantized_model import QuantizedModel
-from calibrators.quantizers import IntegerGrid
+from calibrators.quantizers import IntegerGrid, LogSqrt2Quantizer
 from calibrators.registry import register_calibrator
 
 PERCENTILE = 0.9999
@@ -50,7 +50,9 @@ class HistogramCalibrator(Calibrator):
     ) -> None:
         """Set every activation quantizer from what its observer saw."""
         for name, quantizer in model.activation_quantizers.items():
-            quantizer.set_amax(torch.tensor(self.choose_amax(observers[name], quantizer.grid)))
+            seen, is_log = observers[name], isinstance(quantizer, LogSqrt2Quantizer)
+            amax = seen.amax if is_log else self.choose_amax(seen, quantizer.grid)
+            quantizer.set_amax(torch.tensor(amax))
 
     @abstractmethod
     def choose_amax(self, histogram: HistogramObserver, grid: IntegerGrid) -> float:
@@ -102,8 +104,9 @@ def observe_activations(
             model(batch)
             progress("observe activations", done, len(batches))
     for name, quantizer in model.activation_quantizers.items():
-        signed = observers[name].minimum < 0
-        quantizer.grid = IntegerGrid.for_activations(quantizer.grid.num_bits, signed=signed)
+        if not isinstance(quantizer, LogSqrt2Quantizer):
+            signed = observers[name].minimum < 0
+            quantizer.grid = IntegerGrid.for_activations(quantizer.grid.num_bits, signed=signed)
     return observers
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from calibrators.half_range import real_offset
+from calibrators.half_range import producer_offset
 from calibrators.placement import SELECTING
 from calibrators.quantized_model import QuantizedModel
 from calibrators.quantizers import TensorQuantizer
@@ -37,7 +37,7 @@ def round_biases(model: QuantizedModel) -> None:
 def _output_offset(model: QuantizedModel, layer: fx.Node) -> float:
     """What export takes off the bias of `layer`, for the quantizer behind its ReLU."""
     calls = [call for relu in layer.users for call in relu.users]
-    return max((real_offset(model.graph_module, call) for call in calls), default=0.0)
+    return max((producer_offset(model.graph_module, call) for call in calls), default=0.0)
 
 
 def _input_scale(model: QuantizedModel, layer: fx.Node) -> torch.Tensor:

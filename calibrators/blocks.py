@@ -50,7 +50,11 @@ class Block:
 
 
 def find_blocks(
-    model: QuantizedModel, blocks: Sequence[str] = (), stages: Sequence[str] = ()
+    model: QuantizedModel,
+    blocks: Sequence[str] = (),
+    stages: Sequence[str] = (),
+    *,
+    residual: bool = False,
 ) -> list[Block]:
     """Every block of `model` in the order of computation.
 
@@ -58,15 +62,20 @@ def find_blocks(
         model: with quantizers inserted.
         blocks: layer-name patterns; consecutive layers that match one of them are one block.
         stages: layer-name patterns; the blocks whose first layer matches one of them are a stage.
+        residual: whether a block ends only behind an operator whose value alone goes on, so that a
+            residual branch is one block; for plain chains of them, as in a transformer. What is
+            computed of that value before the next layer, a LayerNorm, is compared with float too.
 
     Raises:
         UnknownBlockError: a pattern matches no layer.
     """
     _require_matches(model, [*blocks, *stages])
     graph = model.graph_module.graph
-    activations = _activations(graph)
+    activations = activation_nodes(graph)
     layers = model.placement.layers
     group = _group_layers([n for n in activations if n.name in layers], layers, blocks)
+    if residual:
+        group = _join_branches(activations, group)
     if not group:
         return []
     owner = _assign(activations, group)
@@ -99,6 +108,16 @@ def compared_outputs(block: Block) -> list[fx.Node]:
     return [node for node in block.outputs if not is_activation_call(node)]
 
 
+def activation_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes whose value depends on the images and is a tensor, in graph order."""
+    found: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        depends = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
+        if depends and node.op != "output" and not isinstance(node.meta.get("val"), torch.SymInt):
+            found[node] = None
+    return list(found)
+
+
 def _require_matches(model: QuantizedModel, patterns: Sequence[str]) -> None:
     layers = list(dict.fromkeys(model.placement.layers.values()))
     names = f"they are called {layers[0]!r} ... {layers[-1]!r}" if layers else "there is none"
@@ -107,16 +126,6 @@ def _require_matches(model: QuantizedModel, patterns: Sequence[str]) -> None:
             raise UnknownBlockError(
                 f"block or stage {pattern!r} matches no quantized layer; {names} (see scales.json)"
             )
-
-
-def _activations(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes whose value depends on the images and is a tensor, in graph order."""
-    found: dict[fx.Node, None] = {}
-    for node in graph.nodes:
-        depends = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
-        if depends and node.op != "output" and not isinstance(node.meta.get("val"), torch.SymInt):
-            found[node] = None
-    return list(found)
 
 
 def _group_layers(
@@ -135,6 +144,22 @@ def _group_layers(
             group[node] = group[previous] + (not (together or separable))
         previous = node
     return group
+
+
+def _join_branches(activations: list[fx.Node], group: dict[fx.Node, int]) -> dict[fx.Node, int]:
+    """Join neighbouring blocks unless somewhere between them only one value is still needed."""
+    last_reader = {source: node for node in activations for source in node.all_input_nodes}
+    joined: dict[fx.Node, int] = {}
+    alive: set[fx.Node] = set()
+    index, is_cut, previous = -1, True, -1
+    for node in activations:
+        if node in group:
+            index += is_cut and group[node] != previous
+            joined[node], previous, is_cut = index, group[node], False
+        alive = {n for n in (*alive, node) if n in last_reader}
+        alive -= {source for source in node.all_input_nodes if last_reader[source] is node}
+        is_cut |= len(alive) == 1
+    return joined
 
 
 def _match(name: str, patterns: Sequence[str]) -> str | None:

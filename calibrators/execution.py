@@ -48,7 +48,7 @@ def _value(
 ) -> torch.Tensor | int:
     """Value of `node`, computed unless it is known."""
     if isinstance(node.meta.get("val"), torch.SymInt):
-        return _size(node.meta["val"], batch_size)
+        return concrete_size(node.meta["val"], batch_size)
     if node not in values:
         arguments, keywords = fx.map_arg(
             (node.args, node.kwargs),
@@ -111,7 +111,9 @@ def _constant(tensor: torch.Tensor) -> Callable[..., torch.Tensor]:
     return lambda: tensor
 
 
-def _size(symbol: torch.SymInt, batch_size: int) -> int:
+def concrete_size(symbol: int | torch.SymInt, batch_size: int) -> int:
     """Value of a size that depends on the batch alone."""
+    if isinstance(symbol, int):
+        return symbol
     expression = symbol.node.expr
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch_size)))

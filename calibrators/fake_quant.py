@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import torch
 
+Limit = float | torch.Tensor
+"""A lowest or highest code; a tensor broadcastable to what is quantized."""
 
-def quantize(x: torch.Tensor, scale: torch.Tensor, quant_min: int, quant_max: int) -> torch.Tensor:
+
+def quantize(
+    x: torch.Tensor, scale: torch.Tensor, quant_min: Limit, quant_max: Limit
+) -> torch.Tensor:
     """Integer codes of `x`, kept in the dtype of `x`.
 
     Args:
@@ -19,11 +24,11 @@ def quantize(x: torch.Tensor, scale: torch.Tensor, quant_min: int, quant_max: in
         quant_min: lowest code.
         quant_max: highest code.
     """
-    return torch.clamp(torch.round(x / scale), quant_min, quant_max)
+    return torch.clamp(torch.round(x / scale), quant_min, quant_max)  # type: ignore[arg-type]
 
 
 def fake_quantize(
-    x: torch.Tensor, scale: torch.Tensor, quant_min: int, quant_max: int
+    x: torch.Tensor, scale: torch.Tensor, quant_min: Limit, quant_max: Limit
 ) -> torch.Tensor:
     """Values of `x` after quantize and dequantize: the nearest points of the grid."""
     return quantize(x, scale, quant_min, quant_max) * scale
@@ -33,4 +38,4 @@ def broadcast_scale(scale: torch.Tensor, axis: int | None, ndim: int) -> torch.T
     """View a per-channel scale [C] so that it multiplies axis `axis` of a tensor of `ndim` axes."""
     if axis is None:
         return scale
-    return scale.view([-1 if i == axis else 1 for i in range(ndim)])
+    return scale.view([-1 if i == axis % ndim else 1 for i in range(ndim)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -28,33 +28,30 @@ GUARD_BATCHES = 4
 """Batches on which the guard compares: five passes over all images would cost a minute."""
 
 
+Reference = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+"""The float network: images [N, 3, H, W] -> outputs."""
+
+
 class Guard:
-    """Calibrates `model` by every baseline, and leaves it at the best.
+    """Remembers `model` as it is now, calibrated, and whether what comes later is better.
 
     Args:
-        model: its float network, as it is now, is the reference.
-        batches: calibration images.
-        chosen: whether all 256 codes of 8 bits are used where that is free.
-        progress: called as work advances.
+        model: calibrated by the best of the methods in `noise`.
+        reference: the float network.
+        images: calibration images on which methods are compared.
+        noise: method -> noise-to-signal power at the outputs on `images`.
     """
 
     def __init__(
-        self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
+        self,
+        model: QuantizedModel,
+        reference: Reference,
+        images: Sequence[torch.Tensor],
+        noise: Mapping[str, float],
     ) -> None:
-        self._model = model
-        self._float = float_copy(model)
-        scale_weights(model)
-        clip_weights(model)
-        observers = observe_activations(model, batches, share_of(progress, "baselines", 0.0, 0.6))
-        if chosen.half_range:
-            use_all_codes(model)
-        scales = baseline_scales(model, observers)
-        self._images: Sequence[torch.Tensor] = list(islice(iter(batches), GUARD_BATCHES))
-        self._noise = compare_scales(
-            model, self._images, scales, self._float, share_of(progress, "baselines", 0.6, 1.0)
-        )
-        self._best = min(self._noise, key=lambda name: self._noise[name])
-        set_activation_scales(model, scales[self._best])
+        self._model, self._float, self._images = model, reference, images
+        self._noise = noise
+        self._best = min(noise, key=lambda name: noise[name])
         state = model.graph_module.state_dict()
         self._best_state = {name: tensor.clone() for name, tensor in state.items()}
 
@@ -65,8 +62,7 @@ class Guard:
             The method whose scales the model now has, and every one's SNR as text.
         """
         model = self._model
-        current = {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
-        ours = compare_scales(model, self._images, {method: current}, self._float)
+        ours = {method: output_noise(model, self._images, self._float)}
         noise = {**ours, **self._noise}
         logger.info("%s: %s", method, describe_noise(noise))
         if ours[method] < self._noise[self._best]:
@@ -79,9 +75,48 @@ class Guard:
         return self._best, describe_noise(noise)
 
 
+def start_at_best_baseline(
+    model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
+) -> Guard:
+    """Calibrate `model` by every baseline, and leave it at the best.
+
+    Args:
+        model: its float network, as it is now, is the reference.
+        batches: calibration images.
+        chosen: whether all 256 codes of 8 bits are used where that is free.
+        progress: called as work advances.
+    """
+    reference = float_copy(model)
+    scale_weights(model)
+    clip_weights(model)
+    observers = observe_activations(model, batches, share_of(progress, "baselines", 0.0, 0.6))
+    if chosen.half_range:
+        use_all_codes(model)
+    scales = baseline_scales(model, observers)
+    images = guard_images(batches)
+    noise = compare_scales(
+        model, images, scales, reference, share_of(progress, "baselines", 0.6, 1.0)
+    )
+    set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
+    return Guard(model, reference, images, noise)
+
+
+def guard_images(batches: Batches) -> Sequence[torch.Tensor]:
+    """The calibration images on which methods are compared."""
+    return list(islice(iter(batches), GUARD_BATCHES))
+
+
+def output_noise(
+    model: QuantizedModel, images: Sequence[torch.Tensor], reference: Reference
+) -> float:
+    """Noise-to-signal power at the outputs of `model` as it is."""
+    current = {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
+    return compare_scales(model, images, {"": current}, reference)[""]
+
+
 def use_all_codes(model: QuantizedModel) -> None:
     """Give every 8-bit quantizer of a shiftable, never negative tensor the codes 0..255."""
     for name in shiftable_points(model):
         quantizer = model.activation_quantizers[name]
         if quantizer.grid.num_bits == 8:
-            quantizer.grid = IntegerGrid.unsigned_8_bits()
+            quantizer.grid = IntegerGrid.unsigned(8)

@@ -24,7 +24,7 @@ _BIAS, _PADDING = 2, 4  # positions among the arguments of a convolution
 
 
 def shiftable_points(model: QuantizedModel) -> frozenset[str]:
-    """Names of the points of `model` that may take `IntegerGrid.unsigned_8_bits`.
+    """Names of the points of `model` that may take `IntegerGrid.unsigned(8)`.
 
     Every tensor of such a point is the ReLU of a convolution or linear that nothing else reads, and
     all its readers are linears or convolutions without padding.
@@ -43,12 +43,26 @@ def shiftable_points(model: QuantizedModel) -> frozenset[str]:
 
 
 def real_offset(module: fx.GraphModule, node: fx.Node) -> float:
-    """128 s, where `node` calls a quantizer whose codes travel less 128; 0 for any other node."""
+    """What a tensor travels less, where `node` calls a quantizer with an offset; else 0."""
     if node.op != "call_module":
         return 0.0
-    quantizer = module.get_submodule(str(node.target))
-    assert isinstance(quantizer, TensorQuantizer)
-    return quantizer.grid.offset * float(quantizer.scale) if quantizer.grid.offset else 0.0
+    quantizer = _quantizer(module, node)
+    is_offset = quantizer.axis is None and quantizer.offset
+    return quantizer.offset * float(quantizer.scale) if is_offset else 0.0
+
+
+def producer_offset(module: fx.GraphModule, call: fx.Node) -> float:
+    """The part of `real_offset` that the layer in front of the ReLU takes: all of it or 0.
+
+    All where INT8 then saturates at the code of 0, so that the ReLU may go.
+    """
+    is_unsigned = call.op == "call_module" and not _quantizer(module, call).zero_point.any()
+    return real_offset(module, call) if is_unsigned and is_shiftable(call) else 0.0
+
+
+def has_shiftable_readers(call: fx.Node) -> bool:
+    """Whether the biases of all that read the activation quantizer `call` can take its offset."""
+    return all(_has_constants(reader) and not _is_padded(reader) for reader in call.users)
 
 
 def is_shiftable(call: fx.Node) -> bool:
@@ -61,8 +75,14 @@ def is_shiftable(call: fx.Node) -> bool:
         isinstance(producer, fx.Node)
         and len(relu.users) == len(producer.users) == 1
         and _has_constants(producer)
-        and all(_has_constants(reader) and not _is_padded(reader) for reader in call.users)
+        and has_shiftable_readers(call)
     )
+
+
+def _quantizer(module: fx.GraphModule, call: fx.Node) -> TensorQuantizer:
+    quantizer = module.get_submodule(str(call.target))
+    assert isinstance(quantizer, TensorQuantizer)
+    return quantizer
 
 
 def _has_constants(node: fx.Node) -> bool:

@@ -30,7 +30,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, quant_min: int, quant_max: int
+        ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, quant_min: float, quant_max: float
     ) -> torch.Tensor:
         scale = log_scale.exp()
         y = torch.clamp(torch.round(x / scale), quant_min, quant_max) * scale
@@ -53,18 +53,32 @@ class LearnedScale(nn.Module):
 
     def __init__(self, quantizer: TensorQuantizer) -> None:
         super().__init__()
-        self.grid = quantizer.grid
+        low, high = quantizer.multiples
+        self.low, self.high = float(low), float(high)
         self.log_scale = nn.Parameter(quantizer.scale.detach().log())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Fake-quantize `x`."""
-        result = _FakeQuantize.apply(x, self.log_scale, self.grid.quant_min, self.grid.quant_max)
+        result = _FakeQuantize.apply(x, self.log_scale, self.low, self.high)
         assert isinstance(result, torch.Tensor)
         return result
 
     def scale(self) -> torch.Tensor:
         """Step size, [], > 0."""
         return self.log_scale.exp().clamp_min(MIN_SCALE)
+
+
+class StraightThrough(nn.Module):
+    """A quantizer that stays as it is, whose gradient is that of the identity."""
+
+    def __init__(self, quantizer: TensorQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Fake-quantize `x`."""
+        quantized: torch.Tensor = self.quantizer(x)
+        return x + (quantized - x).detach()
 
 
 class LearnedLayer(nn.Module):
@@ -89,7 +103,11 @@ class LearnedLayer(nn.Module):
         unit: float = 1.0,
     ) -> None:
         super().__init__()
-        self.grid, self.rounding, self.affine = quantizer.grid, rounding, affine
+        self.rounding, self.affine = rounding, affine
+        low, high = quantizer.multiples
+        mirrored = affine.gain < 0
+        low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
+        self.low, self.high = (broadcast_scale(limit, 0, weight.ndim) for limit in (low, high))
         scale = quantizer.scale.detach()
         start = torch.zeros_like(scale) if bias is None else bias.detach()
         kernel, inner = factor_out(weight.detach(), start, affine)
@@ -147,7 +165,7 @@ class LearnedLayer(nn.Module):
         return torch.clamp(torch.sigmoid(self.logit) * (2 * STRETCH - 1) + 1 - STRETCH, 0, 1)
 
     def _clamp(self, codes: torch.Tensor) -> torch.Tensor:
-        return torch.clamp(codes, self.grid.quant_min, self.grid.quant_max)
+        return torch.clamp(codes, self.low, self.high)
 
 
 def _unstretch(fraction: torch.Tensor) -> torch.Tensor:

@@ -13,15 +13,16 @@ from torch import fx
 
 from calibrators.blocks import Block
 from calibrators.fake_quant import broadcast_scale
-from calibrators.learned import LearnedLayer, LearnedScale
+from calibrators.learned import LearnedLayer, LearnedScale, StraightThrough
 from calibrators.objective import BlockDistances, Distances
 from calibrators.qprep import ChannelAffine
 from calibrators.quantized_model import QuantizedModel
-from calibrators.quantizers import TensorQuantizer
+from calibrators.quantizers import LogSqrt2Quantizer, TensorQuantizer
 from calibrators.settings import Reconstruction
 
-# Adam, with a cosine to 0. Codes move in codes, the others relative to themselves or the output.
-RATES = {"codes": 0.05, "logit": 0.02, "gain": 6e-3, "bias": 6e-3, "shift": 6e-3, "scale": 0.015}
+# Adam, with a cosine to 0. Codes have a rate of their own in the settings; the others move relative to
+# themselves or the output.
+RATES = {"logit": 0.02, "gain": 6e-3, "bias": 6e-3, "shift": 6e-3, "scale": 0.015}
 
 MIN_DISTANCE = 1e-12
 
@@ -89,24 +90,28 @@ class LearnedBlock:
             self.overrides[bias] = learned.bias
 
     def _learn_scale(self, node: fx.Node) -> None:
-        target = str(node.target)
+        target, quantizer = str(node.target), self._model.quantizer_at(node)
+        if isinstance(quantizer, LogSqrt2Quantizer):
+            self.overrides[node] = StraightThrough(quantizer)
+            return
         if target not in self._scales:
-            self._scales[target] = LearnedScale(self._model.quantizer_at(node))
+            self._scales[target] = LearnedScale(quantizer)
         self.overrides[node] = self._scales[target]
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """What Adam learns, and how fast."""
-        groups: dict[str, list[torch.nn.Parameter]] = {name: [] for name in RATES}
+        rates = {"codes": self._settings.code_rate, **RATES}
+        groups: dict[str, list[torch.nn.Parameter]] = {name: [] for name in rates}
         for layer in self._layers.values():
-            if self._settings.rounding != "nearest":
-                name, parameter = layer.rounding_parameter
+            name, parameter = layer.rounding_parameter
+            if parameter.requires_grad:
                 groups[name].append(parameter)
             if self._settings.affine != "none":
                 groups["gain"].append(layer.log_gain)
                 groups["shift"].append(layer.shift)
             groups["bias"].append(layer.inner_bias)
         groups["scale"] = [scale.log_scale for scale in self._scales.values()]
-        return [{"params": found, "lr": RATES[name]} for name, found in groups.items() if found]
+        return [{"params": found, "lr": rates[name]} for name, found in groups.items() if found]
 
     def rounding_penalty(self, progress: float) -> torch.Tensor | float:
         """AdaRound's regulariser at `progress` 0..1 of the steps; 0 for the other schemes."""

@@ -10,13 +10,21 @@ from torch import nn
 
 from calibrators.base import DEFAULT_SETTINGS, Calibrator
 from calibrators.settings import Settings
+from models.attention import has_attention
 from models.fuse import has_reparameterizable_blocks
 
 AUTO = "auto"
 """Not a calibrator: `choose_calibrator` says what it stands for."""
 
 _CALIBRATORS: dict[str, type[Calibrator]] = {}
-_MODULES = ("calibrators.across_block", "calibrators.best_baseline", "calibrators.baselines")
+_MODULES = (
+    "calibrators.across_block",
+    "calibrators.repquant",
+    "calibrators.repq_vit",
+    "calibrators.smoothquant",
+    "calibrators.best_baseline",
+    "calibrators.baselines",
+)
 
 
 class UnknownCalibratorError(ValueError):
@@ -38,11 +46,21 @@ def list_calibrators() -> dict[str, type[Calibrator]]:
     return dict(_CALIBRATORS)
 
 
-def choose_calibrator(name: str, network: nn.Module) -> str:
-    """`name`, or for `auto` what measures best for a network like this (docs/results.md)."""
+def choose_calibrator(name: str, network: nn.Module, num_bits: int = 8) -> str:
+    """`name`, or for `auto` what measures best for a network like this (docs/results.md).
+
+    Args:
+        name: of a calibrator, or `auto`.
+        network: as loaded.
+        num_bits: of weights or activations, whichever has fewer.
+    """
     if name != AUTO:
         return name
-    return "repapq" if has_reparameterizable_blocks(network) else "best"
+    if has_reparameterizable_blocks(network):
+        return "repapq"
+    if has_attention(network):
+        return "repq-vit" if num_bits == 8 else "repquant"
+    return "best"
 
 
 def require_calibrator(name: str) -> None:

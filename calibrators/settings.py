@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 GIBIBYTE = 2**30
 
 Loss = Literal["l1", "l2"]
-Rounding = Literal["ste", "adaround", "nearest"]
+Rounding = Literal["ste", "adaround", "nearest", "compensate"]
 Affine = Literal["none", "identity", "dense_branch", "statistics"]
 Suffix = Literal["float", "quantized"]
 
@@ -33,7 +33,10 @@ class Reconstruction(BaseModel):
         float_inputs: probability that an element of a block's input is the float network's (QDrop,
             arXiv:2203.05740).
         rounding: weights learned through the straight-through estimator (RepAPQ's code), AdaRound
-            (arXiv:2004.10568), or left at the nearest code.
+            (arXiv:2004.10568), or left at the nearest code; for `repquant` also compensated for column
+            by column (`calibrators.compensation`).
+        code_rate: Adam's rate for the weights, in codes a step: how far from the nearest code they may
+            move, and how much of the calibration images they may learn by heart (reconstructed).
         affine: start of QPRep's gain and shift; `none` learns neither (start reconstructed).
         half_range: use all 256 codes of 8 bits where that is free (`calibrators.half_range`).
         blocks: layer-name patterns; consecutive layers that match one of them are one block.
@@ -49,6 +52,7 @@ class Reconstruction(BaseModel):
     suffix: Suffix = "float"
     float_inputs: Annotated[float, Field(ge=0, le=1)] = 0.0
     rounding: Rounding = "ste"
+    code_rate: Annotated[float, Field(gt=0)] = 0.05
     affine: Affine = "identity"
     half_range: bool = True
     blocks: tuple[str, ...] = ()

@@ -24,17 +24,20 @@ class CalibrationFileError(ValueError):
 
 
 def save_calibration(model: QuantizedModel, path: Path, result: CalibrationResult) -> None:
-    """Write every tensor of `model`, and the grids of its activations, to `path`.
+    """Write every tensor of `model`, and the grids of its quantizers, to `path`.
 
     Args:
         model: calibrated model.
         path: file to write; not atomic, so give a temporary name.
         result: what the calibrator says it did.
     """
-    grids = {name: asdict(q.grid) for name, q in model.activation_quantizers.items()}
+    grids = {
+        kind: {name: asdict(quantizer.grid) for name, quantizer in quantizers.items()}
+        for kind, quantizers in _quantizers(model).items()
+    }
     state = model.graph_module.state_dict(keep_vars=False)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    metadata = {"activation_grids": json.dumps(grids), "result": json.dumps(asdict(result))}
+    metadata = {"grids": json.dumps(grids), "result": json.dumps(asdict(result))}
     save_file(tensors, path, metadata=metadata)
 
 
@@ -54,8 +57,9 @@ def load_calibration(model: QuantizedModel, path: Path) -> CalibrationResult:
     if set(tensors) != set(state) or any(tensors[k].shape != state[k].shape for k in state):
         raise CalibrationFileError(f"{path}: is of another model or placement; calibrate again")
     model.graph_module.load_state_dict(tensors)
-    for name, grid in json.loads(metadata["activation_grids"]).items():
-        model.activation_quantizers[name].grid = IntegerGrid(**grid)
+    for kind, grids in json.loads(metadata["grids"]).items():
+        for name, grid in grids.items():
+            _quantizers(model)[kind][name].grid = IntegerGrid(**grid)
     return _parse_result(metadata["result"])
 
 
@@ -151,10 +155,18 @@ def _parse_result(text: str) -> CalibrationResult:
     return CalibrationResult(**result, blocks=blocks)
 
 
+def _quantizers(model: QuantizedModel) -> dict[str, dict[str, TensorQuantizer]]:
+    return {"activations": model.activation_quantizers, "weights": model.weight_quantizers}
+
+
 def _describe(quantizer: TensorQuantizer) -> dict[str, Any]:
     scale = quantizer.scale.detach().cpu().to(torch.float64)
     rounded = [float(f"{value:.9g}") for value in scale.flatten().tolist()]
-    return {
+    zero_points = [int(value) for value in quantizer.zero_point.flatten().tolist()]
+    described: dict[str, Any] = {
         **asdict(quantizer.grid),
         "scale": rounded[0] if quantizer.axis is None else rounded,
     }
+    if any(zero_points):
+        described["zero_point"] = zero_points[0] if quantizer.axis is None else zero_points
+    return described

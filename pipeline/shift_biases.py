@@ -1,9 +1,10 @@
-"""Move the codes 0..255 of a ReLU onto INT8, by the biases of its neighbours alone.
+"""Move codes that end at 255 onto INT8: by the biases of the neighbours, and a subtraction.
 
 Where a quantizer has an offset (`calibrators.half_range` says which may), its tensor x travels as
 x - 128 s: the layer before takes -128 s into its bias, the ReLU goes, since INT8 saturates at -128,
 which now stands for 0, and every layer behind takes 128 s sum(W) per output channel into its own. No
-operator is added and one is removed.
+operator is added and one is removed. A tensor with another zero point z, as behind a GELU, travels as
+x - (128 - z) s, by a subtraction that fuses with the operator that makes x.
 
 The second term is a whole number of the steps of the reader's accumulator (input scale x weight
 scale). The first is not, so `calibrators.biases` rounds the bias less 128 s. A layer that had no bias
@@ -16,8 +17,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from calibrators.half_range import is_shiftable, real_offset
+from calibrators.half_range import has_shiftable_readers, producer_offset, real_offset
 from models.graph import get_tensor
+
+aten = torch.ops.aten
 
 
 def shift_biases(module: fx.GraphModule) -> None:
@@ -31,14 +34,23 @@ def shift_biases(module: fx.GraphModule) -> None:
         offset = real_offset(module, call)
         if offset == 0:
             continue
-        assert is_shiftable(call), f"{call.target}: its neighbours cannot absorb its offset"
-        relu = call.args[0]
-        producer = relu.args[0]
-        _add_to_bias(module, producer, -offset)
+        assert has_shiftable_readers(call), f"{call.target}: its readers cannot take its offset"
         for reader in list(call.users):
             _add_to_bias(module, reader, offset * _weight(module, reader).flatten(1).sum(1))
-        relu.replace_all_uses_with(producer)
-        module.graph.erase_node(relu)
+        if producer_offset(module, call):
+            _drop_relu(module, call.args[0], offset)
+        else:
+            with module.graph.inserting_before(call):
+                call.args = (module.graph.call_function(aten.sub.Tensor, (call.args[0], offset)),)
+
+
+def _drop_relu(module: fx.GraphModule, relu: fx.Node, offset: float) -> None:
+    """Let the bias in front of `relu` take the offset, and saturation its place."""
+    producer = relu.args[0]
+    assert isinstance(producer, fx.Node)
+    _add_to_bias(module, producer, -offset)
+    relu.replace_all_uses_with(producer)
+    module.graph.erase_node(relu)
 
 
 def _weight(module: fx.GraphModule, layer: fx.Node) -> torch.Tensor:

@@ -220,7 +220,7 @@ def test_without_a_step_it_is_the_baseline_that_it_starts_from() -> None:
 def test_at_8_bits_all_codes_are_used_where_that_is_free(half_range: bool) -> None:
     chosen = SHORT.model_copy(update={"half_range": half_range})
     model, _ = learn(Settings(reconstruction=chosen), bits=(8, 8))
-    wide = IntegerGrid.unsigned_8_bits()
+    wide = IntegerGrid.unsigned(8)
     found = [name for name, q in model.activation_quantizers.items() if q.grid == wide]
     assert found == (["relu_2"] if half_range else [])
 
@@ -275,7 +275,8 @@ def test_a_block_whose_learning_got_worse_keeps_its_start(
     expected = state_of(baseline(best, (6, 6), IMAGES))
     assert differing(expected, state_of(model)) == set()
     kept = {name: value for path in tmp_path.iterdir() for name, value in load_file(path).items()}
-    assert kept.keys() == expected.keys()
+    learned = {name for name in expected if not name.endswith("zero_point")}
+    assert kept.keys() == learned
     assert {name for name in kept if not torch.equal(kept[name], expected[name])} == set()
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from calibrators.attention import Softmax
 from calibrators.blocks import (
     Block,
     UnknownBlockError,
@@ -15,11 +16,12 @@ from calibrators.blocks import (
     find_blocks,
     rest_of_stage,
 )
-from calibrators.execution import float_overrides
+from calibrators.execution import float_overrides, run_nodes
 from calibrators.quantized_model import QuantizedModel, is_activation_call
 from models.graph import trace
 from tests.reconstructing import placeholder, run_blocks
 from tests.tiny_networks import NETWORKS, calibrated, quantized, smooth_images, traced
+from tests.tiny_transformers import images_for, transformer
 
 
 def layers(found: list[Block]) -> list[list[str]]:
@@ -49,6 +51,16 @@ def test_block_after_block_computes_what_the_whole_network_does(
     found, found_float = (run_blocks(model, images, o) for o in ({}, float_overrides(model)))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(found_float, expected_float, strict=True))
+
+
+@pytest.mark.parametrize("softmax", ["uniform", "log2"])
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_quantized_attention_changes_no_block(name: str, softmax: Softmax) -> None:
+    model, images = calibrated(name, (6, 6), softmax=softmax), smooth_images(4, seed=3)
+    assert layers(find_blocks(model)) == layers(find_blocks(calibrated(name, (6, 6))))
+    with torch.no_grad():
+        expected = model(images)
+    assert torch.equal(run_blocks(model, images, {})[0], expected[0])
 
 
 def test_the_parts_of_a_split_cross_a_border_and_the_split_does_not() -> None:
@@ -218,3 +230,40 @@ def test_a_network_without_quantized_layers_has_no_blocks() -> None:
     assert find_blocks(model) == []
     with pytest.raises(UnknownBlockError):
         find_blocks(model, blocks=["0"])
+
+
+@pytest.mark.parametrize("softmax", ["float", "uniform"])
+@pytest.mark.parametrize("name", ["vit", "swin", "swin-padded"])
+def test_a_residual_branch_is_one_block(name: str, softmax: Softmax) -> None:
+    model, images = transformer(name, softmax=softmax), images_for(name, 3)
+    found = find_blocks(model, residual=True)
+    grouped = layers(found)
+    merging = [["layers.1.downsample.reduction"]] if name.startswith("swin") else []
+    stem = "layers.{0}.blocks.{1}" if merging else "blocks.{1}"
+    branches = [
+        [[f"{block}.attn.qkv", f"{block}.attn.proj"], [f"{block}.mlp.fc1", f"{block}.mlp.fc2"]]
+        for block in (stem.format(i, j) for i in range(1 + len(merging)) for j in (0, 1))
+    ]
+    expected = [pair for two in branches[:2] for pair in two]
+    expected += merging + [pair for two in branches[2:] for pair in two]
+    assert grouped[1:-1] == expected
+    known = {placeholder(model): images}
+    for block in found:
+        values = {node: known[node] for node in block.inputs}
+        with torch.no_grad():
+            run_nodes(model.graph_module, block.nodes, values, {}, len(images))
+        known |= {node: values[node] for node in block.outputs}
+    with torch.no_grad():
+        assert any(torch.equal(value, model(images)[0]) for value in known.values())
+
+
+def test_layers_between_which_several_values_live_are_one_block() -> None:
+    found = find_blocks(quantized(traced("detector")), residual=True)
+    plain = find_blocks(quantized(traced("detector")))
+    assert len(found) < len(plain)
+    assert [layer for block in layers(found) for layer in block] == [
+        layer for block in layers(plain) for layer in block
+    ]
+    assert layers(find_blocks(quantized(traced("plain")), residual=True)) == layers(
+        find_blocks(quantized(traced("plain")))
+    )

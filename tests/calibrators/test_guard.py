@@ -8,7 +8,14 @@ import torch
 from calibrators.base import no_progress
 from calibrators.baselines import scale_weights
 from calibrators.best_baseline import CANDIDATES
-from calibrators.guard import Guard, use_all_codes
+from calibrators.guard import (
+    GUARD_BATCHES,
+    Guard,
+    guard_images,
+    output_noise,
+    start_at_best_baseline,
+    use_all_codes,
+)
 from calibrators.half_range import shiftable_points
 from calibrators.quantized_model import QuantizedModel
 from calibrators.quantizers import IntegerGrid
@@ -24,7 +31,7 @@ def guarded(
 ) -> tuple[QuantizedModel, Guard]:
     model = quantized(with_outliers(), bits)
     model.graph_module.requires_grad_(False)
-    return model, Guard(model, batches(), chosen, no_progress)
+    return model, start_at_best_baseline(model, batches(), chosen, no_progress)
 
 
 @torch.no_grad()
@@ -111,7 +118,7 @@ def test_all_codes_are_used_at_8_bits_where_that_is_free_and_wanted(
     bits: tuple[int, int], half_range: bool, expected: set[str]
 ) -> None:
     model, _ = guarded(bits, Reconstruction(half_range=half_range))
-    wide = IntegerGrid.unsigned_8_bits()
+    wide = IntegerGrid.unsigned(8)
     found = {name for name, q in model.activation_quantizers.items() if q.grid == wide}
     assert found == expected
     assert shiftable_points(model) == {"relu_2"}
@@ -143,6 +150,40 @@ def test_the_images_are_read_in_one_pass_and_a_few_batches() -> None:
                 yield batch
 
     images = Counted(batches(count=64, size=8))
-    Guard(quantized(traced("plain"), (6, 6)), images, CHOSEN, no_progress)
+    start_at_best_baseline(quantized(traced("plain"), (6, 6)), images, CHOSEN, no_progress)
     assert 64 < sum(read) <= 2 * 64
     assert torch.cat(list(images)).shape[0] == 64
+
+
+def test_the_guard_compares_on_the_first_batches() -> None:
+    images = batches(count=8 * (GUARD_BATCHES + 2), size=8)
+    found = guard_images(images)
+    assert len(found) == GUARD_BATCHES
+    assert all(a is b for a, b in zip(found, images, strict=False))
+    assert len(guard_images(images[:1])) == 1
+
+
+def test_output_noise_by_hand_leaves_the_scales() -> None:
+    model, _ = guarded()
+    before, images = state_of(model), batches()
+    with torch.no_grad():
+        signal = float(with_outliers()(torch.cat(images)).square().sum())
+    noise = output_noise(model, images, lambda x: (with_outliers()(x).detach(),))
+    assert noise == pytest.approx(noise_of(model) / signal, rel=1e-4)
+    assert differing(before, state_of(model)) == set()
+
+
+def test_a_guard_without_baselines_returns_to_where_it_was_made() -> None:
+    """As the transformers' methods use it: one method, zero points and weights of its own."""
+    model, _ = guarded()
+    quantizer = model.activation_quantizers["relu"]
+    quantizer.grid = IntegerGrid.unsigned(6)
+    quantizer.set_range(torch.tensor(-0.2), torch.tensor(2.0))
+    before, images = state_of(model), batches()
+    guard = Guard(model, lambda x: (with_outliers()(x),), images, {"repq-vit": 0.01})
+    quantizer.set_range(torch.tensor(-50.0), torch.tensor(2.0))
+    model.weight_of("6").zero_()
+    method, decibels = guard.keep_better("repquant")
+    assert method == "repq-vit"
+    assert snrs(decibels)["repq-vit"] == 20.0
+    assert differing(before, state_of(model)) == set()

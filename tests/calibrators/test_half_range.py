@@ -5,10 +5,17 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from calibrators.biases import round_biases
-from calibrators.half_range import is_shiftable, real_offset, shiftable_points
+from calibrators.half_range import (
+    has_shiftable_readers,
+    is_shiftable,
+    producer_offset,
+    real_offset,
+    shiftable_points,
+)
+from calibrators.quantized_model import QuantizedModel
 from calibrators.quantizers import IntegerGrid
 from models.graph import trace
 from tests.tiny_networks import quantized, traced
@@ -116,7 +123,7 @@ def test_of_a_network_the_depthwise_outputs_before_pointwise_layers_are_shiftabl
 def test_the_real_offset_is_128_steps_of_a_quantizer_that_has_one() -> None:
     model = quantized(trace(Layers(lambda m, x: m.pointwise(m.make(x))).eval(), (8, 8)))
     quantizer = model.activation_quantizers["relu"]
-    quantizer.grid = IntegerGrid.unsigned_8_bits()
+    quantizer.grid = IntegerGrid.unsigned(8)
     quantizer.scale.fill_(0.25)
     graph = model.graph_module.graph
     offsets = {node.name: real_offset(model.graph_module, node) for node in graph.nodes}
@@ -127,7 +134,7 @@ def test_the_real_offset_is_128_steps_of_a_quantizer_that_has_one() -> None:
 
 def test_a_rounded_bias_stays_on_the_accumulators_grid_when_its_reader_absorbs_the_offset() -> None:
     model = quantized(trace(Layers(lambda m, x: m.pointwise(m.make(x))).eval(), (8, 8)))
-    model.activation_quantizers["relu"].grid = IntegerGrid.unsigned_8_bits()
+    model.activation_quantizers["relu"].grid = IntegerGrid.unsigned(8)
     model.activation_quantizers["relu"].scale.fill_(0.03)
     weights = model.weight_quantizers["pointwise"]
     weights.set_amax(torch.tensor([0.3, 0.5, 0.7]))
@@ -140,7 +147,7 @@ def test_a_rounded_bias_stays_on_the_accumulators_grid_when_its_reader_absorbs_t
 
 def test_a_bias_before_an_offset_is_rounded_less_the_offset() -> None:
     model = quantized(trace(Layers(lambda m, x: m.linear(F.relu(m.padded(x)))).eval(), (8, 8)))
-    model.activation_quantizers["relu"].grid = IntegerGrid.unsigned_8_bits()
+    model.activation_quantizers["relu"].grid = IntegerGrid.unsigned(8)
     model.activation_quantizers["relu"].scale.fill_(0.03)
     next(iter(model.activation_quantizers.values())).scale.fill_(0.02)  # of the images
     model.weight_quantizers["padded"].set_amax(torch.tensor([0.3, 0.5, 0.7]))
@@ -151,3 +158,55 @@ def test_a_bias_before_an_offset_is_rounded_less_the_offset() -> None:
     codes = (after - 128 * 0.03) / step
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=0.02)
     assert torch.all((after - before).abs() <= 0.51 * step)
+
+
+def calls_of(model: QuantizedModel, name: str) -> fx.Node:
+    (call,) = (n for n in model.graph_module.graph.nodes if str(n.target).endswith(f"s.{name}"))
+    return call
+
+
+@pytest.mark.parametrize(
+    ("join", "expected"),
+    [
+        (lambda m, x: m.pointwise(F.gelu(m.padded(x))), True),
+        (lambda m, x: m.pointwise(F.gelu(x)), True),
+        (lambda m, x: m.linear(F.gelu(x)) + m.linear(F.gelu(x)), True),
+        (lambda m, x: m.padded(F.gelu(x)), False),
+        (lambda m, x: m.pointwise(F.max_pool2d(F.gelu(x), 2)), False),
+        (lambda m, x: (y := F.gelu(x)) + m.pointwise(y), False),
+    ],
+    ids=["layer", "input", "two", "padded", "pool", "skip"],
+)
+def test_readers_alone_decide_whether_a_subtraction_can_be_made_up_for(
+    join: Callable[..., object], expected: bool
+) -> None:
+    model = quantized(trace(Layers(join).eval(), (8, 8)))
+    call = calls_of(model, "gelu")
+    assert has_shiftable_readers(call) == expected
+    assert not is_shiftable(call)
+
+
+def test_a_zero_point_makes_an_offset_that_no_producer_takes() -> None:
+    model = quantized(trace(Layers(lambda m, x: m.pointwise(m.make(x))).eval(), (8, 8)))
+    quantizer, call = model.activation_quantizers["relu"], calls_of(model, "relu")
+    quantizer.grid = IntegerGrid.unsigned(8)
+    quantizer.set_range(torch.tensor(0.0), torch.tensor(2.55))
+    assert producer_offset(model.graph_module, call) == pytest.approx(1.28)
+    quantizer.set_range(torch.tensor(-0.2), torch.tensor(2.35))
+    assert real_offset(model.graph_module, call) == pytest.approx(1.08)
+    assert producer_offset(model.graph_module, call) == 0
+    quantizer.set_range(torch.tensor(-1.28), torch.tensor(1.27))
+    assert real_offset(model.graph_module, call) == 0
+
+
+def test_a_bias_before_a_zero_point_is_rounded_as_it_is() -> None:
+    model = quantized(trace(Layers(lambda m, x: m.linear(F.relu(m.padded(x)))).eval(), (8, 8)))
+    quantizer = model.activation_quantizers["relu"]
+    quantizer.grid = IntegerGrid.unsigned(8)
+    quantizer.set_range(torch.tensor(-0.2), torch.tensor(2.35))
+    next(iter(model.activation_quantizers.values())).scale.fill_(0.02)  # of the images
+    model.weight_quantizers["padded"].set_amax(torch.tensor([0.3, 0.5, 0.7]))
+    round_biases(model)
+    step = 0.02 * model.weight_quantizers["padded"].scale.double()
+    codes = model.graph_module.get_parameter("padded.bias").double() / step
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=0.01)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from calibrators.baselines import channel_amax
-from calibrators.learned import LearnedLayer, LearnedScale
+from calibrators.learned import LearnedLayer, LearnedScale, StraightThrough
 from calibrators.qprep import ChannelAffine
-from calibrators.quantizers import IntegerGrid, TensorQuantizer
+from calibrators.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
 from calibrators.settings import Rounding
 
 CHANNELS = 6
@@ -207,7 +207,7 @@ def test_nearest_codes_are_not_learned() -> None:
 GRIDS = [
     IntegerGrid.for_activations(4, signed=True),
     IntegerGrid.for_activations(4, signed=False),
-    IntegerGrid.unsigned_8_bits(),
+    IntegerGrid.unsigned(8),
 ]
 
 
@@ -255,3 +255,54 @@ def test_a_learned_scale_stays_positive() -> None:
     layer = learned_scale(GRIDS[0], 1.0)
     layer.log_scale.data.fill_(-1000.0)
     assert float(layer.scale().detach()) > 0
+
+
+def lopsided_parts(bits: int = 4) -> tuple[torch.Tensor, torch.Tensor, TensorQuantizer]:
+    """As `parts`, with a zero point for each channel."""
+    weight, bias, _ = parts(bits)
+    weight += torch.linspace(-1, 2, CHANNELS).view(-1, 1, 1, 1) * weight.abs()
+    quantizer = TensorQuantizer(IntegerGrid.unsigned(bits), num_channels=CHANNELS, axis=0)
+    low, high = weight.flatten(1).aminmax(dim=1)
+    quantizer.set_range(low.clamp(max=0), high.clamp(min=0))
+    return weight, bias, quantizer
+
+
+@every_rounding
+def test_codes_of_a_weight_with_zero_points_stay_on_its_grid(rounding: Rounding) -> None:
+    weight, bias, quantizer = lopsided_parts()
+    assert quantizer.zero_point.unique().numel() > 2
+    layer = LearnedLayer(weight, bias, quantizer, AFFINES["identity"], rounding)
+    assert torch.equal(layer.folded()[0], quantizer.quantize(weight).float())
+    disturb(layer)
+    codes, scale, _ = layer.folded()
+    low, high = (multiple.view(-1, 1, 1, 1) for multiple in quantizer.multiples)
+    assert ((codes >= low) & (codes <= high)).all()
+    assert (scale > 0).all()
+    if rounding == "ste":
+        assert (codes == low).any()
+        assert (codes == high).any()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_learned_scale_keeps_the_zero_point(bits: int) -> None:
+    quantizer, x = TensorQuantizer(IntegerGrid.unsigned(bits)), torch.linspace(-2, 4, 999)
+    quantizer.set_range(torch.tensor(-0.3), torch.tensor(2.0))
+    layer = LearnedScale(quantizer)
+    torch.testing.assert_close(layer(x), quantizer(x), rtol=1e-6, atol=1e-6)
+    layer.log_scale.data += 0.1
+    quantizer.scale.copy_(layer.scale().detach())
+    torch.testing.assert_close(layer(x), quantizer(x), rtol=1e-6, atol=1e-6)
+    lowest = float(-quantizer.zero_point * quantizer.scale)
+    assert float(layer(x).detach().min()) == pytest.approx(lowest)
+
+
+def test_straight_through_a_quantizer_stays_and_the_gradient_passes() -> None:
+    quantizer = LogSqrt2Quantizer(IntegerGrid.unsigned(4))
+    quantizer.set_amax(torch.tensor(0.8))
+    x = torch.logspace(-5, 0, 50).requires_grad_()
+    layer, upstream = StraightThrough(quantizer), torch.linspace(-1, 1, 50)
+    result = layer(x)
+    torch.testing.assert_close(result.detach(), quantizer(x.detach()), rtol=1e-6, atol=1e-7)
+    (result * upstream).sum().backward()
+    assert torch.equal(x.grad, upstream)
+    assert list(layer.parameters()) == []

@@ -49,7 +49,13 @@ def test_auto_learns_a_reparameterized_network_in_either_form(is_fused: bool) ->
     assert choose_calibrator("auto", reparameterize(network) if is_fused else network) == "repapq"
 
 
-@pytest.mark.parametrize("name", ["plain", "residual", "vit", "swin"])
+@pytest.mark.parametrize("name", ["vit", "swin"])
+@pytest.mark.parametrize(("bits", "method"), [(8, "repq-vit"), (6, "repquant"), (4, "repquant")])
+def test_auto_knows_transformers_and_learns_below_8_bits(name: str, bits: int, method: str) -> None:
+    assert choose_calibrator("auto", NETWORKS[name](), bits) == method
+
+
+@pytest.mark.parametrize("name", ["plain", "residual"])
 def test_auto_takes_the_best_baseline_for_any_other_network(name: str) -> None:
     assert choose_calibrator("auto", NETWORKS[name]()) == "best"
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from calibrators.base import BlockFit, CalibrationResult
 from calibrators.quantizers import IntegerGrid
+from calibrators.registry import create_calibrator
 from calibrators.state import (
     CalibrationFileError,
     dump_scales,
@@ -23,6 +24,7 @@ from calibrators.state import (
     save_tensors,
 )
 from tests.tiny_networks import calibrated, quantized, smooth_images, traced
+from tests.tiny_transformers import images_for, transformer
 
 RESULT = CalibrationResult("mae", {"Noise": "3 dB"}, num_samples=12)
 FIT = BlockFit("0", 2, 0.5, 0.25, 1.5)
@@ -53,7 +55,7 @@ def test_a_saved_calibration_comes_back_to_the_bit(saved: Path) -> None:
 
 def test_the_wide_unsigned_grid_comes_back(tmp_path: Path) -> None:
     original, loaded = calibrated("reparameterized"), quantized(traced("reparameterized"))
-    original.activation_quantizers["relu_2"].grid = IntegerGrid.unsigned_8_bits()
+    original.activation_quantizers["relu_2"].grid = IntegerGrid.unsigned(8)
     save_calibration(original, tmp_path / "calibration.safetensors", RESULT)
     load_calibration(loaded, tmp_path / "calibration.safetensors")
     assert loaded.activation_quantizers["relu_2"].grid == IntegerGrid(8, 0, 255)
@@ -193,3 +195,37 @@ def test_a_block_of_another_shape_is_refused_and_nothing_is_read(tmp_path: Path)
 def test_a_calibration_file_is_no_block(saved: Path) -> None:
     with pytest.raises(CalibrationFileError, match="cannot be read"):
         load_block(calibrated("plain", bits=(4, 6)), NAMES, saved)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_zero_points_and_the_grids_of_weights_come_back(tmp_path: Path, bits: int) -> None:
+    original, loaded = (transformer("vit", (bits, bits), "log2") for _ in range(2))
+    images = images_for("vit", 4)
+    create_calibrator("repq-vit").calibrate(original, [images])
+    path = tmp_path / "calibration.safetensors"
+    save_calibration(original, path, RESULT)
+    load_calibration(loaded, path)
+    assert torch.equal(original(images)[0], loaded(images)[0])
+    first, second = (
+        [*model.weight_quantizers.values(), *model.activation_quantizers.values()]
+        for model in (original, loaded)
+    )
+    pairs = list(zip(first, second, strict=True))
+    assert all(a.grid == b.grid and torch.equal(a.zero_point, b.zero_point) for a, b in pairs)
+    assert any(a.zero_point.any() for a, _ in pairs)
+    weight_grids = {a.grid for a in original.weight_quantizers.values()}
+    assert weight_grids == {IntegerGrid.for_weights(8) if bits == 8 else IntegerGrid.unsigned(4)}
+
+
+def test_readable_scales_name_zero_points_where_there_are_any() -> None:
+    model = transformer("vit", (4, 4))
+    create_calibrator("repq-vit").calibrate(model, [images_for("vit", 4)])
+    model.weight_quantizers["head"].set_amax(torch.ones(10))
+    scales = json.loads(dump_scales(readable_scales(model)))
+    weights = scales["weights"]
+    assert weights["blocks.0.attn.qkv"]["zero_point"] == [
+        int(z) for z in model.weight_quantizers["blocks.0.attn.qkv"].zero_point
+    ]
+    assert "zero_point" not in weights["head"]
+    gelu = model.activation_quantizers["gelu"]
+    assert scales["activations"]["gelu"]["zero_point"] == int(gelu.zero_point) > 0

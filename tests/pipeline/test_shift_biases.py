@@ -56,7 +56,7 @@ def use_all_codes(model: QuantizedModel) -> None:
     for name in shiftable_points(model):
         quantizer = model.activation_quantizers[name]
         amax = quantizer.scale * quantizer.grid.quant_max
-        quantizer.grid = IntegerGrid.unsigned_8_bits()
+        quantizer.grid = IntegerGrid.unsigned(8)
         quantizer.set_amax(amax)
 
 
@@ -67,7 +67,7 @@ def dyadic(module: nn.Module) -> QuantizedModel:
         parameter.data.copy_((torch.randn(parameter.shape, generator=generator) * 64).round() / 64)
     model = quantized(trace(module.eval(), (4, 4)))
     for name in shiftable_points(model):
-        model.activation_quantizers[name].grid = IntegerGrid.unsigned_8_bits()
+        model.activation_quantizers[name].grid = IntegerGrid.unsigned(8)
     for activation in model.activation_quantizers.values():
         activation.scale.fill_(2.0**-7)
     for weight in model.weight_quantizers.values():
@@ -144,10 +144,67 @@ def test_half_precision_rounds_the_shifted_biases_once() -> None:
 
 
 def test_an_offset_that_no_bias_can_absorb_is_refused() -> None:
-    model = quantized(traced("plain"))
-    next(iter(model.activation_quantizers.values())).grid = IntegerGrid.unsigned_8_bits()
-    with pytest.raises(AssertionError, match="cannot absorb"):
+    model = quantized(traced("detector"))  # its convolutions are padded
+    next(iter(model.activation_quantizers.values())).grid = IntegerGrid.unsigned(8)
+    with pytest.raises(AssertionError, match="cannot take its offset"):
         lower(model)
+
+
+def behind_a_gelu(low: float, high: float) -> QuantizedModel:
+    """Two layers, one without a bias, read a GELU on a grid with a zero point."""
+
+    class Perceptron(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1, bias=False)
+            self.third = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.gelu(self.first(x))
+            return self.second(y) + self.third(y)[..., :1]
+
+    model = dyadic(Perceptron())
+    quantizer = model.activation_quantizers["gelu"]
+    quantizer.grid = IntegerGrid.unsigned(8)
+    quantizer.set_range(torch.tensor(low), torch.tensor(high))
+    return model
+
+
+@pytest.mark.parametrize(("zero_point", "operators"), [(20, 1), (0, 1), (128, 0)])
+def test_behind_a_gelu_a_subtraction_makes_the_codes_symmetric(
+    zero_point: int, operators: int
+) -> None:
+    low, high = -zero_point / 128, (255 - zero_point) / 128
+    model, images = behind_a_gelu(low, high), 3 * smooth_images(8, seed=0, size=4)
+    quantizer = model.activation_quantizers["gelu"]
+    assert (int(quantizer.zero_point), float(quantizer.scale)) == (zero_point, 2.0**-7)
+    seen: list[torch.Tensor] = []
+    hook = quantizer.register_forward_pre_hook(lambda m, x: seen.append(m.quantize(x[0])))
+    expected = model(images)[0]
+    hook.remove()
+    assert int(seen[0].max()) == 127
+    assert int(seen[0].min()) == -128 if zero_point == 0 else int(seen[0].min()) < -100 + zero_point
+    lowered = lower(model)
+    targets = [node.target for node in lowered.graph.nodes]
+    assert targets.count(aten.sub.Tensor) == operators
+    assert aten.gelu.default in targets
+    codes = [n for n in lowered.graph.nodes if n.target is torch.ops.reptrt.quantize_linear.default]
+    assert len(codes) == 2
+    torch.testing.assert_close(lowered(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_runtime_computes_the_codes_behind_a_gelu(tmp_path: Path) -> None:
+    model, images = behind_a_gelu(-20 / 64, 235 / 64), 3 * smooth_images(32, seed=0, size=4)
+    preprocess = Preprocess((4, 4), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    card = ModelCard("toy", "classification", preprocess, 4, None, ("logits",))
+    export_qdq(model, tmp_path / "qdq.onnx", card)
+    clean(tmp_path / "qdq.onnx", tmp_path / "trt.onnx")
+    proto = onnx.load(tmp_path / "trt.onnx")
+    codes, (logits,) = torch_codes(model, proto, images)
+    free, (outputs,) = onnx_codes(proto, images, optimized=False)
+    assert agreement(free, codes) >= 0.999
+    assert snr_db(outputs, logits) >= 60
+    assert operators(tmp_path / "trt.onnx")["Sub"] == 1
 
 
 def test_the_file_has_one_relu_less_and_nothing_more(files: Files) -> None:

@@ -1,0 +1,93 @@
+"""RepQuant: RepQ-ViT, with clipping and weights that are learned.
+
+Li et al., "RepQuant: Towards Accurate Post-Training Quantization of Large Transformer Models via
+Scale Reparameterization" (https://arxiv.org/abs/2402.05628). What it adds to RepQ-ViT: per-channel dual
+clipping of LayerNorm outputs (`calibrators.dual_clipping`), and quantized weight reconstruction behind
+the reparameterization, on quantized inputs. There is no public code and we have not seen the formulas:
+both are reconstructed, and two candidates for the second were measured (docs/results.md):
+
+- learned: the block reconstruction that RepAPQ uses (`calibrators.reconstruction`), with a squared
+  error on each residual branch, from RepQ-ViT's scales;
+- `rounding: compensate`: the closed form of `calibrators.compensation`, layer by layer, behind which
+  only biases, scales and gains are learned (nothing with `iterations: 0`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from calibrators.across_block import AcrossBlockCalibrator
+from calibrators.base import Batches, Progress
+from calibrators.blocks import Block, find_blocks
+from calibrators.compensation import compensate
+from calibrators.dual_clipping import learn_thresholds
+from calibrators.execution import float_copy
+from calibrators.guard import Guard, guard_images, output_noise
+from calibrators.node_walk import NodeWalk
+from calibrators.quantized_model import QuantizedModel
+from calibrators.quantizers import TensorQuantizer
+from calibrators.registry import register_calibrator
+from calibrators.repq_vit import ReparameterizingPass
+from calibrators.scale_reparam import NormSite
+from calibrators.settings import Reconstruction
+
+aten = torch.ops.aten
+
+
+@register_calibrator
+class RepQuantCalibrator(AcrossBlockCalibrator):
+    """RepQuant."""
+
+    name = "repquant"
+    summary = "RepQuant: RepQ-ViT with learned clipping and reconstructed weights"
+    default_num_samples = 384
+
+    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
+        """Measured winners for transformers, where the recipe does not say otherwise."""
+        winners = {"loss": "l2", "stage_weight": 0.0, "code_rate": 0.02}
+        said = reconstruction.model_fields_set
+        update = {name: value for name, value in winners.items() if name not in said}
+        return reconstruction.model_copy(update=update)
+
+    def find_blocks(self, model: QuantizedModel, chosen: Reconstruction) -> list[Block]:
+        """Residual branches."""
+        return find_blocks(model, chosen.blocks, chosen.stages, residual=True)
+
+    def start(
+        self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
+    ) -> Guard:
+        """Reparameterize with learned clipping."""
+        reference = float_copy(model)
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        ClippingPass(model, chosen, generator).run(batches, progress)
+        images = guard_images(batches)
+        noise = {"repq-vit": output_noise(model, images, reference)}
+        return Guard(model, reference, images, noise)
+
+
+class ClippingPass(ReparameterizingPass):
+    """RepQ-ViT's pass, with dual clipping and, where that is chosen, compensated rounding."""
+
+    def __init__(
+        self, model: QuantizedModel, chosen: Reconstruction, generator: torch.Generator
+    ) -> None:
+        super().__init__(model)
+        self._compensates, self._generator = chosen.rounding == "compensate", generator
+
+    def fit_channels(self, site: NormSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
+        """Percentiles, then learned thresholds."""
+        super().fit_channels(site, channels, x)
+        if not site.is_padded:
+            layers = [self._model.placement.layers[reader.name] for reader in site.readers]
+            weights = [self._model.weight_of(layer) for layer in layers]
+            learn_thresholds(channels, x, weights, self._generator)
+
+    def fit_weight(self, walk: NodeWalk, node: fx.Node) -> None:
+        """Percentiles, then rounding on the layer's quantized input."""
+        super().fit_weight(walk, node)
+        if self._compensates and node.target is aten.linear.default:
+            source, layer = node.args[0], self._model.placement.layers[node.name]
+            assert isinstance(source, fx.Node)
+            weight, quantizer = self._model.weight_of(layer), self._model.weight_quantizers[layer]
+            weight.copy_(compensate(weight, quantizer, walk.read(source)))
