@@ -54,6 +54,7 @@ class Case:
     num_samples: int | None
     seed: int
     vary: str
+    softmax: str = "float"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -69,6 +70,7 @@ class Case:
             "activation_bits": activation_bits,
             "num_samples": self.num_samples,
             "seed": self.seed,
+            "softmax": self.softmax,
             "reconstruction": pairs,
         }
 
@@ -114,6 +116,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--eval", help="labelled images; none for the demo's own")
     parser.add_argument("--calibrators", default="repapq", help="names, between commas")
     parser.add_argument("--bits", default="8x8", help="weights x activations: 8x8,6x6,4x8")
+    parser.add_argument("--softmax", default="float", help="of attention: float,uniform,log2")
     parser.add_argument("--num-samples", default="", help="calibration images: 32,64,128")
     parser.add_argument("--seeds", default="0", help="0,1,2")
     parser.add_argument(
@@ -131,16 +134,17 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
     """Every combination, seeds innermost."""
     given = [count for count in options.num_samples.split(",") if count]
     counts: list[int | None] = [int(count) for count in given] or [None]
-    for calibrator, bits, count, vary, seed in itertools.product(
+    for calibrator, bits, softmax, count, vary, seed in itertools.product(
         options.calibrators.split(","),
         options.bits.split(","),
+        options.softmax.split(","),
         counts,
         options.vary or [""],
         map(int, options.seeds.split(",")),
     ):
         yield Case(
             options.model, options.weights, options.data, options.eval,
-            calibrator, bits, count, seed, vary,
+            calibrator, bits, count, seed, vary, softmax,
         )  # fmt: skip
 
 
@@ -152,7 +156,8 @@ def run(case: Case, threads: int) -> dict[str, Any]:
         recipe.model, recipe.weights, PreprocessOverrides(None, None, None), lambda *_: None
     )
     network = prepare_network(loaded, recipe)
-    name = choose_calibrator(recipe.calibrator, loaded.module)
+    bits = min(recipe.weight_bits, recipe.activation_bits)
+    name = choose_calibrator(recipe.calibrator, loaded.module, bits)
     calibrator = create_calibrator(name, Settings(recipe.seed, recipe.reconstruction))
     scenes = Path("build/demo-scenes")
     images = open_images(
@@ -202,13 +207,14 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def table(cases: list[Case], done: Mapping[str, dict[str, Any]]) -> str:
     """Markdown, one row per case, mean over its seeds."""
     lines = [
-        "| calibrator | bits | images | choice | FP32 | INT8 | drop | agreement | SNR dB | seconds "
-        "| peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| calibrator | bits | softmax | images | choice | FP32 | INT8 | drop | agreement | SNR dB "
+        "| seconds | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for case in cases:
-        row = (case.calibrator, case.bits, case.num_samples or "default", case.vary or "–")
+        images = case.num_samples or "default"
+        row = (case.calibrator, case.bits, case.softmax, images, case.vary or "–")
         rows.setdefault(row, []).append(done[key(case)])
     columns = ("fp32", "quantized", "drop", "agreement", "snr_db", "seconds", "peak_mb")
     for row, results in rows.items():

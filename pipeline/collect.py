@@ -10,11 +10,14 @@ from calibrators.state import read_result
 from pipeline.recipe import Recipe
 from pipeline.workspace import Workspace, installed_versions, require, stage_records
 
-FUSION_KEYS = ("int8_layers", "quantizable_layers", "int8_coverage", "kernels", "float_islands")
+FUSION_KEYS = (
+    *("int8_layers", "quantizable_layers", "int8_coverage", "kernels", "float_islands"),
+    *("attention_blocks", "fused_attention"),
+)
 
 
 def collect_report(
-    workspace: Workspace, recipe: Recipe, target: str, command: str
+    workspace: Workspace, recipe: Recipe, precision: str, target: str, command: str
 ) -> dict[str, Any]:
     """Content of report.json; `pipeline.report_schema.Report` documents keys and units."""
     validation = json.loads(require(workspace.validation, "validate").read_text())
@@ -26,6 +29,8 @@ def collect_report(
         "calibrator": calibration.method,
         "weight_bits": recipe.weight_bits,
         "activation_bits": recipe.activation_bits,
+        "precision": precision,
+        "softmax": recipe.softmax,
         "target": target,
         "backend": fusion["backend"],
         "num_samples": calibration.num_samples,

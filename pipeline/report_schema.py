@@ -77,11 +77,16 @@ class Island(TypedDict, total=False):
 
 
 class Fusion(TypedDict, total=False):
-    """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`."""
+    """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
+
+    `fused_attention` of the `attention_blocks` are one kernel each.
+    """
 
     int8_layers: int | None
     quantizable_layers: int | None
     int8_coverage: float | None
+    attention_blocks: int | None
+    fused_attention: int | None
     kernels: int | None
     float_islands: list[Island] | None
 
@@ -131,6 +136,8 @@ class Report(TypedDict, total=False):
     calibrator: str
     weight_bits: int
     activation_bits: int
+    precision: str
+    softmax: str
     target: str
     backend: str
     num_samples: int

@@ -25,6 +25,7 @@ from engines.artifacts import file_sha256, replace_when_done, write_json
 from engines.builder import BuildOptions, build_engine
 from engines.fusion import fusion_report, parse_kernels
 from engines.target import Target, load_backend
+from models.attention import has_attention
 from models.load import LoadedModel, load_model
 from models.spec import PreprocessOverrides
 from pipeline.collect import collect_report
@@ -37,7 +38,7 @@ from pipeline.datasets import (
     open_images,
 )
 from pipeline.demo_data import calibration_scenes, evaluation_scenes
-from pipeline.export import export_float, export_qdq
+from pipeline.export import Precision, export_float, export_qdq
 from pipeline.model_card import ModelCard, read_card
 from pipeline.network import Network, code_sha256, prepare_network
 from pipeline.recipe import Recipe
@@ -92,7 +93,15 @@ class Run:
     @cached_property
     def calibrator(self) -> str:
         """How scales are chosen: what `auto` stands for, or what the recipe says."""
-        return choose_calibrator(self.recipe.calibrator, self.loaded.module)
+        recipe = self.recipe
+        bits = recipe.weight_bits, recipe.activation_bits
+        return choose_calibrator(recipe.calibrator, self.loaded.module, min(bits))
+
+    @cached_property
+    def precision(self) -> Precision:
+        """Type of everything that is not INT8: what the recipe says, or what suits the network."""
+        suitable: Precision = "fp16" if has_attention(self.loaded.module) else "fp32"
+        return self.recipe.precision or suitable
 
     @cached_property
     def images(self) -> ImageSet:
@@ -125,8 +134,8 @@ def calibrate(run: Run) -> None:
     chosen = recipe.model_dump(
         mode="json",
         include={
-            "weight_bits", "activation_bits", "first_last_bits", "reconstruction", "seed",
-            "device", "batch_size", "keep_float",
+            "weight_bits", "activation_bits", "first_last_bits", "softmax", "reconstruction",
+            "seed", "device", "batch_size", "keep_float",
         },
     )  # fmt: skip
     inputs = {
@@ -168,7 +177,7 @@ def export(run: Run) -> None:
         "weights": run.loaded.weights_sha256,
         "preprocess": repr(run.loaded.preprocess),
         "batch_size": recipe.batch_size,
-        "precision": recipe.precision,
+        "precision": run.precision,
     }
 
     def work() -> None:
@@ -181,7 +190,7 @@ def export(run: Run) -> None:
             workspace.qdq_onnx,
             network.card,
             recipe.batch_size,
-            precision=recipe.precision,
+            precision=run.precision,
         )
         run.progress("export ONNX", 2, steps)
         clean(workspace.qdq_onnx, workspace.trt_onnx)
@@ -237,7 +246,7 @@ def validate(run: Run) -> None:
 def report(run: Run) -> dict[str, Any]:
     """Put everything known about this run into `report.json` and `report.html`."""
     workspace = run.workspace
-    content = collect_report(workspace, run.recipe, run.target.name, run.command)
+    content = collect_report(workspace, run.recipe, run.precision, run.target.name, run.command)
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
     pictures = (

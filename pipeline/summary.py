@@ -163,6 +163,11 @@ def engine_rows(report: Report) -> list[SummaryRow]:
             f"{_count(fusion.get('int8_layers'))} of {_count(fusion.get('quantizable_layers'))}"
         )
         rows.append(SummaryRow("layers in INT8", "", layers, percent(fusion.get("int8_coverage"))))
+        if fusion.get("attention_blocks"):
+            blocks = _count(fusion.get("attention_blocks"))
+            fused = f"{_count(fusion.get('fused_attention'))} of {blocks}"
+            label = f"attention ({report.get('softmax')}) in one kernel"
+            rows.append(SummaryRow(label, "", fused, ""))
         rows.append(SummaryRow("kernels", "", _count(fusion.get("kernels")), ""))
     return rows
 

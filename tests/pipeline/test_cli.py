@@ -169,7 +169,7 @@ def test_an_image_size_is_one_number_or_two(tiny: TinyProject, tmp_path: Path, s
     [("--image-size", "32x32x3"), ("--image-size", "big"), ("--mean", "0.5,0.5"),
      ("--std", "a"), ("--weight-bits", "1"), ("--seed", "-1"), ("--precision", "int8"),
      ("--first-last-bits", "9"), ("--reconstruction", "iterations"), ("--reconstruction", "=3"),
-     ("--reconstruction", "loss=l2,")],
+     ("--reconstruction", "loss=l2,"), ("--softmax", "log10")],
 )  # fmt: skip
 def test_a_malformed_option_is_named(tiny: TinyProject, option: str, value: str) -> None:
     outcome = reptrt("calibrate", tiny.model, option, value)

@@ -9,11 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from calibrators.attention import Softmax
 from calibrators.baselines import MinMaxCalibrator
 from calibrators.quantized_model import QuantizedModel
+from calibrators.quantizers import LogSqrt2Quantizer
 from models.graph import trace
 from models.spec import Preprocess
 from pipeline.export import ExportError, Precision, export_float, export_qdq
@@ -39,10 +41,11 @@ class Case:
     bits: tuple[int, int] = (8, 8)
     batch_size: int | None = None
     precision: Precision = "fp32"
+    softmax: Softmax = "float"
 
     def __str__(self) -> str:
-        batch = self.batch_size or "N"
-        return f"{self.network}-w{self.bits[0]}a{self.bits[1]}-{batch}-{self.precision}"
+        name = f"{self.network}-{self.softmax}" if self.softmax != "float" else self.network
+        return f"{name}-w{self.bits[0]}a{self.bits[1]}-{self.batch_size or 'N'}-{self.precision}"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,13 @@ CASES = [
     Case("vit"),
     Case("vit", (6, 6), STATIC),
     Case("swin", (4, 8)),
+    Case("vit", softmax="uniform"),
+    Case("vit", (4, 4), softmax="log2"),
+    Case("swin", (6, 6), STATIC, softmax="uniform"),
+    Case("swin", softmax="log2"),
 ]
 HALF = [Case(name, precision="fp16") for name in ("plain", "detector", "vit")]
+HALF += [Case("vit", precision="fp16", softmax="uniform")]
 
 
 def card(name: str) -> ModelCard:
@@ -84,7 +92,7 @@ def export_once(tmp_path_factory: pytest.TempPathFactory):
 
     def export(case: Case) -> Exported:
         if case not in done:
-            model = calibrated(case.network, case.bits, case.batch_size)
+            model = calibrated(case.network, case.bits, case.batch_size, case.softmax)
             path = tmp_path_factory.mktemp("onnx") / "model.qdq.onnx"
             export_qdq(model, path, card(case.network), case.batch_size, precision=case.precision)
             images = smooth_images(case.batch_size or 128, seed=5)
@@ -122,7 +130,8 @@ def nodes(proto: onnx.ModelProto, *operators: str) -> list[onnx.NodeProto]:
 def test_integer_codes_equal_pytorchs_without_graph_optimizations(exported: Exported) -> None:
     codes, outputs = torch_codes(exported.model, exported.proto, exported.images)
     actual, actual_outputs = onnx_codes(exported.proto, exported.images, optimized=False)
-    assert len(codes) > len(exported.model.activation_quantizers) - 1
+    quantizers = exported.model.activation_quantizers.values()
+    assert len(codes) >= sum(not isinstance(q, LogSqrt2Quantizer) for q in quantizers)
     assert all(np.unique(array).size >= 8 for array in codes.values())
     assert agreement(actual, codes) >= 0.999
     assert min(snr_db(a, b) for a, b in zip(actual_outputs, outputs, strict=True)) >= 60
@@ -302,6 +311,16 @@ def test_the_float_file_is_the_float_network(name: str, tmp_path: Path) -> None:
     assert read_card(path) == card(name)
 
 
+@pytest.mark.parametrize("name", ["plain", "detector", "vit", "swin"])
+def test_the_float_file_names_its_layers_as_the_qdq_file_does(name: str, tmp_path: Path) -> None:
+    export_float(traced(name), tmp_path / "model.fp32.onnx", card(name))
+    found = nodes(
+        onnx.load(tmp_path / "model.fp32.onnx"), "Conv", "ConvTranspose", "Gemm", "MatMul"
+    )
+    placement = quantized(traced(name)).placement
+    assert {*placement.layers.values(), *placement.float_layers} <= {node.name for node in found}
+
+
 def test_dead_channels_and_activations_keep_their_bias_when_the_graph_is_optimized(
     tmp_path: Path,
 ) -> None:
@@ -350,3 +369,24 @@ def test_an_operator_without_onnx_form_gives_one_line_and_no_file(tmp_path: Path
     assert "bessel_j0" in str(caught.value)
     assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
+def test_logarithmic_probabilities_have_pytorchs_codes(
+    tmp_path: Path, bits: tuple[int, int]
+) -> None:
+    model, images = calibrated("vit", bits, softmax="log2"), smooth_images(64, seed=5)
+    quantizer = model.activation_quantizers["softmax"]
+    assert isinstance(quantizer, LogSqrt2Quantizer)
+    expected: list[torch.Tensor] = []
+    quantizer.register_forward_pre_hook(lambda q, x: expected.append(q.codes(x[0])))
+    with torch.no_grad():
+        model(images)
+    export_qdq(model, tmp_path / "model.onnx", card("vit"))
+    proto = onnx.load(tmp_path / "model.onnx")
+    (is_zero,) = nodes(proto, "Equal")
+    output = helper.make_tensor_value_info(is_zero.input[0], TensorProto.FLOAT, None)
+    proto.graph.output.append(output)
+    (codes,) = session(proto, optimized=False).run([is_zero.input[0]], {"images": images.numpy()})
+    assert np.mean(codes == expected[0].numpy()) >= 0.999
+    assert np.abs(codes - expected[0].numpy()).max() <= 1

@@ -218,13 +218,14 @@ def test_what_is_learned_from_is_an_input_of_the_calibration_and_memory_is_none(
     files = tiny.files_of(workspace)
     run(tiny, workspace, "--max-memory", "1MiB", command="calibrate")
     assert stages_that_ran(files) == []
-    for more in (["--reconstruction", "iterations=3, loss=l2"], ["--first-last-bits", 2]):
+    learning = ["--reconstruction", "iterations=3, loss=l2"]
+    for more in (learning, ["--first-last-bits", 2], ["--softmax", "uniform"]):
         run(tiny, workspace, *more, command="calibrate")
         assert stages_that_ran(files) == ["calibrate"]
         record = json.loads((files / "scales.json.json").read_text())
         chosen = record["inputs"]["reconstruction"]
-        is_first = more[0] == "--reconstruction"
-        assert (chosen["iterations"], chosen["loss"]) == ((3, "l2") if is_first else (50, "l1"))
+        expected = (3, "l2") if more is learning else (50, "l1")
+        assert (chosen["iterations"], chosen["loss"]) == expected
 
 
 def test_the_first_and_the_last_layer_keep_8_bits(tiny: TinyProject, tmp_path: Path) -> None:
