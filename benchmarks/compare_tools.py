@@ -117,6 +117,12 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--modelopt-venv", type=Path, default=Path("build/modelopt-venv"))
     parser.add_argument("--num-samples", type=int, default=128, help="calibration images")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="what is not INT8, of reptrt and ModelOpt; ONNX Runtime's is FP32",
+    )
     parser.add_argument("--target", default="tensorrt-rtx")
     parser.add_argument("--workspace", type=Path, default=Path("build"))
     parser.add_argument("--output", type=Path, help="Markdown file to write")
@@ -128,7 +134,9 @@ def compare(options: argparse.Namespace) -> str:
     modelopt = [parse_modelopt(name) for name in names(options.modelopt)]
     onnxruntime = [parse_onnxruntime(name) for name in names(options.onnxruntime)]
     target = resolve_target(options.target)
-    chosen = {name: getattr(options, name) for name in ("weights", "data", "num_samples")}
+    chosen = {
+        name: getattr(options, name) for name in ("weights", "data", "num_samples", "precision")
+    }
     recipes = [
         load_recipe(options.model, {**chosen, "calibrator": name})
         for name in names(options.calibrators)
@@ -148,7 +156,9 @@ def compare(options: argparse.Namespace) -> str:
     for name, batch in modelopt:
         qdq_onnx = folder / "modelopt" / f"{name}-batch{batch}.qdq.onnx"
         python = ensure_modelopt(options.modelopt_venv)
-        quantize_with_modelopt(python, fp32_onnx, images.batches(batch), name, qdq_onnx)
+        quantize_with_modelopt(
+            python, fp32_onnx, images.batches(batch), name, options.precision, qdq_onnx
+        )
         candidates.append(Candidate("ModelOpt", f"{name}, batch {batch}", qdq_onnx))
     evaluation = open_evaluation(
         options.eval, card.task, card.preprocess, card.num_classes, card.classes
@@ -166,6 +176,7 @@ def quantize_here(recipe: Recipe, target: Target, root: Path) -> Workspace:
     """Calibrate and export through the command line; return the workspace that holds the files."""
     arguments = ["--calibrator", recipe.calibrator, "--target", target.name, "--data"]
     arguments += [str(recipe.data), "--num-samples", str(recipe.num_samples)]
+    arguments += ["--precision", str(recipe.precision)]
     arguments += ["--weights", str(recipe.weights)] if recipe.weights else []
     for stage in ("calibrate", "export"):
         stage_command = [sys.executable, "-m", "pipeline", stage, recipe.model]
@@ -217,8 +228,8 @@ def markdown(bench: Bench, measurements: Sequence[Measurement], num_images: int)
         f"evaluation images: FP32 {accuracy['metric']} {accuracy['fp32']:.2f} %",
         "",
         f"| tool | calibration | {accuracy['metric']} (%) | drop | agreement (%) | INT8 coverage "
-        "| kernels | p50 INT8 / FP32 (ms) | ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| kernels | attention fused | p50 INT8 / FP32 (ms) | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(_row(measurement) for measurement in measurements),
         "",
         f"Command: `{shlex.join(['python', 'benchmarks/compare_tools.py', *sys.argv[1:]])}`",
@@ -240,6 +251,7 @@ def _row(measurement: Measurement) -> str:
         f"{accuracy['agreement']:.2f}",
         f"{fusion['int8_layers']}/{fusion['quantizable_layers']} ({fusion['int8_coverage']:.1f} %)",
         str(fusion["kernels"]),
+        f"{fusion['fused_attention']}/{fusion['attention_blocks']}",
         f"{measurement.int8_ms:.1f} / {measurement.fp32_ms:.1f}",
         f"{measurement.int8_ms / measurement.fp32_ms:.2f}",
     )

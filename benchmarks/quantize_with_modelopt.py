@@ -46,9 +46,14 @@ def ensure_modelopt(venv: Path) -> Path:
 
 
 def quantize_with_modelopt(
-    python: Path, fp32_onnx: Path, batches: Batches[FloatArray], method: str, qdq_onnx: Path
+    python: Path,
+    fp32_onnx: Path,
+    batches: Batches[FloatArray],
+    method: str,
+    precision: str,
+    qdq_onnx: Path,
 ) -> None:
-    """Quantize `fp32_onnx` with ModelOpt on `batches` of calibration images."""
+    """Quantize `fp32_onnx` with ModelOpt on `batches` of images; `precision` of what stays float."""
     qdq_onnx.parent.mkdir(parents=True, exist_ok=True)
     calibration = qdq_onnx.with_name("calibration.npy")
     images = list(batches)
@@ -61,7 +66,7 @@ def quantize_with_modelopt(
         "--calibration_data_path", str(calibration),
         "--calibration_shapes", f"{INPUT_NAME}:{'x'.join(map(str, images[0].shape))}",
         "--calibration_eps", "cpu",
-        "--high_precision_dtype", "fp32",
+        "--high_precision_dtype", precision,
         "--log_level", "ERROR",
         "--output_path", str(qdq_onnx),
     ])  # fmt: skip

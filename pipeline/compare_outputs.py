@@ -51,8 +51,8 @@ def compare_outputs(reference: Any, test: Any, feeds: Feeds) -> dict[str, dict[s
 def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[str, Any]]:
     """SNR in dB of every weighted layer's output, in graph order: which layers lose most.
 
-    Layers are matched by node name, which export takes from the PyTorch layer, and compared before
-    their ReLU. Graph optimizations are off, so that every layer exists.
+    Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
+    bias and before their ReLU. Graph optimizations are off, so that every layer exists.
     """
     reference, test = _read_layers(fp32_onnx), _read_layers(qdq_onnx)
     layers = [name for name in reference if name in test]
@@ -70,10 +70,9 @@ def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[s
                 expected, actual = float_runner.infer(feed), quantized_runner.infer(feed)
                 for name in layers:
                     shift = np.float32(_shift(reference[name], test[name]))
-                    noise[name].update(
-                        expected[reference[name].output],
-                        actual[test[name].output].astype(np.float32) + shift,
-                    )
+                    layer = expected[reference[name].output]
+                    quantized = actual[test[name].output].astype(np.float32).reshape(layer.shape)
+                    noise[name].update(layer, quantized + shift)
     return [
         {"layer": name, "op": reference[name].op, "snr_db": _finite(noise[name].snr_db)}
         for name in layers
@@ -108,13 +107,33 @@ def _read_layers(path: Path) -> dict[str, _Layer]:
     for node in graph.node:
         if node.name not in names:
             continue
-        found = readers.get(node.output[0], [])
+        output = _with_bias(node, readers, constants)
+        found = readers.get(output, [])
         kinds = [reader.op_type for reader in found]
         scale = 0.0
         if kinds == ["QuantizeLinear"]:
             scale = float(numpy_helper.to_array(constants[found[0].input[1]]))
-        layers[node.name] = _Layer(node.op_type, node.output[0], kinds, scale)
+        layers[node.name] = _Layer(node.op_type, output, kinds, scale)
     return layers
+
+
+def _with_bias(
+    node: onnx.NodeProto,
+    readers: Mapping[str, list[onnx.NodeProto]],
+    constants: Mapping[str, onnx.TensorProto],
+) -> str:
+    """The tensor behind the Add that gives a MatMul its bias; else what `node` makes.
+
+    What a reparameterization takes off the product it puts into the bias.
+    """
+    tensor = node.output[0]
+    while node.op_type == "MatMul" and len(found := readers.get(tensor, [])) == 1:
+        if found[0].op_type == "Add" and any(name in constants for name in found[0].input):
+            return str(found[0].output[0])
+        if found[0].op_type != "Reshape":
+            break
+        tensor = found[0].output[0]
+    return str(node.output[0])
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:

@@ -70,7 +70,8 @@ def with_outliers(module: nn.Module) -> nn.Module:
 
 
 @cache
-def _trace_once(name: str) -> fx.GraphModule:
+def float_network(name: str) -> fx.GraphModule:
+    """Traced network `name`; shared, so copy it before changing it."""
     make, size = TRANSFORMERS[name]
     return trace(with_outliers(make(size)), size)
 
@@ -79,7 +80,7 @@ def transformer(
     name: str, bits: tuple[int, int] = (8, 8), softmax: Softmax = "float"
 ) -> QuantizedModel:
     """Network `name` of `TRANSFORMERS` with uncalibrated quantizers."""
-    return quantized(copy.deepcopy(_trace_once(name)), bits, softmax=softmax)
+    return quantized(copy.deepcopy(float_network(name)), bits, softmax=softmax)
 
 
 def images_for(name: str, count: int, seed: int = 1) -> torch.Tensor:

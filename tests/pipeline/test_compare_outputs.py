@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from calibrators.baselines import MinMaxCalibrator, observe_activations, scale_weights
 from calibrators.biases import round_biases
 from calibrators.guard import use_all_codes
+from calibrators.registry import create_calibrator
 from engines.runners import polygraphy_onnx_runner
 from models.spec import Preprocess
 from pipeline.compare_outputs import compare_layers, compare_outputs
@@ -16,6 +18,7 @@ from pipeline.export import Precision, export_float, export_qdq
 from pipeline.model_card import ModelCard
 from pipeline.surgery import clean
 from tests.tiny_networks import SIZE, quantized, smooth_images, traced
+from tests.tiny_transformers import TRANSFORMERS, float_network, images_for, transformer
 
 PREPROCESS = Preprocess((SIZE, SIZE), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 CARD = ModelCard("toy", "classification", PREPROCESS, 10, None, ("logits",))
@@ -127,3 +130,17 @@ def test_a_relu_that_int8_saturation_replaces_does_not_count_as_noise(
     shifted, reader = "2.reparam_conv", "3.reparam_conv"
     assert wide[shifted] == pytest.approx(plain[shifted], abs=0.1)
     assert wide[reader] > plain[reader]
+
+
+def test_layers_are_compared_with_what_their_bias_gives_back(tmp_path: Path) -> None:
+    model = transformer("vit", (8, 8))
+    images = images_for("vit", 8)
+    card = replace(CARD, preprocess=replace(PREPROCESS, image_size=TRANSFORMERS["vit"][1]))
+    export_float(float_network("vit"), tmp_path / "fp32.onnx", card)
+    create_calibrator("repq-vit").calibrate(model, [images])
+    export_qdq(model, tmp_path / "qdq.onnx", card)
+    clean(tmp_path / "qdq.onnx", tmp_path / "trt.onnx")
+    feeds = [{"images": images.numpy()}]
+    rows = compare_layers(tmp_path / "fp32.onnx", tmp_path / "trt.onnx", feeds)
+    assert len(rows) == 10
+    assert min(row["snr_db"] for row in rows) > 20
