@@ -36,6 +36,7 @@ from calibrators.base import (
     share_of,
 )
 from calibrators.blocks import Block, find_blocks, rest_of_stage
+from calibrators.execution import Overrides, float_overrides
 from calibrators.guard import Guard, start_at_best_baseline
 from calibrators.objective import BlockDistances
 from calibrators.qprep import ChannelAffine
@@ -71,9 +72,14 @@ class AcrossBlockCalibrator(Calibrator):
 
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
-    ) -> Guard:
-        """Calibrate `model` without learning: where the learning starts, and what it must beat."""
-        return start_at_best_baseline(model, batches, chosen, progress)
+    ) -> tuple[Guard, Overrides]:
+        """Calibrate `model` without learning: where the learning starts, and what it must beat.
+
+        Returns:
+            What compares the result with this start, and what turns the model into the float network.
+        """
+        guard = start_at_best_baseline(model, batches, chosen, progress)
+        return guard, float_overrides(model)
 
     def calibrate(
         self,
@@ -91,10 +97,10 @@ class AcrossBlockCalibrator(Calibrator):
         blocks = self.find_blocks(model, chosen)
         model.graph_module.requires_grad_(False)
         start = share_of(progress, self.name, 0.0, START_SHARE)
-        guard = self.start(model, batches, chosen, start)
+        guard, float_network = self.start(model, batches, chosen, start)
         learning = share_of(progress, self.name, START_SHARE, 1.0)
         with ActivationCache(self.settings.max_memory) as cache:
-            walk = Walk(model, blocks, batches, cache)
+            walk = Walk(model, blocks, batches, cache, float_network)
             fits = tuple(self._fit_blocks(model, walk, chosen, learning))
         method, decibels = guard.keep_better(self.name)
         notes = {"Output SNR on the calibration images": decibels}

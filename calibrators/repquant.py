@@ -8,8 +8,8 @@ both are reconstructed, and two candidates for the second were measured (docs/re
 
 - learned: the block reconstruction that RepAPQ uses (`calibrators.reconstruction`), with a squared
   error on each residual branch, from RepQ-ViT's scales;
-- `rounding: compensate`: the closed form of `calibrators.compensation`, layer by layer, behind which
-  only biases, scales and gains are learned (nothing with `iterations: 0`).
+- `compensate`: the closed form of `calibrators.compensation`, layer by layer, from whose codes the
+  learning then starts (alone with `iterations: 0`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from calibrators.base import Batches, Progress
 from calibrators.blocks import Block, find_blocks
 from calibrators.compensation import compensate
 from calibrators.dual_clipping import learn_thresholds
-from calibrators.execution import float_copy
+from calibrators.execution import Overrides, float_copy, float_overrides
 from calibrators.guard import Guard, guard_images, output_noise
 from calibrators.node_walk import NodeWalk
 from calibrators.quantized_model import QuantizedModel
@@ -31,6 +31,7 @@ from calibrators.registry import register_calibrator
 from calibrators.repq_vit import ReparameterizingPass
 from calibrators.scale_reparam import NormSite
 from calibrators.settings import Reconstruction
+from calibrators.state import restore_tensors, save_tensors
 
 aten = torch.ops.aten
 
@@ -56,24 +57,35 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
 
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
-    ) -> Guard:
+    ) -> tuple[Guard, Overrides]:
         """Reparameterize with learned clipping."""
         reference = float_copy(model)
         generator = torch.Generator().manual_seed(self.settings.seed)
-        ClippingPass(model, chosen, generator).run(batches, progress)
+        first = ClippingPass(model, chosen, generator)
+        first.run(batches, progress)
         images = guard_images(batches)
         noise = {"repq-vit": output_noise(model, images, reference)}
-        return Guard(model, reference, images, noise)
+        guard = Guard(model, reference, images, noise)
+        rounded = save_tensors(model, list(first.float_weights))
+        restore_tensors(model, first.float_weights)
+        float_network = float_overrides(model)
+        restore_tensors(model, rounded)
+        return guard, float_network
 
 
 class ClippingPass(ReparameterizingPass):
-    """RepQ-ViT's pass, with dual clipping and, where that is chosen, compensated rounding."""
+    """RepQ-ViT's pass, with dual clipping and, where that is chosen, compensated rounding.
+
+    Attributes:
+        float_weights: path -> weight that compensated rounding replaced by one on its grid.
+    """
 
     def __init__(
         self, model: QuantizedModel, chosen: Reconstruction, generator: torch.Generator
     ) -> None:
         super().__init__(model)
-        self._compensates, self._generator = chosen.rounding == "compensate", generator
+        self._compensates, self._generator = chosen.compensate, generator
+        self.float_weights: dict[str, torch.Tensor] = {}
 
     def fit_channels(self, site: NormSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
         """Percentiles, then learned thresholds."""
@@ -90,4 +102,5 @@ class ClippingPass(ReparameterizingPass):
             source, layer = node.args[0], self._model.placement.layers[node.name]
             assert isinstance(source, fx.Node)
             weight, quantizer = self._model.weight_of(layer), self._model.weight_quantizers[layer]
+            self.float_weights[self._model.weight_paths[layer]] = weight.detach().clone()
             weight.copy_(compensate(weight, quantizer, walk.read(source)))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 GIBIBYTE = 2**30
 
 Loss = Literal["l1", "l2"]
-Rounding = Literal["ste", "adaround", "nearest", "compensate"]
+Rounding = Literal["ste", "adaround", "nearest"]
 Affine = Literal["none", "identity", "dense_branch", "statistics"]
 Suffix = Literal["float", "quantized"]
 
@@ -33,8 +33,9 @@ class Reconstruction(BaseModel):
         float_inputs: probability that an element of a block's input is the float network's (QDrop,
             arXiv:2203.05740).
         rounding: weights learned through the straight-through estimator (RepAPQ's code), AdaRound
-            (arXiv:2004.10568), or left at the nearest code; for `repquant` also compensated for column
-            by column (`calibrators.compensation`).
+            (arXiv:2004.10568), or left at the nearest code.
+        compensate: `repquant` only: start from weights that were rounded column by column, each error
+            made up for by the next column (`calibrators.compensation`), not from the nearest codes.
         code_rate: Adam's rate for the weights, in codes a step: how far from the nearest code they may
             move, and how much of the calibration images they may learn by heart (reconstructed).
         affine: start of QPRep's gain and shift; `none` learns neither (start reconstructed).
@@ -52,6 +53,7 @@ class Reconstruction(BaseModel):
     suffix: Suffix = "float"
     float_inputs: Annotated[float, Field(ge=0, le=1)] = 0.0
     rounding: Rounding = "ste"
+    compensate: bool = False
     code_rate: Annotated[float, Field(gt=0)] = 0.05
     affine: Affine = "identity"
     half_range: bool = True

@@ -10,7 +10,7 @@ from torch import fx
 from calibrators.activation_cache import ActivationCache, SampleStore
 from calibrators.base import Batches
 from calibrators.blocks import Block, compared_outputs
-from calibrators.execution import Overrides, float_overrides, run_nodes
+from calibrators.execution import Overrides, run_nodes
 from calibrators.quantized_model import QuantizedModel
 
 CHUNK = 32
@@ -28,17 +28,18 @@ class Walk:
     """What crosses the border in front of the next block, for every image.
 
     Args:
-        model: its float network is fixed now; its quantizers are read when a block is passed.
+        model: its quantizers and weights are read when a block is passed.
         blocks: all of `model`, in order.
         batches: calibration images.
         cache: where activations are kept.
+        float_network: overrides that turn the model into the float network.
 
     Attributes:
         blocks: as given.
         num_samples: calibration images.
         device: where the network is.
         batch_size: images that the graph takes at once; None for any number.
-        float_network: overrides that turn the model into the float network it was at first.
+        float_network: as given.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class Walk:
         blocks: Sequence[Block],
         batches: Batches,
         cache: ActivationCache,
+        float_network: Overrides,
     ) -> None:
-        self.blocks = blocks
-        self.float_network = float_overrides(model)
+        self.blocks, self.float_network = blocks, float_network
         self._graph_module, self._cache = model.graph_module, cache
         self._stage: tuple[int, Stores] = (-1, {})
         placeholder = next(n for n in model.graph_module.graph.nodes if n.op == "placeholder")

@@ -15,7 +15,7 @@ from calibrators.across_block import size
 from calibrators.activation_cache import ActivationCache
 from calibrators.baselines import clip_weights
 from calibrators.blocks import find_blocks
-from calibrators.execution import run_nodes
+from calibrators.execution import float_overrides, run_nodes
 from calibrators.objective import BlockDistances, Distances
 from calibrators.qprep import ChannelAffine
 from calibrators.quantized_model import QuantizedModel
@@ -142,7 +142,7 @@ class Stand:
         create_calibrator("mae").calibrate(model, batches())
         clip_weights(model)
         blocks = find_blocks(model, chosen.blocks, chosen.stages)
-        walk = Walk(model, blocks, batches(), ActivationCache(GIBIBYTE))
+        walk = Walk(model, blocks, batches(), ActivationCache(GIBIBYTE), float_overrides(model))
         for block in blocks[:index]:
             walk.pass_in_float(block)
             walk.pass_quantized(block)

@@ -6,6 +6,7 @@ from torch import nn
 
 from calibrators.activation_cache import ActivationCache
 from calibrators.blocks import Block, compared_outputs, find_blocks, rest_of_stage
+from calibrators.execution import float_overrides
 from calibrators.quantized_model import QuantizedModel
 from calibrators.walk import CHUNK, Walk
 from models.graph import trace
@@ -19,7 +20,7 @@ ROWS = torch.tensor([COUNT - 1, 3, 3, 0])
 def walk_on(model: QuantizedModel, cache: ActivationCache) -> Walk:
     model.graph_module.requires_grad_(False)
     batches = smooth_images(COUNT, seed=2).split([16, 16, 8])
-    return Walk(model, find_blocks(model), batches, cache)
+    return Walk(model, find_blocks(model), batches, cache, float_overrides(model))
 
 
 def pass_by(walk: Walk, *blocks: Block) -> None:
@@ -154,7 +155,7 @@ def test_statistics_of_a_linear_are_per_output_feature(dimensions: int) -> None:
     model = quantized(trace(module, size))
     images = smooth_images(16, seed=0, size=4)[:, :, : size[0], : size[1]].contiguous()
     with ActivationCache(GIBIBYTE) as cache:
-        walk = Walk(model, find_blocks(model), [images], cache)
+        walk = Walk(model, find_blocks(model), [images], cache, float_overrides(model))
         mean, deviation = walk.statistics(walk.blocks[0])["linear"]
     with torch.no_grad():
         features = module(images).flatten(0, -2)
@@ -176,7 +177,7 @@ def test_a_network_of_a_fixed_batch_is_walked_in_its_own_batches(name: str) -> N
     expected = [float_values(model, batch) for batch in images.split(4)]
     with ActivationCache(GIBIBYTE) as cache:
         model.graph_module.requires_grad_(False)
-        walk = Walk(model, find_blocks(model), images.split(4), cache)
+        walk = Walk(model, find_blocks(model), images.split(4), cache, float_overrides(model))
         assert walk.batch_size == 4
         for block in walk.blocks:
             walk.statistics(block)
