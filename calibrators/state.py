@@ -77,11 +77,23 @@ def restore_tensors(model: QuantizedModel, tensors: Mapping[str, torch.Tensor]) 
 
 
 def save_block(model: QuantizedModel, names: Sequence[str], fit: BlockFit, path: Path) -> None:
-    """Write the tensors `names` of `model` and how they were found, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the tensors `names` of `model` and how they were found, under a temporary name first.
+
+    Raises:
+        CalibrationFileError: the disk refuses.
+    """
     temporary = path.with_suffix(".tmp")
-    save_file(save_tensors(model, names), temporary, metadata={"fit": json.dumps(asdict(fit))})
-    temporary.replace(path)
+    metadata = {"fit": json.dumps(asdict(fit))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(save_tensors(model, names), temporary, metadata=metadata)
+        temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CalibrationFileError(
+            f"{path}: a finished block cannot be saved: {error}; make room and run the same command "
+            "again, which goes on behind the blocks saved so far"
+        ) from None
 
 
 def load_block(model: QuantizedModel, names: Sequence[str], path: Path) -> BlockFit | None:

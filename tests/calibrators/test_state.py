@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from calibrators import state
 from calibrators.base import BlockFit, CalibrationResult
 from calibrators.quantizers import IntegerGrid
 from calibrators.registry import create_calibrator
@@ -177,6 +179,21 @@ def test_a_truncated_block_gives_one_line(tmp_path: Path, keep: int) -> None:
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_block_that_does_not_fit_on_the_disk_gives_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state, "save_file", fill_the_disk)
+    path = tmp_path / "block-000.safetensors"
+    with pytest.raises(CalibrationFileError, match="No space left") as caught:
+        save_block(calibrated("plain"), NAMES, FIT, path)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_block_of_another_shape_is_refused_and_nothing_is_read(tmp_path: Path) -> None:
