@@ -100,6 +100,7 @@ def _setup(report: Report) -> list[tuple[str, str]]:
         ("Calibrator", report.get("calibrator")),
         ("Weights", f"{report.get('weight_bits') or number_format.MISSING} bits"),
         ("Activations", f"{report.get('activation_bits') or number_format.MISSING} bits"),
+        ("Not in INT8", (report.get("precision") or "").upper()),
         (
             "Calibrated on",
             None if samples is None else f"{samples} images, seed {report.get('seed')}",
