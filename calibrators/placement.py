@@ -10,9 +10,11 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
    there, so the skip travels as INT8;
 4. on request (`softmax`), both products of every attention read quantized operands: query, key,
    probabilities and value, each with a scale of its own, whatever layers the recipe names;
-5. everything else stays float: normalisation, softmax, activations, transposed convolutions,
-   squeeze-and-excitation layers on 1x1 maps (one GEMV: INT8 cannot pay), and layers that the recipe
-   names.
+5. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit
+   grid is a visible shift of a box (YOLOv6's own partial quantization leaves them out too);
+6. everything else stays float: normalisation, softmax and the integral over it (distribution focal
+   loss), activations, transposed convolutions, squeeze-and-excitation layers on 1x1 maps (one GEMV:
+   INT8 cannot pay), and layers that the recipe names.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from operator import getitem
 import torch
 from torch import fx
 
-from calibrators.attention import AttentionSite, Softmax, find_attention, operands
+from calibrators.attention import SOFTMAX, AttentionSite, Softmax, find_attention, operands
 from models.graph import layer_name
 
 aten = torch.ops.aten
@@ -104,16 +106,22 @@ class Placement:
 
 
 def place_quantizers(
-    graph: fx.Graph, keep_float: Sequence[str] = (), *, softmax: Softmax = "float"
+    graph: fx.Graph,
+    keep_float: Sequence[str] = (),
+    *,
+    quantize_head: bool = True,
+    softmax: Softmax = "float",
 ) -> Placement:
     """Decide which edges of `graph` are quantized.
 
     Args:
         graph: functional ATen graph with BatchNorm folded (`models.graph.trace`).
         keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
+        quantize_head: whether the layers behind which no other comes are quantized too.
         softmax: how to quantize attention; fused attention (`models.attention`) stays float.
     """
-    layers, float_layers = _choose_layers(graph, keep_float)
+    predictions = set() if quantize_head else last_layers(graph)
+    layers, float_layers = _choose_layers(graph, keep_float, predictions)
     edges = _Edges()
     for node in graph.nodes:
         if node.name in layers:
@@ -129,8 +137,20 @@ def place_quantizers(
     return Placement(points, layers, float_layers, sites, softmax)
 
 
+def last_layers(graph: fx.Graph) -> set[fx.Node]:
+    """Convolutions and linears behind which no other comes; the integral of DFL is none."""
+    layers = {
+        n for n in graph.nodes if n.target in (*WEIGHTED, *TRANSPOSED) and not _is_integral(n)
+    }
+    after: set[fx.Node] = set()  # nodes behind which no layer comes
+    for node in reversed(graph.nodes):
+        if all(user in after and user not in layers for user in node.users):
+            after.add(node)
+    return layers & after
+
+
 def _choose_layers(
-    graph: fx.Graph, keep_float: Sequence[str]
+    graph: fx.Graph, keep_float: Sequence[str], predictions: set[fx.Node]
 ) -> tuple[dict[str, str], dict[str, str]]:
     layers: dict[str, str] = {}
     float_layers: dict[str, str] = {}
@@ -140,6 +160,8 @@ def _choose_layers(
         elif node.target in WEIGHTED:
             name = layer_name(node)
             reason = _reason_to_stay_float(node, name, keep_float)
+            if node in predictions:
+                reason = reason or "prediction layer of a detector (--quantize-head quantizes it)"
             if reason is None:
                 layers[node.name] = name
             else:
@@ -158,7 +180,17 @@ def _reason_to_stay_float(node: fx.Node, name: str, keep_float: Sequence[str]) -
     shape = source.meta["val"].shape
     if node.target is aten.conv2d.default and all(side == 1 for side in shape[2:]):
         return "squeeze-and-excitation layer on a 1x1 map: INT8 does not pay"
+    if _is_integral(node):
+        return "integral over a softmax (distribution focal loss)"
     return None
+
+
+def _is_integral(node: fx.Node) -> bool:
+    """Whether `node` is a weighted sum of probabilities: a layer that reads a softmax."""
+    source = node.args[0]
+    while isinstance(source, fx.Node) and source.target in LAYOUT:
+        source = source.args[0]
+    return isinstance(source, fx.Node) and source.target in SOFTMAX
 
 
 class _Edges:

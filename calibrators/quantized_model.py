@@ -15,6 +15,7 @@ from calibrators.placement import (
     WEIGHTED,
     Placement,
     QuantizationPoint,
+    last_layers,
 )
 from calibrators.qprep import ChannelAffine
 from calibrators.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
@@ -140,11 +141,8 @@ def _first_and_last(graph: fx.Graph, placement: Placement) -> set[str]:
     for node in graph.nodes:
         if all(source in before and source not in layers for source in node.all_input_nodes):
             before.add(node)
-    after: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if all(user in after and user not in layers for user in node.users):
-            after.add(node)
-    return {node.name for node in before | after if node.name in placement.layers}
+    outer = before | last_layers(graph)
+    return {node.name for node in outer if node.name in placement.layers}
 
 
 def _add_biases(graph_module: fx.GraphModule, layers: Sequence[fx.Node]) -> None:

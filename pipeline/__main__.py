@@ -82,6 +82,7 @@ RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("--weight-bits", click.IntRange(2, 8), "bits of the weights"),
     ("--activation-bits", click.IntRange(2, 8), "bits of the activations"),
     ("--first-last-bits", click.IntRange(2, 8), "least bits of the first and last layers"),
+    ("--quantize-head", bool, "quantize a detector's prediction layers too"),
     ("--softmax", click.Choice(["float", "uniform", "log2"]), "grid of attention's probabilities"),
     ("--reconstruction", KeyValues(), "how blocks are learned, as iterations=100,loss=l2"),
     ("--max-memory", str, "memory for cached activations, as 4GiB; the rest goes to TMPDIR"),
@@ -107,7 +108,10 @@ def recipe_options(command: Command) -> Command:
     """Give a command MODEL, every recipe option, `--recipe` and `--workspace`."""
     for flag, kind, text in reversed(RECIPE_OPTIONS):
         name = "evaluation" if flag == "--eval" else flag.removeprefix("--").replace("-", "_")
-        command = click.option(flag, name, type=kind, help=text)(command)
+        is_switch = kind is bool
+        command = click.option(flag, name, type=kind, is_flag=is_switch, default=None, help=text)(
+            command
+        )
     command = click.option("--recipe", "recipe_file", type=FILE, help="YAML with any of these")(
         command
     )

@@ -67,7 +67,15 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
     float_graph = copy.deepcopy(graph_module)
     if recipe.softmax != "float":
         expand_attention(graph_module)
-    placement = place_quantizers(graph_module.graph, recipe.keep_float, softmax=recipe.softmax)
+    quantize_head = recipe.quantize_head
+    if quantize_head is None:
+        quantize_head = loaded.task == "classification"
+    placement = place_quantizers(
+        graph_module.graph,
+        recipe.keep_float,
+        quantize_head=quantize_head,
+        softmax=recipe.softmax,
+    )
     quantized = insert_quantizers(
         graph_module,
         placement,

@@ -59,6 +59,8 @@ class Recipe(BaseModel):
         max_batch: largest batch of a dynamic engine.
         max_drop: gate: most points of accuracy that INT8 may lose; None for no gate.
         keep_float: patterns of layer names that stay float.
+        quantize_head: whether the layers behind which no other comes are quantized; None for yes in a
+            classifier and no in others, whose prediction layers set boxes.
         image_size: (height, width) in pixels; None for the model's own.
         mean: per RGB channel on the 0-1 scale; None for the model's own.
         std: per RGB channel on the 0-1 scale; None for the model's own.
@@ -86,6 +88,7 @@ class Recipe(BaseModel):
     max_batch: Annotated[int, Field(ge=1)] = 8
     max_drop: float | None = None
     keep_float: tuple[str, ...] = ()
+    quantize_head: bool | None = None
     image_size: tuple[int, int] | None = None
     mean: Triple | None = None
     std: Triple | None = None

@@ -136,6 +136,7 @@ def calibrate(run: Run) -> None:
         include={
             "weight_bits", "activation_bits", "first_last_bits", "softmax", "reconstruction",
             "seed", "device", "batch_size", "keep_float",
+            "quantize_head",
         },
     )  # fmt: skip
     inputs = {

@@ -40,6 +40,11 @@ def place(forward: Forward, *keep_float: str, **layers: nn.Module) -> Placement:
     return place_quantizers(graph_module.graph, keep_float)
 
 
+def place_detector(forward: Forward, **layers: nn.Module) -> Placement:
+    graph_module = trace(Network(forward, **layers).eval(), (8, 8))
+    return place_quantizers(graph_module.graph, quantize_head=False)
+
+
 def edges(placement: Placement) -> list[set[tuple[str, str]]]:
     """Edges of each quantizer, its consumers under their layer names."""
     return [
@@ -320,3 +325,30 @@ def test_an_add_does_not_read_what_is_quantized_for_an_attention() -> None:
     assert "add" not in {consumer for point in placement.points for _, consumer in point.edges}
     (site,) = placement.attention
     assert (site.query, site.value) == ("linear", "linear")  # one tensor, one scale
+
+
+def test_prediction_layers_of_every_branch_stay_float_unless_asked_for() -> None:
+    layers = {"a": conv(), "scores": conv(), "boxes": conv(), "up": nn.ConvTranspose2d(3, 3, 2)}
+
+    def forward(m: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        feature = F.silu(m.a(x))
+        return m.scores(feature).sigmoid(), m.boxes(feature).flatten(2), m.up(feature)
+
+    kept = place_detector(forward, **layers)
+    assert list(kept.layers.values()) == ["a"]
+    assert list(kept.float_layers) == ["scores", "boxes", "up"]
+    assert "--quantize-head" in kept.float_layers["scores"]
+    assert list(place(forward, **layers).layers.values()) == ["a", "scores", "boxes"]
+
+
+def test_the_integral_of_a_distribution_is_float_and_what_it_sums_is_the_prediction() -> None:
+    layers = {"a": conv(), "boxes": conv(3, 16), "integral": conv(4, 1)}
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        distances = m.boxes(m.a(x).relu()).reshape(-1, 4, 4, 64).permute(0, 2, 1, 3)
+        return m.integral(distances.softmax(1))
+
+    assert list(place(forward, **layers).layers.values()) == ["a", "boxes"]
+    kept = place_detector(forward, **layers)
+    assert list(kept.layers.values()) == ["a"]
+    assert "distribution" in kept.float_layers["integral"]

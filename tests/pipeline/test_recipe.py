@@ -43,9 +43,13 @@ def test_a_falsy_option_still_counts(tmp_path: Path) -> None:
     assert (recipe.seed, recipe.max_drop) == (0, 0.0)
 
 
-def test_the_demo_brings_its_own_recipe_and_a_users_file_replaces_it(tmp_path: Path) -> None:
-    assert "detect.cls_preds.*" in load_recipe("yolov6n_demo", {}).keep_float
-    assert load_recipe("yolov6n_demo", {}, write(tmp_path, "seed: 1\n")).keep_float == ()
+def test_a_model_may_bring_its_own_recipe_and_a_users_file_replaces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "timm-m.yaml").write_text("keep_float: [head.*]\n")
+    monkeypatch.setattr("pipeline.recipe.RECIPES", tmp_path)
+    assert load_recipe("timm:m", {}).keep_float == ("head.*",)
+    assert load_recipe("timm:m", {}, write(tmp_path, "seed: 1\n")).keep_float == ()
 
 
 def test_nested_choices_merge_key_by_key(tmp_path: Path) -> None:
