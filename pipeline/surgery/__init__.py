@@ -17,14 +17,25 @@ from pipeline.surgery.drop_output_qdq import DropOutputQdq
 from pipeline.surgery.floor_scales import FloorScales
 from pipeline.surgery.fold_constants import FoldConstants
 from pipeline.surgery.fuse_pad_into_conv import FusePadIntoConv
+from pipeline.surgery.quantize_bias import QuantizeBias
 from pipeline.surgery.quantize_weights import QuantizeWeights
 from pipeline.surgery.recentre_activations import RecentreActivations
 from pipeline.surgery.recentre_weights import RecentreWeights
+from pipeline.surgery.requantize_selections import RequantizeSelections
+from pipeline.surgery.shift_to_uint8 import ShiftToUint8
 from pipeline.surgery.state_zero_points import StateZeroPoints
 from pipeline.surgery.strip_dead_nodes import StripDeadNodes
 from pipeline.surgery.tie_concat_scales import TieConcatScales
 
-__all__ = ["DEFAULT_PASSES", "Pass", "SurgeryError", "clean", "run_passes"]
+__all__ = [
+    "CPU_PASSES",
+    "DEFAULT_PASSES",
+    "Pass",
+    "SurgeryError",
+    "clean",
+    "rewrite_for_cpu",
+    "run_passes",
+]
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     FoldConstants(),  # first: the others look for constants, not for what computes them
@@ -42,6 +53,13 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     StripDeadNodes(),
 )
 
+CPU_PASSES: tuple[Pass, ...] = (
+    RequantizeSelections(),
+    ShiftToUint8(),
+    QuantizeBias(),
+    StripDeadNodes(),
+)
+
 
 def clean(qdq_path: Path, trt_path: Path) -> dict[str, int]:
     """Run `DEFAULT_PASSES` on `qdq_path` and write `trt_path`; return changed sites per pass.
@@ -50,3 +68,12 @@ def clean(qdq_path: Path, trt_path: Path) -> dict[str, int]:
         SurgeryError: the file is no valid ONNX model up to 2 GB, or holds what no pass can repair.
     """
     return clean_file(qdq_path, trt_path, DEFAULT_PASSES)
+
+
+def rewrite_for_cpu(trt_path: Path, cpu_path: Path) -> dict[str, int]:
+    """Run `CPU_PASSES`: the codes of `trt_path` in the form that ONNX Runtime fuses on CPUs.
+
+    Raises:
+        SurgeryError: as `clean`.
+    """
+    return clean_file(trt_path, cpu_path, CPU_PASSES)
