@@ -1,8 +1,8 @@
 """Read a checkpoint's tensors and what it says about its images; never run anything it holds.
 
-Two formats: safetensors (metadata values are JSON), and torch files through the restricted
-unpickler of `torch.load(weights_only=True)`. A torch file is a state dict, or a dict that holds one
-beside `classes`, `image_size`, `mean` and `std`.
+Two formats: safetensors (metadata values are JSON), and torch files. Torch's zip files are read by
+`models.pickled_module`, older ones by `torch.load(weights_only=True)`. A torch file is a state dict, or
+a dict that holds one, or a pickled module, beside `classes`, `image_size`, `mean` and `std`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from models.inert_pickle import check_inert
+from models.pickle_records import CorruptFileError, RefusedPickleError
+from models.pickled_module import read_torch_archive
 from models.spec import PreprocessError, PreprocessOverrides, Triple
+from models.torch_archive import is_torch_archive
 
 # Where training scripts put the state dict; averaged weights first, they are the ones evaluated.
 _NESTED_KEYS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
@@ -42,6 +46,7 @@ class Checkpoint:
         mean: Per RGB channel, on the 0-1 scale.
         std: Per RGB channel, on the 0-1 scale.
         sha256: Hex digest of the file.
+        activations: Class names of the backbone's activations, where the file pickles a module.
     """
 
     path: Path
@@ -51,6 +56,7 @@ class Checkpoint:
     mean: Triple | None
     std: Triple | None
     sha256: str
+    activations: tuple[str, ...] = ()
 
     @property
     def preprocess(self) -> PreprocessOverrides:
@@ -76,7 +82,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except PreprocessError as error:
         raise CheckpointError(f"{path}: {error}") from error
     classes = _classes(path, content.get("classes"))
-    return Checkpoint(path, tensors, classes, image_size, mean, std, file_sha256(path))
+    activations = _names(content.get("activations"))
+    return Checkpoint(path, tensors, classes, image_size, mean, std, file_sha256(path), activations)
 
 
 def file_sha256(path: Path) -> str:
@@ -129,33 +136,35 @@ def _parse_json(path: Path, key: str, text: str) -> object:
 
 def _read_torch(path: Path) -> dict[str, object]:
     try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_explain_refusal(path, str(error))) from error
-    except Exception as error:  # a damaged pickle can raise anything
+        if is_torch_archive(path):
+            return read_torch_archive(path, _NESTED_KEYS)
+        return _read_old_torch(path)
+    except RefusedPickleError as error:
         raise CheckpointError(
-            f"{path}: not a checkpoint, or corrupt or truncated ({one_line(error)});"
+            f"{path}: refused: {error}; save model.state_dict(), or convert the file to safetensors"
+        ) from error
+    except CorruptFileError as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or corrupt or truncated ({error});"
             " expected safetensors or a torch file with a state dict"
         ) from error
+
+
+def _read_old_torch(path: Path) -> dict[str, object]:
+    """Read a state dict that torch saved before its version 1.6, after a look at its pickles."""
+    with path.open("rb") as file:
+        check_inert(file)
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RefusedPickleError(
+            "its pickle holds more than tensors, and is in the format before torch 1.6"
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CorruptFileError(one_line(error)) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, not a state dict;"
-            " save model.state_dict() instead"
-        )
+        raise RefusedPickleError(f"holds a {type(content).__name__}, not a state dict")
     return {str(key): value for key, value in content.items()}
-
-
-def _explain_refusal(path: Path, reason: str) -> str:
-    refused = re.search(r"GLOBAL (\S+)", reason)
-    if refused:
-        return (
-            f"{path}: refused: loading it would import {refused.group(1).rstrip('.,')} and could"
-            " run code; save model.state_dict(), or convert the file to safetensors"
-        )
-    return (
-        f"{path}: refused: not a checkpoint, or corrupt (its pickle holds more than tensors);"
-        " expected safetensors or a torch file with a state dict"
-    )
 
 
 def _find_state_dict(path: Path, content: Mapping[str, object]) -> dict[str, torch.Tensor]:
@@ -166,7 +175,7 @@ def _find_state_dict(path: Path, content: Mapping[str, object]) -> dict[str, tor
             if tensors:
                 return tensors
     raise CheckpointError(
-        f"{path}: holds no tensors (keys: {', '.join(list(content)[:5]) or 'none'}); expected a"
+        f"{path}: holds no tensors (keys: {one_line(', '.join(list(content)[:5])) or 'none'}); expected a"
         f" state dict, or a dict with one under {', '.join(_NESTED_KEYS)}"
     )
 
@@ -175,6 +184,11 @@ def _promote(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
     """Make every floating-point tensor float32 and check that it is finite."""
     promoted: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(
+                f"{path}: {one_line(name)} is no plain tensor ({tensor.dtype}, {tensor.layout});"
+                " save model.state_dict() of a float model"
+            )
         if not tensor.is_floating_point():
             promoted[name] = tensor
             continue
@@ -183,11 +197,20 @@ def _promote(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
         if not finite.all():
             broken = int((~finite).sum())
             raise CheckpointError(
-                f"{path}: {name} has {broken} NaN or infinite values of {value.numel()};"
+                f"{path}: {one_line(name)} has {broken} NaN or infinite values of {value.numel()};"
                 " use a checkpoint from before the training diverged"
             )
         promoted[name] = value
     return promoted
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has numbers of its own: not sparse, complex, quantized, or one repeated."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    if tensor.is_complex() or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _image_size(path: Path, value: object) -> tuple[int, int] | None:
@@ -212,7 +235,9 @@ def _triple(path: Path, key: str, value: object) -> Triple | None:
 
 def _numbers(value: object) -> list[float] | None:
     """Return a sequence or 1-D tensor of numbers as floats, None when it is something else."""
-    items = value.tolist() if isinstance(value, torch.Tensor) else value
+    if isinstance(value, torch.Tensor):
+        return _numbers(value.tolist()) if value.dim() == 1 and len(value) <= 3 else None
+    items = value
     if not isinstance(items, Sequence) or isinstance(items, str):
         return None
     numeric = all(isinstance(item, int | float) and not isinstance(item, bool) for item in items)
@@ -222,11 +247,24 @@ def _numbers(value: object) -> list[float] | None:
 def _classes(path: Path, value: object) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        return tuple(str(name) for name in value)
+    names = _names(value)
+    if names:
+        return names
     raise CheckpointError(f"{path}: classes is {one_line(value)}; expected a list of names")
 
 
+def _names(value: object) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    return ()
+
+
 def one_line(value: object) -> str:
-    """Return `value` as text without line breaks, cut to 160 characters, for a message."""
-    return " ".join(str(value).split())[:160]
+    """Return `value` as printable text on one line, cut to 160 characters, for a message."""
+    text = str(value) if isinstance(value, str | Exception) else reprlib.repr(value)
+    return printable(" ".join(text.split())[:160])
+
+
+def printable(text: str) -> str:
+    """Return `text` with `?` for what no terminal shows: a file's names may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,7 +1,9 @@
 """Fetch published weights once: checked, resumable, atomic, and clear when there is no network.
 
 Files on the Hugging Face hub go through `huggingface_hub` (its cache, resume, mirrors and tokens).
-Plain links go to `$XDG_CACHE_HOME/reptrt` through a `.part` file that the next attempt continues.
+Plain links go to `$XDG_CACHE_HOME/reptrt` through a `.part` file that the next attempt continues; a
+file that was put there by hand is found. Where the publisher states no digest, the digest of the first
+file is written beside it, and a file that changes later is refused.
 """
 
 from __future__ import annotations
@@ -35,6 +37,12 @@ class DownloadError(OSError):
     exit_code = 4
 
 
+class ChangedWeightsError(ValueError):
+    """A file in the cache is not the one that was published, or that was there before."""
+
+    exit_code = 2
+
+
 def fetch_weights(
     weights: PublishedWeights, model_name: str, progress: Progress | None = None
 ) -> Path:
@@ -48,15 +56,21 @@ def fetch_weights(
 
     Raises:
         DownloadError: No network, the server refuses, or the file has another sha256.
+        ChangedWeightsError: The file that is there has another sha256.
     """
     try:
         return _fetch_hub(weights) if weights.hub_id else _fetch_url(weights, progress)
     except (OSError, HubError, XetDownloadError, http.client.HTTPException) as error:
-        raise DownloadError(
-            f"{model_name}: cannot download its weights ({one_line(error)}); fetch {weights.url}"
-            f" where there is a network, then: make engine MODEL={model_name}"
-            f" WEIGHTS=path/to/{weights.filename} (or reptrt ... --weights)"
-        ) from error
+        raise DownloadError(_how_to_bring(weights, model_name, one_line(error))) from error
+
+
+def _how_to_bring(weights: PublishedWeights, model_name: str, reason: str) -> str:
+    by_hand = "" if weights.hub_id else f"put it at {cache_folder() / weights.filename}, or: "
+    return (
+        f"{model_name}: cannot download its weights ({reason}); fetch {weights.url} where there is"
+        f" a network (licence: {weights.licence}), then {by_hand}make engine MODEL={model_name}"
+        f" WEIGHTS=path/to/{Path(weights.filename).name} (or reptrt ... --weights)"
+    )
 
 
 def cache_folder() -> Path:
@@ -93,17 +107,41 @@ def _require_reachable(url: str) -> None:
 
 
 def _fetch_url(weights: PublishedWeights, progress: Progress | None) -> Path:
-    folder = cache_folder()
-    path = folder / weights.filename
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{weights.filename}.part"
-    logger.info("downloading %s (licence: %s)", weights.url, weights.licence)
-    _continue_download(weights.url, part, progress)
-    _check_digest(part, weights.sha256)
-    part.replace(path)
+    path = cache_folder() / weights.filename
+    note = path.with_name(f"{path.name}.sha256")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        logger.info("downloading %s (licence: %s)", weights.url, weights.licence)
+        _continue_download(weights.url, part, progress)
+        _check_digest(part, weights.sha256)
+        note.unlink(missing_ok=True)
+        part.replace(path)
+    if weights.sha256 is None:
+        _remember_digest(path, note)
     return path
+
+
+def _remember_digest(path: Path, note: Path) -> None:
+    """Write the digest of a file that was not seen before into `note`, or compare it.
+
+    Raises:
+        ChangedWeightsError: `note` has another digest.
+    """
+    actual = file_sha256(path)
+    if not note.exists():
+        logger.info("%s: its publisher states no sha256; from now on it must be %s", path, actual)
+        partial = note.with_name(f"{note.name}.part")
+        partial.write_text(f"{actual}  {path.name}\n", encoding="ascii")
+        partial.replace(note)
+        return
+    remembered = note.read_text(encoding="ascii", errors="replace").split(" ")[0]
+    if actual != remembered:
+        raise ChangedWeightsError(
+            f"{path}: its sha256 is {actual[:16]}..., when it was first used it was"
+            f" {remembered[:16]}...; delete it to download it again, or delete {note.name} beside it"
+            " if the change is meant"
+        )
 
 
 def _continue_download(url: str, part: Path, progress: Progress | None) -> None:

@@ -2,8 +2,9 @@
 
 Published checkpoints of one architecture differ in names only. Known here: wrappers' prefixes, Apple's
 MobileOne (https://github.com/apple/ml-mobileone), the RepVGG authors' (https://github.com/DingXiaoH/RepVGG),
-and whatever timm's own `checkpoint_filter_fn` of the model's file knows. The naming that fits best
-is taken; loading is strict.
+the releases of YOLOv6, and whatever timm's own `checkpoint_filter_fn` of the model's file knows. The
+naming that fits best is taken; loading is strict: a tensor that is not loaded is an error, or was
+dropped by a rule that the log names.
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from models.checkpoint import printable
 from models.fuse import reparameterize
+from models.yolov6_checkpoint import (
+    backbone_activations,
+    drop_training_branches,
+    fitting_names,
+    is_yolov6,
+    rename_tensors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +70,7 @@ class Match:
         missing: Names that the module has and the checkpoint lacks.
         unexpected: Names that the checkpoint has and the module lacks.
         misshapen: Names that both have, with different shapes.
+        dropped: What inference does not use: the file's name of each tensor, and the rule.
     """
 
     module: nn.Module
@@ -68,6 +78,7 @@ class Match:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshapen: tuple[str, ...]
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_faults(self) -> int:
@@ -101,8 +112,8 @@ def match_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Mat
     """
     best: Match | None = None
     for form in _forms(module):
-        for renamed in _namings(form, dict(tensors)):
-            match = _compare(form, renamed)
+        for renamed, dropped in _namings(form, dict(tensors)):
+            match = _compare(form, renamed, dropped)
             if match.num_faults == 0 or match.implied_num_classes() is not None:
                 return match
             if best is None or match.num_faults < best.num_faults:
@@ -112,20 +123,33 @@ def match_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Mat
     return best
 
 
-def load_weights(match: Match, model_name: str, source: str) -> nn.Module:
+def load_weights(
+    match: Match, model_name: str, source: str, activations: Sequence[str] = ()
+) -> nn.Module:
     """Copy the matched tensors into their module and return it.
 
     Args:
         match: From `match_weights`.
         model_name: For the message.
         source: The checkpoint's path, for the message.
+        activations: Class names of the backbone's activations, as far as the checkpoint tells.
 
     Raises:
         WeightsMismatchError: Something does not fit; the message lists it with nearest names.
     """
     if match.num_faults:
-        raise WeightsMismatchError(_explain(match, model_name, source))
+        raise WeightsMismatchError(printable(_explain(match, model_name, source)))
+    ours = backbone_activations(match.module)
+    if ours and activations and ("SiLU" in ours) != ("SiLU" in activations):
+        others = [name for name in fitting_names(match.tensors) if name != model_name]
+        raise WeightsMismatchError(
+            f"{source} does not fit {model_name}: its backbone has {printable(' and '.join(activations))}"
+            f" where {model_name} has {' and '.join(sorted(ours))}{_suggest(others)}"
+        )
     match.module.load_state_dict(match.tensors, strict=False)
+    for rule in sorted(set(match.dropped.values())):
+        names = [name for name, reason in match.dropped.items() if reason == rule]
+        logger.info("%s: not loaded, %s: %s", source, rule, ", ".join(names))
     return match.module
 
 
@@ -136,17 +160,20 @@ def _forms(module: nn.Module) -> Iterator[nn.Module]:
         yield deployed
 
 
-def _namings(module: nn.Module, tensors: Tensors) -> Iterator[Tensors]:
-    yield tensors
+def _namings(module: nn.Module, tensors: Tensors) -> Iterator[tuple[Tensors, dict[str, str]]]:
+    """Yield the tensors under other names, and what was dropped, by which rule."""
+    yield tensors, {}
     stripped = _strip_wrappers(tensors)
     if stripped.keys() != tensors.keys():
-        yield stripped
+        yield stripped, {}
+    if is_yolov6(stripped):
+        yield drop_training_branches(rename_tensors(stripped))
     renamed = {_rename(name): tensor for name, tensor in stripped.items()}
     if renamed.keys() != stripped.keys():
-        yield renamed
+        yield renamed, {}
     filtered = _filter_as_timm(module, stripped)
     if filtered is not None:
-        yield filtered
+        yield filtered, {}
 
 
 def _strip_wrappers(tensors: Tensors) -> Tensors:
@@ -187,7 +214,7 @@ def _filter_as_timm(module: nn.Module, tensors: Tensors) -> Tensors | None:
     return converted
 
 
-def _compare(module: nn.Module, tensors: Tensors) -> Match:
+def _compare(module: nn.Module, tensors: Tensors, dropped: Mapping[str, str]) -> Match:
     wanted = module.state_dict()
     missing = tuple(
         name for name in wanted if name not in tensors and not name.endswith(_OPTIONAL_SUFFIX)
@@ -198,12 +225,16 @@ def _compare(module: nn.Module, tensors: Tensors) -> Match:
         for name, tensor in wanted.items()
         if name in tensors and tensors[name].shape != tensor.shape
     )
-    return Match(module, tensors, missing, unexpected, misshapen)
+    return Match(module, tensors, missing, unexpected, misshapen, dropped)
 
 
 def _explain(match: Match, model_name: str, source: str) -> str:
     wanted = match.module.state_dict()
     fitting = len(wanted) - len(match.missing) - len(match.misshapen)
+    verdict = f"{source} does not fit {model_name}: {fitting} of {len(wanted)} tensors fit"
+    others, _ = drop_training_branches(rename_tensors(_strip_wrappers(match.tensors)))
+    if names := fitting_names(others):
+        return verdict + _suggest(names)
     faults = []
     if match.missing:
         faults.append(_list_names("missing", match.missing, match.unexpected))
@@ -217,15 +248,13 @@ def _explain(match: Match, model_name: str, source: str) -> str:
         faults.append(
             f"{len(match.misshapen)} of another shape ({_shorten(shapes, match.misshapen)})"
         )
-    advice = (
-        "; these are weights of another architecture: check MODEL"
-        if fitting < len(wanted) / 2
-        else ""
-    )
-    return (
-        f"{source} does not fit {model_name}: {fitting} of {len(wanted)} tensors fit,"
-        f" {', '.join(faults)}{advice}"
-    )
+    few = fitting < len(wanted) / 2
+    advice = "; these are weights of another architecture: check MODEL" if few else ""
+    return f"{verdict}, {', '.join(faults)}{advice}"
+
+
+def _suggest(names: Sequence[str]) -> str:
+    return f"; it fits MODEL={' or MODEL='.join(names)}" if names else ""
 
 
 def _list_names(label: str, names: tuple[str, ...], others: tuple[str, ...]) -> str:

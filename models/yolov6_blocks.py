@@ -1,12 +1,14 @@
-"""Building blocks of YOLOv6: the RepVGG block and what the backbone, neck and head are made of.
+"""Building blocks of YOLOv6: the RepVGG block, stages of blocks, upsampling and fusion of levels.
 
 Written from the papers: RepVGG (https://arxiv.org/abs/2101.03697, section 3.3 for the fusion of the
-branches), YOLOv6 (https://arxiv.org/abs/2209.02976) and YOLOv6 v3.0 (https://arxiv.org/abs/2301.05586,
-BiFusion in section 2.1, SimCSPSPPF in section 2.4). Attribute names are those of the official
+branches), YOLOv6 (https://arxiv.org/abs/2209.02976, CSPStackRep in section 2.1) and YOLOv6 v3.0
+(https://arxiv.org/abs/2301.05586, BiFusion in section 2.1). Attribute names are those of the official
 state dicts (release 0.4.0), so that published tensors keep their names.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,15 @@ from torch import nn
 
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.03
+
+Activation = type[nn.ReLU] | type[nn.SiLU]
+
+
+class Block(Protocol):
+    """What stages are made of: a 3x3 block, called with its channels and, for half the size, 2."""
+
+    def __call__(self, in_channels: int, out_channels: int, stride: int = 1, /) -> nn.Module:
+        """Build the block."""
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -35,7 +46,7 @@ class ConvBn(nn.Sequential):
 
 
 class ConvBnAct(nn.Module):
-    """Convolution, batch norm and an activation: ReLU in backbone and neck, SiLU in the head."""
+    """Convolution, batch norm and an activation."""
 
     def __init__(
         self,
@@ -43,7 +54,7 @@ class ConvBnAct(nn.Module):
         out_channels: int,
         kernel: int = 1,
         stride: int = 1,
-        act: type[nn.ReLU] | type[nn.SiLU] = nn.ReLU,
+        act: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
         self.block = ConvBn(in_channels, out_channels, kernel, stride)
@@ -133,19 +144,84 @@ def _fold(weight: torch.Tensor, bn: nn.BatchNorm2d) -> tuple[torch.Tensor, torch
     return weight * gain[:, None, None, None], bn.bias.double() - bn.running_mean.double() * gain
 
 
-class RepBlock(nn.Module):
-    """`repeats` RepVGG blocks in a row; the first one changes the channel count."""
+def conv_relu(in_channels: int, out_channels: int, stride: int = 1, /) -> ConvBnAct:
+    """Return the block of training mode `conv_relu`: a 3x3 convolution, batch norm and ReLU."""
+    return ConvBnAct(in_channels, out_channels, 3, stride)
 
-    def __init__(self, in_channels: int, out_channels: int, repeats: int) -> None:
+
+def conv_silu(in_channels: int, out_channels: int, stride: int = 1, /) -> ConvBnAct:
+    """Return the block of training mode `conv_silu`: a 3x3 convolution, batch norm and SiLU."""
+    return ConvBnAct(in_channels, out_channels, 3, stride, nn.SiLU)
+
+
+class RepBlock(nn.Module):
+    """`repeats` blocks in a row; the first one changes the channel count."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, repeats: int, block: Block = RepVggBlock
+    ) -> None:
         super().__init__()
-        self.conv1 = RepVggBlock(in_channels, out_channels)
-        rest = [RepVggBlock(out_channels, out_channels) for _ in range(repeats - 1)]
+        self.conv1 = block(in_channels, out_channels)
+        rest = [block(out_channels, out_channels) for _ in range(repeats - 1)]
         self.block = nn.Sequential(*rest) if rest else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `[n, in, h, w]` to `[n, out, h, w]`."""
         x = self.conv1(x)
         return x if self.block is None else self.block(x)
+
+
+class BottleRep(nn.Module):
+    """Two blocks and a shortcut with a learned weight: `block(block(x)) + alpha * x`."""
+
+    def __init__(self, channels: int, block: Block) -> None:
+        super().__init__()
+        self.conv1 = block(channels, channels)
+        self.conv2 = block(channels, channels)
+        self.alpha = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `[n, c, h, w]` to `[n, c, h, w]`."""
+        out: torch.Tensor = self.conv2(self.conv1(x)) + self.alpha * x
+        return out
+
+
+class BepC3(nn.Module):
+    """CSPStackRep: half as many `BottleRep` as `repeats` on one branch, nothing on the other.
+
+    Args:
+        in_channels: Of the input.
+        out_channels: Of the output.
+        repeats: Blocks that a stage of this depth has, two per `BottleRep`.
+        expansion: Channels of each branch over `out_channels`.
+        block: What each `BottleRep` is made of.
+        act: Activation of the 1x1 convolutions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        repeats: int,
+        expansion: float,
+        block: Block,
+        act: Activation,
+    ) -> None:
+        super().__init__()
+        hidden = int(out_channels * expansion)
+        self.cv1 = ConvBnAct(in_channels, hidden, act=act)
+        self.cv2 = ConvBnAct(in_channels, hidden, act=act)
+        self.cv3 = ConvBnAct(2 * hidden, out_channels, act=act)
+
+        def bottle(in_channels: int, out_channels: int, stride: int = 1, /) -> BottleRep:
+            return BottleRep(out_channels, block)
+
+        self.m = RepBlock(hidden, hidden, repeats // 2, bottle)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `[n, in, h, w]` to `[n, out, h, w]`."""
+        out: torch.Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))
+        return out
 
 
 class Upsample(nn.Module):
@@ -158,77 +234,6 @@ class Upsample(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `[n, c, h, w]` to `[n, c, 2h, 2w]`."""
         out: torch.Tensor = self.upsample_transpose(x)
-        return out
-
-
-class SppfModule(nn.Module):
-    """Three chained 5x5 max-poolings; all four stages are concatenated and mixed."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        hidden = in_channels // 2
-        self.cv1 = ConvBnAct(in_channels, hidden)
-        self.cv2 = ConvBnAct(hidden * 4, out_channels)
-        self.m = nn.MaxPool2d(5, 1, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `[n, in, h, w]` to `[n, out, h, w]`."""
-        out: torch.Tensor = self.cv2(_pool_pyramid(self.cv1(x), self.m))
-        return out
-
-
-class CspSppfModule(nn.Module):
-    """The pooling pyramid on one half of a cross-stage-partial split, a 1x1 shortcut on the other."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        hidden = out_channels // 2
-        self.cv1 = ConvBnAct(in_channels, hidden)
-        self.cv2 = ConvBnAct(in_channels, hidden)
-        self.cv3 = ConvBnAct(hidden, hidden, 3)
-        self.cv4 = ConvBnAct(hidden, hidden)
-        self.m = nn.MaxPool2d(5, 1, 2)
-        self.cv5 = ConvBnAct(hidden * 4, hidden)
-        self.cv6 = ConvBnAct(hidden, hidden, 3)
-        self.cv7 = ConvBnAct(hidden * 2, out_channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `[n, in, h, w]` to `[n, out, h, w]`."""
-        pyramid = _pool_pyramid(self.cv4(self.cv3(self.cv1(x))), self.m)
-        deep = self.cv6(self.cv5(pyramid))
-        out: torch.Tensor = self.cv7(torch.cat((self.cv2(x), deep), dim=1))
-        return out
-
-
-def _pool_pyramid(x: torch.Tensor, pool: nn.MaxPool2d) -> torch.Tensor:
-    once = pool(x)
-    twice = pool(once)
-    return torch.cat((x, once, twice, pool(twice)), dim=1)
-
-
-class SimSppf(nn.Module):
-    """Release 2.0's pooling at the end of the backbone."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.sppf = SppfModule(in_channels, out_channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `[n, in, h, w]` to `[n, out, h, w]`."""
-        out: torch.Tensor = self.sppf(x)
-        return out
-
-
-class SimCspSppf(nn.Module):
-    """Release 3.0's pooling at the end of the backbone."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.cspsppf = CspSppfModule(in_channels, out_channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `[n, in, h, w]` to `[n, out, h, w]`."""
-        out: torch.Tensor = self.cspsppf(x)
         return out
 
 

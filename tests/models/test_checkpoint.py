@@ -94,9 +94,35 @@ def test_a_malicious_bare_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> 
     assert target.exists()  # the attack itself works
 
 
-def test_a_pickled_module_is_refused_by_its_name(tmp_path: Path) -> None:
-    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "w.pt")
-    assert "torch.nn.modules.linear.Linear" in _error(tmp_path / "w.pt")
+def test_a_pickled_module_in_the_old_format_is_refused(tmp_path: Path) -> None:
+    content, path = {"model": torch.nn.Linear(2, 2)}, tmp_path / "w.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert "format before torch 1.6; save model.state_dict()" in _error(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(1).expand(1000),
+        torch.empty(2, device="meta"),
+    ],
+    ids=["sparse", "complex", "repeated", "meta"],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_what_is_no_plain_tensor_is_refused(
+    tmp_path: Path, tensor: torch.Tensor, zipped: bool
+) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"fine": torch.ones(2), "w": tensor}, path, _use_new_zipfile_serialization=zipped)
+    message = _error(path)
+    assert "refused" in message or "no plain tensor" in message
+
+
+def test_a_name_from_a_file_cannot_break_the_line(tmp_path: Path) -> None:
+    torch.save({"a\n\x1b[31mb": torch.tensor([float("nan")])}, tmp_path / "w.pth")
+    assert "?[31mb has 1 NaN" in _error(tmp_path / "w.pth")
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 import time
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from models.download import DownloadError, cache_folder, fetch_weights
+from models.download import (
+    ChangedWeightsError,
+    DownloadError,
+    cache_folder,
+    fetch_weights,
+)
 from models.spec import PublishedWeights
 
 CONTENT = bytes(range(256)) * 1000
@@ -129,6 +135,30 @@ def test_the_first_digits_of_the_digest_suffice(server: _Server) -> None:
     assert fetch_weights(_weights(server, SHA256[:8]), "tiny").exists()
 
 
+def test_without_a_published_digest_the_first_file_is_remembered(server: _Server) -> None:
+    path = fetch_weights(_weights(server, None), "tiny")
+    assert _files() == ["w.pth", "w.pth.sha256"]
+    assert (cache_folder() / "w.pth.sha256").read_text() == f"{SHA256}  w.pth\n"
+    assert fetch_weights(_weights(server, None), "tiny") == path
+    path.write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(ChangedWeightsError, match=f"first used it was {SHA256[:16]}") as caught:
+        fetch_weights(_weights(server, None), "tiny")
+    assert caught.value.exit_code == 2
+    path.unlink()
+    assert fetch_weights(_weights(server, None), "tiny").read_bytes() == CONTENT
+    assert len(server.ranges) == 2
+
+
+def test_a_file_that_was_put_into_the_cache_by_hand_is_found(server: _Server) -> None:
+    weights = dataclasses.replace(_weights(server, None), filename="release-1/w.pth")
+    (cache_folder() / "release-1").mkdir(parents=True)
+    (cache_folder() / "release-1" / "w.pth").write_bytes(b"by hand")
+    assert fetch_weights(weights, "tiny").read_bytes() == b"by hand"
+    assert server.ranges == []
+    (cache_folder() / "release-1" / "w.pth").unlink()
+    assert fetch_weights(weights, "tiny").read_bytes() == CONTENT
+
+
 def test_a_file_on_the_hub_goes_through_the_hubs_cache(
     server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +199,8 @@ def test_without_a_network_the_message_says_what_to_fetch_and_where_to_put_it(
     assert url in message
     assert "MODEL=tiny WEIGHTS=path/to/w.pth" in message
     assert "--weights" in message
+    assert "licence: MIT" in message
+    assert (f"put it at {cache_folder() / 'w.pth'}, or" in message) == (hub_id is None)
     assert "\n" not in message
 
 
