@@ -13,6 +13,7 @@ to a sign) and the same quantized function; they differ in how the optimisation 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from torch import nn
 
 from calibrators.fake_quant import broadcast_scale
 from models.fuse import fusing_method
+
+logger = logging.getLogger(__name__)
 
 INITIALISATIONS = ("identity", "dense_branch", "statistics")
 """`ChannelAffine.identity`, `protect_reparameterization`, `ChannelAffine.from_statistics`."""
@@ -81,11 +84,12 @@ def protect_reparameterization(
 
     Returns:
         Layer name in the deploy form -> gain gamma / sigma, shift beta - mu * gamma / sigma, in
-        the dtype of the layer. No entry where no branch ends in a BatchNorm, or where the train
-        form is fused already.
+        the dtype of the layer. No entry where no branch ends in a BatchNorm, which the log says,
+        or where the train form is fused already.
     """
     before = dict(train_form.named_modules(remove_duplicate=False))
     affines: dict[str, ChannelAffine] = {}
+    without: list[str] = []
     for name, merged in deploy_form.named_modules(remove_duplicate=False):
         if not isinstance(merged, nn.Conv2d) or _is_unchanged(before.get(name), merged):
             continue
@@ -96,6 +100,10 @@ def protect_reparameterization(
             affines[name] = ChannelAffine(
                 affine.gain.to(merged.weight), affine.shift.to(merged.weight)
             )
+        elif block is not None:
+            without.append(name)
+    if without:
+        logger.info("merged from no branch with a BatchNorm: %s", ", ".join(without))
     return affines
 
 
