@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from calibrators.learned import LearnedScale
 from calibrators.quantized_model import QuantizedModel, is_activation_call
@@ -97,8 +98,7 @@ def float_copy(model: QuantizedModel) -> Callable[[torch.Tensor], tuple[torch.Te
             module.enabled = False
 
     def run(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = graph_module(images)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return tuple(tree_leaves(graph_module(images)))
 
     return run
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from calibrators.placement import (
     SELECTING,
@@ -50,8 +51,7 @@ class QuantizedModel:
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run on images [N, 3, H, W]; always a tuple of outputs."""
-        outputs = self.graph_module(images)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return tuple(tree_leaves(self.graph_module(images)))
 
     @contextmanager
     def float_mode(self) -> Iterator[None]:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from models.checkpoint import Checkpoint, CheckpointError, one_line, read_checkpoint
 from models.download import Progress, fetch_weights
+from models.onnx_file import read_onnx
+from models.onnx_import import import_onnx
 from models.registry import find_model
 from models.spec import ModelSpec, Preprocess, PreprocessOverrides, Task
 from models.state_dict import load_weights, match_weights
+from models.task import (
+    PREPROCESS,
+    OutputError,
+    count_classes,
+    list_outputs,
+    recognize_task,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +51,11 @@ class LoadedModel:
         task: What the outputs mean.
         preprocess: How images become its input: the zoo's, the checkpoint's, then the user's word.
         classes: Class names in the order of the outputs, None when the checkpoint names none.
-        num_classes: Classes that the head tells apart.
-        weights_path: Checkpoint file; None when the network brought its own weights.
+        num_classes: Classes that the head tells apart; 0 for a generic network.
+        weights_path: Checkpoint or ONNX file; None when the network brought its own weights.
         weights_sha256: Hex digest of that file, or of the network's own tensors.
+        output_names: Of the ONNX file that it was imported from.
+        batch_size: The only one that the network can run; None where any will do.
     """
 
     name: str
@@ -54,6 +66,8 @@ class LoadedModel:
     num_classes: int
     weights_path: Path | None
     weights_sha256: str
+    output_names: tuple[str, ...] | None = None
+    batch_size: int | None = None
 
 
 def load_model(
@@ -61,43 +75,45 @@ def load_model(
     weights: Path | None = None,
     overrides: PreprocessOverrides | None = None,
     progress: Progress | None = None,
+    task: Task | None = None,
 ) -> LoadedModel:
     """Build MODEL and load its weights.
 
     Args:
-        name: Zoo name, `timm:NAME` or `package.module:callable`.
+        name: Zoo name, `timm:NAME`, `package.module:callable` or `file.onnx`.
         weights: Checkpoint; None takes the bundled file, else the published one (downloaded), else
             the weights that a user's callable brings.
         overrides: The user's preprocessing, above the checkpoint's and the zoo's.
         progress: Called with (bytes so far, total bytes or None) during a download.
+        task: What the outputs of a user's own network mean; None lets them tell.
 
     Raises:
         UnknownModelError, CheckpointError, WeightsMismatchError, MissingWeightsError, ModelRunError,
-            DownloadError: One line each, with an `exit_code`.
+            OutputError, OnnxFileError, DownloadError: One line each, with an `exit_code`.
     """
     spec = find_model(name)
-    path = weights or _find_weights(spec, progress)
     overrides = overrides or PreprocessOverrides()
+    if task is not None and spec.task not in (None, task):
+        raise OutputError(f"{name} is made for {spec.task}; --task is for models of your own")
+    if spec.onnx is not None:
+        return _load_onnx(spec, spec.onnx, weights, overrides, task)
+    path = weights or _find_weights(spec, progress)
     if path is None:
-        return _load_own_weights(spec, overrides)
-    checkpoint = read_checkpoint(path)
-    preprocess = spec.preprocess.override(checkpoint.preprocess).override(overrides)
-    module = _build_to_fit(spec, checkpoint, preprocess.image_size)
-    num_classes = _count_classes(spec, module, preprocess.image_size)
-    if checkpoint.classes and len(checkpoint.classes) != num_classes:
-        raise CheckpointError(
-            f"{path}: names {len(checkpoint.classes)} classes, its head has {num_classes}"
+        logger.warning(
+            "%s: no checkpoint given, the network is used as its callable returns it", name
         )
-    return LoadedModel(
-        name=name,
-        module=module,
-        task=spec.task,
-        preprocess=preprocess,
-        classes=checkpoint.classes,
-        num_classes=num_classes,
-        weights_path=path,
-        weights_sha256=checkpoint.sha256,
-    )
+        module = _build(spec, None, _first_size(spec, overrides, task)).float().eval()
+        found = _examine(spec, module, task, overrides)
+        return _describe(spec, module, found, None, None, _digest(module))
+    checkpoint = read_checkpoint(path)
+    stated = checkpoint.preprocess.override(overrides)
+    module = _build_to_fit(spec, checkpoint, _first_size(spec, stated, task))
+    found = _examine(spec, module, task, stated)
+    if checkpoint.classes and len(checkpoint.classes) != found.num_classes:
+        raise CheckpointError(
+            f"{path}: names {len(checkpoint.classes)} classes, its head has {found.num_classes}"
+        )
+    return _describe(spec, module, found, checkpoint.classes, path, checkpoint.sha256)
 
 
 def load_random(
@@ -107,9 +123,61 @@ def load_random(
     num_classes: int | None = None,
 ) -> LoadedModel:
     """Build MODEL with its random initialization, for tests and for timing; no file is read."""
-    spec = find_model(name)
-    preprocess = spec.preprocess.override(overrides or PreprocessOverrides())
-    return _load_untrained(spec, preprocess, seed, num_classes or spec.num_classes)
+    spec, overrides = find_model(name), overrides or PreprocessOverrides()
+    size = _first_size(spec, overrides, None)
+    module = _build(spec, num_classes or spec.num_classes, size, seed).float().eval()
+    known = num_classes or spec.num_classes
+    if spec.task is not None and spec.preprocess is not None and known is not None:
+        found = _Examined(spec.task, spec.preprocess.override(overrides), known)
+    else:
+        found = _examine(spec, module, None, overrides)
+    return _describe(spec, module, found, None, None, _digest(module))
+
+
+class _Examined(NamedTuple):
+    """What a run of the network shows."""
+
+    task: Task
+    preprocess: Preprocess
+    num_classes: int
+
+
+def _describe(
+    spec: ModelSpec,
+    module: nn.Module,
+    found: _Examined,
+    classes: tuple[str, ...] | None,
+    path: Path | None,
+    sha256: str,
+) -> LoadedModel:
+    return LoadedModel(
+        name=spec.name,
+        module=module,
+        task=found.task,
+        preprocess=found.preprocess,
+        classes=classes,
+        num_classes=found.num_classes,
+        weights_path=path,
+        weights_sha256=sha256,
+    )
+
+
+def _load_onnx(
+    spec: ModelSpec,
+    path: Path,
+    weights: Path | None,
+    overrides: PreprocessOverrides,
+    task: Task | None,
+) -> LoadedModel:
+    if weights is not None:
+        raise CheckpointError(f"{weights}: {path} brings its own weights; leave --weights out")
+    file = read_onnx(path)
+    default = PREPROCESS[task].image_size if task else None
+    size = file.image_size(overrides.image_size, default)
+    network = import_onnx(file, size)
+    found = _examine(spec, network.module, task, overrides, size, network.batch_size)
+    loaded = _describe(spec, network.module, found, None, path, file.sha256)
+    return replace(loaded, output_names=network.outputs, batch_size=network.batch_size)
 
 
 def _find_weights(spec: ModelSpec, progress: Progress | None) -> Path | None:
@@ -125,29 +193,6 @@ def _find_weights(spec: ModelSpec, progress: Progress | None) -> Path | None:
     )
 
 
-def _load_own_weights(spec: ModelSpec, overrides: PreprocessOverrides) -> LoadedModel:
-    logger.warning(
-        "%s: no checkpoint given, the network is used as its callable returns it", spec.name
-    )
-    return _load_untrained(spec, spec.preprocess.override(overrides), seed=0, num_classes=None)
-
-
-def _load_untrained(
-    spec: ModelSpec, preprocess: Preprocess, seed: int, num_classes: int | None
-) -> LoadedModel:
-    module = _build(spec, num_classes, preprocess.image_size, seed).float().eval()
-    return LoadedModel(
-        name=spec.name,
-        module=module,
-        task=spec.task,
-        preprocess=preprocess,
-        classes=None,
-        num_classes=num_classes or _count_classes(spec, module, preprocess.image_size),
-        weights_path=None,
-        weights_sha256=_digest(module),
-    )
-
-
 def _build_to_fit(
     spec: ModelSpec, checkpoint: Checkpoint, image_size: tuple[int, int]
 ) -> nn.Module:
@@ -156,7 +201,8 @@ def _build_to_fit(
     num_classes = match.implied_num_classes()
     if num_classes is not None:
         match = match_weights(_build(spec, num_classes, image_size), checkpoint.tensors)
-    return load_weights(match, spec.name, str(checkpoint.path)).float().eval()
+    source = str(checkpoint.path)
+    return load_weights(match, spec.name, source, checkpoint.activations).float().eval()
 
 
 def _build(
@@ -168,25 +214,88 @@ def _build(
         return spec.build(num_classes, image_size)
 
 
-@torch.no_grad()
-def _count_classes(spec: ModelSpec, module: nn.Module, image_size: tuple[int, int]) -> int:
-    """Run one grey image: it tells the class count, and early whether the image size suits."""
-    size = f"1x3x{image_size[0]}x{image_size[1]}"
+def _first_size(
+    spec: ModelSpec, overrides: PreprocessOverrides, task: Task | None
+) -> tuple[int, int]:
+    """Image size to build the network for."""
+    default = spec.preprocess or PREPROCESS[task or "classification"]
+    return overrides.image_size or default.image_size
+
+
+def _examine(
+    spec: ModelSpec,
+    module: nn.Module,
+    task: Task | None,
+    overrides: PreprocessOverrides,
+    fixed_size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+) -> _Examined:
+    """Run one image: it tells task and class count, and early whether the image size suits."""
+    task = spec.task or task
+    if task is None:
+        size = fixed_size or overrides.image_size
+        task = recognize_task(*_run_any_size(spec, module, size, batch_size))
+        logger.info("%s: its outputs are those of a %s network", spec.name, task)
+    default = spec.preprocess or PREPROCESS[task]
+    preprocess = replace(default, image_size=fixed_size or default.image_size)
+    preprocess = preprocess.override(overrides)
+    outputs = _run(spec, module, preprocess.image_size, batch_size)
+    if spec.task is None:
+        _warn_of_assumptions(spec.name, task, preprocess, overrides)
     try:
-        output = module(torch.zeros(1, 3, *image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
+        shapes = [tuple(output.shape) for output in outputs]
+        return _Examined(task, preprocess, count_classes(task, shapes, preprocess.image_size))
+    except OutputError as error:
+        raise OutputError(f"{spec.name} {error}") from None
+
+
+def _run_any_size(
+    spec: ModelSpec, module: nn.Module, size: tuple[int, int] | None, batch_size: int | None
+) -> tuple[list[torch.Tensor], tuple[int, int]]:
+    """Outputs for images of `size`, None for the first usual size that the network takes."""
+    usual = [PREPROCESS[task].image_size for task in ("classification", "detection")]
+    *others, last = [size] if size else usual
+    for attempt in others:
+        try:
+            return _run(spec, module, attempt, batch_size), attempt
+        except ModelRunError:
+            continue
+    return _run(spec, module, last, batch_size), last
+
+
+@torch.no_grad()
+def _run(
+    spec: ModelSpec, module: nn.Module, size: tuple[int, int], batch_size: int | None
+) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch_size or 1, 3, *size, generator=generator)
+    try:
+        return list_outputs(module(images))
+    except OutputError as error:
+        raise OutputError(f"{spec.name} {error}") from None
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         raise ModelRunError(
-            f"{spec.name} cannot run on {size} images: {one_line(error)}; check --image-size"
+            f"{spec.name} cannot run on {len(images)}x3x{size[0]}x{size[1]} images:"
+            f" {one_line(error)}; check --image-size"
         ) from error
-    if spec.task == "detection":
-        return int(output[0].shape[1]) - 4
-    if not isinstance(output, torch.Tensor) or output.dim() != 2:
-        shown = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ModelRunError(
-            f"{spec.name} returns {shown} for {size} images; a classifier must return logits"
-            " [images, classes]"
-        )
-    return output.shape[1]
+
+
+def _warn_of_assumptions(
+    name: str, task: Task, preprocess: Preprocess, overrides: PreprocessOverrides
+) -> None:
+    """Say how images will be prepared, as far as nobody has said it."""
+    values = {
+        "layout": preprocess.layout,
+        "channels": preprocess.channels,
+        "mean": ",".join(f"{value:g}" for value in preprocess.mean),
+        "std": ",".join(f"{value:g}" for value in preprocess.std),
+    }
+    assumed = [f"--{key} {text}" for key, text in values.items() if not getattr(overrides, key)]
+    if assumed:
+        logger.warning(
+            "%s: prepared as for %s, %dx%d pixels, assumed: %s; say so if it was trained otherwise",
+            name, task, *preprocess.image_size, " ".join(assumed),
+        )  # fmt: skip
 
 
 def _digest(module: nn.Module) -> str:

@@ -1,7 +1,7 @@
 """Every name that a user can give as MODEL, and what stands behind it.
 
-A name is one of the zoo's (`list_models`), `timm:NAME` for any model of timm, or
-`package.module:callable` for a user's own network.
+A name is one of the zoo's (`list_models`), `timm:NAME` for any model of timm,
+`package.module:callable` for a user's own network, or the path of an ONNX file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from models import timm_zoo, yolov6
+from models import timm_zoo, yolov6_zoo
+from models.onnx_file import SUFFIX, read_onnx
+from models.onnx_import import import_onnx
 from models.spec import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     ModelSpec,
     Preprocess,
     PreprocessOverrides,
@@ -36,14 +36,6 @@ __all__ = [
     "list_models",
 ]
 
-_DETECTION = Preprocess(
-    image_size=(640, 640), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), layout="letterbox"
-)
-_USER_CLASSIFIER = Preprocess(
-    image_size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875
-)
-_DEMO_WEIGHTS = Path(__file__).parent / "demo" / "yolov6n_demo.safetensors"
-_COCO_CLASSES = 80
 _DEFAULT_CLASSES = 1000
 
 
@@ -57,31 +49,35 @@ def find_model(name: str) -> ModelSpec:
     """Return what `name` stands for.
 
     Args:
-        name: A zoo name, `timm:NAME` or `package.module:callable`. The callable takes nothing or
-            `num_classes`, and returns a classifier; the current folder is importable.
+        name: A zoo name, `timm:NAME`, `package.module:callable` or a path that ends in `.onnx`. The
+            callable takes nothing or `num_classes`, and returns a network of images; the current
+            folder is importable.
 
     Raises:
         UnknownModelError: Nothing has that name; the message lists the nearest ones.
+        OnnxFileError: The file cannot be used.
     """
+    if name.lower().endswith(SUFFIX):
+        return _find_onnx(name)
     if name.startswith("timm:"):
         return _find_timm(name)
     if ":" in name:
         return _find_user_model(name)
     if name in timm_zoo.ZOO:
         return timm_zoo.zoo_spec(name)
-    if name in _DETECTORS:
-        return _DETECTORS[name]
-    known = [*_DETECTORS, *timm_zoo.ZOO]
+    if name in yolov6_zoo.ZOO:
+        return yolov6_zoo.ZOO[name]
+    known = [*yolov6_zoo.ZOO, *timm_zoo.ZOO]
     nearest = [*difflib.get_close_matches(name, known), *_timm_names_like(name)]
     raise UnknownModelError(
         f"unknown model {name!r}{_did_you_mean(nearest)}; MODEL is a zoo name"
-        " (`reptrt models` lists them), timm:NAME or package.module:callable"
+        " (`reptrt models` lists them), timm:NAME, package.module:callable or file.onnx"
     )
 
 
 def list_models() -> tuple[ModelSpec, ...]:
     """Return the zoo: the detectors first, then the classifiers by family and size."""
-    return (*_DETECTORS.values(), *(timm_zoo.zoo_spec(name) for name in timm_zoo.ZOO))
+    return (*yolov6_zoo.ZOO.values(), *(timm_zoo.zoo_spec(name) for name in timm_zoo.ZOO))
 
 
 def _find_timm(name: str) -> ModelSpec:
@@ -104,14 +100,33 @@ def _did_you_mean(nearest: list[str]) -> str:
     return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
+def _find_onnx(name: str) -> ModelSpec:
+    path = Path(name)
+    file = read_onnx(path)  # what is wrong with it is said before anything else is done
+
+    def build(num_classes: int | None, image_size: tuple[int, int]) -> nn.Module:
+        return import_onnx(file, image_size).module
+
+    return ModelSpec(
+        name=name,
+        task=None,
+        build=build,
+        num_classes=None,
+        preprocess=None,
+        description="a user's own ONNX file",
+        brings_weights=True,
+        onnx=path,
+    )
+
+
 def _find_user_model(name: str) -> ModelSpec:
     factory = _import_callable(name)
     return ModelSpec(
         name=name,
-        task="classification",
+        task=None,
         build=_user_builder(name, factory),
         num_classes=None,
-        preprocess=_USER_CLASSIFIER,
+        preprocess=None,
         description="a user's own network",
         brings_weights=True,
     )
@@ -169,39 +184,3 @@ def _user_builder(
 def _is_required(parameter: inspect.Parameter) -> bool:
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
-
-
-def _detector(
-    factory: Callable[[int], nn.Module],
-    description: str,
-    num_classes: int = _COCO_CLASSES,
-    bundled_weights: Path | None = None,
-) -> ModelSpec:
-    def build(classes: int | None, image_size: tuple[int, int]) -> nn.Module:
-        return factory(classes or num_classes)
-
-    return ModelSpec(
-        name=factory.__name__,
-        task="detection",
-        build=build,
-        num_classes=num_classes,
-        preprocess=_DETECTION,
-        description=description,
-        bundled_weights=bundled_weights,
-    )
-
-
-_DETECTORS: dict[str, ModelSpec] = {
-    spec.name: spec
-    for spec in (
-        _detector(
-            yolov6.yolov6n_demo,
-            "YOLOv6-N's layout at half its width, trained on generated scenes; weights included",
-            num_classes=8,
-            bundled_weights=_DEMO_WEIGHTS,
-        ),
-        _detector(yolov6.yolov6n, "YOLOv6-N, release 3.0; bring COCO or your own weights"),
-        _detector(yolov6.yolov6t, "YOLOv6-T, release 2.0; bring COCO or your own weights"),
-        _detector(yolov6.yolov6s, "YOLOv6-S, release 3.0; bring COCO or your own weights"),
-    )
-}

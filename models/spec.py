@@ -11,8 +11,9 @@ from typing import Literal
 
 from torch import nn
 
-Task = Literal["classification", "detection"]
+Task = Literal["classification", "detection", "generic"]
 Layout = Literal["crop", "letterbox"]
+Channels = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -33,6 +34,8 @@ class PreprocessOverrides:
         image_size: (height, width) in pixels.
         mean: Per RGB channel, on the 0-1 scale.
         std: Per RGB channel, on the 0-1 scale, above 0.
+        layout: `crop` or `letterbox`.
+        channels: Order in which the network wants them.
 
     Raises:
         PreprocessError: A value is out of its range.
@@ -41,6 +44,8 @@ class PreprocessOverrides:
     image_size: tuple[int, int] | None = None
     mean: Triple | None = None
     std: Triple | None = None
+    layout: Layout | None = None
+    channels: Channels | None = None
 
     def __post_init__(self) -> None:
         if self.image_size is not None and min(self.image_size) < 1:
@@ -52,10 +57,17 @@ class PreprocessOverrides:
         if self.std is not None and not all(math.isfinite(s) and s > 0 for s in self.std):
             raise PreprocessError(f"std {self.std}: must be three finite numbers above 0")
 
+    def override(self, overrides: PreprocessOverrides) -> PreprocessOverrides:
+        """What `overrides` state, and for the rest what these do."""
+        stated = {key: value for key, value in vars(overrides).items() if value is not None}
+        return dataclasses.replace(self, **stated)
+
 
 @dataclass(frozen=True)
 class Preprocess:
     """How an RGB image becomes the network's input: (pixels / 255 - mean) / std.
+
+    A network that wants 0..255 has a mean of 0 and a std of 1 / 255 = 0.00392157.
 
     Attributes:
         image_size: (height, width) of the input in pixels.
@@ -64,6 +76,7 @@ class Preprocess:
         interpolation: Pillow's name of the resize filter, in lower case.
         crop_pct: Side of the centre crop over the short side after the resize; in (0, 1].
         layout: `crop` resizes the short side and crops; `letterbox` fits the whole image on grey.
+        channels: Order of the input's channels; mean and std are in the order R, G, B always.
     """
 
     image_size: tuple[int, int]
@@ -72,6 +85,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     layout: Layout = "crop"
+    channels: Channels = "rgb"
 
     def override(self, overrides: PreprocessOverrides) -> Preprocess:
         """Apply `overrides`; a stated image size is also the short side, so `crop_pct` becomes 1."""
@@ -80,6 +94,8 @@ class Preprocess:
             image_size=overrides.image_size or self.image_size,
             mean=overrides.mean or self.mean,
             std=overrides.std or self.std,
+            layout=overrides.layout or self.layout,
+            channels=overrides.channels or self.channels,
             crop_pct=1.0 if overrides.image_size else self.crop_pct,
         )
 
@@ -111,23 +127,25 @@ class ModelSpec:
 
     Attributes:
         name: As the user writes it.
-        task: What the outputs mean.
+        task: What the outputs mean; None where only they can tell.
         build: (num_classes, (height, width)) to a freshly initialized train-form module; a
             num_classes of None leaves the builder's own default.
         num_classes: Of the published weights; None when only the module itself can tell.
-        preprocess: Of the published weights.
+        preprocess: Of the published weights; None where the task decides it.
         description: One line for `reptrt models`.
         weights: Published weights, None where there are none that load here.
         bundled_weights: File that ships with the package.
         brings_weights: The builder returns a trained module, so weights are optional.
+        onnx: File that the network is imported from.
     """
 
     name: str
-    task: Task
+    task: Task | None
     build: Callable[[int | None, tuple[int, int]], nn.Module]
     num_classes: int | None
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     description: str
     weights: PublishedWeights | None = None
     bundled_weights: Path | None = None
     brings_weights: bool = False
+    onnx: Path | None = None

@@ -36,6 +36,7 @@ class ModelCard:
         classes: their names in the order of the outputs, None when nobody named them.
         outputs: names of the graph outputs in order.
         strides: of a detector's outputs, in pixels per cell; empty for a classifier.
+        batch_size: that the files are made for; None for any.
     """
 
     model: str
@@ -45,6 +46,7 @@ class ModelCard:
     classes: tuple[str, ...] | None
     outputs: tuple[str, ...]
     strides: tuple[int, ...] = ()
+    batch_size: int | None = None
 
 
 def write_card(card: ModelCard, proto: onnx.ModelProto) -> None:

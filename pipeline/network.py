@@ -6,6 +6,7 @@ import copy
 import hashlib
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +19,13 @@ from calibrators.quantized_model import QuantizedModel, insert_quantizers
 from engines.target import MissingComponentError
 from models.attention import expand_attention
 from models.fuse import reparameterize
+from models.fuse_check import require_same_function
 from models.graph import trace
 from models.load import LoadedModel
-from models.spec import Preprocess
+from models.spec import Task
+from models.task import OutputError, count_classes, list_outputs
 from pipeline.model_card import ModelCard
 from pipeline.recipe import Recipe
-
-
-class OutputError(ValueError):
-    """The network returns something else than its task promises."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
     """Reparameterize, trace, place and insert quantizers; all scales are still 1.
 
     Raises:
+        ReparameterizationError: a block cannot be fused, or computes something else then.
         TraceError, OutputError: the network cannot be recorded, or does not do its task.
         MissingComponentError: `recipe.device` is not here.
     """
@@ -60,10 +58,12 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
             "PyTorch, or calibrate with --device cpu"
         )
     deploy_form = reparameterize(loaded.module)
+    require_same_function(loaded.module, deploy_form, loaded.preprocess.image_size)
     affines = protect_reparameterization(loaded.module, deploy_form)
     deploy_form.to(recipe.device)
     image_size = loaded.preprocess.image_size
-    graph_module = trace(deploy_form, image_size, batch_size=recipe.batch_size)
+    batch_size = fixed_batch(loaded, recipe)
+    graph_module = trace(deploy_form, image_size, batch_size=batch_size)
     float_graph = copy.deepcopy(graph_module)
     if recipe.softmax != "float":
         expand_attention(graph_module)
@@ -96,37 +96,52 @@ def code_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
+    """Batch of the files: the recipe's, or the only one that the network can run; None for any.
+
+    Raises:
+        OutputError: they contradict each other.
+    """
+    if recipe.batch_size and loaded.batch_size and recipe.batch_size != loaded.batch_size:
+        raise OutputError(
+            f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave --batch-size"
+            f" {recipe.batch_size} out, or export the model with a dynamic batch"
+        )
+    return recipe.batch_size or loaded.batch_size
+
+
 @torch.no_grad()
 def describe(loaded: LoadedModel, quantized: QuantizedModel, recipe: Recipe) -> ModelCard:
-    """Run once in float and write down what the outputs are."""
-    size = loaded.preprocess.image_size
-    image = torch.zeros(recipe.batch_size or 1, 3, *size, device=recipe.device)
+    """Run once in float and write down what the outputs are.
+
+    Raises:
+        OutputError: the network does not do its task.
+    """
+    size, batch_size = loaded.preprocess.image_size, fixed_batch(loaded, recipe)
+    image = torch.zeros(batch_size or 1, 3, *size, device=recipe.device)
     with quantized.float_mode():
-        shapes = [tuple(output.shape) for output in quantized(image)]
-    outputs, strides = (
-        (("logits",), ())
-        if loaded.task == "classification"
-        else _pyramid(shapes, loaded.preprocess)
-    )
-    if len(outputs) != len(shapes):
-        raise OutputError(
-            f"{loaded.name}: a classifier returns one tensor [N, classes], this network returns "
-            f"{len(shapes)} of shapes {shapes}"
-        )
+        shapes = [tuple(output.shape) for output in list_outputs(quantized(image))]
+    try:
+        count_classes(loaded.task, shapes, size)
+    except OutputError as error:
+        raise OutputError(f"{loaded.name} {error}") from None
+    strides = tuple(size[0] // shape[2] for shape in shapes if loaded.task == "detection")
     return ModelCard(
         model=loaded.name,
         task=loaded.task,
         preprocess=loaded.preprocess,
         num_classes=loaded.num_classes,
         classes=loaded.classes,
-        outputs=outputs,
+        outputs=loaded.output_names or _output_names(loaded.task, len(shapes), strides),
         strides=strides,
+        batch_size=batch_size,
     )
 
 
-def _pyramid(
-    shapes: list[tuple[int, ...]], preprocess: Preprocess
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names p3, p4, ... and strides of a detector's maps [N, classes + 4, h, w]."""
-    strides = tuple(preprocess.image_size[0] // shape[2] for shape in shapes)
-    return tuple(f"p{stride.bit_length() - 1}" for stride in strides), strides
+def _output_names(task: Task, count: int, strides: Sequence[int]) -> tuple[str, ...]:
+    """Names for outputs that have none: `logits`, a pyramid's p3, p4, ..., or numbers."""
+    if task == "classification":
+        return ("logits",)
+    if task == "detection":
+        return tuple(f"p{stride.bit_length() - 1}" for stride in strides)
+    return tuple(f"output{index}" for index in range(count))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engines.detection import FloatArray, Letterbox, letterbox
-from models.spec import Preprocess, Triple
+from models.spec import Preprocess
 
 # What Pillow's decoders raise on damaged files; a bare `Exception` would hide our own faults.
 _DECODING_ERRORS = (
@@ -32,7 +32,7 @@ class Prepared:
     """One image as the network takes it.
 
     Attributes:
-        tensor: `[3, h, w]` float32, RGB, normalized.
+        tensor: `[3, h, w]` float32, normalized, channels in the network's order.
         letterbox: Where the image lies on the canvas; None for the `crop` layout.
         source_size: Height and width of the image before, in pixels.
     """
@@ -87,9 +87,9 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> Prepared:
     source_size = (image.height, image.width)
     if preprocess.layout == "letterbox":
         canvas, placement = letterbox(np.asarray(image), preprocess.image_size)
-        return Prepared(_normalize(canvas, preprocess.mean, preprocess.std), placement, source_size)
+        return Prepared(_normalize(canvas, preprocess), placement, source_size)
     cropped = np.asarray(_centre_crop(_resize(image, preprocess), preprocess.image_size))
-    return Prepared(_normalize(cropped, preprocess.mean, preprocess.std), None, source_size)
+    return Prepared(_normalize(cropped, preprocess), None, source_size)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -134,10 +134,10 @@ def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.crop((left, top, left + size[1], top + size[0]))
 
 
-def _normalize(pixels: NDArray[np.uint8], mean: Triple, std: Triple) -> FloatArray:
-    """Turn `[h, w, 3]` uint8 into `[3, h, w]` float32: (pixels / 255 - mean) / std."""
+def _normalize(pixels: NDArray[np.uint8], preprocess: Preprocess) -> FloatArray:
+    """Turn RGB `[h, w, 3]` uint8 into `[3, h, w]` float32: (pixels / 255 - mean) / std."""
     planes = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-    offset = np.asarray(mean, dtype=np.float32)[:, None, None]
-    spread = np.asarray(std, dtype=np.float32)[:, None, None]
+    offset = np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
+    spread = np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
     normalized: FloatArray = (planes - offset) / spread
-    return normalized
+    return normalized if preprocess.channels == "rgb" else normalized[::-1].copy()

@@ -13,6 +13,7 @@ from models.load import MissingWeightsError, ModelRunError, load_model, load_ran
 from models.registry import find_model
 from models.spec import PreprocessOverrides
 from models.state_dict import WeightsMismatchError
+from models.task import OutputError
 
 WEIGHTS = Path(os.environ.get("REPTRT_DATA", "../shared/data")) / "weights"
 
@@ -149,9 +150,15 @@ def test_a_users_network_without_a_file_is_the_same_each_time(user_model: str) -
     assert first.num_classes == 5
 
 
-def test_a_network_that_returns_no_logits_is_refused(user_model: str) -> None:
-    with pytest.raises(ModelRunError, match="must return logits"):
-        load_model(user_model.replace("build", "without_head"))
+def test_a_network_that_returns_no_logits_is_generic_unless_it_must_be_a_classifier(
+    user_model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = user_model.replace("build", "without_head")
+    loaded = load_model(name)
+    assert (loaded.task, loaded.num_classes) == ("generic", 0)
+    assert "assumed: --layout crop --channels rgb --mean 0,0,0 --std 1,1,1" in caplog.text
+    with pytest.raises(OutputError, match="must return logits"):
+        load_model(name, task="classification")
 
 
 def test_an_image_size_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
@@ -161,8 +168,8 @@ def test_an_image_size_that_the_network_cannot_take_is_refused(tmp_path: Path) -
 
 
 def test_a_model_without_published_weights_says_so() -> None:
-    with pytest.raises(MissingWeightsError, match="MODEL=yolov6s WEIGHTS=file"):
-        load_model("yolov6s")
+    with pytest.raises(MissingWeightsError, match="MODEL=timm:convnextv2_small WEIGHTS=file"):
+        load_model("timm:convnextv2_small")
 
 
 def test_random_weights_depend_on_the_seed_alone() -> None:

@@ -37,7 +37,7 @@ def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_zoo_lists_every_family_and_each_name_finds_itself() -> None:
     names = [spec.name for spec in list_models()]
-    assert len(names) == len(set(names)) == 28
+    assert len(names) == len(set(names)) == 39
     assert {"yolov6n_demo", "repvgg_b3g4", "mobileone_s4", "deit_base", "swin_tiny"} <= set(names)
     assert [find_model(name).name for name in names] == names
 

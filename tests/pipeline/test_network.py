@@ -85,7 +85,7 @@ def test_a_fixed_batch_is_what_the_network_runs_on() -> None:
 
 
 def test_a_classifier_with_two_outputs_is_refused() -> None:
-    with pytest.raises(OutputError, match="returns 2 of shapes") as caught:
+    with pytest.raises(OutputError, match="a classifier must return logits") as caught:
         prepare_network(loaded(TwoLogits()), Recipe(model="m"))
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,18 @@ def test_channels_are_normalized_in_rgb_order() -> None:
 def test_an_unknown_interpolation_lists_the_legal_ones() -> None:
     with pytest.raises(DataError, match="'bilinaer': unknown; use one of bicubic, bilinear"):
         prepare(Image.new("RGB", (99, 99)), preprocess((8, 8), mode="bilinaer"))
+
+
+@pytest.mark.parametrize("layout", ["crop", "letterbox"])
+def test_bgr_turns_the_channels_after_each_got_its_own_mean(layout: Layout) -> None:
+    image = Image.new("RGB", (2, 2), (255, 0, 51))
+    rgb = Preprocess((2, 2), (0.5, 0.25, 0.0), (1.0, 0.5, 0.1), layout=layout)
+    planes = [prepare(image, replace(rgb, channels=order)).tensor for order in ("rgb", "bgr")]
+    np.testing.assert_allclose(planes[0][:, 0, 0], [0.5, -0.5, 2.0], rtol=1e-6)
+    np.testing.assert_array_equal(planes[1], planes[0][::-1])
+
+
+def test_a_std_of_one_255th_gives_raw_pixels() -> None:
+    image = Image.new("RGB", (2, 2), (255, 0, 51))
+    raw = Preprocess((2, 2), (0.0,) * 3, (0.00392157,) * 3)
+    np.testing.assert_allclose(prepare(image, raw).tensor[:, 0, 0], [255, 0, 51], rtol=1e-5)

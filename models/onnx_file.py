@@ -1,0 +1,265 @@
+"""Read a user's ONNX file; it is untrusted, so it is checked before any library computes with it.
+
+What a file can claim is bounded: external data lies beside it, tensors are as large as their data, the
+graph has an order, and no operator is there that the road to an engine has no place for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
+from onnx import TensorProto, numpy_helper
+
+from models.checkpoint import one_line
+from models.onnx_data import OnnxFileError, list_tensors, load_external_data, num_bytes
+
+SUFFIX = ".onnx"
+MAX_PIXELS = 1 << 26
+"""Most pixels of an input: 8192 x 8192."""
+
+_MAX_BYTES = 2**31 - 1  # of a protobuf message
+_MIN_OPSET = 7
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+_QUANTIZED = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "MatMulInteger",
+}  # fmt: skip
+_NO_ARRAYS = {"value_string", "value_strings", "sparse_value"}
+_RANDOM = {
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
+    "Multinomial",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A checked file.
+
+    Attributes:
+        path: Of the file.
+        proto: Its model, with all data inside.
+        sha256: Hex digest of the file and of its external data.
+        input_name: The one input that is no weight.
+        channels_last: The input is [N, H, W, 3], not [N, 3, H, W].
+        height: Of the input in pixels, None where the file leaves it open.
+        width: Of the input in pixels, None where the file leaves it open.
+        batch: That the file fixes, None where it leaves it open.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    sha256: str
+    input_name: str
+    channels_last: bool
+    height: int | None
+    width: int | None
+    batch: int | None
+
+    def image_size(
+        self, wanted: tuple[int, int] | None, default: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """Return (height, width) of the input; `wanted`, else `default`, is for what is left open.
+
+        Raises:
+            OnnxFileError: They contradict each other, or nobody states the size.
+        """
+        if self.height and self.width:
+            if wanted not in (None, (self.height, self.width)):
+                assert wanted is not None
+                raise OnnxFileError(
+                    f"{self.path}: its input is {self.height}x{self.width} pixels; --image-size"
+                    f" {wanted[0]}x{wanted[1]} needs an export with that size, or without any"
+                )
+            return self.height, self.width
+        wanted = wanted or default
+        if wanted is None:
+            raise OnnxFileError(
+                f"{self.path}: leaves the size of its images open; give --image-size, as 224 or"
+                " 640x640"
+            )
+        return self.height or wanted[0], self.width or wanted[1]
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Read and check a file.
+
+    Raises:
+        OnnxFileError: One line: the file is missing, damaged, not a network of one image, quantized
+            already, or reaches for data outside its folder.
+    """
+    proto = _parse(path)
+    try:
+        _check_opset(proto)
+        _check_nodes(proto.graph)
+        sha256 = load_external_data(path, proto)
+        _check_tensors(proto.graph)
+        _check_order(proto.graph)
+        onnx.checker.check_model(proto)
+        return _describe_input(path, proto, sha256)
+    except OnnxFileError as error:
+        raise error.at(path) from None
+    except (onnx.checker.ValidationError, ValueError, TypeError, UnicodeError) as error:
+        raise OnnxFileError(f"{path}: is not a valid ONNX model: {one_line(error)}") from None
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise OnnxFileError(f"{path}: no such file; MODEL may be the path of an ONNX file")
+    if path.stat().st_size > _MAX_BYTES:
+        raise OnnxFileError(
+            f"{path}: is larger than 2 GiB; save its weights beside it as external data"
+        )
+    try:
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except DecodeError:
+        raise OnnxFileError(f"{path}: is not an ONNX file, or is damaged") from None
+    if not proto.graph.node:
+        raise OnnxFileError(f"{path}: is not an ONNX file, or has no operators")
+    return proto
+
+
+def _check_opset(proto: onnx.ModelProto) -> None:
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    version = versions.get("", versions.get("ai.onnx", 0))
+    newest = onnx.defs.onnx_opset_version()
+    if not _MIN_OPSET <= version <= newest:
+        raise OnnxFileError(
+            f"has opset {version}; {_MIN_OPSET} to {newest} can be imported: convert it with"
+            " onnx.version_converter, or export it again with opset 17"
+        )
+    if proto.functions:
+        raise OnnxFileError(
+            f"holds the function {proto.functions[0].name!r}: inline it with"
+            " onnx.inliner.inline_local_functions"
+        )
+
+
+def _check_nodes(graph: onnx.GraphProto) -> None:
+    for index, node in enumerate(graph.node):
+        reason = _reason_to_refuse(node)
+        if reason:
+            raise OnnxFileError(f"{describe_node(node, index)} {reason}")
+    if graph.sparse_initializer:
+        raise OnnxFileError("holds sparse weights: export it with dense ones")
+
+
+def describe_node(node: onnx.NodeProto, index: int) -> str:
+    """How messages name a node."""
+    return f"{node.op_type} {node.name!r}" if node.name else f"{node.op_type} (node {index})"
+
+
+def _reason_to_refuse(node: onnx.NodeProto) -> str:
+    if node.op_type in _QUANTIZED:
+        return "says that the model is quantized already: give the float model"
+    if node.domain not in ("", "ai.onnx"):
+        return f"is no operator of ONNX but of {node.domain!r}: export without it"
+    if any(a.HasField("g") or a.graphs for a in node.attribute):
+        return "is control flow, which has no INT8 form: export for one fixed input without it"
+    if node.op_type == "Constant" and any(a.name in _NO_ARRAYS for a in node.attribute):
+        return "holds text or sparse values, which no image model needs"
+    if node.op_type in _RANDOM:
+        return "draws random numbers: export the model in evaluation mode"
+    if node.op_type == "NonMaxSuppression":
+        return (
+            "returns boxes whose number depends on the image: cut the model before it"
+            " (onnx.utils.extract_model)"
+        )
+    return ""
+
+
+def _check_tensors(graph: onnx.GraphProto) -> None:
+    """Every constant has exactly the data that its shape says, and floats are finite."""
+    names: set[str] = set()
+    for tensor in graph.initializer:
+        if not tensor.name or tensor.name in names:
+            raise OnnxFileError(f"two weights have the name {tensor.name!r}")
+        names.add(tensor.name)
+    for tensor in list_tensors(graph):
+        if tensor.data_type == TensorProto.STRING:
+            raise OnnxFileError(f"constant {tensor.name!r} holds text, which no image model needs")
+        needed = num_bytes(tensor)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != needed:
+            raise OnnxFileError(
+                f"weight {tensor.name!r} of shape {list(tensor.dims)} needs {needed} bytes and has"
+                f" {len(tensor.raw_data)}: the file is damaged"
+            )
+        if not tensor.HasField("raw_data"):
+            _check_typed_length(tensor)
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type in _FLOATS and not np.isfinite(values.astype(np.float32)).all():
+            _check_finite(tensor, values)
+
+
+def _check_typed_length(tensor: onnx.TensorProto) -> None:
+    stored = max(
+        len(getattr(tensor, field))
+        for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+    )
+    if stored < math.prod(tensor.dims) // 2:  # 4-bit types and complex ones pack or spread
+        raise OnnxFileError(
+            f"weight {tensor.name!r} of shape {list(tensor.dims)} has {stored} values: the file is"
+            " damaged"
+        )
+
+
+def _check_finite(
+    tensor: onnx.TensorProto, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+) -> None:
+    if values.ndim > 1:  # bounds of a Clip or a mask may well be infinite
+        raise OnnxFileError(f"weight {tensor.name!r} holds NaN, infinite or huge values")
+
+
+def _check_order(graph: onnx.GraphProto) -> None:
+    """Every value is made once, before it is read; every output is made."""
+    known = {value.name for value in graph.input} | {t.name for t in graph.initializer} | {""}
+    for index, node in enumerate(graph.node):
+        for name in node.input:
+            if name not in known:
+                raise OnnxFileError(
+                    f"{describe_node(node, index)} reads {name!r}, which nothing before it makes:"
+                    " a weight or an operator is missing, or the graph runs in a circle"
+                )
+        for name in filter(None, node.output):
+            if name in known:
+                raise OnnxFileError(f"{describe_node(node, index)} makes {name!r} a second time")
+            known.add(name)
+    for value in graph.output:
+        if value.name not in known or not value.name:
+            raise OnnxFileError(f"its output {value.name!r} is made by no operator")
+    outputs = [value.name for value in graph.output]
+    if not outputs or len(set(outputs)) < len(outputs):
+        raise OnnxFileError(f"must have outputs of different names, and has {outputs}")
+
+
+def _describe_input(path: Path, proto: onnx.ModelProto, sha256: str) -> OnnxFile:
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise OnnxFileError(f"must have one input, the image, and has {len(inputs)}: {names}")
+    tensor = inputs[0].type.tensor_type
+    if not inputs[0].type.HasField("tensor_type") or tensor.elem_type not in _FLOATS:
+        shown = TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type else "no tensor"
+        raise OnnxFileError(f"its input {inputs[0].name!r} is {shown}; it must be a float image")
+    sides = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+    shown = "x".join("?" if side is None else str(side) for side in sides) or "unknown"
+    if len(sides) != 4 or not (sides[1] in (3, None) or sides[3] == 3):
+        raise OnnxFileError(
+            f"its input {inputs[0].name!r} has the shape {shown}; it must be an image"
+            " [N, 3, height, width] or [N, height, width, 3]"
+        )
+    channels_last = sides[3] == 3 and sides[1] != 3
+    height, width = sides[1:3] if channels_last else sides[2:]
+    _check_sides(inputs[0].name, shown, [side for side in sides if side is not None])
+    return OnnxFile(path, proto, sha256, inputs[0].name, channels_last, height, width, sides[0])
+
+
+def _check_sides(name: str, shown: str, sides: Sequence[int]) -> None:
+    if any(side < 1 for side in sides) or math.prod(sides) > 3 * MAX_PIXELS:
+        raise OnnxFileError(f"its input {name!r} has the shape {shown}, which no image has")

@@ -1,0 +1,70 @@
+"""Shapes and values of the tensors of an ONNX graph, as ONNX and ONNX Runtime see them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime
+from numpy.typing import NDArray
+
+from models.checkpoint import one_line
+from models.onnx_data import OnnxFileError
+
+Array = NDArray[Any]
+_MAX_TENSOR_BYTES = 1 << 32
+
+
+def infer_shapes(graph: gs.Graph, batch_size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors for a batch of `batch_size`, as far as ONNX can tell.
+
+    Raises:
+        OnnxFileError: shapes contradict each other, or a tensor would have more than 4 GiB.
+    """
+    proto = gs.export_onnx(graph)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch_size
+    try:
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise OnnxFileError(f"its shapes contradict each other: {one_line(error)}") from None
+    shapes = {}
+    for value in [*proto.graph.value_info, *proto.graph.output, *proto.graph.input]:
+        sides = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
+        if 4 * math.prod(sides) > _MAX_TENSOR_BYTES:
+            raise OnnxFileError(f"tensor {value.name!r} of shape {sides} would need over 4 GiB")
+        stated = value.type.tensor_type.HasField("shape")
+        if stated and len(sides) == len(value.type.tensor_type.shape.dim):
+            shapes[value.name] = tuple(sides)
+    return shapes
+
+
+def run_onnx(
+    proto: onnx.ModelProto, names: Sequence[str], batches: Sequence[Array]
+) -> list[dict[str, Array]]:
+    """Values of the tensors `names` for each batch, by ONNX Runtime without optimizations.
+
+    Raises:
+        OnnxFileError: it cannot run the graph.
+    """
+    present = {value.name for value in proto.graph.output}
+    marked = onnx.ModelProto()
+    marked.CopyFrom(proto)
+    marked.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(
+            marked.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        feed = session.get_inputs()[0].name
+        return [
+            dict(zip(names, session.run(list(names), {feed: batch}), strict=True))
+            for batch in batches
+        ]
+    except Exception as error:  # ONNX Runtime's own errors have no common class
+        reason = one_line(str(error).rpartition(" : ")[2] or error)
+        raise OnnxFileError(f"ONNX Runtime cannot run it: {reason}") from None

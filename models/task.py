@@ -1,0 +1,102 @@
+"""What a network is for, as its outputs tell, and how images are prepared where nobody says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Task
+
+_MIN_CLASSES = 2
+_BOX_SIDES = 4
+
+PREPROCESS: dict[Task, Preprocess] = {
+    "classification": Preprocess((224, 224), IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.875),
+    "detection": Preprocess((640, 640), (0.0,) * 3, (1.0,) * 3, layout="letterbox"),
+    "generic": Preprocess((224, 224), (0.0,) * 3, (1.0,) * 3),
+}
+"""Of models that state nothing about their images."""
+
+
+class OutputError(ValueError):
+    """The network returns something else than its task promises."""
+
+    exit_code = 2
+
+
+def list_outputs(returned: object) -> list[torch.Tensor]:
+    """Tensors of what a network returned: one, or those of a sequence or a dict in order.
+
+    Raises:
+        OutputError: there is something else among them, or no tensor of images.
+    """
+    found: list[torch.Tensor] = []
+    pending: list[Any] = [returned]
+    while pending:
+        item = pending.pop(0)
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif isinstance(item, Mapping):
+            pending = [*item.values(), *pending]
+        elif isinstance(item, Sequence) and not isinstance(item, str):
+            pending = [*item, *pending]
+        elif item is not None:
+            raise OutputError(f"returns a {type(item).__name__} where tensors are needed")
+    if not found:
+        raise OutputError("returns no tensor")
+    return found
+
+
+def recognize_task(outputs: Sequence[torch.Tensor], image_size: tuple[int, int]) -> Task:
+    """Task that outputs look like.
+
+    [N, classes] is a classifier's; maps [N, classes + 4, h, w] of at least two strides, with scores
+    in 0..1, are those of a detector whose boxes `engines.detection` decodes; anything else is
+    generic.
+    """
+    first = outputs[0]
+    if len(outputs) == 1 and first.ndim == 2 and first.shape[1] >= _MIN_CLASSES:
+        return "classification"
+    if len(outputs) > 1 and is_pyramid([tuple(o.shape) for o in outputs], image_size):
+        scores = [output[:, :-_BOX_SIDES] for output in outputs]
+        if all(bool(((s >= 0) & (s <= 1)).all()) for s in scores):
+            return "detection"
+    return "generic"
+
+
+def is_pyramid(shapes: Sequence[tuple[int, ...]], image_size: tuple[int, int]) -> bool:
+    """Whether shapes are [N, classes + 4, h, w], one stride each, in equal numbers of channels."""
+    if any(len(shape) != 4 or min(shape[2:]) < 1 for shape in shapes):
+        return False
+    if len({shape[1] for shape in shapes}) > 1 or shapes[0][1] <= _BOX_SIDES:
+        return False
+    strides = [(image_size[0] / shape[2], image_size[1] / shape[3]) for shape in shapes]
+    return len(set(strides)) == len(shapes) and all(
+        down == across and down.is_integer() for down, across in strides
+    )
+
+
+def count_classes(
+    task: Task, shapes: Sequence[tuple[int, ...]], image_size: tuple[int, int]
+) -> int:
+    """Classes that the outputs of a task tell apart; 0 where their meaning is unknown.
+
+    Raises:
+        OutputError: the outputs are not those of the task.
+    """
+    shown = ", ".join(str(list(shape)) for shape in shapes)
+    if task == "classification":
+        if len(shapes) != 1 or len(shapes[0]) != 2:
+            raise OutputError(f"returns {shown}; a classifier must return logits [images, classes]")
+        return shapes[0][1]
+    if task == "detection":
+        if not is_pyramid(shapes, image_size):
+            raise OutputError(
+                f"returns {shown}; a detector must return maps [images, classes + 4, h, w], one per"
+                " stride: scores in 0..1, then distances left, top, right, bottom in cells"
+                " (--task generic takes any outputs)"
+            )
+        return shapes[0][1] - _BOX_SIDES
+    return 0

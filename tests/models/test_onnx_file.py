@@ -1,0 +1,148 @@
+"""Which files are refused, before any library computes with them, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from models.onnx_data import OnnxFileError
+from models.onnx_file import read_onnx
+from models.onnx_import import import_onnx
+from tests.onnx_files import Plain, from_text, seeded, write_onnx
+from tests.onnx_fuzzing import hostile_files
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>'
+
+
+def _error(path: Path) -> str:
+    with pytest.raises(OnnxFileError) as caught:
+        read_onnx(path)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _model(tmp_path: Path, signature: str, body: str = "y = Relu(x)") -> Path:
+    return from_text(
+        f"{HEAD} net ({signature}) => (float[N,3,8,8] y) {{ {body} }}", tmp_path / "m.onnx"
+    )
+
+
+def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
+    assert "no such file" in _error(tmp_path / "absent.onnx")
+    for content in (b"", b"not a model", b"\x08\x07"):
+        (tmp_path / "m.onnx").write_bytes(content)
+        assert "is not an ONNX file" in _error(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("signature", "expected"),
+    [
+        ("float[N,3,8,8] x, float[N,4] boxes", "has 2: x, boxes"),
+        ("float[N,10] x", "has the shape ?x10"),
+        ("float[N,1,28,28] x", "has the shape ?x1x28x28"),
+        ("uint8[N,3,8,8] x", "is UINT8; it must be a float image"),
+        ("float[N,3,1000000,1000000] x", "which no image has"),
+    ],
+)
+def test_inputs_that_are_no_image_are_named(tmp_path: Path, signature: str, expected: str) -> None:
+    assert expected in _error(_model(tmp_path, signature))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            "s = Constant<value_float = 0.1>() q = QuantizeLinear(x, s) y = DequantizeLinear(q, s)",
+            "is quantized already",
+        ),
+        ("y = RandomNormalLike(x)", "draws random numbers"),
+        ("y = Add(x, w)", "Add (node 0) reads 'w', which nothing before it makes"),
+    ],
+)
+def test_operators_that_no_import_can_mend_are_named(
+    tmp_path: Path, body: str, expected: str
+) -> None:
+    assert expected in _error(_model(tmp_path, "float[N,3,8,8] x", body))
+
+
+def test_size_and_layout_are_read_from_the_input(tmp_path: Path) -> None:
+    file = read_onnx(_model(tmp_path, "float[N,H,W,3] x"))
+    assert (file.channels_last, file.batch) == (True, None)
+    assert file.image_size((10, 20)) == (10, 20)
+    with pytest.raises(OnnxFileError, match="leaves the size of its images open"):
+        file.image_size(None)
+    fixed = read_onnx(_model(tmp_path, "float[1,3,8,8] x"))
+    assert (fixed.channels_last, fixed.batch, fixed.image_size(None)) == (False, 1, (8, 8))
+    with pytest.raises(OnnxFileError, match="its input is 8x8 pixels"):
+        fixed.image_size((9, 9))
+
+
+def _with_external_weight(tmp_path: Path, location: str, length: int) -> Path:
+    model = onnx.load(write_onnx(seeded(Plain), tmp_path / "m.onnx"))
+    tensor = next(t for t in model.graph.initializer if t.name == "fc.weight")
+    values = numpy_helper.to_array(tensor)
+    (tmp_path / "inside").mkdir(exist_ok=True)
+    (tmp_path / "inside" / "fc.bin").write_bytes(values.tobytes())
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, "length": str(length)}.items():
+        tensor.external_data.add(key=key, value=value)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    return tmp_path / "m.onnx"
+
+
+def test_external_data_is_read_from_the_models_folder_and_counts_as_the_model(
+    tmp_path: Path,
+) -> None:
+    file = read_onnx(_with_external_weight(tmp_path, "inside/fc.bin", 160))
+    network = import_onnx(file, (32, 32)).module
+    expected = np.fromfile(tmp_path / "inside" / "fc.bin", np.float32).reshape(5, 8)
+    assert np.array_equal(network.get_parameter("fc.weight").numpy(), expected)
+    (tmp_path / "inside" / "fc.bin").write_bytes(expected[::-1].tobytes())
+    assert read_onnx(file.path).sha256 != file.sha256
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("../m.bin", "must lie in the folder"), ("/etc/passwd", "must lie in the folder"),
+        ("inside/link.bin", "leads out of the model's folder"), ("no.bin", "is not beside the model"),
+        ("inside/short.bin", "needs 160 bytes"),
+    ],
+)  # fmt: skip
+def test_external_data_elsewhere_or_cut_off_is_refused(
+    tmp_path: Path, location: str, expected: str
+) -> None:
+    path = _with_external_weight(tmp_path, location, 160)
+    (tmp_path / "inside" / "link.bin").symlink_to("/etc/hostname")
+    (tmp_path / "inside" / "short.bin").write_bytes(bytes(159))
+    assert expected in _error(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = onnx.load(write_onnx(seeded(Plain), tmp_path / "m.onnx"))
+    tensor = next(t for t in model.graph.initializer if t.name == "fc.weight")
+    tensor.raw_data = np.full((5, 8), np.nan, np.float32).tobytes()
+    onnx.save(model, tmp_path / "m.onnx")
+    assert "'fc.weight' holds NaN" in _error(tmp_path / "m.onnx")
+
+
+def test_hostile_files_give_one_line_or_a_network(tmp_path: Path) -> None:
+    refused: list[tuple[str, str]] = []
+    imported = 0
+    (tmp_path / "models").mkdir()
+    for what, path in hostile_files(tmp_path / "models", range(200)):
+        try:
+            file = read_onnx(path)
+            import_onnx(file, file.image_size(None))
+            imported += 1
+        except OnnxFileError as error:
+            refused.append((what, str(error)))
+    assert [pair for pair in refused if "\n" in pair[1] or len(pair[1]) > 600] == []
+    assert len(refused) > 150
+    assert imported > 5  # the mutations are not all fatal
