@@ -20,7 +20,7 @@ _TRANSPARENT = frozenset(
 _INSIDE_ATTENTION = frozenset(
     (
         *("Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul"),
-        *("QuantizeLinear", "Reshape"),
+        *("QuantizeLinear", "Reshape", "Sub"),
     )
 )
 
@@ -46,13 +46,21 @@ class WeightedLayer:
 
 def read_weighted_layers(onnx_path: Path) -> tuple[WeightedLayer, ...]:
     """Return the weighted layers of the main graph, in node order."""
-    graph = onnx.load(str(onnx_path), load_external_data=False).graph
-    return tuple(_Walk(graph).weighted_layers())
+    return weighted_layers(onnx.load(str(onnx_path), load_external_data=False).graph)
 
 
 def read_attentions(onnx_path: Path) -> tuple[frozenset[str], ...]:
     """Return each attention as the names of its product Q Kᵀ, its Softmax and its product with V."""
-    graph = onnx.load(str(onnx_path), load_external_data=False).graph
+    return attentions(onnx.load(str(onnx_path), load_external_data=False).graph)
+
+
+def weighted_layers(graph: onnx.GraphProto) -> tuple[WeightedLayer, ...]:
+    """As `read_weighted_layers`, of a graph that is in memory."""
+    return tuple(_Walk(graph).weighted_layers())
+
+
+def attentions(graph: onnx.GraphProto) -> tuple[frozenset[str], ...]:
+    """As `read_attentions`, of a graph that is in memory."""
     return tuple(_Walk(graph).attentions())
 
 
@@ -142,7 +150,9 @@ class _Walk:
             return set()
         if node.op_type == "DequantizeLinear":
             scale = self.initializers.get(node.input[1])
-            return set() if scale is None else {numpy_helper.to_array(scale).tobytes()}
+            if scale is None or scale.external_data:  # not loaded
+                return set()
+            return {numpy_helper.to_array(scale).tobytes()}
         if node.op_type == "Concat":
             return set().union(*(self._activation_scales(name) for name in node.input))
         return self._activation_scales(node.input[0]) if node.op_type in _TRANSPARENT else set()

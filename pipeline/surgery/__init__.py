@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.surgery.absorb_shifts import AbsorbShifts
 from pipeline.surgery.add_bias_behind_heads import AddBiasBehindHeads
 from pipeline.surgery.base import Pass, SurgeryError, run_passes
 from pipeline.surgery.clean_file import clean_file
@@ -44,8 +45,9 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     DequantizeBias(),  # before the floor: the tiny scales of int32 biases are healthy
     FloorScales(),  # before recentring, which multiplies scales
     RecentreWeights(),
+    DropOutputQdq(),  # leaves casts back to back, which DropNoOps drops
     RecentreActivations(),
-    DropOutputQdq(),  # leaves casts back to back, which the next pass drops
+    AbsorbShifts(),
     DropNoOps(),  # before the three that match chains of nodes
     FusePadIntoConv(),
     AddBiasBehindHeads(),

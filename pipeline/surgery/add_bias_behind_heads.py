@@ -28,15 +28,21 @@ class AddBiasBehindHeads(Pass):
         return sum(_swap(graph, names, add) for add in nodes_of(graph, "Add"))
 
 
-def _swap(graph: gs.Graph, names: Names, add: gs.Node) -> bool:
+def heads_behind_bias(graph: gs.Graph, add: gs.Node) -> list[int] | None:
+    """The dimensions [..., heads, width] that the sum of `add` is cut into; None if it is not."""
     product, bias = _operands(add)
     biased = add.outputs[0]
     if product is None or len(biased.outputs) != 1 or is_any(biased, graph.outputs):
+        return None
+    return _heads(biased.outputs[0], bias)
+
+
+def _swap(graph: gs.Graph, names: Names, add: gs.Node) -> bool:
+    heads = heads_behind_bias(graph, add)
+    product, bias = _operands(add)
+    if heads is None or product is None:
         return False
-    reshape = biased.outputs[0]
-    heads = _heads(reshape, bias)
-    if heads is None:
-        return False
+    reshape = add.outputs[0].outputs[0]
     cut = reshape.outputs[0]
     unbiased = gs.Variable(names.fresh(f"{cut.name}_unbiased"), cut.dtype, cut.shape)
     reshape.inputs[0], reshape.outputs = product, [unbiased]

@@ -22,7 +22,7 @@ class FusePadIntoConv(Pass):
         """Fuse in place; a site is a Pad."""
         fused = 0
         for pad in [node for node in graph.nodes if node.op == "Pad"]:
-            pads = _spatial_pads(pad)
+            pads = spatial_pads(pad)
             between: list[gs.Node] = []
             convs: list[gs.Node] = []
             if pads is None or not _reach_convs(graph, pad.outputs[0], between, convs):
@@ -38,7 +38,7 @@ class FusePadIntoConv(Pass):
         return fused
 
 
-def _spatial_pads(pad: gs.Node) -> list[int] | None:
+def spatial_pads(pad: gs.Node) -> list[int] | None:
     """The pads of a zero Pad in the order of Conv (all begins, all ends), or None."""
     pads, value, axes = constant_at(pad, 1), constant_at(pad, 2), constant_at(pad, 3)
     if pads is None or str(pad.attrs.get("mode", "constant")) != "constant":

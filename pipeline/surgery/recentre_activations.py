@@ -1,7 +1,8 @@
 """Activations on a symmetric int8 grid: TensorRT takes zero point 0 only.
 
 An asymmetric grid also clips: ONNX Runtime deletes the Relu or Clip whose work the grid does, so
-setting zero points to 0 alone breaks the network. Here the clipping becomes an operator again.
+setting zero points to 0 alone breaks the network, and a symmetric grid that covers the old range has
+up to twice its step. Here the values move instead of the grid, and the codes stay what they were.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from pipeline.surgery.base import Pass, SurgeryError
-from pipeline.surgery.keep_saturation import keep_saturation
 from pipeline.surgery.names import Names
 from pipeline.surgery.qdq import (
     BYTE_TYPES,
@@ -27,11 +27,11 @@ from pipeline.surgery.qdq import (
 
 
 class RecentreActivations(Pass):
-    """Move 8-bit pairs with any zero point to int8 with zero point 0, clipping to the old range.
+    """Move 8-bit pairs with any zero point to int8 with zero point 0 and the same scale.
 
-    A grid of scale s and zero point z covers [(min - z) s, (max - z) s]; the new scale is the
-    smallest symmetric one that covers it, at most 255/127 s (exactly s for uint8 with z = 128).
-    The result is within one new step of the old one.
+    With scale s and zero point z (uint8: z - 128), x -> Q -> DQ becomes
+    x -> Add z s -> Q -> DQ -> Subtract z s: every code stays (uint8: less 128), and so does what
+    saturates. `AbsorbShifts` then moves both into the layers around.
     """
 
     def apply(self, graph: gs.Graph) -> int:
@@ -42,11 +42,14 @@ class RecentreActivations(Pass):
             zero_point = zero_point_of(node)
             if zero_point is None or zero_point.dtype not in BYTE_TYPES or is_symmetric_int8(node):
                 continue
-            readers = _readers(node)
-            low, high, scale = _covering_grid(node, zero_point)
-            keep_saturation(graph, names, node, (low, high), float(scale.item()))
+            readers, scale = _readers(node), scale_of(node)
+            shift = _shift(node, zero_point)
             for member in (node, *readers):
                 set_grid(names, member, scale, np.zeros(scale.shape, np.int8))
+            if shift:
+                _add_before(graph, names, node, shift)
+                for reader in readers:
+                    _subtract_behind(graph, names, reader, shift)
             recentred += 1
         return recentred
 
@@ -75,15 +78,38 @@ def _readers(quantize: gs.Node) -> list[gs.Node]:
     return readers
 
 
-def _covering_grid(quantize: gs.Node, zero_point: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """The range (low, high) of an asymmetric grid and the symmetric int8 scale that covers it."""
+def _shift(quantize: gs.Node, zero_point: np.ndarray) -> float:
+    """The real value whose code moves to 0, less the one whose code is 0 now."""
     scale = scale_of(quantize)
     if scale.size != 1 or zero_point.size != 1:
         raise SurgeryError(
             f"{label(quantize)}: a per-channel zero point of an activation cannot be recentred; "
             "quantize activations per tensor"
         )
-    legal, zero, step = np.iinfo(zero_point.dtype), int(zero_point.item()), float(scale.item())
-    low, high = (legal.min - zero) * step, (legal.max - zero) * step
-    covering = np.full(scale.shape, max(low / -128, high / 127), scale.dtype)
-    return low, high, covering
+    middle = 128 if zero_point.dtype == np.uint8 else 0
+    return (int(zero_point.item()) - middle) * float(scale.item())
+
+
+def _add_before(graph: gs.Graph, names: Names, quantize: gs.Node, shift: float) -> None:
+    source, dtype = quantize.inputs[0], scale_of(quantize).dtype
+    stem = quantize.outputs[0].name
+    shifted = gs.Variable(names.fresh(f"{stem}_shifted"), dtype, source.shape)
+    offset = names.constant(f"{stem}_shift", np.asarray(shift, dtype))
+    name = names.fresh(f"{stem}_shift_add")
+    graph.nodes.append(gs.Node("Add", name, inputs=[source, offset], outputs=[shifted]))
+    quantize.inputs[0] = shifted
+
+
+def _subtract_behind(graph: gs.Graph, names: Names, dequantize: gs.Node, shift: float) -> None:
+    offset = np.asarray(shift, scale_of(dequantize).dtype)
+    subtract(graph, names, dequantize, 0, offset)
+
+
+def subtract(graph: gs.Graph, names: Names, node: gs.Node, index: int, offset: np.ndarray) -> None:
+    """Subtract the scalar `offset` from output `index` of `node`; the result keeps the name."""
+    values = node.outputs[index]
+    shifted = gs.Variable(names.fresh(f"{values.name}_shifted"), values.dtype, values.shape)
+    node.outputs[index] = shifted
+    constant = names.constant(f"{values.name}_shift", offset)
+    name = names.fresh(f"{values.name}_shift_subtract")
+    graph.nodes.append(gs.Node("Sub", name, inputs=[shifted, constant], outputs=[values]))

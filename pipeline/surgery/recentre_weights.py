@@ -20,12 +20,15 @@ from pipeline.surgery.qdq import (
     zero_point_of,
 )
 
+_AXIS_SINCE = 13  # the opset since which DequantizeLinear has an axis
+
 
 class RecentreWeights(Pass):
     """Subtract the zero point from constant codes.
 
     Exact, with the scale unchanged, wherever code - zero_point fits int8. Where it does not, the
-    scale of that channel grows to cover its largest weight and the codes are rounded anew.
+    scale of that channel grows to cover its largest weight and the codes are rounded anew. A weight
+    with one scale gets one per output channel for that, so that the other channels stay exact.
     """
 
     def apply(self, graph: gs.Graph) -> int:
@@ -39,13 +42,29 @@ class RecentreWeights(Pass):
             if codes.dtype not in BYTE_TYPES or is_symmetric_int8(node):
                 continue
             signed = codes.astype(np.int16) - along_axis(zero_point, node, codes.ndim)
-            growth = _growth(signed, scale_of(node), node)
+            scale, growth = scale_of(node), _growth(signed, scale_of(node), node)
+            axis = _output_axis(node) if graph.opset >= _AXIS_SINCE else None
+            if scale.size == 1 and (growth != 1).any() and axis is not None:
+                node.attrs["axis"] = axis
+                scale = np.full(codes.shape[axis], scale.item(), scale.dtype)
+                growth = _growth(signed, scale, node)
             fitted = np.rint(signed / along_axis(growth, node, codes.ndim)).astype(np.int8)
             node.inputs[0] = names.constant(f"{node.inputs[0].name}_recentred", fitted)
-            scale = (scale_of(node) * growth).astype(scale_of(node).dtype)
-            set_grid(names, node, scale, np.zeros(zero_point.shape, np.int8))
+            scale = (scale * growth).astype(scale.dtype)
+            set_grid(names, node, scale, np.zeros(scale.shape, np.int8))
             recentred += 1
         return recentred
+
+
+def _output_axis(node: gs.Node) -> int | None:
+    """The axis of output channels in what `node` returns, None unless all that reads it agrees."""
+    axes = {
+        (0 if reader.op == "Conv" or reader.attrs.get("transB", 0) else 1)
+        if reader.op in {"Conv", "Gemm"} and reader.inputs[1] is node.outputs[0]
+        else None
+        for reader in node.outputs[0].outputs
+    }
+    return axes.pop() if len(axes) == 1 else None
 
 
 def _growth(signed: np.ndarray, scale: np.ndarray, node: gs.Node) -> np.ndarray:

@@ -29,7 +29,7 @@ class StateZeroPoints(Pass):
 
     def requires(self, graph: gs.Graph) -> None:
         """Refuse the formats that hold no QuantizeLinear at all."""
-        foreign = [node for node in graph.nodes if _is_operator_format(node)]
+        foreign = [node for node in graph.nodes if is_operator_format(node)]
         if foreign:
             raise SurgeryError(
                 f"{label(foreign[0])}: TensorRT reads only QuantizeLinear/DequantizeLinear pairs; "
@@ -51,9 +51,10 @@ class StateZeroPoints(Pass):
         return stated
 
 
-def _is_operator_format(node: gs.Node) -> bool:
+def is_operator_format(node: gs.Node) -> bool:
+    """Whether `node` computes on codes itself, as in ONNX Runtime's QOperator format."""
     op = str(node.op)
-    return op.startswith("QLinear") or op.endswith("Integer") or op == "DynamicQuantizeLinear"
+    return op.startswith(("QLinear", "QGemm", "QAttention", "DynamicQuantize")) or "Integer" in op
 
 
 def _implied_type(node: gs.Node) -> np.dtype | None:

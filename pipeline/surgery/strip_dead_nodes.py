@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from pipeline.surgery.base import Pass
+from pipeline.surgery.qdq import DEQUANTIZE
 from pipeline.surgery.rewire import is_any, replace_reads
 
 
@@ -19,14 +20,20 @@ class StripDeadNodes(Pass):
 
 
 def _share_constants(graph: gs.Graph) -> int:
-    first: dict[tuple[str, tuple[int, ...], bytes], gs.Constant] = {}
+    first: dict[tuple[bool, str, tuple[int, ...], bytes], gs.Constant] = {}
     shared = 0
     for tensor in graph.tensors().values():
         if not isinstance(tensor, gs.Constant) or is_any(tensor, graph.outputs):
             continue
         values = tensor.values
-        original = first.setdefault((str(values.dtype), values.shape, values.tobytes()), tensor)
+        key = (_are_codes(tensor), str(values.dtype), values.shape, values.tobytes())
+        original = first.setdefault(key, tensor)
         if original is not tensor:
             replace_reads(tensor, original)
             shared += 1
     return shared
+
+
+def _are_codes(tensor: gs.Constant) -> bool:
+    """Whether these are codes: TensorRT refuses codes that are somebody's zero point too."""
+    return any(node.op == DEQUANTIZE and node.inputs[0] is tensor for node in tensor.outputs)

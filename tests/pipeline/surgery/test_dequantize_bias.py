@@ -25,18 +25,6 @@ def test_an_int32_bias_becomes_the_float_values_that_it_stood_for(with_zero, ope
     np.testing.assert_array_equal(*done.outputs())
 
 
-def test_int8_constants_are_left_alone(operate):
-    done = operate(
-        DequantizeBias(),
-        """g (float[2] x) => (float[2] y) <float s = {0.5}, int8 z = {0}> {
-            d = DequantizeLinear(b, s, z)
-            y = Add(x, d)
-        }""",
-        b=np.array([1, 2], np.int8),
-    )
-    assert (done.sites, done.ops) == (0, ["DequantizeLinear", "Add"])
-
-
 def test_sixteen_bit_activations_are_refused(operate):
     with pytest.raises(SurgeryError, match="reads int16, TensorRT takes int8"):
         operate(
@@ -47,3 +35,19 @@ def test_sixteen_bit_activations_are_refused(operate):
             }""",
             opset=21,
         )
+
+
+def test_codes_that_only_float_operators_read_become_float_and_weights_stay(operate):
+    done = operate(
+        DequantizeBias(),
+        """g (float[2,3] x) => (float[2,3] y) <float s = {0.5}, uint8 z = {3}> {
+            a = DequantizeLinear(c, s, z)
+            b = Add(x, a)
+            d = DequantizeLinear(w, s, z)
+            y = MatMul(b, d)
+        }""",
+        c=np.array([1, 2, 3], np.uint8),
+        w=np.arange(9, dtype=np.uint8).reshape(3, 3),
+    )
+    assert done.ops == ["Add", "DequantizeLinear", "MatMul"]
+    np.testing.assert_array_equal(*done.outputs())

@@ -55,3 +55,49 @@ def test_symmetric_weights_and_activations_are_left_alone(operate):
         w=np.array([-128, 127], np.int8),
     )
     assert done.sites == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("y = Conv(x, d)", (3, 2, 1, 1)),
+        ("f = Flatten(x)\n y = Gemm<transB=1>(f, d)", (3, 2)),
+        ("f = Flatten(x)\n y = Gemm(f, d)", (2, 3)),
+    ],
+)
+def test_a_per_tensor_weight_gets_channel_scales_where_one_does_not_fit(text, shape, operate):
+    codes = np.random.default_rng(0).integers(100, 150, size=shape).astype(np.uint8)
+    channels = codes.swapaxes(0, 1) if shape == (2, 3) else codes
+    channels[1] = 255  # a view: 255 - 10 does not fit
+    done = operate(
+        RecentreWeights(),
+        f"""g (float[1,2,1,1] x) => (float{"[1,3,1,1]" if "Conv" in text else "[1,3]"} y) {{
+            d = DequantizeLinear(w, s, z)
+            {text}
+        }}""",
+        w=codes,
+        s=np.float32(0.5),
+        z=np.uint8(10),
+    )
+    scale = done.node("DequantizeLinear").inputs[1].values
+    assert scale.shape == (3,)
+    assert scale[1] == np.float32(0.5 * 245 / 127)
+    fits = channels[[0, 2]].reshape(2, -1).max(axis=1) <= 137
+    np.testing.assert_array_equal(scale[[0, 2]] == 0.5, fits)
+    before, after = done.outputs()
+    assert np.abs(before - after).max() < scale[1] * 4  # half a step of two weights, x below 4
+
+
+def test_before_axes_a_per_tensor_weight_keeps_one_scale(operate):
+    done = operate(
+        RecentreWeights(),
+        """g (float[1,2,1,1] x) => (float[1,3,1,1] y) {
+            d = DequantizeLinear(w, s, z)
+            y = Conv(x, d)
+        }""",
+        opset=10,
+        w=np.full((3, 2, 1, 1), 255, np.uint8),
+        s=np.float32(0.5),
+        z=np.uint8(10),
+    )
+    assert done.node("DequantizeLinear").inputs[1].values.shape == ()

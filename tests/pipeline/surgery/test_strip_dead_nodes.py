@@ -52,3 +52,15 @@ def test_unused_outputs_in_the_middle_keep_their_place(operate):
     )
     assert done.sites == 0
     np.testing.assert_array_equal(*done.outputs())
+
+
+def test_codes_are_not_shared_with_a_zero_point(operate):
+    done = operate(
+        StripDeadNodes(),
+        """g (float[4] x) => (float[4] y) <float s = {0.5}, int8 z = {0}, int8 c = {0}> {
+            d = DequantizeLinear(c, s, z)
+            y = Add(x, d)
+        }""",
+    )
+    codes, _, zero_point = done.node("DequantizeLinear").inputs
+    assert codes is not zero_point
