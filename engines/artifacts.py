@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 _CHUNK_BYTES = 1 << 20
+_UNWRITABLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this process may write (ulimit -f)",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+}
+
+
+class WriteError(OSError):
+    """The folder or its disk takes no file; nothing half-written is left under the file's name."""
+
+    exit_code = 2
 
 
 @contextmanager
@@ -20,14 +36,23 @@ def replace_when_done(path: Path) -> Iterator[Path]:
 
     The temporary name is the same on every run, so what `kill -9` leaves is overwritten by the
     next run.
+
+    Raises:
+        WriteError: full disk, read-only folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+    except Exception as error:
+        reason = _UNWRITABLE.get(_error_number(error))
+        if reason is None:
+            raise
+        raise WriteError(f"{path}: cannot be written: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(content: object, path: Path) -> None:
@@ -48,6 +73,14 @@ def file_sha256(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _error_number(error: Exception) -> int:
+    """Return the system's number; libraries in Rust, such as safetensors, have it in their text."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else 0
 
 
 def _strict(value: object) -> object:

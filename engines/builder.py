@@ -7,10 +7,10 @@ and TensorRT 10 allows.
 
 from __future__ import annotations
 
-import logging
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,12 +24,16 @@ from engines.callbacks import (
     create_progress_monitor,
     deferred_interrupt,
 )
+from engines.device import find_gpu
+from engines.refusals import first_reason
 from engines.target import Backend, ComputeCapability
+from engines.timing_cache import attach_timings, cache_file, keep_timings
 
-logger = logging.getLogger(__name__)
+Shape = tuple[int, ...]
+ShapeRange = tuple[Shape, Shape, Shape]
+"""Smallest, usual and largest; kernels are chosen for the usual one."""
 
 _DYNAMIC = -1
-_NOISE = ("Invalid Node - ", "Error Code 1: Cuda Runtime")
 
 
 class BuildError(RuntimeError):
@@ -45,17 +49,28 @@ class BuildOptions:
     Attributes:
         compute_capabilities: GPUs that TensorRT-RTX compiles for, as (major, minor); empty means its
             own default. Classic TensorRT builds for the GPU it runs on and ignores them.
-        batch: smallest, usual and largest batch of an input whose first dimension is dynamic.
+        batch: smallest, usual and largest batch of an input whose first dimension alone is dynamic.
+        shapes: the same for whole inputs by name, for those with other dynamic dimensions.
         workspace_bytes: most GPU memory a kernel may use as scratch; None leaves it to TensorRT.
         optimization_level: 0 (fast build) to 5 (fast engine); None is TensorRT's own default, 3.
-        timing_cache: file that keeps kernel timings between builds (classic TensorRT only).
+        timing_cache: folder that keeps kernel timings between builds, one file per GPU and TensorRT
+            version; None keeps none. TensorRT-RTX, which times nothing when it builds, ignores it.
+        version_compatible: the engine also loads in later TensorRT (10 in 11 too, never in an earlier
+            one). It carries the runtime that it needs, so it is larger, can be slower, and must be
+            loaded as trusted: "Engine Compatibility", TensorRT 11.1 documentation.
+        hardware_compatible: the engine also runs on other GPUs of Ampere or newer. Kernels get 48 KiB
+            of shared memory, fewer of them can be chosen and some fusions are lost, so it can be
+            slower: HardwareCompatibilityLevel.AMPERE_PLUS. Not on a Jetson.
     """
 
     compute_capabilities: tuple[ComputeCapability, ...] = ()
     batch: tuple[int, int, int] = (1, 1, 1)
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
     workspace_bytes: int | None = None
     optimization_level: int | None = None
     timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,22 +103,26 @@ def build_engine(
     log, watch = BuildLog(), BuildWatch(progress)
     started = time.monotonic()
     trt_logger = create_logger(trt, log)
-    builder = trt.Builder(trt_logger)
+    builder = _create_builder(trt, trt_logger, log)
     network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, trt_logger)
     if not parser.parse_from_file(str(onnx_path)):
         raise BuildError(parse_failure(onnx_path, parser))
     config = _create_config(trt, builder, network, options)
-    monitor = create_progress_monitor(trt, watch)  # must outlive the build
+    timings = _timings_file(trt, options)
+    # Both must outlive the build.
+    cache = None if timings is None else attach_timings(config, timings)
+    monitor = create_progress_monitor(trt, watch)
     config.progress_monitor = monitor
     with deferred_interrupt(watch):
         serialized = builder.build_serialized_network(network, config)
     watch.check()
     if serialized is None:
-        raise BuildError(f"{onnx_path}: TensorRT cannot build it: {_clean(log.errors)}")
-    if options.timing_cache is not None and not is_rtx(trt):
-        _write(options.timing_cache, config.get_timing_cache().serialize())
-    _write(engine_path, serialized)
+        raise BuildError(f"{onnx_path}: TensorRT cannot build it: {first_reason(log.errors)}")
+    if timings is not None and cache is not None:
+        keep_timings(config, timings)
+    with replace_when_done(engine_path) as temporary:
+        temporary.write_bytes(serialized)
     layers = log.layers if is_rtx(trt) else _inspect(trt, trt_logger, serialized)
     return BuildResult(
         engine_path=engine_path,
@@ -132,11 +151,19 @@ def parse_failure(onnx_path: Path, parser: Any) -> str:
     """Return one line that says which node the ONNX parser refused and why."""
     if parser.num_errors == 0:
         return f"{onnx_path}: not a readable ONNX file"
-    error = parser.get_error(0)
-    reason = _clean(error.desc().splitlines())
-    if not error.node_operator():
+    parser_error = parser.get_error(0)
+    reason = first_reason(str(parser_error.desc()).splitlines())
+    operator = parser_error.node_operator()
+    if not operator:
         return f"{onnx_path}: not a readable ONNX file: {reason}"
-    return f"{onnx_path}: TensorRT refuses {error.node_operator()} '{error.node_name()}': {reason}"
+    return f"{onnx_path}: TensorRT refuses {operator} '{parser_error.node_name()}': {reason}"
+
+
+def _create_builder(trt: ModuleType, trt_logger: Any, log: BuildLog) -> Any:
+    try:
+        return trt.Builder(trt_logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise BuildError(f"TensorRT does not start: {first_reason(log.errors)}") from error
 
 
 def _create_config(trt: ModuleType, builder: Any, network: Any, options: BuildOptions) -> Any:
@@ -148,9 +175,19 @@ def _create_config(trt: ModuleType, builder: Any, network: Any, options: BuildOp
         config.builder_optimization_level = options.optimization_level
     if is_rtx(trt):
         _set_compute_capabilities(trt, config, options.compute_capabilities)
-    elif options.timing_cache is not None:
-        _load_timing_cache(config, options.timing_cache)
-    _add_profile(builder, network, config, options.batch)
+    _set_compatibility(trt, config, options)
+    ranges = {
+        network_input.name: _shape_range(network_input.name, tuple(network_input.shape), options)
+        for network_input in map(network.get_input, range(network.num_inputs))
+        if _DYNAMIC in tuple(network_input.shape)
+    }
+    if unknown := options.shapes.keys() - ranges.keys():
+        raise BuildError(f"no dynamic input is called {', '.join(sorted(unknown))}")
+    if ranges:
+        profile = builder.create_optimization_profile()
+        for name, (low, usual, high) in ranges.items():
+            profile.set_shape(name, min=low, opt=usual, max=high)
+        config.add_optimization_profile(profile)
     return config
 
 
@@ -170,57 +207,62 @@ def _set_compute_capabilities(
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
-def _load_timing_cache(config: Any, path: Path) -> None:
-    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    if not config.set_timing_cache(cache, ignore_mismatch=False):
-        logger.warning("%s is of another GPU or TensorRT: starting an empty timing cache", path)
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-
-
-def _add_profile(builder: Any, network: Any, config: Any, batch: tuple[int, int, int]) -> None:
-    dynamic = {}
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        dimensions = tuple(tensor.shape)
-        if _DYNAMIC in dimensions[1:]:
-            raise BuildError(
-                f"input '{tensor.name}' has dynamic dimensions {dimensions}; only the first, the "
-                "batch, may be dynamic: export the others with a fixed size"
-            )
-        if dimensions[:1] == (_DYNAMIC,):
-            dynamic[tensor.name] = dimensions[1:]
-    if not dynamic:
+def _set_compatibility(trt: ModuleType, config: Any, options: BuildOptions) -> None:
+    if not (options.version_compatible or options.hardware_compatible):
         return
-    if not 1 <= batch[0] <= batch[1] <= batch[2]:
-        raise BuildError(f"batch {batch} is not 1 <= smallest <= usual <= largest")
-    profile = builder.create_optimization_profile()
-    for name, rest in dynamic.items():
-        profile.set_shape(name, *((size, *rest) for size in batch))
-    config.add_optimization_profile(profile)
+    if is_rtx(trt):
+        raise BuildError(
+            "TensorRT-RTX engines know neither --version-compatible nor --hardware-compatible: "
+            "they are compiled for all GPUs of their target as it is"
+        )
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _shape_range(name: str, shape: Shape, options: BuildOptions) -> ShapeRange:
+    """Return the sizes for which an input of the dynamic `shape` is built.
+
+    Raises:
+        BuildError: there is no such range for it, or it does not fit `shape`.
+    """
+    if name in options.shapes:
+        chosen = options.shapes[name]
+    elif _DYNAMIC in shape[1:]:
+        raise BuildError(
+            f"input '{name}' has dynamic dimensions {shape}, and the batch alone may be left open: "
+            "export it with a fixed size, or give its sizes in BuildOptions.shapes"
+        )
+    else:
+        low, usual, high = ((size, *shape[1:]) for size in options.batch)
+        chosen = low, usual, high
+    fits = all(len(one) == len(shape) for one in chosen) and all(
+        1 <= low <= usual <= high and fixed in (_DYNAMIC, low, high)
+        for fixed, low, usual, high in zip(shape, *chosen, strict=True)
+    )
+    if not fits:
+        raise BuildError(
+            f"input '{name}' {shape}: {' , '.join(map(str, chosen))} is not 1 <= smallest <= usual "
+            "<= largest in every dimension, fixed ones as they are"
+        )
+    return chosen
+
+
+def _timings_file(trt: ModuleType, options: BuildOptions) -> Path | None:
+    """Return where timings of this GPU and TensorRT are kept, None where they are not."""
+    gpu = None if is_rtx(trt) or options.timing_cache is None else find_gpu()
+    if gpu is None or options.timing_cache is None:
+        return None
+    return cache_file(options.timing_cache, gpu, trt.__version__)
 
 
 def _inspect(trt: ModuleType, trt_logger: Any, serialized: Any) -> str:
     """Return the engine inspector's JSON; it needs the GPU that classic TensorRT built on."""
-    engine = trt.Runtime(trt_logger).deserialize_cuda_engine(serialized)
+    runtime = trt.Runtime(trt_logger)
+    runtime.engine_host_code_allowed = True  # it was built a moment ago, here
+    engine = runtime.deserialize_cuda_engine(serialized)
     if engine is None:
         raise BuildError("TensorRT cannot load the engine that it has just built")
-    information = engine.create_engine_inspector().get_engine_information(
-        trt.LayerInformationFormat.JSON
-    )
-    return str(information)
-
-
-def _clean(lines: list[str]) -> str:
-    """Return the first message worth reading, without TensorRT's source positions."""
-    useful = [line for line in lines if not any(noise in line for noise in _NOISE)]
-    text = (useful or lines or ["no reason given"])[0]
-    text = re.sub(r"^.*?Error Code \d+: ", "", text)
-    text = re.sub(r"\s+In \w+ at \S+:\d+", "", text)
-    text = re.sub(r"^Assertion failed: .*?\): ", "", text)
-    return " ".join(text.split())
-
-
-def _write(path: Path, data: Any) -> None:
-    """Write bytes or a TensorRT host buffer, whole or not at all."""
-    with replace_when_done(path) as temporary:
-        temporary.write_bytes(data)
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

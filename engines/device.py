@@ -16,10 +16,19 @@ _NAME_BYTES = 256
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device; `compute_capability` is (major, minor), such as (8, 9)."""
+    """One CUDA device.
+
+    Attributes:
+        name: as its vendor calls it.
+        compute_capability: (major, minor), such as (8, 9).
+        memory_bytes: of the device; 0 where the driver does not tell.
+        driver_cuda: newest CUDA that the driver serves, as (major, minor); (0, 0) where unknown.
+    """
 
     name: str
     compute_capability: tuple[int, int]
+    memory_bytes: int = 0
+    driver_cuda: tuple[int, int] = (0, 0)
 
 
 def find_gpu() -> Gpu | None:
@@ -39,7 +48,16 @@ def find_gpu() -> Gpu | None:
         _device_attribute(driver, attribute)
         for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR)
     )
-    return Gpu(name.value.decode(errors="replace"), (major, minor))
+    memory = ctypes.c_size_t(0)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), 0)
+    version = ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return Gpu(
+        name.value.decode(errors="replace"),
+        (major, minor),
+        memory.value,
+        (version.value // 1000, version.value % 1000 // 10),
+    )
 
 
 def cpu_name() -> str:

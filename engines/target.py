@@ -1,4 +1,4 @@
-"""Build targets: which TensorRT makes the engine, and for which GPUs.
+"""Choose a build target, and load the module that builds for it.
 
 A classic TensorRT engine only runs on the kind of GPU it was built on, so those targets are built
 on the device. TensorRT-RTX compiles ahead of time for several GPUs and needs none to build.
@@ -9,20 +9,32 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Literal
 
 from engines.device import find_gpu
+from engines.target_table import TARGETS, Backend, ComputeCapability, Target
 
-Backend = Literal["tensorrt", "tensorrt_rtx"]
-ComputeCapability = tuple[int, int]
+__all__ = [
+    "INSTALL_HINTS",
+    "TARGETS",
+    "Backend",
+    "ComputeCapability",
+    "MissingComponentError",
+    "Target",
+    "UnknownTargetError",
+    "load_backend",
+    "require_module",
+    "resolve_target",
+]
 
 _AUTO = "auto"
+_OLDEST = (10, 3)
 INSTALL_HINTS: dict[Backend, str] = {
     "tensorrt": "pip install 'reptrt[tensorrt]' (on a Jetson, JetPack brings it), "
     "or choose --target tensorrt-rtx",
     "tensorrt_rtx": "pip install 'tensorrt-rtx>=1.7,<1.8' (Linux x86-64 or Windows only)",
+    "onnxruntime": "pip install 'onnxruntime>=1.22'",
 }
 
 
@@ -38,41 +50,6 @@ class MissingComponentError(RuntimeError):
     exit_code = 4
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where an engine will run.
-
-    `compute_capabilities` are (major, minor) pairs. TensorRT-RTX compiles for all of them; a classic
-    TensorRT target is built on a GPU that has one of them, or on any GPU where the tuple is empty.
-    """
-
-    name: str
-    backend: Backend
-    compute_capabilities: tuple[ComputeCapability, ...]
-    description: str
-
-
-TARGETS: dict[str, Target] = {
-    target.name: target
-    for target in (
-        Target("tensorrt", "tensorrt", (), "TensorRT 10 or 11, for the GPU of this machine"),
-        Target(
-            "tensorrt-rtx",
-            "tensorrt_rtx",
-            ((8, 0), (8, 6), (8, 9), (12, 0)),
-            "TensorRT-RTX, Ampere to Blackwell; builds without a GPU",
-        ),
-        Target("server-t4", "tensorrt", ((7, 5),), "NVIDIA T4; built on the server"),
-        Target("server-a100", "tensorrt", ((8, 0),), "NVIDIA A100; built on the server"),
-        Target("server-l4", "tensorrt", ((8, 9),), "NVIDIA L4; built on the server"),
-        Target("jetson-orin", "tensorrt", ((8, 7),), "Jetson AGX Orin; built on the device"),
-        Target(
-            "jetson-orin-nx", "tensorrt", ((8, 7),), "Jetson Orin NX, Nano; built on the device"
-        ),
-    )
-}
-
-
 def resolve_target(name: str) -> Target:
     """Return the target called `name`; `auto` is TensorRT where it and a GPU are, else RTX.
 
@@ -85,20 +62,21 @@ def resolve_target(name: str) -> Target:
     if name in TARGETS:
         return TARGETS[name]
     legal = [_AUTO, *TARGETS]
-    nearest = difflib.get_close_matches(name, legal, n=1)
-    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    raise UnknownTargetError(f"unknown target '{name}'{hint} (legal: {', '.join(legal)})")
+    raise UnknownTargetError(f"unknown target '{name}'{_hint(name, legal)}")
 
 
 def load_backend(target: Target) -> ModuleType:
-    """Import the TensorRT of `target`, after checking that this machine can build for it.
+    """Import the module of `target`, after checking that this machine can build for it.
+
+    That is `tensorrt`, `tensorrt_rtx`, or, for the target `cpu`, `onnxruntime`.
 
     Raises:
-        MissingComponentError: the module is not installed, or a classic TensorRT target finds no
-            GPU, or not its GPU.
+        MissingComponentError: the module is not installed or too old, or a classic TensorRT target
+            finds no GPU, or not its GPU.
     """
     backend = require_module(target.backend, INSTALL_HINTS[target.backend])
     if target.backend == "tensorrt":
+        _require_version(backend)
         _require_gpu(target)
     return backend
 
@@ -115,6 +93,25 @@ def require_module(name: str, install: str) -> ModuleType:
         raise MissingComponentError(
             f"the Python module '{name}' does not import here ({error}): {install}"
         ) from error
+
+
+def _hint(name: str, legal: Sequence[str]) -> str:
+    """Return the nearest legal names, or else all of them; `t4` is near `server-t4`."""
+    part = name.lower()
+    nearest = [other for other in legal if len(part) > 1 and part in other]
+    nearest = nearest or difflib.get_close_matches(part, legal, n=3)
+    if nearest:
+        return f"; did you mean {' or '.join(map(repr, nearest[:3]))}? `reptrt targets` lists all"
+    return f"; legal: {', '.join(legal)}"
+
+
+def _require_version(trt: ModuleType) -> None:
+    major, minor = (int(part) for part in trt.__version__.split(".")[:2])
+    if (major, minor) < _OLDEST:
+        raise MissingComponentError(
+            f"TensorRT {trt.__version__} is too old for strongly typed INT8 graphs: 10.3 or newer "
+            "is needed (JetPack 6 has it)"
+        )
 
 
 def _require_gpu(target: Target) -> None:

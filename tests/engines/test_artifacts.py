@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engines.artifacts import file_sha256, replace_when_done, write_json
+from engines.artifacts import WriteError, file_sha256, replace_when_done, write_json
 
 
 def test_a_file_appears_whole_and_no_temporary_one_stays(tmp_path: Path) -> None:
@@ -50,6 +54,62 @@ def test_what_a_killed_run_left_is_overwritten_and_gone(tmp_path: Path) -> None:
 def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replace_when_done(tmp_path / "engine.bin"):
         pass
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "fusion.json"
+    path.write_text("old")
+    (tmp_path / ".fusion.json.partial").symlink_to("/dev/full")
+    with pytest.raises(WriteError) as caught:
+        write_json({"a": 1}, path)
+    assert str(caught.value) == f"{path}: cannot be written: the disk is full"
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.EROFS, "read-only"), (errno.EDQUOT, "quota"), (errno.EACCES, "no permission")],
+)
+def test_a_folder_that_takes_no_file_is_one_line(tmp_path, monkeypatch, number, reason) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(WriteError, match=reason) as caught:
+        write_json({}, tmp_path / "a.json")
+    assert caught.value.exit_code == 2
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from engines.artifacts import WriteError, replace_when_done
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with replace_when_done(Path(sys.argv[1])) as temporary:
+        save_file({"a": np.zeros(10000)}, temporary)
+except WriteError as error:
+    sys.exit(f"one line: {error}")
+"""
+
+
+def test_what_the_system_refuses_a_library_in_rust_is_one_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.safetensors"
+    command = [sys.executable, "-c", LIMITED, str(path)]
+    root = Path(__file__).parents[2]
+    outcome = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert outcome.stderr.startswith(f"one line: {path}: cannot be written: the file would be")
+    assert not path.exists()
+
+
+def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_json({}, tmp_path / "a")
 
 
 def test_json_is_strict_and_takes_numpy_paths_and_tuples(tmp_path: Path) -> None:

@@ -1,24 +1,21 @@
 from __future__ import annotations
 
-import ast
-import inspect
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from engines import builder, callbacks
+from engines import builder
+from engines.artifacts import WriteError
 from engines.builder import BuildError, BuildOptions, build_engine, network_flags
+from engines.device import Gpu
 
 SM86 = BuildOptions(compute_capabilities=((8, 6),))
-REMOVED_IN_11 = {
-    *("EXPLICIT_BATCH", "FP16", "INT8", "BF16", "FP8", "int8_calibrator", "set_flag"),
-    *("platform_has_fast_fp16", "platform_has_fast_int8", "dynamic_range", "precision"),
-    *("supports_model", "device_memory_size", "set_output_type", "algorithm_selector"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +53,7 @@ def test_a_dynamic_batch_gets_the_profile_of_the_options(rtx, mixed_onnx, tmp_pa
 
 
 def test_a_batch_out_of_order_is_refused(rtx, mixed_onnx, tmp_path):
-    with pytest.raises(BuildError, match=r"batch \(4, 2, 1\)"):
+    with pytest.raises(BuildError, match=r"\(4, 3, 16, 16\) , .* is not 1 <= smallest"):
         build_engine(
             mixed_onnx(batch="N"), tmp_path / "m.engine", rtx, BuildOptions(batch=(4, 2, 1))
         )
@@ -154,31 +151,109 @@ def test_the_network_is_strongly_typed_in_every_version(name, version, flags):
     assert network_flags(trt) == flags
 
 
-def test_the_builder_names_no_api_that_tensorrt_11_removed():
-    tree = ast.parse(inspect.getsource(builder) + inspect.getsource(callbacks))
-    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert named.isdisjoint(REMOVED_IN_11)
+def test_every_dimension_may_be_dynamic_where_its_sizes_are_given(rtx, qdq_graph, tmp_path):
+    graph = qdq_graph()
+    conv = graph.conv(graph.qdq("images"), "stem", (32, 3, 3, 3))
+    path = graph.save(tmp_path / "any.onnx", conv, ["N", 3, "H", "W"])
+    sizes = {"images": ((1, 3, 16, 16), (2, 3, 32, 24), (4, 3, 64, 64))}
+    options = BuildOptions(((8, 6),), shapes=sizes)
+    layers = build_engine(path, tmp_path / "m.engine", rtx, options).layers
+    assert "MinShape: [1,3,16,16], OptShape: [2,3,32,24], MaxShape: [4,3,64,64]" in layers
+    with pytest.raises(BuildError, match="the batch alone may be left open"):
+        build_engine(path, tmp_path / "m.engine", rtx, SM86)
 
 
-class _Config:
-    """The part of TensorRT 10's IBuilderConfig that the builder touches."""
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"images": ((1, 3, 16, 16), (1, 4, 16, 16), (1, 3, 16, 16))}, "fixed ones as they are"),
+        ({"images": ((1, 3, 16), (1, 3, 16), (1, 3, 16))}, "in every dimension"),
+        ({"imgaes": ((1, 3, 16, 16),) * 3}, "no dynamic input is called imgaes"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_input_are_refused(rtx, mixed_onnx, tmp_path, sizes, reason):
+    options = BuildOptions(((8, 6),), shapes=sizes)
+    with pytest.raises(BuildError, match=reason):
+        build_engine(mixed_onnx(batch="N"), tmp_path / "m.engine", rtx, options)
 
-    def __init__(self, accepts: bool) -> None:
-        self.accepts = accepts
-        self.cache = b""
 
-    def create_timing_cache(self, data: bytes) -> bytes:
-        return data
-
-    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
-        self.cache = cache
-        return self.accepts or not cache
+@pytest.mark.parametrize("flag", ["version_compatible", "hardware_compatible"])
+def test_rtx_says_that_it_knows_no_compatibility_flags(rtx, mixed_onnx, tmp_path, flag):
+    with pytest.raises(BuildError, match="compiled for all GPUs of their target"):
+        build_engine(mixed_onnx(), tmp_path / "m.engine", rtx, BuildOptions(**{flag: True}))
 
 
-@pytest.mark.parametrize(("accepts", "expected"), [(True, b"timings"), (False, b"")])
-def test_a_timing_cache_of_another_device_is_replaced(tmp_path: Path, accepts, expected):
-    path = tmp_path / "timing.cache"
-    path.write_bytes(b"timings")
-    config = _Config(accepts)
-    builder._load_timing_cache(config, path)
-    assert config.cache == expected
+def test_a_tensorrt_that_does_not_start_says_why(mixed_onnx, tmp_path):
+    class Logger:
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
+
+    def no_builder(logger):
+        logger.log(Logger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+
+    trt = SimpleNamespace(__name__="tensorrt", ILogger=Logger, Builder=no_builder)
+    with pytest.raises(BuildError, match=r"does not start: CUDA init.* `reptrt doctor` says"):
+        build_engine(mixed_onnx(), tmp_path / "m.engine", trt)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(rtx, mixed_onnx, tmp_path):
+    path = tmp_path / "m.engine"
+    (tmp_path / ".m.engine.partial").symlink_to("/dev/full")
+    with pytest.raises(WriteError) as caught:
+        build_engine(mixed_onnx(), path, rtx, SM86)
+    assert str(caught.value) == f"{path}: cannot be written: the disk is full"
+    assert caught.value.exit_code == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["mixed.onnx"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import tensorrt_rtx
+from engines.builder import BuildOptions, build_engine
+
+def kill(phase, done, total):
+    if done == total:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+options = BuildOptions(compute_capabilities=((8, 6),))
+build_engine(Path(sys.argv[1]), Path(sys.argv[2]), tensorrt_rtx, options, kill)
+"""
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_killed_build_leaves_the_old_engine(mixed_onnx, tmp_path):
+    path = tmp_path / "out" / "m.engine"
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    command = [sys.executable, "-c", KILLED, str(mixed_onnx()), str(path)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in path.parent.iterdir()] == ["m.engine"]
+
+
+def test_compatibility_reaches_the_config_of_classic_tensorrt():
+    level = SimpleNamespace(AMPERE_PLUS="ampere")
+    flag = SimpleNamespace(VERSION_COMPATIBLE="version")
+    trt = SimpleNamespace(__name__="tensorrt", BuilderFlag=flag, HardwareCompatibilityLevel=level)
+    flags: list[str] = []
+    config = SimpleNamespace(set_flag=flags.append, hardware_compatibility_level="none")
+    builder._set_compatibility(trt, config, BuildOptions())
+    assert (flags, config.hardware_compatibility_level) == ([], "none")
+    builder._set_compatibility(trt, config, BuildOptions(version_compatible=True))
+    assert (flags, config.hardware_compatibility_level) == (["version"], "none")
+    builder._set_compatibility(trt, config, BuildOptions(hardware_compatible=True))
+    assert (flags, config.hardware_compatibility_level) == (["version"], "ampere")
+
+
+def test_timings_are_kept_for_this_gpu_by_classic_tensorrt_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(builder, "find_gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    options = BuildOptions(timing_cache=tmp_path)
+    classic = SimpleNamespace(__name__="tensorrt", __version__="10.3.0")
+    kept = builder._timings_file(classic, options)
+    assert kept == tmp_path / "nvidia-l4-sm89-tensorrt-10.3.0.cache"
+    assert builder._timings_file(classic, BuildOptions()) is None
+    assert builder._timings_file(SimpleNamespace(__name__="tensorrt_rtx"), options) is None
+    monkeypatch.setattr(builder, "find_gpu", lambda: None)
+    assert builder._timings_file(classic, options) is None

@@ -1,0 +1,49 @@
+"""A recipe's choices about the engine, as the builder takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines.builder import BuildOptions
+from engines.device import find_gpu
+from engines.target import Target
+from engines.timing_cache import default_folder
+from pipeline.recipe import Recipe, RecipeError
+
+
+def build_options(recipe: Recipe, target: Target) -> BuildOptions:
+    """Return how to build the engine of `recipe` for `target`.
+
+    Raises:
+        RecipeError: the usual batch is larger than the largest.
+    """
+    if recipe.opt_batch > recipe.max_batch:
+        raise RecipeError(
+            f"opt_batch {recipe.opt_batch} is larger than max_batch {recipe.max_batch}"
+        )
+    limit = recipe.workspace_limit
+    return BuildOptions(
+        compute_capabilities=target.compute_capabilities,
+        batch=(1, recipe.opt_batch, recipe.max_batch),
+        workspace_bytes=None if limit is None else int(limit),
+        optimization_level=recipe.optimization_level,
+        timing_cache=recipe.timing_cache or default_folder(),
+        version_compatible=recipe.version_compatible,
+        hardware_compatible=recipe.hardware_compatible,
+    )
+
+
+def build_inputs(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """What the engine depends on beside the ONNX file; where timings are kept is not among it."""
+    gpu = find_gpu() if target.backend == "tensorrt" else None
+    options = build_options(recipe, target)
+    return {
+        "target": target.name,
+        "compute_capabilities": options.compute_capabilities,
+        "gpu": None if gpu is None else gpu.name,
+        "batch": options.batch,
+        "workspace_bytes": options.workspace_bytes,
+        "optimization_level": options.optimization_level,
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+    }

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.file_lock import hold_lock
+
+ROOT = Path(__file__).parents[2]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from engines.file_lock import hold_lock
+
+with hold_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(path: Path, seconds: float) -> subprocess.Popen[str]:
+    """A process that holds `path` by the time this returns."""
+    command = [sys.executable, "-c", HOLDER, str(path), str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_free_lock_is_held_at_once_and_keeps_what_is_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    path.write_text("text")
+    waits: list[str] = []
+    with hold_lock(path, lambda: waits.append("wait")):
+        pass
+    assert waits == []
+    assert path.read_text() == "text"
+
+
+def test_the_second_process_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
+    first = holder(tmp_path / "lock", 0.3)
+    waits: list[str] = []
+    with hold_lock(tmp_path / "lock", lambda: waits.append("wait")):
+        assert first.wait(timeout=10) == 0
+    assert waits == ["wait"]
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    first = holder(tmp_path / "lock", 60)
+    first.send_signal(signal.SIGKILL)
+    first.wait(timeout=10)
+    with hold_lock(tmp_path / "lock", lambda: pytest.fail("still held")):
+        pass
