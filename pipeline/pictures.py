@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,26 +13,48 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.number_format import number
 
 _SHORT_SIDE = 480  # smaller images are enlarged to it, so that labels fit
-_LONG_SIDE = 960
-_TEXT_PER_SIDE = 1 / 30
-_LINE_PER_SIDE = 1 / 160
-_JPEG_QUALITY = 88
+_LONG_SIDE = 800
+_TEXT_PER_WIDTH = 1 / 32
+_LINE_PER_WIDTH = 1 / 180
+_DASH_PER_WIDTH = 1 / 40
+_JPEG_QUALITY = 85
+# Okabe and Ito, with grey for black: told apart with every kind of colour vision. Class i always has
+# colour i modulo 8.
 _PALETTE = (
-    (230, 85, 13), (49, 130, 189), (49, 163, 84), (117, 107, 177), (222, 45, 38),
-    (0, 140, 140), (197, 27, 138), (140, 109, 49), (99, 121, 57), (57, 59, 121),
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167), (187, 187, 187),
 )  # fmt: skip
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+
+Colour = tuple[int, int, int]
+Edges = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """One detection.
+
+    Attributes:
+        edges: x1, y1, x2, y2 in pixels of the image.
+        score: In 0..1.
+        label: Class index.
+        is_lonely: The other model has no such box: drawn with dashes, and its label says so.
+    """
+
+    edges: Edges
+    score: float
+    label: int
+    is_lonely: bool = False
 
 
 def draw_boxes(
-    image: npt.NDArray[np.uint8],
-    detections: npt.NDArray[np.floating],
-    class_names: Sequence[str] = (),
+    image: npt.NDArray[np.uint8], boxes: Sequence[DrawnBox], class_names: Sequence[str] = ()
 ) -> bytes:
-    """Draw boxes with class and score; the best detection is drawn last, on top.
+    """Draw boxes with class and score; lonely ones and the best are drawn last, on top, and all labels above.
 
     Args:
         image: `[h, w, 3]` uint8 RGB; large images are made smaller, small ones larger.
-        detections: `[n, 6]` of x1, y1, x2, y2 in pixels of `image`, score in 0..1, class index.
+        boxes: What to draw; boxes that are not finite are left out.
         class_names: Class `i` is called `class_names[i]`, and "class i" where that is missing.
 
     Returns:
@@ -42,37 +65,80 @@ def draw_boxes(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     picture = Image.fromarray(image).convert("RGB").resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    found = detections[np.isfinite(detections).all(axis=1)]
-    for detection in found[np.argsort(found[:, 4], kind="stable")]:
-        index = int(detection[5])
-        name = class_names[index] if 0 <= index < len(class_names) else f"class {index}"
-        label = f"{name} {number(float(detection[4]), 2)}"
-        box = [float(edge) * scale for edge in detection[:4]]
-        _draw_box(draw, size, box, label, _PALETTE[index % len(_PALETTE)])
+    placed = [
+        (box, edges)
+        for box in sorted(boxes, key=lambda box: (box.is_lonely, box.score))
+        if (edges := _on_picture(box.edges, scale, size)) is not None
+    ]
+    for box, edges in placed:
+        _draw_box(draw, edges, _PALETTE[box.label % len(_PALETTE)], box.is_lonely)
+    taken: list[Edges] = []
+    for box, edges in reversed(placed):
+        name = class_names[box.label] if 0 <= box.label < len(class_names) else f"class {box.label}"
+        text = f"{name} {number(box.score, 2)}" + " only here" * box.is_lonely
+        taken.append(
+            _draw_label(draw, size, edges, text, _PALETTE[box.label % len(_PALETTE)], taken)
+        )
     stream = io.BytesIO()
-    picture.save(stream, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    picture.save(stream, format="JPEG", quality=_JPEG_QUALITY)
     return stream.getvalue()
 
 
-def _draw_box(
+def _on_picture(box: Edges, scale: float, size: tuple[int, int]) -> Edges | None:
+    """Scale a box and cut it at the border; None where nothing is left of it."""
+    if not np.isfinite(box).all():
+        return None
+    left, right = (min(max(x * scale, 0.0), size[0] - 1.0) for x in (box[0], box[2]))
+    top, bottom = (min(max(y * scale, 0.0), size[1] - 1.0) for y in (box[1], box[3]))
+    return (left, top, right, bottom) if right > left and bottom > top else None
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, edges: Edges, colour: Colour, is_dashed: bool) -> None:
+    """Draw an outline that stands out from dark and from light pictures."""
+    width = draw.im.size[0]
+    line = max(3, round(width * _LINE_PER_WIDTH))
+    draw.rectangle(edges, outline=_BLACK)
+    left, top, right, bottom = edges
+    inner = (left + 1, top + 1, max(left + 1, right - 1), max(top + 1, bottom - 1))
+    draw.rectangle(inner, outline=_WHITE if is_dashed else colour, width=line)
+    if not is_dashed:
+        return
+    dash = max(2.0, width * _DASH_PER_WIDTH)
+    for x in np.arange(inner[0], inner[2], dash):
+        end = min(x + dash / 2, inner[2])
+        draw.rectangle((x, inner[1], end, inner[1] + line - 1), fill=colour)
+        draw.rectangle((x, inner[3] - line + 1, end, inner[3]), fill=colour)
+    for y in np.arange(inner[1], inner[3], dash):
+        end = min(y + dash / 2, inner[3])
+        draw.rectangle((inner[0], y, inner[0] + line - 1, end), fill=colour)
+        draw.rectangle((inner[2] - line + 1, y, inner[2], end), fill=colour)
+
+
+def _draw_label(
     draw: ImageDraw.ImageDraw,
     size: tuple[int, int],
-    box: Sequence[float],
-    label: str,
-    colour: tuple[int, int, int],
-) -> None:
-    """Draw one box, cut at the border, with its label above it or, at the top, inside."""
-    left, right = (min(max(x, 0.0), size[0] - 1.0) for x in (box[0], box[2]))
-    top, bottom = (min(max(y, 0.0), size[1] - 1.0) for y in (box[1], box[3]))
-    if right <= left or bottom <= top:
-        return
-    draw.rectangle(
-        (left, top, right, bottom), outline=colour, width=max(1, round(max(size) * _LINE_PER_SIDE))
-    )
-    text_size = max(1, round(max(size) * _TEXT_PER_SIDE))
+    edges: Edges,
+    text: str,
+    colour: Colour,
+    taken: Sequence[Edges],
+) -> Edges:
+    """Write a label at the first free place at its box, else at the first; return where it is."""
+    text_size = max(12, round(size[0] * _TEXT_PER_WIDTH))
     font = ImageFont.load_default(text_size)
-    text_width, text_height = draw.textlength(label, font=font) + 8, text_size + 4
-    x = max(0.0, min(left, size[0] - text_width))
-    y = top - text_height if top >= text_height else top
-    draw.rectangle((x, y, x + text_width, y + text_height), fill=colour)
-    draw.text((x + 4, y), label, fill="white", font=font)
+    width, height = draw.textlength(text, font=font) + 8, text_size + 5
+    left, top, right, bottom = edges
+    places = []
+    for row in np.arange(top - height, bottom + 1, height):
+        y = max(0.0, min(float(row), size[1] - height))
+        for column in (left, right - width):
+            x = max(0.0, min(column, size[0] - width))
+            places.append((x, y, x + width, y + height))
+    place = next((p for p in places if not any(_overlap(p, other) for other in taken)), places[0])
+    draw.rectangle(place, fill=colour)
+    is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 120
+    draw.text((place[0] + 4, place[1] + 1), text, fill=_BLACK if is_light else _WHITE, font=font)
+    return place
+
+
+def _overlap(a: Edges, b: Edges) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
