@@ -1,22 +1,22 @@
-# The engine side alone, without PyTorch, for a Jetson with JetPack 6 (TensorRT 10.3, Python 3.10).
-# There is no command line for it: calibrate and export elsewhere, bring model.trt.onnx, and build
-# the engine with the library.
+# Runs build kits on a Jetson with JetPack 6 (TensorRT 10.3, CUDA 12.6, Python 3.10); no PyTorch. A kit
+# brings its own program, so the image holds only what that needs. Pillow is for `engines.detection`.
 #
-#   docker run --rm --runtime nvidia --volume "$PWD:/work" reptrt-jetson -c "
-#   from pathlib import Path
-#   from engines.builder import build_engine
-#   from engines.target import TARGETS, load_backend
-#   trt = load_backend(TARGETS['jetson-orin'])
-#   print(build_engine(Path('model.trt.onnx'), Path('model.engine'), trt).seconds)"
+#   tar -xzf mobileone_s0-jetson-orin-nx-kit.tar.gz
+#   docker run --rm --runtime nvidia --user "$(id -u):$(id -g)" --group-add video \
+#       --volume "$PWD:/work" reptrt-jetson mobileone_s0-jetson-orin-nx-kit/build.pyz --install engines
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
 
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3-pip \
+    && apt-get install --yes --no-install-recommends g++ python3-dev python3-pip \
     && rm -rf /var/lib/apt/lists/*
-RUN pip3 install --no-cache-dir 'numpy>=1.26' 'onnx>=1.18' 'pillow>=10.3' 'polygraphy>=0.53'
+# PyCUDA compiles against the CUDA of this image.
+RUN PATH=/usr/local/cuda/bin:$PATH \
+    pip3 install --no-cache-dir numpy==1.26.4 pillow==11.3.0 pycuda==2024.1.2
 
-COPY engines /opt/reptrt/engines
-ENV PYTHONPATH=/opt/reptrt
+# Any --user may run it, so nothing depends on a home folder; timings are kept beside the engines.
+RUN useradd --groups video reptrt
+ENV HOME=/tmp XDG_CACHE_HOME=/work/.cache
+USER reptrt
 WORKDIR /work
 ENTRYPOINT ["python3"]
-CMD ["-c", "import engines.builder, tensorrt; print('TensorRT', tensorrt.__version__)"]
+CMD ["-c", "import pycuda, tensorrt; print('TensorRT', tensorrt.__version__, 'PyCUDA', pycuda.VERSION_TEXT)"]

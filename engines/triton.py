@@ -1,0 +1,218 @@
+"""Put an engine, or an ONNX file, into a model repository of Triton Inference Server.
+
+    <repository>/<name>/config.pbtxt   schema: Triton's model_config.proto
+    <repository>/<name>/labels.txt     one class name per line
+    <repository>/<name>/<version>/model.plan or model.onnx
+
+A version appears whole, under a number that was free; nothing that is there is ever changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.artifacts import replace_when_done
+from engines.file_lock import hold_lock
+from engines.manifest import Tensor
+from engines.target import Target
+
+CONFIG = "config.pbtxt"
+LABELS = "labels.txt"
+_TYPES = {
+    "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8",
+    "int32": "TYPE_INT32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL",
+}  # fmt: skip
+_QUEUE_DELAY_US = 100
+
+
+class RepositoryError(ValueError):
+    """The repository cannot take this model as it is."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What Triton has to know.
+
+    Attributes:
+        name: of the model.
+        file: the engine, or the ONNX file.
+        is_engine: whether it is an engine of TensorRT, and not an ONNX file for ONNX Runtime on CPUs.
+        inputs: of the file.
+        outputs: of the file.
+        max_batch: largest batch, where the first dimension of all inputs and outputs is dynamic.
+        instances: how many of it run at once on each GPU, or on the CPU.
+        classes: names in the order of the logits; None when nobody named them.
+        labelled_output: output whose index is a class, so that Triton can name it; None for none.
+    """
+
+    name: str
+    file: Path
+    is_engine: bool
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_batch: int
+    instances: int = 1
+    classes: tuple[str, ...] | None = None
+    labelled_output: str | None = None
+
+    @property
+    def batches(self) -> bool:
+        """Whether Triton may put requests together."""
+        return all(tensor.has_dynamic_batch for tensor in (*self.inputs, *self.outputs))
+
+
+def require_servable(target: Target) -> None:
+    """Say before the work that Triton could not use its result.
+
+    Raises:
+        RepositoryError: engines of `target` are TensorRT-RTX's.
+    """
+    if target.backend == "tensorrt_rtx":
+        raise RepositoryError(
+            f"target '{target.name}': Triton's TensorRT backend cannot load engines of TensorRT-RTX;"
+            " build on the server with --target tensorrt, or serve from the CPU with --target cpu"
+        )
+
+
+def add_version(
+    repository: Path, model: ServedModel, version: int | None = None, keep_config: bool = False
+) -> Path:
+    """Add `model` to `repository` and return the folder of its version.
+
+    Args:
+        repository: made where it is missing.
+        model: what to serve.
+        version: its number; None for one more than the highest.
+        keep_config: leave a config.pbtxt that is there and differs, one that was edited perhaps.
+
+    Raises:
+        RepositoryError: the version exists, the config.pbtxt that is there differs, Triton has no such
+            data type, or the repository is read-only.
+        WriteError: the disk is full.
+    """
+    folder, text = _make_folder(repository, model.name), config_text(model)
+    with hold_lock(folder / ".lock"):
+        number = version or max(list_versions(folder), default=0) + 1
+        final = folder / str(number)
+        if final.exists():
+            raise RepositoryError(f"{final}: exists; leave --version out, or give a free number")
+        _write_config(folder, text, keep_config)
+        if model.classes is not None and not (folder / LABELS).exists():
+            _write(folder / LABELS, "".join(f"{name}\n" for name in model.classes))
+        partial = folder / f".{number}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        target = partial / ("model.plan" if model.is_engine else "model.onnx")
+        try:
+            with replace_when_done(target) as temporary:
+                shutil.copyfile(model.file, temporary)
+            partial.rename(final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def list_versions(folder: Path) -> list[int]:
+    """Return the numbers of the versions in the folder of a model, ascending."""
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def config_text(model: ServedModel) -> str:
+    """Return config.pbtxt for `model`.
+
+    Raises:
+        RepositoryError: Triton has no such data type.
+    """
+    lines = [
+        f"name: {json.dumps(model.name)}",
+        f'platform: "{"tensorrt_plan" if model.is_engine else "onnxruntime_onnx"}"',
+        f"max_batch_size: {model.max_batch if model.batches else 0}",
+        _tensors("input", model.inputs, model),
+        _tensors("output", model.outputs, model),
+        "instance_group [",
+        f"  {{ kind: {'KIND_GPU' if model.is_engine else 'KIND_CPU'} count: {model.instances} }}",
+        "]",
+    ]
+    if model.batches and model.max_batch > 1:
+        sizes = ", ".join(map(str, _preferred(model.max_batch)))
+        lines += [
+            "dynamic_batching {",
+            f"  preferred_batch_size: [ {sizes} ]",
+            f"  max_queue_delay_microseconds: {_QUEUE_DELAY_US}",
+            "}",
+        ]
+    for size in sorted({1, model.max_batch} if model.batches else {1}):
+        lines.append(_warmup(model, size))
+    return "\n".join(lines) + "\n"
+
+
+def _make_folder(repository: Path, name: str) -> Path:
+    folder = repository / name
+    if folder.name != name or name in ("", ".."):
+        raise RepositoryError(f"--name {name}: is the name of a folder in {repository}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise RepositoryError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --output"
+        ) from None
+    return folder
+
+
+def _write_config(folder: Path, text: str, keep: bool) -> None:
+    path = folder / CONFIG
+    if not path.exists():
+        _write(path, text)
+    elif path.read_text(encoding="utf-8") != text and not keep:
+        raise RepositoryError(
+            f"{path}: is not what this model needs: it was edited, or is of another model. Keep it with"
+            " --keep-config, delete it to have it written again, or choose another --name"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    with replace_when_done(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _tensors(kind: str, tensors: Sequence[Tensor], model: ServedModel) -> str:
+    entries = []
+    for tensor in tensors:
+        fields = [f"    name: {json.dumps(tensor.name)}", *_type_and_dims(tensor, model)]
+        if tensor.name == model.labelled_output and model.classes is not None:
+            fields.append(f'    label_filename: "{LABELS}"')
+        entries.append("  {\n" + "\n".join(fields) + "\n  }")
+    return f"{kind} [\n" + ",\n".join(entries) + "\n]"
+
+
+def _warmup(model: ServedModel, batch: int) -> str:
+    """One request with random values before the model counts as loaded."""
+    inputs = [
+        f"  inputs {{\n    key: {json.dumps(tensor.name)}\n    value {{\n"
+        + "\n".join(f"  {line}" for line in _type_and_dims(tensor, model))
+        + "\n      random_data: true\n    }\n  }"
+        for tensor in model.inputs
+    ]
+    head = ["model_warmup {", f'  name: "batch {batch}"', f"  batch_size: {batch}"]
+    return "\n".join([*head, *inputs, "}"])
+
+
+def _type_and_dims(tensor: Tensor, model: ServedModel) -> list[str]:
+    """Data type and dimensions of `tensor`, without the batch where Triton counts it itself."""
+    if tensor.dtype not in _TYPES:
+        raise RepositoryError(f"{tensor.name}: Triton has no type for {tensor.dtype}")
+    dims = ", ".join(map(str, tensor.shape[1 if model.batches else 0 :]))
+    return [f"    data_type: {_TYPES[tensor.dtype]}", f"    dims: [ {dims} ]"]
+
+
+def _preferred(largest: int) -> list[int]:
+    """Powers of two up to `largest`, and that."""
+    powers = [1 << exponent for exponent in range(1, largest.bit_length())]
+    return sorted({*powers, largest})
