@@ -3,7 +3,7 @@
 # A variable becomes a flag only when it is set, so the command line's defaults and a model's own
 # recipe hold for the others.
 
-MODEL       = yolov6n_demo# zoo name, timm:NAME or package.module:callable
+MODEL       = yolov6n_demo# zoo name, timm:NAME, package.module:callable or file.onnx
 WEIGHTS     =# checkpoint: safetensors or a state dict
 DATA        =# calibration images: folder, .npy or .npz
 EVAL        =# labelled images: ImageFolder, labels.csv or COCO

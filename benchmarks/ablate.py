@@ -26,13 +26,13 @@ from calibrators.base import no_progress
 from calibrators.biases import round_biases
 from calibrators.registry import choose_calibrator, create_calibrator
 from calibrators.settings import Settings
+from engines.signal_noise import SignalNoise
 from models.graph import INPUT_NAME
 from models.load import load_model
 from models.spec import PreprocessOverrides
 from pipeline.datasets import open_evaluation, open_images
 from pipeline.demo_data import calibration_scenes, evaluation_scenes
 from pipeline.evaluate import evaluate
-from pipeline.metrics import SignalNoise
 from pipeline.network import Network, prepare_network
 from pipeline.recipe import load_recipe
 from pipeline.run import calibration_batches
@@ -167,7 +167,8 @@ def run(case: Case, threads: int) -> dict[str, Any]:
         seed=recipe.seed,
     )
     started = time.monotonic()
-    found = calibrator.calibrate(network.quantized, calibration_batches(images, recipe))
+    batches = calibration_batches(images, network.card.batch_size, recipe.device)
+    found = calibrator.calibrate(network.quantized, batches)
     seconds, peak = time.monotonic() - started, peak_rss_bytes()
     round_biases(network.quantized)
     folder = recipe.evaluation or evaluation_scenes(recipe.model, scenes)

@@ -55,12 +55,14 @@ class Kernel:
 
     @property
     def is_int8(self) -> bool:
-        """Whether it multiplies Int8 activations by Int8 weights, as they are.
+        """Whether it multiplies 8-bit activations by Int8 weights, as they are.
 
         A `fusion` kernel may read Int8 and multiply in float: it counts only where its tactic
         names an int8 product.
         """
-        if not self.multiplies_weights or not self.inputs or self.inputs[0][1] != "Int8":
+        if not self.multiplies_weights or not self.inputs:
+            return False
+        if self.inputs[0][1] not in ("Int8", "UInt8"):
             return False
         if "fusion" in self.kind.lower() and "_i8" not in self.tactic:
             return False

@@ -1,4 +1,4 @@
-"""Run a model: ONNX Runtime on the CPU, or an engine through Polygraphy on the GPU.
+"""Run a model: ONNX Runtime on the CPU, or an engine on the GPU.
 
 Both are context managers with the same `infer(feed_dict) -> outputs`, as in Polygraphy. Where
 Polygraphy's own runners are wanted (`Comparator.run`), `polygraphy_onnx_runner` and
@@ -18,7 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engines.cuda_stream import open_stream
 from engines.device import cpu_name, find_gpu
+from engines.execution import EngineExecution, InferenceTime
 from engines.target import INSTALL_HINTS, Backend, MissingComponentError, require_module
 
 Array = npt.NDArray[Any]
@@ -141,13 +143,23 @@ class OnnxRuntimeRunner:
 
 
 class TensorRTRunner:
-    """An engine on the GPU; its time includes the copies of inputs and outputs to and from it."""
+    """An engine on the GPU; `time_inference` reads the GPU's own clock.
 
-    def __init__(self, path: Path, backend: Backend = "tensorrt", name: str | None = None) -> None:
+    `trusted` lets a version-compatible engine run the code it carries: only for files made here.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        backend: Backend = "tensorrt",
+        name: str | None = None,
+        trusted: bool = False,
+    ) -> None:
         self.path = path
         self.name = name or path.name
         self._backend = backend
-        self._runner: Any = None
+        self._trusted = trusted
+        self._execution: EngineExecution | None = None
 
     @property
     def backend(self) -> str:
@@ -165,18 +177,33 @@ class TensorRTRunner:
     def input_metadata(self) -> dict[str, TensorSpec]:
         """Inputs by name."""
         return {
-            name: TensorSpec(_shape(meta.shape), np.dtype(meta.dtype.numpy()))
-            for name, meta in self._runner.get_input_metadata().items()
+            tensor.name: TensorSpec(tensor.shape, tensor.dtype)
+            for tensor in self.execution.tensors
+            if tensor.is_input
         }
+
+    @property
+    def execution(self) -> EngineExecution:
+        """The loaded engine; only inside the context."""
+        if self._execution is None:
+            raise RuntimeError(f"{self.name}: use the runner as a context manager")
+        return self._execution
 
     def __enter__(self) -> TensorRTRunner:
         """Load the engine.
 
         Raises:
-            MissingComponentError: no GPU here, or the TensorRT module is missing.
+            MissingComponentError: no GPU here, or TensorRT or a CUDA library is missing.
+            EngineError: the file is no engine, or one of another GPU or TensorRT.
         """
-        self._runner = polygraphy_engine_runner(self.path, self._backend, self.name)
-        self._runner.activate()
+        _require_gpu(self.path)
+        trt = require_module(self._backend, INSTALL_HINTS[self._backend])
+        stream = open_stream()
+        try:
+            self._execution = EngineExecution(self.path, trt, stream, self._trusted)
+        except BaseException:
+            stream.close()
+            raise
         return self
 
     def __exit__(
@@ -186,13 +213,17 @@ class TensorRTRunner:
         traceback: TracebackType | None,
     ) -> None:
         """Free the engine."""
-        self._runner.deactivate()
-        self._runner = None
+        execution, self._execution = self._execution, None
+        if execution is not None:
+            execution.close()
 
     def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every output by name, copied: Polygraphy reuses its buffers."""
-        outputs = self._runner.infer(dict(feed_dict), check_inputs=False)
-        return {name: np.array(value) for name, value in outputs.items()}
+        """Return every output by name, in arrays of its own."""
+        return self.execution.infer(feed_dict)
+
+    def time_inference(self, feed_dict: Mapping[str, Array]) -> InferenceTime:
+        """Run once; return what CUDA events say, with copies and without."""
+        return self.execution.time(feed_dict)
 
 
 def polygraphy_onnx_runner(path: Path, name: str | None = None, optimize: bool = True) -> Any:
@@ -207,11 +238,7 @@ def polygraphy_engine_runner(path: Path, backend: Backend, name: str | None = No
     Raises:
         MissingComponentError: no GPU here, or the TensorRT module is missing.
     """
-    if find_gpu() is None:
-        raise MissingComponentError(
-            f"{path}: running an engine needs an NVIDIA GPU and its driver, and this machine has "
-            "none: validate the ONNX file in ONNX Runtime, or run the engine on its target"
-        )
+    _require_gpu(path)
     require_module(backend, INSTALL_HINTS[backend])
     select_polygraphy_backend(backend)
     module = require_module("polygraphy.backend.trt", "pip install 'polygraphy>=0.53'")
@@ -225,25 +252,46 @@ def select_polygraphy_backend(backend: Backend) -> None:
         MissingComponentError: this process already uses the other one.
     """
     use_rtx = backend == "tensorrt_rtx"
-    config = require_module("polygraphy.config", "pip install 'polygraphy>=0.53'")
-    if "polygraphy.backend.trt" in sys.modules and bool(config.USE_TENSORRT_RTX) != use_rtx:
+    polygraphy = require_module("polygraphy.config", "pip install 'polygraphy>=0.53'")
+    if "polygraphy.backend.trt" in sys.modules and bool(polygraphy.USE_TENSORRT_RTX) != use_rtx:
         raise MissingComponentError(
             f"Polygraphy already uses the other TensorRT in this process: run {backend} engines in "
             f"a process of their own ({_RTX_VARIABLE}={int(use_rtx)})"
         )
     os.environ[_RTX_VARIABLE] = str(int(use_rtx))
-    config.USE_TENSORRT_RTX = use_rtx  # type: ignore[attr-defined]
+    polygraphy.USE_TENSORRT_RTX = use_rtx  # type: ignore[attr-defined]
 
 
-def _session(path: Path, optimize: bool, num_threads: int | None) -> Any:
-    runtime = _onnxruntime()
-    options = runtime.SessionOptions()
+def _require_gpu(path: Path) -> None:
+    if find_gpu() is None:
+        raise MissingComponentError(
+            f"{path}: running an engine needs an NVIDIA GPU and its driver, and this machine has "
+            "none: validate the ONNX file in ONNX Runtime, or run the engine on its target"
+        )
+
+
+def save_optimized(path: Path, optimized: Path) -> None:
+    """Write the graph that ONNX Runtime makes of the file at `path` for this processor.
+
+    Raises:
+        ModelFileError: ONNX Runtime does not load it.
+    """
+    _session(path, True, None, optimized)
+
+
+def _session(
+    path: Path, optimize: bool, num_threads: int | None, optimized: Path | None = None
+) -> Any:
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = num_threads or available_processors()
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
-    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise ModelFileError(
             f"{path}: ONNX Runtime does not load it: {str(error).splitlines()[0]}"

@@ -8,117 +8,36 @@ PyTorch is imported inside the commands that need it, so that `--help` answers a
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from engines.artifacts import write_json
-from engines.target import TARGETS, resolve_target
+from engines.target import resolve_target
+from pipeline.options import FILE, recipe_options
 from pipeline.progress import ProgressBars
 from pipeline.recipe import Recipe, load_recipe, slug
-from pipeline.workspace import Workspace, installed_versions, open_workspace
+from pipeline.workspace import Workspace, hold_workspace, open_workspace
 
 if TYPE_CHECKING:
     from pipeline.run import Run
 
-Command = TypeVar("Command", bound=Callable[..., None])
-
 GATE_FAILED = 1
 INTERRUPTED = 130
-FILE = click.Path(path_type=Path)
 
 output = Console()
 messages = Console(stderr=True)
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
-    """Numbers between separators: `0.5,0.5,0.5` or `224x160`; one number stands for all."""
-
-    def __init__(self, name: str, separator: str, count: int, number: type) -> None:
-        self.name, self._separator, self._count, self._number = name, separator, count, number
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
-        """Parse, or fail as click does."""
-        try:
-            numbers = tuple(self._number(part) for part in str(value).split(self._separator))
-        except ValueError:
-            numbers = ()
-        if len(numbers) == 1:
-            numbers *= self._count
-        if len(numbers) != self._count:
-            self.fail(f"{value!r} is not {self.name}", param, ctx)
-        return numbers
-
-
-class KeyValues(click.ParamType):  # type: ignore[type-arg]
-    """`key=value` pairs between commas; the recipe knows which are legal."""
-
-    name = "key=value,..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, str]:
-        """Parse, or fail as click does."""
-        pairs = [part.partition("=") for part in str(value).split(",")]
-        if not all(key and separator for key, separator, _ in pairs):
-            self.fail(f"{value!r} is not {self.name}", param, ctx)
-        return {key.strip(): text.strip() for key, _, text in pairs}
-
-
-# One row per field of `Recipe`: flag, type, help.
-RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("--weights", FILE, "checkpoint: safetensors or a state dict"),
-    ("--data", FILE, "calibration images: a folder, .npy or .npz"),
-    ("--eval", FILE, "labelled images: ImageFolder, labels.csv or COCO"),
-    ("--calibrator", str, "how scales are chosen; see `reptrt calibrators`"),
-    ("--weight-bits", click.IntRange(2, 8), "bits of the weights"),
-    ("--activation-bits", click.IntRange(2, 8), "bits of the activations"),
-    ("--first-last-bits", click.IntRange(2, 8), "least bits of the first and last layers"),
-    ("--quantize-head", bool, "quantize a detector's prediction layers too"),
-    ("--softmax", click.Choice(["float", "uniform", "log2"]), "grid of attention's probabilities"),
-    ("--reconstruction", KeyValues(), "how blocks are learned, as iterations=100,loss=l2"),
-    ("--max-memory", str, "memory for cached activations, as 4GiB; the rest goes to TMPDIR"),
-    ("--target", str, "where the engine will run; see `reptrt targets`"),
-    (
-        "--precision",
-        click.Choice(["fp32", "fp16"]),
-        "type of all that is not INT8; FP16 if there is attention",
-    ),
-    ("--num-samples", click.IntRange(1), "number of calibration images"),
-    ("--seed", click.IntRange(0), "of every random choice"),
-    ("--device", click.Choice(["cpu", "cuda"]), "where PyTorch calibrates"),
-    ("--max-drop", float, "gate: most points of accuracy that INT8 may lose"),
-    ("--batch-size", click.IntRange(1), "fixed batch of the engine; default: dynamic"),
-    ("--max-batch", click.IntRange(1), "largest batch of a dynamic engine"),
-    ("--image-size", Numbers("SIZE or HEIGHTxWIDTH", "x", 2, int), "input size in pixels"),
-    ("--mean", Numbers("R,G,B", ",", 3, float), "of the images, on the 0-1 scale"),
-    ("--std", Numbers("R,G,B", ",", 3, float), "of the images, on the 0-1 scale"),
-)
-
-
-def recipe_options(command: Command) -> Command:
-    """Give a command MODEL, every recipe option, `--recipe` and `--workspace`."""
-    for flag, kind, text in reversed(RECIPE_OPTIONS):
-        name = "evaluation" if flag == "--eval" else flag.removeprefix("--").replace("-", "_")
-        is_switch = kind is bool
-        command = click.option(flag, name, type=kind, is_flag=is_switch, default=None, help=text)(
-            command
-        )
-    command = click.option("--recipe", "recipe_file", type=FILE, help="YAML with any of these")(
-        command
-    )
-    command = click.option(
-        "--workspace", type=FILE, default=Path("build"), help="folder for all that is made"
-    )(command)
-    return click.argument("model")(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -126,7 +45,7 @@ def recipe_options(command: Command) -> Command:
 def cli() -> None:
     """A PyTorch vision model in, an INT8 TensorRT engine as accurate as FP32 out.
 
-    MODEL is a zoo name (`reptrt models`), timm:NAME, or package.module:callable.
+    MODEL is a zoo name (`reptrt models`), timm:NAME, package.module:callable or file.onnx.
     """
 
 
@@ -202,15 +121,85 @@ def compare(
 
 
 @cli.command()
+@recipe_options
+@click.option("--output", "archive", type=FILE, help="a .tar.gz; default: in the workspace")
+def kit(
+    model: str, workspace: Path, recipe_file: Path, archive: Path | None, **options: Any
+) -> None:
+    """Pack what builds, checks and installs the engine on its device: one archive.
+
+    Calibrates and exports first, where that is not done yet; builds nothing here.
+    """
+    from pipeline.kit import make_kit
+
+    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+        written = make_kit(run, archive)
+    print_path(messages, written)
+
+
+@cli.command()
+@recipe_options
+@click.option("--output", "repository", type=FILE, required=True, help="Triton's model repository")
+@click.option("--name", help="of the model there; default: that of MODEL")
+@click.option("--version", type=click.IntRange(1), help="its number; default: the next")
+@click.option("--instances", type=click.IntRange(1), default=1, help="on each GPU, or on the CPU")
+@click.option("--keep-config", is_flag=True, help="leave a config.pbtxt that was edited")
+def triton(
+    model: str, workspace: Path, recipe_file: Path, repository: Path, **options: Any
+) -> None:
+    """Add the engine, or the ONNX file of --target cpu, to a model repository of Triton.
+
+    Calibrates, exports and builds first, where that is not done yet.
+    """
+    from pipeline.triton import add_to_repository
+
+    serving = {key: options.pop(key) for key in ("name", "version", "instances", "keep_config")}
+    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+        folder = add_to_repository(run, repository, **serving)
+    print_path(messages, folder)
+
+
+@cli.command()
 @click.argument("file", type=FILE)
 @click.option("--batch", type=click.IntRange(1), default=1, help="images per inference")
 @click.option("--seconds", type=float, default=5.0, help="how long to measure")
-def bench(file: Path, batch: int, seconds: float) -> None:
+@click.option("--trusted", is_flag=True, help="let a version-compatible engine run what it carries")
+def bench(file: Path, batch: int, seconds: float, trusted: bool) -> None:
     """Measure latency p50/p90/p99 and throughput of an ENGINE (on a GPU) or an ONNX file."""
     from pipeline.bench import bench_file, bench_table
 
-    latency, images = bench_file(file, batch, seconds)
-    output.print(bench_table(file, latency, images))
+    output.print(bench_table(file, bench_file(file, batch, seconds, trusted)))
+
+
+@cli.command()
+@click.argument("file", type=FILE)
+@click.option("--fix", "fixed", type=FILE, help="write a file with all repaired that can be")
+@click.option("--no-build", is_flag=True, help="do not ask TensorRT-RTX, though it is installed")
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
+    """Say what TensorRT 10 and 11 refuse or run slowly in an ONNX FILE; leave with 1 if they refuse.
+
+    Needs no GPU. TensorRT-RTX is asked too, where it is installed, and its kernels are listed.
+    """
+    from pipeline.lint import Severity, lint_file
+    from pipeline.lint.repair import repair_file, repaired
+    from pipeline.lint.rtx import RtxVerdict, ask_rtx
+    from pipeline.lint.show import lint_json, lint_lines
+
+    findings, gone = lint_file(file), None
+    if fixed is not None:
+        repair_file(file, fixed)
+        before, file = findings, fixed
+        findings = lint_file(file)
+        gone = repaired(before, findings)
+    verdict = RtxVerdict(skipped="not asked") if no_build else ask_rtx(file)
+    findings = (*verdict.findings(), *findings)
+    if as_json:
+        print(json.dumps(lint_json(file, findings, verdict, gone), indent=2))
+    else:
+        print("\n".join(lint_lines(file, findings, verdict, gone)))
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        sys.exit(GATE_FAILED)
 
 
 @cli.command()
@@ -221,6 +210,7 @@ def models() -> None:
     _list(("model", "task", "image", "description"), [
         (spec.name, spec.task, "x".join(map(str, spec.preprocess.image_size)), spec.description)
         for spec in list_models()
+        if spec.task and spec.preprocess  # as every model of the zoo states
     ])  # fmt: skip
 
 
@@ -237,26 +227,30 @@ def calibrators() -> None:
 
 
 @cli.command()
-def targets() -> None:
-    """List the build targets."""
-    _list(("target", "builder", "description"), [
-        (target.name, target.backend, target.description) for target in TARGETS.values()
-    ])  # fmt: skip
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="print all that is known, as JSON")
+def targets(name: str | None, as_json: bool) -> None:
+    """List the build targets, or say all that is known about the one called NAME."""
+    from pipeline.target_list import HEADER, target_facts, target_json, target_rows
+
+    if as_json:
+        print(json.dumps(target_json(), indent=2))
+    elif name is None:
+        _list(HEADER, target_rows())
+    else:
+        _list(("", ""), target_facts(resolve_target(name)))
 
 
 @cli.command()
 def doctor() -> None:
-    """Say what this machine has: versions, GPU, and what `--target auto` would be."""
-    from engines.device import cpu_name, find_gpu
+    """Say what this machine has, what works on it, and what to install for the rest."""
+    from pipeline.doctor import abilities, found_components
 
-    gpu = find_gpu()
-    rows = [(name, version) for name, version in installed_versions().items()]
-    rows += [
-        ("processor", cpu_name()),
-        ("GPU", "none: engines are built, not run" if gpu is None else str(asdict(gpu))),
-        ("--target auto", resolve_target("auto").name),
-    ]
-    _list(("component", "found"), rows)
+    _list(("component", "found"), found_components())
+    output.print()
+    _list(("", "what works here", "what it takes"), [
+        ("no" if ability.remedy else "yes", ability.name, ability.remedy) for ability in abilities()
+    ])  # fmt: skip
 
 
 @contextmanager
@@ -270,7 +264,22 @@ def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
     find_model(recipe.model)
     require_calibrator(recipe.calibrator)
     workspace = open_workspace(root, recipe, target.name)
-    handler = logging.FileHandler(workspace.log)
+    with hold_workspace(workspace, lambda: say_waiting(workspace)), log_to(workspace.log):
+        logging.getLogger("pipeline").info("command: %s", command_line())
+        with ProgressBars(messages) as progress:
+            yield Run(recipe, target, workspace, command_line(), progress)
+
+
+def say_waiting(workspace: Workspace) -> None:
+    """Say why nothing happens."""
+    print_path(messages, workspace.folder, "another process works there, waiting for it: ")
+
+
+@contextmanager
+def log_to(file: Path) -> Iterator[None]:
+    """Log of our packages into `file`, warnings on the screen too."""
+    logging.raiseExceptions = False  # on a full disk, who writes the artifact says so once
+    handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
@@ -279,12 +288,11 @@ def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
     for logger in own:
         logger.setLevel(logging.INFO)
         logger.handlers = [handler, screen]
-    logging.getLogger("pipeline").info("command: %s", command_line())
     try:
-        with ProgressBars(messages) as progress:
-            yield Run(recipe, target, workspace, command_line(), progress)
+        yield
     finally:
-        handler.close()
+        with suppress(OSError):
+            handler.close()
         for logger in own:
             logger.handlers = []
 
@@ -313,9 +321,10 @@ def command_line() -> str:
 
 
 def _list(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*header, box=None, pad_edge=False)
+    first, *others = header
+    table = Table(Column(first, no_wrap=True), *others, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     output.print(table)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from engines.benchmark import Latency, measure_latency
+from engines.benchmark import Latency, measure_latency, measure_throughput
 from engines.runners import OnnxRuntimeRunner, Runner, TensorRTRunner
 from engines.target import resolve_target
 
@@ -18,13 +19,30 @@ class BenchInputError(ValueError):
     exit_code = 2
 
 
-def bench_file(path: Path, batch: int, seconds: float) -> tuple[Latency, int]:
-    """Time `path` on random images; return the latency and the images of one inference.
+@dataclass(frozen=True)
+class Bench:
+    """What was measured of one file.
+
+    Attributes:
+        latency: of one inference.
+        batch: images in it.
+        throughput: images per second, of an engine that is never idle; elsewhere of one inference
+            after the other.
+    """
+
+    latency: Latency
+    batch: int
+    throughput: float
+
+
+def bench_file(path: Path, batch: int, seconds: float, trusted: bool = False) -> Bench:
+    """Time `path` on random images.
 
     Args:
         path: `.onnx`, or `.engine` (needs its GPU).
         batch: images per inference, where the file leaves it open.
         seconds: how long to measure.
+        trusted: let a version-compatible engine run the code it carries.
 
     Raises:
         BenchInputError: another kind of file, or none.
@@ -34,7 +52,7 @@ def bench_file(path: Path, batch: int, seconds: float) -> tuple[Latency, int]:
     runner: Runner = (
         OnnxRuntimeRunner(path)
         if path.suffix == ".onnx"
-        else TensorRTRunner(path, resolve_target("auto").backend)
+        else TensorRTRunner(path, resolve_target("auto").backend, trusted=trusted)
     )
     with runner:
         generator = np.random.default_rng(0)
@@ -45,18 +63,28 @@ def bench_file(path: Path, batch: int, seconds: float) -> tuple[Latency, int]:
             for name, spec in runner.input_metadata.items()
         }
         latency = measure_latency(runner, feed, min_seconds=seconds, max_iterations=100_000)
-        return latency, len(next(iter(feed.values())))
+        images = len(next(iter(feed.values())))
+        throughput = 1000 * images / latency.mean
+        if isinstance(runner, TensorRTRunner):
+            throughput = measure_throughput(runner.execution, feed, images, seconds)
+        return Bench(latency, images, throughput)
 
 
-def bench_table(path: Path, latency: Latency, batch: int) -> Table:
-    """Percentiles in milliseconds and images per second."""
+def bench_table(path: Path, bench: Bench) -> Table:
+    """Percentiles in milliseconds and images per second; `on GPU` leaves the copies out."""
+    latency, device_only = bench.latency, bench.latency.device_only
     table = Table(box=None, pad_edge=False, title=path.name, title_justify="left")
-    for header in ("p50 ms", "p90 ms", "p99 ms", "images/s", "runs"):
+    times = [latency.p50, latency.p90, latency.p99]
+    headers = ["p50 ms", "p90 ms", "p99 ms"]
+    if device_only is not None:
+        times += [device_only.p50, device_only.p99]
+        headers += ["p50 on GPU", "p99 on GPU"]
+    for header in (*headers, "images/s", "runs"):
         table.add_column(header, justify="right")
     table.add_column("where")
     table.add_row(
-        *[f"{value:.3f}" for value in (latency.p50, latency.p90, latency.p99)],
-        f"{1000 * batch / latency.mean:.1f}",
+        *[f"{value:.3f}" for value in times],
+        f"{bench.throughput:.1f}",
         str(latency.iterations),
         f"{latency.backend}, {latency.device}",
     )

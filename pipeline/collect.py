@@ -7,6 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from calibrators.state import read_result
+from models.spec import Task
+from pipeline.model_card import read_card
 from pipeline.recipe import Recipe
 from pipeline.workspace import Workspace, installed_versions, require, stage_records
 
@@ -36,11 +38,12 @@ def collect_report(
         "num_samples": calibration.num_samples,
         "seed": recipe.seed,
         "accuracy": validation["accuracy"],
-        "accuracy_note": None if validation["accuracy"] else "no labelled images (--eval)",
+        "accuracy_note": _accuracy_note(validation["accuracy"], read_card(workspace.trt_onnx).task),
         "numerics": validation["numerics"],
         "layers": validation["layers"],
         "blocks": [asdict(block) for block in calibration.blocks],
         "latency_ms": validation["latency_ms"],
+        "end2end": validation["end2end"],
         "fusion": {key: fusion[key] for key in FUSION_KEYS},
         "size_bytes": {
             "fp32_onnx": workspace.fp32_onnx.stat().st_size,
@@ -54,6 +57,17 @@ def collect_report(
         "notes": [f"{label}: {text}" for label, text in calibration.notes.items()],
         "command": command,
     }
+
+
+def _accuracy_note(accuracy: dict[str, Any] | None, task: Task) -> str | None:
+    """Why there is no accuracy; None where there is one."""
+    if accuracy:
+        return None
+    if task == "generic":
+        return (
+            "the meaning of the outputs is unknown; SNR and cosine of each compare them with FP32"
+        )
+    return "no labelled images (--eval)"
 
 
 def _gate(accuracy: dict[str, Any] | None, max_drop: float | None) -> dict[str, Any]:

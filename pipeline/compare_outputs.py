@@ -17,7 +17,7 @@ from polygraphy.logger import G_LOGGER
 
 from engines.qdq_graph import read_weighted_layers
 from engines.runners import OnnxRuntimeRunner
-from pipeline.metrics import SignalNoise
+from engines.signal_noise import SignalNoise
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 

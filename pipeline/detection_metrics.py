@@ -1,4 +1,4 @@
-"""How well boxes are found: COCO's mean average precision, and agreement with the FP32 boxes."""
+"""How well boxes are found: COCO's mean average precision."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from engines.detection import Detections, FloatArray, boxes_to_image, detect, iou
+from engines.detection import Detections, FloatArray, boxes_to_image, detect
 from pipeline.batches import Batch
 from pipeline.coco import Annotations
 
 logger = logging.getLogger(__name__)
-
-AGREEMENT_IOU = 0.5
-AGREEMENT_SCORE = 0.25  # YOLO's usual threshold for boxes that are shown to somebody
 
 
 @dataclass(frozen=True)
@@ -103,30 +100,16 @@ def detect_in_images(
     outputs: Sequence[FloatArray], strides: Sequence[int], batch: Batch
 ) -> list[Detections]:
     """Turn the network's maps of a letterboxed batch into boxes in pixels of each image."""
-    found = detect(outputs, strides)
+    return boxes_in_images(detect(outputs, strides), batch)
+
+
+def boxes_in_images(found: Sequence[Detections], batch: Batch) -> list[Detections]:
+    """Move the boxes of a letterboxed batch from the canvas to pixels of each image."""
     places = zip(found, batch.letterboxes, batch.image_sizes, strict=True)
     return [
         Detections(boxes_to_image(one.boxes, placement, size), one.scores, one.labels)
         for one, placement, size in places
     ]
-
-
-def detection_agreement(reference: Sequence[Detections], test: Sequence[Detections]) -> float:
-    """Mean over the images of the F1 score of `test` against the reference's boxes, in percent.
-
-    Boxes with a score of at least 0.25 count. Best first, each test box takes the unmatched
-    reference box of its class that it overlaps most, if by an IoU of at least 0.5. An image where
-    neither finds anything scores 100.
-
-    Args:
-        reference: Detections of the FP32 model, one entry per image.
-        test: Detections of the quantized model, of the same images.
-
-    Raises:
-        ValueError: The numbers of images differ.
-    """
-    scores = [_f1(wanted, found) for wanted, found in zip(reference, test, strict=True)]
-    return 100.0 * float(np.mean(scores))
 
 
 def _mean_percent(precision: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
@@ -138,27 +121,3 @@ def _mean_percent(precision: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) 
 def _as_xywh(boxes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[list[float]]:
     sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
     return [[float(number) for number in box] for box in sides]
-
-
-def _f1(reference: Detections, test: Detections) -> float:
-    wanted, found = _confident(reference), _confident(test)
-    total = len(wanted.scores) + len(found.scores)
-    return 2.0 * _matches(wanted, found) / total if total else 1.0
-
-
-def _confident(detections: Detections) -> Detections:
-    """Keep what counts, best first."""
-    order = np.argsort(-detections.scores, kind="stable")
-    kept = order[detections.scores[order] >= AGREEMENT_SCORE]
-    return Detections(detections.boxes[kept], detections.scores[kept], detections.labels[kept])
-
-
-def _matches(wanted: Detections, found: Detections) -> int:
-    overlap = iou(found.boxes[:, None], wanted.boxes[None])
-    overlap[found.labels[:, None] != wanted.labels[None]] = 0.0
-    matched = 0
-    for row in overlap:
-        if row.size and row.max() >= AGREEMENT_IOU:
-            overlap[:, int(row.argmax())] = 0.0
-            matched += 1
-    return matched

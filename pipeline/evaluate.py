@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from calibrators.base import Progress
-from engines.detection import Detections, FloatArray
+from engines.box_agreement import detection_agreement
+from engines.detection import (
+    END2END_OUTPUTS,
+    EVALUATION,
+    Detections,
+    FloatArray,
+    Suppression,
+    read_end2end,
+)
+from engines.detection import detect as detect_in_maps
 from engines.runners import Runner
 from models.graph import INPUT_NAME
 from pipeline.datasets import Batch, ClassificationSet, DetectionSet, EvaluationSet
-from pipeline.detection_metrics import CocoAccuracy, detect_in_images, detection_agreement
+from pipeline.detection_metrics import CocoAccuracy, boxes_in_images
 from pipeline.metrics import Accuracy, agreement, top_class
 from pipeline.model_card import ModelCard
+from pipeline.shown_boxes import count_boxes
 
 BATCH = 8
 """Images at once where the batch is dynamic."""
@@ -58,8 +68,19 @@ def detect_batch(
     runner: Runner, card: ModelCard, batch: Batch, batch_size: int | None
 ) -> list[Detections]:
     """Boxes of each image of `batch`, in pixels of the image."""
-    outputs = _infer(runner, batch.images, batch_size)
-    return detect_in_images([outputs[name] for name in card.outputs], card.strides, batch)
+    outputs = infer(runner, batch.images, batch_size)
+    return boxes_in_images(detections(outputs, card), batch)
+
+
+def detections(
+    outputs: Mapping[str, np.ndarray[Any, Any]],
+    card: ModelCard,
+    suppression: Suppression = EVALUATION,
+) -> list[Detections]:
+    """Boxes in pixels of the canvas: an end-to-end model's own, else those in its maps."""
+    if END2END_OUTPUTS[0] in outputs:
+        return read_end2end(outputs)
+    return detect_in_maps([outputs[name] for name in card.outputs], card.strides, suppression)
 
 
 def _evaluate_detector(
@@ -77,6 +98,9 @@ def _evaluate_detector(
     return {
         **_summary("map_50_95", {key: score[0] for key, score in scores.items()}),
         "agreement": round(detection_agreement(found["fp32"], found["quantized"]), 2),
+        "shown": [
+            count_boxes(*pair) for pair in zip(found["fp32"], found["quantized"], strict=True)
+        ],
         "num_images": len(evaluation),
         "extra": {"map_50": {key: round(score[1], 2) for key, score in scores.items()}},
     }
@@ -103,7 +127,7 @@ def _evaluate_classifier(
     batches = evaluation.batches(batch_size or BATCH)
     for done, batch in enumerate(batches, start=1):
         for key, runner in runners.items():
-            logits = _infer(runner, batch.images, batch_size)[card.outputs[0]]
+            logits = infer(runner, batch.images, batch_size)[card.outputs[0]]
             accuracy[key].update(logits, evaluation.labels[batch.indices])
             chosen[key].append(top_class(logits))
         progress("evaluate FP32 and INT8", done, len(batches))
@@ -124,7 +148,8 @@ def pad_batch(images: FloatArray, batch_size: int | None) -> FloatArray:
     return np.concatenate([images, np.zeros_like(images[:1]).repeat(missing, axis=0)])
 
 
-def _infer(runner: Runner, images: FloatArray, batch_size: int | None) -> dict[str, Any]:
+def infer(runner: Runner, images: FloatArray, batch_size: int | None) -> dict[str, Any]:
+    """Outputs for `images` `[n, 3, h, w]`, also where the model's batch is larger and fixed."""
     outputs = runner.infer({INPUT_NAME: pad_batch(images, batch_size)})
     return {name: value[: len(images)] for name, value in outputs.items()}
 

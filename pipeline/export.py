@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,10 +121,14 @@ class _quiet:  # noqa: N801  # reads as a statement
 
 
 def _name_layers(graph: ir.Graph) -> None:
-    """Name each weighted node after its layer."""
+    """Name each weighted node after its layer, and one that is called again `layer.call_2`, ..."""
+    calls: Counter[str] = Counter()
     for node in graph:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            node.name = _layer_of(node.inputs[1]) or node.name
+        weighted = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+        layer = _layer_of(node.inputs[1]) if weighted else None
+        if layer is not None:
+            calls[layer] += 1
+            node.name = layer if calls[layer] == 1 else f"{layer}.call_{calls[layer]}"
 
 
 def _layer_of(weight: ir.Value | None) -> str | None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Va
 from pydantic_core import PydanticCustomError
 
 from calibrators.settings import GIBIBYTE, Reconstruction
+from engines.detection import DEPLOYMENT, MAX_CANDIDATES, Suppression
 
 RECIPES = Path(__file__).parent / "recipes"
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -35,7 +36,7 @@ class Recipe(BaseModel):
     """One run. A zoo model may bring its own values in `pipeline/recipes/<model>.yaml`.
 
     Attributes:
-        model: zoo name, `timm:NAME` or `package.module:callable`.
+        model: zoo name, `timm:NAME`, `package.module:callable` or `file.onnx`.
         weights: checkpoint; None for the bundled or published one.
         data: calibration images; None for the demo's own scenes.
         evaluation: labelled images; None compares outputs only (the demo has its own scenes).
@@ -57,8 +58,21 @@ class Recipe(BaseModel):
         target: key of a target, or `auto`.
         batch_size: fixed batch of the exported graph; None keeps it dynamic.
         max_batch: largest batch of a dynamic engine.
+        opt_batch: batch that a dynamic engine is made fastest for.
+        workspace_limit: most GPU memory that a kernel may use as scratch; None leaves it to TensorRT.
+        optimization_level: 0 builds fastest, 5 looks longest for fast kernels; None for TensorRT's 3.
+        timing_cache: folder of kernel timings; None for one in the user's cache folder.
+        version_compatible: the engine also loads in later TensorRT; larger, perhaps slower.
+        hardware_compatible: the engine also runs on other GPUs, Ampere or newer; perhaps slower.
+        end2end: put decoding and NMS into the engine of a detector.
+        score_threshold: of such an engine; boxes must exceed it.
+        iou_threshold: of such an engine; a box that overlaps a better one by more is dropped.
+        max_detections: of such an engine; rows of its outputs.
         max_drop: gate: most points of accuracy that INT8 may lose; None for no gate.
         keep_float: patterns of layer names that stay float.
+        task: what the outputs of a model of the user's own mean; None lets them tell.
+        layout: how images are fitted to the input; None for the model's own.
+        channels: order in which the network wants them; None for the model's own.
         quantize_head: whether the layers behind which no other comes are quantized; None for yes in a
             classifier and no in others, whose prediction layers set boxes.
         image_size: (height, width) in pixels; None for the model's own.
@@ -86,12 +100,32 @@ class Recipe(BaseModel):
     target: str = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
     max_batch: Annotated[int, Field(ge=1)] = 8
+    opt_batch: Annotated[int, Field(ge=1)] = 1
+    workspace_limit: Annotated[ByteSize, BeforeValidator(_whole_size)] | None = None
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    end2end: bool = False
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = DEPLOYMENT.score_threshold
+    iou_threshold: Annotated[float, Field(ge=0, le=1)] = DEPLOYMENT.iou_threshold
+    max_detections: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = DEPLOYMENT.max_detections
     max_drop: float | None = None
     keep_float: tuple[str, ...] = ()
     quantize_head: bool | None = None
+    task: Literal["classification", "detection", "generic"] | None = None
+    layout: Literal["crop", "letterbox"] | None = None
+    channels: Literal["rgb", "bgr"] | None = None
     image_size: tuple[int, int] | None = None
     mean: Triple | None = None
     std: Triple | None = None
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """What the engine's NMS keeps; None where the engine has none."""
+        if not self.end2end:
+            return None
+        return Suppression(self.score_threshold, self.iou_threshold, self.max_detections)
 
 
 def load_recipe(model: str, options: dict[str, Any], file: Path | None = None) -> Recipe:
@@ -106,7 +140,7 @@ def load_recipe(model: str, options: dict[str, Any], file: Path | None = None) -
         RecipeError: unknown key, or a value out of range.
     """
     shipped = RECIPES / f"{slug(model)}.yaml"
-    source = file or (shipped if shipped.exists() else None)
+    source = file or (shipped if shipped.exists() and not _is_file(model) else None)
     values = _read(source) if source else {}
     chosen = {name: value for name, value in options.items() if value is not None}
     written = values.get("reconstruction", {})
@@ -121,8 +155,14 @@ def load_recipe(model: str, options: dict[str, Any], file: Path | None = None) -
 
 
 def slug(model: str) -> str:
-    """Folder and file name of a model: `timm:resnet18` -> `timm-resnet18`."""
+    """Folder and file name of a model: `timm:resnet18` -> `timm-resnet18`, `my/net.onnx` -> `net`."""
+    if _is_file(model):
+        model = Path(model).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", model)
+
+
+def _is_file(model: str) -> bool:
+    return model.lower().endswith(".onnx")
 
 
 def _read(path: Path) -> dict[str, Any]:

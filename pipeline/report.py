@@ -106,12 +106,16 @@ def _setup(report: Report) -> list[tuple[str, str]]:
             None if samples is None else f"{samples} images, seed {report.get('seed')}",
         ),
         ("Evaluated on", None if images is None else f"{images} images"),
+        ("NMS in the engine", summary.end2end_note(report.get("end2end"))),
         ("Target", report.get("target")),
         ("Backend", report.get("backend")),
         ("Time", summary.total_time(report)),
         ("Peak memory", number_format.file_size(None if memory is None else memory * 1e6)),
     ]
-    return [(label, str(value or number_format.MISSING)) for label, value in rows]
+    absent = "NMS in the engine" if not report.get("end2end") else None
+    return [
+        (label, str(value or number_format.MISSING)) for label, value in rows if label != absent
+    ]
 
 
 def _accuracy_chart(report: Report) -> BarChart | None:
@@ -182,6 +186,7 @@ def _picture(picture: Picture) -> dict[str, str]:
     """Embed both images as data URIs."""
     return {
         "title": picture["title"],
+        "note": picture["note"],
         "fp32": _data_uri(picture["fp32_png"]),
         "quantized": _data_uri(picture["quantized_png"]),
     }

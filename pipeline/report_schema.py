@@ -102,6 +102,22 @@ class TableKernel(TypedDict, total=False):
     outputs: list[list[str]]
 
 
+class End2End(TypedDict, total=False):
+    """What decoding and NMS inside the engine keep, and how that compares with NumPy's.
+
+    `identical`: percent of `num_images` with the same classes, scores to 1e-4 and boxes to 0.01 pixel.
+    `agreement`: their mean F1 in percent. `backend` ran the engine, or its graph.
+    """
+
+    score_threshold: float
+    iou_threshold: float
+    max_detections: int
+    identical: float
+    agreement: float
+    num_images: int
+    backend: str
+
+
 class Gate(TypedDict, total=False):
     """The accuracy gate; `max_drop` is None where none was asked for."""
 
@@ -110,9 +126,13 @@ class Gate(TypedDict, total=False):
 
 
 class Picture(TypedDict):
-    """One image with the detections of both models drawn on it; PNG or JPEG bytes."""
+    """One image with the detections of both models drawn on it; PNG or JPEG bytes.
+
+    `note` says why it is shown.
+    """
 
     title: str
+    note: str
     fp32_png: bytes
     quantized_png: bytes
 
@@ -148,6 +168,7 @@ class Report(TypedDict, total=False):
     layers: list[LayerSnr] | None
     blocks: list[BlockLoss] | None
     latency_ms: Latency | None
+    end2end: End2End | None
     fusion: Fusion | None
     size_bytes: dict[str, int | None] | None
     seconds: dict[str, float | None] | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -22,12 +22,11 @@ from calibrators.registry import choose_calibrator, create_calibrator
 from calibrators.settings import Settings
 from calibrators.state import dump_scales, load_calibration, readable_scales, save_calibration
 from engines.artifacts import file_sha256, replace_when_done, write_json
-from engines.builder import BuildOptions, build_engine
-from engines.fusion import fusion_report, parse_kernels
 from engines.target import Target, load_backend
 from models.attention import has_attention
 from models.load import LoadedModel, load_model
-from models.spec import PreprocessOverrides
+from models.spec import PreprocessOverrides, Task
+from pipeline.build_options import build_inputs, build_options
 from pipeline.collect import collect_report
 from pipeline.datasets import (
     DataError,
@@ -38,14 +37,17 @@ from pipeline.datasets import (
     open_images,
 )
 from pipeline.demo_data import calibration_scenes, evaluation_scenes
+from pipeline.end2end import append_end2end, require_detector
+from pipeline.engine_file import write_engine
 from pipeline.export import Precision, export_float, export_qdq
+from pipeline.gallery import draw_pictures
 from pipeline.model_card import ModelCard, read_card
-from pipeline.network import Network, code_sha256, prepare_network
+from pipeline.network import Network, code_sha256, fixed_batch, prepare_network
 from pipeline.recipe import Recipe
 from pipeline.report import write_html
 from pipeline.surgery import clean
-from pipeline.validate import draw_pictures, engine_can_run, validate_files
-from pipeline.workspace import Stage, Workspace, require
+from pipeline.validate import Trial, engine_can_run, validate_files
+from pipeline.workspace import Stage, Workspace, discard, require
 
 CALIBRATION_BATCH = 16
 
@@ -77,13 +79,18 @@ class Run:
     def loaded(self) -> LoadedModel:
         """Float network with its weights; read when a stage first needs it."""
         recipe = self.recipe
-        overrides = PreprocessOverrides(recipe.image_size, recipe.mean, recipe.std)
-        return load_model(
+        overrides = PreprocessOverrides(
+            recipe.image_size, recipe.mean, recipe.std, recipe.layout, recipe.channels
+        )
+        loaded = load_model(
             recipe.model,
             recipe.weights,
             overrides,
             lambda done, total: self.progress("download weights", done, total or 0),
+            recipe.task,
         )
+        require_measurable(recipe, loaded.task)
+        return loaded
 
     @cached_property
     def network(self) -> Network:
@@ -100,8 +107,21 @@ class Run:
     @cached_property
     def precision(self) -> Precision:
         """Type of everything that is not INT8: what the recipe says, or what suits the network."""
-        suitable: Precision = "fp16" if has_attention(self.loaded.module) else "fp32"
+        on_gpu = self.target.backend != "onnxruntime"
+        suitable: Precision = "fp16" if on_gpu and has_attention(self.loaded.module) else "fp32"
         return self.recipe.precision or suitable
+
+    @property
+    def engine_onnx(self) -> Path:
+        """What the engine is built from."""
+        return self.workspace.end2end_onnx if self.recipe.end2end else self.workspace.trt_onnx
+
+    @property
+    def trial(self) -> Trial:
+        """What is validated, and how it runs."""
+        recipe = self.recipe
+        batch_size = read_card(self.workspace.trt_onnx).batch_size
+        return Trial(self.workspace, self.target, batch_size, recipe.suppression)
 
     @cached_property
     def images(self) -> ImageSet:
@@ -120,7 +140,9 @@ class Run:
 def run_pipeline(run: Run) -> dict[str, Any]:
     """Checkpoint in, validated engine and report out."""
     load_backend(run.target)  # what is missing is said now, not after calibration
+    build_options(run.recipe, run.target)
     require_folder(run.recipe.evaluation)
+    require_boxes(run)
     calibrate(run)
     export(run)
     build(run)
@@ -144,6 +166,7 @@ def calibrate(run: Run) -> None:
         "calibrator": run.calibrator,
         "code": code_sha256(loaded.module),
         "weights": loaded.weights_sha256,
+        "task": loaded.task,
         "preprocess": repr(loaded.preprocess),
         "images": run.images.fingerprint,
     }
@@ -152,7 +175,7 @@ def calibrate(run: Run) -> None:
 
     def work() -> None:
         quantized = run.network.quantized
-        batches = calibration_batches(run.images, recipe)
+        batches = calibration_batches(run.images, run.network.card.batch_size, recipe.device)
         with stage.unfinished() as checkpoint:
             settings = Settings(
                 recipe.seed, recipe.reconstruction, int(recipe.max_memory), checkpoint
@@ -172,25 +195,28 @@ def export(run: Run) -> None:
     """Write the float reference, the Q/DQ model, and the Q/DQ model as TensorRT wants it."""
     recipe, workspace = run.recipe, run.workspace
     require(workspace.calibration, "calibrate")
+    require_boxes(run)
     inputs = {
         "calibration": file_sha256(workspace.calibration),
         "code": code_sha256(run.loaded.module),
         "weights": run.loaded.weights_sha256,
+        "task": run.loaded.task,
         "preprocess": repr(run.loaded.preprocess),
-        "batch_size": recipe.batch_size,
+        "batch_size": fixed_batch(run.loaded, recipe),
         "precision": run.precision,
     }
 
     def work() -> None:
         network, steps = run.network, 3
         load_calibration(network.quantized, workspace.calibration)
-        export_float(network.float_graph, workspace.fp32_onnx, network.card, recipe.batch_size)
+        batch_size = network.card.batch_size
+        export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size)
         run.progress("export ONNX", 1, steps)
         export_qdq(
             network.quantized,
             workspace.qdq_onnx,
             network.card,
-            recipe.batch_size,
+            batch_size,
             precision=run.precision,
         )
         run.progress("export ONNX", 2, steps)
@@ -198,32 +224,48 @@ def export(run: Run) -> None:
         run.progress("export ONNX", 3, steps)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
+    append_nms(run)
+
+
+def append_nms(run: Run) -> None:
+    """Write the model with decoding and NMS behind it, where the recipe asks for it."""
+    workspace, suppression = run.workspace, run.recipe.suppression
+    if suppression is None:
+        discard(workspace.end2end_onnx)
+        return
+    backend = run.target.backend
+    inputs = {
+        "trt_onnx": file_sha256(workspace.trt_onnx),
+        "suppression": asdict(suppression),
+        "backend": backend,
+    }
+    run.stage("end2end", inputs, "end2end_onnx").run(
+        lambda: append_end2end(workspace.trt_onnx, workspace.end2end_onnx, suppression, backend)
+    )
 
 
 def build(run: Run) -> None:
     """Build the engine, and say which layers of it run in INT8: `fusion.json`."""
     recipe, workspace, target = run.recipe, run.workspace, run.target
-    require(workspace.trt_onnx, "export")
-    trt = load_backend(target)
+    require(run.engine_onnx, "export")
     inputs = {
-        "trt_onnx": file_sha256(workspace.trt_onnx),
-        "target": repr(target),
-        "max_batch": recipe.max_batch,
+        "onnx": file_sha256(run.engine_onnx),
+        **build_inputs(recipe, target),
     }
 
     def work() -> None:
-        options = BuildOptions(target.compute_capabilities, batch=(1, 1, recipe.max_batch))
-        built = build_engine(workspace.trt_onnx, workspace.engine, trt, options, run.progress)
-        fusion = fusion_report(parse_kernels(built.layers), workspace.trt_onnx)
-        write_json({"backend": f"{built.backend} {built.version}", **fusion}, workspace.fusion)
+        options = build_options(recipe, target)
+        fusion = write_engine(run.engine_onnx, workspace.engine, target, options, run.progress)
+        write_json(fusion, workspace.fusion)
 
     run.stage("build", inputs, "engine", "fusion").run(work)
 
 
 def validate(run: Run) -> None:
     """Compare the Q/DQ model with the float one, and the engine where it can run."""
-    recipe, workspace = run.recipe, run.workspace
+    workspace, suppression = run.workspace, run.recipe.suppression
     card = read_card(require(workspace.trt_onnx, "export"))
+    require(run.engine_onnx, "export")
     evaluation = open_labelled(run, card)
     samples = run.images if evaluation is None else evaluation.images
     inputs = {
@@ -233,12 +275,11 @@ def validate(run: Run) -> None:
             file_sha256(require(workspace.engine, "build")) if engine_can_run(run.target) else None
         ),
         "images": samples.fingerprint if evaluation is None else evaluation.fingerprint,
+        "suppression": None if suppression is None else asdict(suppression),
     }
 
     def work() -> None:
-        results = validate_files(
-            workspace, run.target, card, samples, evaluation, recipe.batch_size, run.progress
-        )
+        results = validate_files(run.trial, card, samples, evaluation, run.progress)
         write_json(results, workspace.validation)
 
     run.stage("validate", inputs, "validation").run(work)
@@ -250,11 +291,10 @@ def report(run: Run) -> dict[str, Any]:
     content = collect_report(workspace, run.recipe, run.precision, run.target.name, run.command)
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
-    pictures = (
-        draw_pictures(workspace, run.target, card, evaluation, run.recipe.batch_size)
-        if isinstance(evaluation, DetectionSet)
-        else []
-    )
+    pictures = []
+    if isinstance(evaluation, DetectionSet):
+        tallies = json.loads(workspace.validation.read_text())["shown"]
+        pictures = draw_pictures(run.trial, card, evaluation, tallies)
     kernels = json.loads(workspace.fusion.read_text())["fused_kernels"]
     write_json(content, workspace.report_json)
     write_html(content, kernels, pictures, workspace.report_html)
@@ -271,8 +311,37 @@ def require_folder(evaluation: Path | None) -> None:
         raise DataError(f"{evaluation}: no such folder; give --eval one with labelled images")
 
 
+def require_boxes(run: Run) -> None:
+    """Refuse an end-to-end engine of a network without boxes.
+
+    Raises:
+        End2EndError: the recipe asks for it.
+    """
+    if run.recipe.end2end:
+        require_detector(run.recipe.model, run.loaded.task == "detection")
+
+
+def require_measurable(recipe: Recipe, task: Task) -> None:
+    """Refuse to measure the accuracy of outputs whose meaning is unknown.
+
+    Raises:
+        DataError: the recipe asks for it.
+    """
+    asked = [
+        flag
+        for flag, value in (("--eval", recipe.evaluation), ("--max-drop", recipe.max_drop))
+        if value is not None
+    ]
+    if task == "generic" and asked:
+        raise DataError(
+            f"{recipe.model}: the meaning of its outputs is unknown, so it has no accuracy for"
+            f" {' and '.join(asked)}: leave them out, or say --task classification or detection"
+        )
+
+
 def open_labelled(run: Run, card: ModelCard) -> EvaluationSet | None:
     """Labelled images of this run, None where there are none."""
+    require_measurable(run.recipe, card.task)
     folder = run.recipe.evaluation or evaluation_scenes(run.recipe.model, run.scenes)
     if folder is None:
         return None
@@ -296,18 +365,16 @@ class TorchBatches:
             yield torch.from_numpy(batch).to(self.device)
 
 
-def calibration_batches(images: ImageSet, recipe: Recipe) -> TorchBatches:
+def calibration_batches(images: ImageSet, batch_size: int | None, device: str) -> TorchBatches:
     """All of `images`; a network with a fixed batch reads whole batches only.
 
     Raises:
         DataError: there are too few images for one batch.
     """
-    if recipe.batch_size is None:
+    if batch_size is None:
         count = len(images.batches(CALIBRATION_BATCH))
-        return TorchBatches(images, CALIBRATION_BATCH, count, recipe.device)
-    count = len(images) // recipe.batch_size
+        return TorchBatches(images, CALIBRATION_BATCH, count, device)
+    count = len(images) // batch_size
     if count == 0:
-        raise DataError(
-            f"{len(images)} calibration images do not fill one batch of {recipe.batch_size}"
-        )
-    return TorchBatches(images, recipe.batch_size, count, recipe.device)
+        raise DataError(f"{len(images)} calibration images do not fill one batch of {batch_size}")
+    return TorchBatches(images, batch_size, count, device)

@@ -24,6 +24,7 @@ from pipeline.report_schema import (
     Accuracy,
     BlockLoss,
     ComparisonRow,
+    End2End,
     OutputNumerics,
     Percentiles,
     Report,
@@ -80,6 +81,8 @@ def verdict(report: Report) -> Verdict:
     text = f"limit {number(limit, 2)} points"
     if passed:
         return Verdict(sentence, "passed", f"Gate passed, {text}")
+    if not report.get("accuracy"):
+        text = f"{text}, but no accuracy was measured (--eval)"
     return Verdict(sentence, "failed", f"Gate failed, {text}")
 
 
@@ -184,6 +187,8 @@ def latency_origin(report: Report) -> str:
     backend = (latency.get("backend") or "an unnamed backend").strip()
     library = backend.lower().replace(" ", "").replace("_", "")
     origin = f"{backend} on {latency.get('device') or 'an unnamed device'}"
+    if library.startswith("onnxruntime") and report.get("backend", "").startswith("onnxruntime"):
+        return f"Measured with {origin}"
     if library.startswith("onnxruntime"):
         return (
             f"Measured with ONNX Runtime on the CPU ({origin}): "
@@ -203,6 +208,18 @@ def sample_note(accuracy: Accuracy | None) -> str:
     if accuracy.get("metric") != "top1":
         return images
     return f"{images}: one image is {number(100 / count, 2)} points"
+
+
+def end2end_note(end2end: End2End | None) -> str:
+    """Say what NMS inside the engine keeps, and whether its boxes are those NumPy finds."""
+    if not end2end:
+        return ""
+    images = end2end["num_images"]
+    same = round(end2end["identical"] * images / 100)
+    return (
+        f"score above {end2end['score_threshold']:g}, IoU {end2end['iou_threshold']:g}, at most "
+        f"{end2end['max_detections']} boxes; equal to NumPy’s in {same} of {images} images"
+    )
 
 
 def total_time(report: Report) -> str:

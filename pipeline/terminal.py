@@ -15,6 +15,7 @@ from pipeline.report_schema import Report
 from pipeline.summary import (
     SummaryRow,
     accuracy_rows,
+    end2end_note,
     engine_rows,
     latency_origin,
     latency_rows,
@@ -88,6 +89,7 @@ def _footer(report: Report) -> list[str]:
     lines = [
         f"Evaluated on {images}" if images else "",
         *[f"Weakest layer: {row.get('layer')}, {decibel(row.get('snr_db'))}" for row in worst],
+        f"NMS in the engine: {nms}" if (nms := end2end_note(report.get("end2end"))) else "",
         latency_origin(report),
         f"Took {total_time(report)}{peak}: {stages}" if stages else "",
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import numpy as np
 
 from calibrators.base import Progress
 from engines.benchmark import Latency, compare_latency, measure_latency
-from engines.detection import Detections
+from engines.box_agreement import detection_agreement
+from engines.builder import BuildOptions
+from engines.detection import EVALUATION, Detections, Suppression
 from engines.device import find_gpu
 from engines.runners import (
     OnnxRuntimeRunner,
@@ -24,114 +28,171 @@ from engines.runners import (
 from engines.target import Target
 from models.graph import INPUT_NAME
 from pipeline.compare_outputs import Feeds, compare_layers, compare_outputs
-from pipeline.datasets import DetectionSet, EvaluationSet, ImageSet
-from pipeline.evaluate import BATCH, detect_batch, evaluate, pad_batch
+from pipeline.datasets import EvaluationSet, ImageSet
+from pipeline.end2end import append_end2end
+from pipeline.engine_file import write_engine
+from pipeline.evaluate import BATCH, detections, evaluate, pad_batch
 from pipeline.model_card import ModelCard
-from pipeline.pictures import draw_boxes
-from pipeline.preprocess import read_image
-from pipeline.report_schema import Picture
 from pipeline.workspace import Workspace
 
 NUM_COMPARED = 16
-NUM_PICTURES = 4
-PICTURE_SCORE = 0.4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is validated, and how it runs.
+
+    Attributes:
+        workspace: holds the files.
+        target: what the engine was built for.
+        batch_size: fixed batch of the files; None where it is dynamic.
+        suppression: of an end-to-end engine; None where it returns the network's outputs.
+    """
+
+    workspace: Workspace
+    target: Target
+    batch_size: int | None = None
+    suppression: Suppression | None = None
 
 
 def validate_files(
-    workspace: Workspace,
-    target: Target,
+    trial: Trial,
     card: ModelCard,
     samples: ImageSet,
     evaluation: EvaluationSet | None,
-    batch_size: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Compare the float ONNX, the Q/DQ ONNX and, where a GPU is, the engine.
 
     Args:
-        workspace: holds the files.
-        target: what the engine was built for.
+        trial: what is validated.
         card: contract of the network.
         samples: images for the comparison of outputs and the latency.
         evaluation: labelled images; None leaves the accuracy out.
-        batch_size: fixed batch of the files; None where it is dynamic.
         progress: called as work advances.
 
     Returns:
-        The entries `accuracy`, `numerics`, `layers` and `latency_ms` of report.json.
+        The entries `accuracy`, `numerics`, `layers`, `latency_ms` and `end2end` of report.json, and
+        `shown`: `pipeline.shown_boxes.count_boxes` of each labelled image; None for a classifier.
     """
-    feeds = list(_feeds(samples, batch_size))
+    workspace = trial.workspace
+    feeds = list(_feeds(samples, trial.batch_size))
     progress("compare outputs", 0, 3)
     numerics = compare_outputs(
-        polygraphy_onnx_runner(workspace.fp32_onnx, "FP32"),
-        _polygraphy_quantized(workspace, target),
-        feeds,
+        polygraphy_onnx_runner(workspace.fp32_onnx, "FP32"), _polygraphy_quantized(trial), feeds
     )
     progress("compare outputs", 1, 3)
     layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds)
     progress("compare outputs", 2, 3)
-    latency = _latency(workspace, target, feeds, batch_size)
+    latency = _latency(trial, feeds)
+    end2end = _compare_end2end(trial, card, feeds)
     progress("compare outputs", 3, 3)
-    accuracy = None
+    accuracy, shown = None, None
     if evaluation is not None:
         fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
-        with fp32, quantized_runner(workspace, target) as quantized:
-            accuracy = evaluate(fp32, quantized, card, evaluation, batch_size, progress)
+        with fp32, evaluation_runner(trial) as quantized:
+            accuracy = evaluate(fp32, quantized, card, evaluation, trial.batch_size, progress)
+            shown = accuracy.pop("shown", None)
     return {
         "accuracy": accuracy,
         "numerics": numerics,
         "layers": layers,
         "latency_ms": latency,
+        "end2end": end2end,
+        "shown": shown,
     }
 
 
 def engine_can_run(target: Target) -> bool:
     """Whether an engine for `target` can be executed on this machine."""
+    if target.backend == "onnxruntime":
+        return True
     gpu = find_gpu()
     return gpu is not None and (
         not target.compute_capabilities or gpu.compute_capability in target.compute_capabilities
     )
 
 
-@contextmanager
-def quantized_runner(workspace: Workspace, target: Target) -> Iterator[Runner]:
+def quantized_runner(trial: Trial) -> Runner:
     """The engine where it can run, else the graph it is built from in ONNX Runtime.
 
     ONNX Runtime's graph optimizations are off: each Q and DQ then computes what ONNX says.
     """
-    runner: Runner = (
-        TensorRTRunner(workspace.engine, target.backend, name="INT8 engine")
-        if engine_can_run(target)
-        else OnnxRuntimeRunner(workspace.trt_onnx, optimize=False, name="INT8")
-    )
-    with runner as active:
-        yield active
-
-
-def draw_pictures(
-    workspace: Workspace,
-    target: Target,
-    card: ModelCard,
-    evaluation: DetectionSet,
-    batch_size: int | None,
-) -> list[Picture]:
-    """First images of `evaluation` with the boxes of FP32 and of INT8 drawn on them."""
-    names = card.classes or evaluation.class_names
-    pictures: list[Picture] = []
-    fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
-    with fp32, quantized_runner(workspace, target) as quantized:
-        for batch in islice(evaluation.batches(1), NUM_PICTURES):
-            file = evaluation.files[int(batch.indices[0])]
-            before, after = (
-                _draw(file, detect_batch(runner, card, batch, batch_size)[0], names)
-                for runner in (fp32, quantized)
-            )
-            pictures.append(Picture(title=file.name, fp32_png=before, quantized_png=after))
-    return pictures
-
-
-def _polygraphy_quantized(workspace: Workspace, target: Target) -> Any:
+    workspace, target = trial.workspace, trial.target
+    if target.backend == "onnxruntime":
+        return OnnxRuntimeRunner(workspace.engine, name="INT8")
     if engine_can_run(target):
+        return TensorRTRunner(workspace.engine, target.backend, name="INT8 engine")
+    path = workspace.trt_onnx if trial.suppression is None else workspace.end2end_onnx
+    return OnnxRuntimeRunner(path, optimize=False, name="INT8")
+
+
+@contextmanager
+def evaluation_runner(trial: Trial) -> Iterator[Runner]:
+    """What the accuracy of INT8 is measured on.
+
+    An end-to-end engine drops what mAP needs, boxes of low scores. A copy that differs from it in
+    nothing but the thresholds, which are the evaluation's, takes its place: as an engine where that can
+    run, else in ONNX Runtime.
+    """
+    if trial.suppression is None:
+        with quantized_runner(trial) as active:
+            yield active
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files = replace(
+            trial.workspace,
+            end2end_onnx=Path(folder, "evaluation.onnx"),
+            engine=Path(folder, "evaluation.engine"),
+        )
+        backend = trial.target.backend
+        append_end2end(files.trt_onnx, files.end2end_onnx, EVALUATION, backend)
+        if engine_can_run(trial.target):
+            options = BuildOptions(trial.target.compute_capabilities, batch=(1, 1, BATCH))
+            write_engine(files.end2end_onnx, files.engine, trial.target, options)
+        with quantized_runner(replace(trial, workspace=files)) as active:
+            yield active
+
+
+def _compare_end2end(trial: Trial, card: ModelCard, feeds: Feeds) -> dict[str, Any] | None:
+    """Compare the boxes that come out of the engine, or its graph, with those NumPy finds in the maps.
+
+    The maps are the Q/DQ graph's in ONNX Runtime.
+    """
+    suppression = trial.suppression
+    if suppression is None:
+        return None
+    wanted: list[Detections] = []
+    found: list[Detections] = []
+    maps = OnnxRuntimeRunner(trial.workspace.trt_onnx, optimize=False)
+    with maps, quantized_runner(trial) as end2end:
+        for feed in feeds:
+            wanted += detections(maps.infer(feed), card, suppression)
+            found += detections(end2end.infer(feed), card)
+    return {
+        **asdict(suppression),
+        "identical": 100 * sum(map(_is_same, wanted, found)) / len(wanted),
+        "agreement": round(detection_agreement(wanted, found), 2),
+        "num_images": len(wanted),
+        "backend": end2end.backend,
+    }
+
+
+def _is_same(wanted: Detections, found: Detections) -> bool:
+    """Same classes in the same order, scores to 1e-4, boxes to a hundredth of a pixel."""
+    return (
+        np.array_equal(wanted.labels, found.labels)
+        and np.allclose(wanted.scores, found.scores, rtol=0, atol=1e-4)
+        and np.allclose(wanted.boxes, found.boxes, rtol=0, atol=1e-2)
+    )
+
+
+def _polygraphy_quantized(trial: Trial) -> Any:
+    """What has the network's own outputs: an end-to-end engine has them no more."""
+    workspace, target = trial.workspace, trial.target
+    if target.backend == "onnxruntime" and trial.suppression is None:
+        return polygraphy_onnx_runner(workspace.engine, "INT8")
+    if engine_can_run(target) and trial.suppression is None:
         return polygraphy_engine_runner(workspace.engine, target.backend, "INT8")
     return polygraphy_onnx_runner(workspace.trt_onnx, "INT8", optimize=False)
 
@@ -142,19 +203,20 @@ def _feeds(samples: ImageSet, batch_size: int | None) -> Iterator[dict[str, Any]
         yield {INPUT_NAME: pad_batch(batch, batch_size)}
 
 
-def _latency(
-    workspace: Workspace, target: Target, feeds: Feeds, batch_size: int | None
-) -> dict[str, Any]:
+def _latency(trial: Trial, feeds: Feeds) -> dict[str, Any]:
     """Latency of one inference: of the engine on a GPU, else of both ONNX files on the CPU.
 
-    On the CPU, ONNX Runtime's graph optimizations are on and the two models take turns.
+    On the CPU, ONNX Runtime's graph optimizations are on, the two models take turns, and both are
+    without NMS.
     """
-    batch = feeds[0] if batch_size else {name: value[:1] for name, value in feeds[0].items()}
-    if engine_can_run(target):
+    workspace, target = trial.workspace, trial.target
+    batch = feeds[0] if trial.batch_size else {name: value[:1] for name, value in feeds[0].items()}
+    is_cpu = target.backend == "onnxruntime"
+    if engine_can_run(target) and not is_cpu:
         with TensorRTRunner(workspace.engine, target.backend, name="INT8 engine") as engine:
             return _latency_entry(None, measure_latency(engine, batch))
     fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
-    int8 = OnnxRuntimeRunner(workspace.trt_onnx, name="INT8")
+    int8 = OnnxRuntimeRunner(workspace.engine if is_cpu else workspace.trt_onnx, name="INT8")
     with fp32, int8:
         return _latency_entry(*compare_latency((fp32, int8), (batch, batch)))
 
@@ -169,9 +231,3 @@ def _latency_entry(fp32: Latency | None, quantized: Latency) -> dict[str, Any]:
         "backend": quantized.backend,
         "device": quantized.device,
     }
-
-
-def _draw(file: Path, found: Detections, names: Sequence[str]) -> bytes:
-    confident = found.scores >= PICTURE_SCORE
-    rows = np.column_stack([found.boxes, found.scores, found.labels])[confident]
-    return draw_boxes(np.asarray(read_image(file)), rows, names)

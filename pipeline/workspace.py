@@ -22,20 +22,24 @@ from pathlib import Path
 from typing import Any
 
 from engines.artifacts import file_sha256, write_json
+from engines.file_lock import hold_lock
 from pipeline.recipe import Recipe, slug
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = (
-    "reptrt", "torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnx-graphsurgeon",
+    "reptrt", "torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnx-graphsurgeon", "onnx2torch",
     "polygraphy", "tensorrt-rtx", "tensorrt", "numpy",
 )  # fmt: skip
+CPU = "cpu"
+CPU_ENGINE = "model.cpu.onnx"
 ARTIFACTS = {
     "calibration": "calibration.safetensors",
     "scales": "scales.json",
     "fp32_onnx": "model.fp32.onnx",
     "qdq_onnx": "model.qdq.onnx",
     "trt_onnx": "model.trt.onnx",
+    "end2end_onnx": "model.end2end.onnx",
     "engine": "model.engine",
     "fusion": "fusion.json",
     "validation": "validation.json",
@@ -61,6 +65,7 @@ class Workspace:
     fp32_onnx: Path
     qdq_onnx: Path
     trt_onnx: Path
+    end2end_onnx: Path
     engine: Path
     fusion: Path
     validation: Path
@@ -155,7 +160,15 @@ def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
         raise WorkspaceError(
             f"{folder}: cannot be written ({error.strerror}); choose another --workspace"
         ) from None
-    return Workspace(folder, **{name: folder / file for name, file in ARTIFACTS.items()})
+    files = ARTIFACTS if target != CPU else {**ARTIFACTS, "engine": CPU_ENGINE}
+    return Workspace(folder, **{name: folder / file for name, file in files.items()})
+
+
+@contextmanager
+def hold_workspace(workspace: Workspace, waiting: Callable[[], None]) -> Iterator[None]:
+    """Keep other processes out of the folder of this run; `waiting` is called if one is in it."""
+    with hold_lock(workspace.log, waiting):
+        yield
 
 
 def require(path: Path, stage: str) -> Path:
@@ -167,6 +180,12 @@ def require(path: Path, stage: str) -> Path:
     if not path.exists() or _read_sidecar(path) is None:
         raise WorkspaceError(f"{path}: not made yet; run `reptrt {stage} MODEL` first")
     return path
+
+
+def discard(artifact: Path) -> None:
+    """Remove what an earlier run made and this one does not."""
+    _sidecar(artifact).unlink(missing_ok=True)
+    artifact.unlink(missing_ok=True)
 
 
 def stage_records(workspace: Workspace) -> dict[str, dict[str, Any]]:

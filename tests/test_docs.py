@@ -150,7 +150,7 @@ def test_the_changelog_starts_with_the_version_of_the_project():
 def test_what_an_image_copies_exists(dockerfile: Path):
     copies = re.findall(r"^COPY (.+)$", dockerfile.read_text(), re.MULTILINE)
     sources = [word for line in copies for word in line.split()[:-1] if not word.startswith("--")]
-    assert sources
+    assert sources or "COPY" not in dockerfile.read_text()
     assert [source for source in sources if not (ROOT / source).exists()] == []
 
 

@@ -11,7 +11,7 @@ from engines.benchmark import Latency
 from engines.device import find_gpu
 from engines.runners import ModelFileError
 from engines.target import MissingComponentError
-from pipeline.bench import BenchInputError, bench_file, bench_table
+from pipeline.bench import Bench, BenchInputError, bench_file, bench_table
 from tests.command_line import reptrt
 
 
@@ -27,16 +27,18 @@ def network(path: Path, batch: str, element: str = "float") -> Path:
 
 @pytest.mark.parametrize("element", ["float", "float16", "uint8"])
 def test_an_onnx_file_is_timed_with_the_batch_asked_for(tmp_path: Path, element: str) -> None:
-    latency, images = bench_file(network(tmp_path / "m.onnx", "N", element), batch=2, seconds=0.01)
-    assert images == 2
+    bench = bench_file(network(tmp_path / "m.onnx", "N", element), batch=2, seconds=0.01)
+    latency = bench.latency
+    assert bench.batch == 2
+    assert bench.throughput == pytest.approx(2000 / latency.mean)
     assert 0 < latency.p50 <= latency.p90 <= latency.p99
     assert latency.iterations >= 1
     assert latency.backend.startswith("onnxruntime ")
 
 
 def test_a_fixed_batch_stays_and_is_what_throughput_counts(tmp_path: Path) -> None:
-    latency, images = bench_file(network(tmp_path / "m.onnx", "1"), batch=4, seconds=0.0)
-    assert (latency.iterations, images) == (1, 1)
+    bench = bench_file(network(tmp_path / "m.onnx", "1"), batch=4, seconds=0.0)
+    assert (bench.latency.iterations, bench.batch) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["none.onnx", "none.engine", "model.pt"])
@@ -59,16 +61,29 @@ def test_an_engine_needs_a_gpu(tmp_path: Path) -> None:
         bench_file(tmp_path / "m.engine", 1, 0.1)
 
 
-def test_the_table_turns_the_mean_into_images_per_second() -> None:
-    latency = Latency(3.0, 5.0, 6.0, 4.0, 250, "onnxruntime 1.22 CPU", "some processor")
-    console = Console(width=120, file=io.StringIO())
+def printed(bench: Bench) -> list[str]:
+    """Words of the table."""
+    console = Console(width=140, file=io.StringIO())
     with console.capture() as captured:
-        console.print(bench_table(Path("a/m.onnx"), latency, batch=8))
-    text = captured.get()
-    words = text.split()
+        console.print(bench_table(Path("a/m.onnx"), bench))
+    return captured.get().split()
+
+
+def test_the_table_shows_percentiles_throughput_and_where() -> None:
+    latency = Latency(3.0, 5.0, 6.0, 4.0, 250, "onnxruntime 1.22 CPU", "some processor")
+    words = printed(Bench(latency, 8, 2000.0))
     assert words[0] == "m.onnx"
     assert words[words.index("3.000") :][:5] == ["3.000", "5.000", "6.000", "2000.0", "250"]
-    assert "onnxruntime 1.22 CPU, some processor" in text
+    assert words[-5:] == ["onnxruntime", "1.22", "CPU,", "some", "processor"]
+    assert "GPU" not in words
+
+
+def test_the_table_of_an_engine_shows_its_time_without_copies_too() -> None:
+    device_only = Latency(1.0, 1.5, 2.0, 1.1, 250, "tensorrt 11", "NVIDIA L4")
+    latency = Latency(3.0, 5.0, 6.0, 4.0, 250, "tensorrt 11", "NVIDIA L4", device_only)
+    words = printed(Bench(latency, 8, 7000.0))
+    assert words[words.index("3.000") :][:5] == ["3.000", "5.000", "6.000", "1.000", "2.000"]
+    assert words.count("GPU") == 2
 
 
 def test_the_command_prints_the_table_of_a_real_export(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 from calibrators.registry import list_calibrators
 from engines.target import TARGETS
 from models.registry import list_models
-from pipeline.__main__ import RECIPE_OPTIONS
+from pipeline.options import RECIPE_OPTIONS
 from pipeline.recipe import Recipe
 from tests.command_line import Outcome, TinyProject, reptrt
 
 COMMANDS = (
-    "engine", "calibrate", "export", "build", "validate", "report", "compare", "bench", "models",
+    "engine", "calibrate", "export", "build", "validate", "report", "compare", "bench", "lint", "models",
     "calibrators", "targets", "doctor",
 )  # fmt: skip
 

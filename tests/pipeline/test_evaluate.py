@@ -129,6 +129,7 @@ def test_map_drop_and_agreement_of_a_detector(tmp_path: Path) -> None:
         "quantized": 50.0,
         "drop": 50.0,
         "agreement": 100.0,
+        "shown": [(2, 0), (0, 0)],
         "num_images": 2,
         "extra": {"map_50": {"fp32": 100.0, "quantized": 100.0}},
     }

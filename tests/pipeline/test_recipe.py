@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from calibrators.settings import Reconstruction
+from engines.detection import Suppression
 from pipeline.recipe import RECIPES, Recipe, RecipeError, load_recipe, slug
 from tests.command_line import reptrt
 
@@ -90,6 +91,12 @@ def test_the_outer_layers_have_8_bits_unless_told_otherwise(tmp_path: Path) -> N
     assert load_recipe("m:build", {"first_last_bits": 4}, file).first_last_bits == 4
 
 
+def test_nms_is_part_of_the_engine_only_where_asked(tmp_path: Path) -> None:
+    assert load_recipe("m:build", {"score_threshold": 0.5}).suppression is None
+    asked = load_recipe("m:build", {"max_detections": 7}, write(tmp_path, "end2end: true\n"))
+    assert asked.suppression == Suppression(0.25, 0.65, 7)
+
+
 def test_attention_stays_float_unless_told_otherwise(tmp_path: Path) -> None:
     file = write(tmp_path, "softmax: uniform\n")
     assert load_recipe("m:build", {}).softmax == "float"
@@ -140,7 +147,7 @@ def test_an_unknown_key_is_named_with_the_nearest_legal_one(
 
 @pytest.mark.parametrize(
     "line",
-    ["weight_bits: 1", "activation_bits: 9", "num_samples: 0", "seed: -1", "precision: int8",
+    ["score_threshold: 1", "iou_threshold: 1.1", "max_detections: 0", "max_detections: 1025", "weight_bits: 1", "activation_bits: 9", "num_samples: 0", "seed: -1", "precision: int8",
      "device: tpu", "batch_size: 0", "max_batch: 0", "mean: [0.5, 0.5]", "image_size: 32",
      "max_drop: much", "weight_bits: [8]", "keep_float: 3", "first_last_bits: 1",
      "softmax: log10", "softmax: true",

@@ -68,7 +68,14 @@ def render(report: object, folder: Path, kernels: object = (), pictures: object 
 
 
 def test_the_page_loads_nothing_but_the_images_it_carries(tmp_path: Path) -> None:
-    pictures = [{"title": "a.png", "fp32_png": b"\x89PNG...", "quantized_png": b"\xff\xd8\xff"}]
+    pictures = [
+        {
+            "title": "a.png",
+            "note": "1 box",
+            "fp32_png": b"\x89PNG...",
+            "quantized_png": b"\xff\xd8\xff",
+        }
+    ]
     page = render(example(), tmp_path, KERNELS, pictures)
     assert [reference.split(";")[0] for reference in page.references] == [
         "data:image/png",
@@ -95,7 +102,7 @@ def test_names_from_users_files_stay_text(tmp_path: Path) -> None:
     report["fusion"]["float_islands"] = [island]  # type: ignore[index, list-item]
     kernel = {"name": HOSTILE, "kind": HOSTILE, "onnx_layers": [HOSTILE] * 9,
               "inputs": [["x", HOSTILE]], "outputs": [["y", HOSTILE]]}  # fmt: skip
-    pictures = [{"title": HOSTILE, "fp32_png": b"", "quantized_png": b""}]
+    pictures = [{"title": HOSTILE, "note": HOSTILE, "fp32_png": b"", "quantized_png": b""}]
     page = render(report, tmp_path, [kernel], pictures)
     assert "script" not in page.tags
     assert page.tags.count("img") == 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ from onnx import numpy_helper
 from PIL import Image
 
 from calibrators.base import no_progress
+from engines.detection import Suppression
 from engines.device import find_gpu
-from engines.target import TARGETS
+from engines.target import TARGETS, Backend
 from models.spec import Preprocess
 from pipeline.coco import Annotations
 from pipeline.datasets import ClassificationSet, DetectionSet, FolderImages
+from pipeline.end2end import append_end2end
 from pipeline.model_card import ModelCard
 from pipeline.recipe import Recipe
-from pipeline.validate import draw_pictures, engine_can_run, quantized_runner, validate_files
+from pipeline.validate import Trial, engine_can_run, quantized_runner, validate_files
 from pipeline.workspace import Workspace, open_workspace
+from tests.one_box_detector import write_detector
 
 TARGET = TARGETS["tensorrt-rtx"]
 PLAIN = Preprocess((16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -65,9 +68,8 @@ def validate(
 ) -> dict[str, Any]:
     card = ModelCard("m", "classification", PLAIN, 2, None, ("logits",))
     labelled = ClassificationSet(files, np.array([0, 1, 1]), PLAIN)
-    return validate_files(
-        workspace, TARGET, card, labelled.images, labelled, batch_size, no_progress
-    )
+    trial = Trial(workspace, TARGET, batch_size)
+    return validate_files(trial, card, labelled.images, labelled, no_progress)
 
 
 @pytest.mark.parametrize("batch", [None, 2])
@@ -96,7 +98,7 @@ def test_without_labels_only_the_outputs_are_compared(workspace: Workspace, tmp_
     write_classifier(workspace.trt_onnx, gain=1.1)
     images = FolderImages(colours(tmp_path, (0, 90, 0)), PLAIN)
     card = ModelCard("m", "classification", PLAIN, 2, None, ("logits",))
-    found = validate_files(workspace, TARGET, card, images, None, None, no_progress)
+    found = validate_files(Trial(workspace, TARGET), card, images, None, no_progress)
     assert found["accuracy"] is None
     assert found["numerics"]["logits"]["snr_db"] == pytest.approx(20.0, abs=0.01)
 
@@ -104,46 +106,63 @@ def test_without_labels_only_the_outputs_are_compared(workspace: Workspace, tmp_
 def test_an_engine_runs_nowhere_without_a_gpu(workspace: Workspace) -> None:
     assert not any(engine_can_run(target) for target in TARGETS.values())
     write_classifier(workspace.trt_onnx, gain=1.0)
-    with quantized_runner(workspace, TARGET) as runner:
+    with quantized_runner(Trial(workspace, TARGET)) as runner:
         assert runner.backend.startswith("onnxruntime")
 
 
-def write_detector(path: Path, score: float) -> None:
-    """A box from 4, 4 to 12, 12 of class 0 on every image, whatever it shows."""
-    cells = np.zeros((1, 5, 2, 2), dtype=np.float32)
-    cells[0, 0, 0, 0] = score
-    cells[0, 1:, 0, 0] = (0.0, 0.0, 1.0, 1.0)
-    model = onnx.parser.parse_model("""
-        <ir_version: 9, opset_import: ["": 19]>
-        toy (float[N,3,16,16] images) => (float[N,5,2,2] p3)
-        <int64[4] spatial = {0, 1, 2, 3}, float zero = {0}> {
-            small = AveragePool <kernel_shape = [8, 8], strides = [8, 8]> (images)
-            one = ReduceMean <keepdims = 1> (small, channel)
-            nothing = Mul (one, zero)
-            p3 = Add (nothing, cells)
-        }""")
-    model.graph.initializer.append(numpy_helper.from_array(cells, "cells"))
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "channel"))
-    onnx.save(model, path)
+EMPTY = Annotations(
+    np.zeros((0, 4)), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=bool)
+)
+THING = Annotations(
+    np.array([[4.0, 4, 12, 12]]), np.zeros(1, dtype=np.int64), np.array([64.0]), np.zeros(1, bool)
+)
 
 
-def decode(png: bytes) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_an_end_to_end_detector_is_measured_through_its_own_boxes(
+    workspace: Workspace, tmp_path: Path, backend: Backend
+) -> None:
+    card = ModelCard("m", "detection", LETTERBOX, 1, None, ("p3",), (8,))
+    write_detector(workspace.fp32_onnx, score=0.9)
+    write_detector(workspace.trt_onnx, score=0.2, card=card)  # dropped by the engine's threshold
+    suppression = Suppression(0.25, 0.65, 10)
+    append_end2end(workspace.trt_onnx, workspace.end2end_onnx, suppression, backend)
+    files = colours(tmp_path, (10, 10, 10), (40, 40, 40))
+    images = DetectionSet(files, (THING,) * 2, (None,) * 2, ("thing",), LETTERBOX)
+    trial = Trial(workspace, replace(TARGET, backend=backend), None, suppression)
+    found = validate_files(trial, card, images.images, images, no_progress)
+    assert found["end2end"] == {
+        "score_threshold": 0.25, "iou_threshold": 0.65, "max_detections": 10, "identical": 100.0,
+        "agreement": 100.0, "num_images": 2, "backend": found["latency_ms"]["backend"],
+    }  # fmt: skip
+    assert found["numerics"].keys() == {"p3"}
+    assert (found["accuracy"]["fp32"], found["accuracy"]["quantized"]) == (100.0, 100.0)
+    assert found["accuracy"]["agreement"] == 0.0  # only boxes of 0.25 and more count there
+    assert found["shown"] == [(1, 1), (1, 1)]
+    assert "shown" not in found["accuracy"]
+    json.dumps(found, allow_nan=False)
 
 
-def test_pictures_show_the_boxes_of_both_models_side_by_side(
+def test_boxes_that_the_graph_loses_are_noticed(workspace: Workspace, tmp_path: Path) -> None:
+    card = ModelCard("m", "detection", LETTERBOX, 1, None, ("p3",), (8,))
+    write_detector(workspace.fp32_onnx, score=0.9)
+    write_detector(workspace.trt_onnx, score=0.9, card=card)
+    wrong = Suppression(0.95, 0.65, 10)
+    append_end2end(workspace.trt_onnx, workspace.end2end_onnx, wrong, TARGET.backend)
+    images = FolderImages(colours(tmp_path, (10, 10, 10)), LETTERBOX)
+    trial = Trial(workspace, TARGET, None, Suppression(0.25, 0.65, 10))
+    found = validate_files(trial, card, images, None, no_progress)
+    assert (found["end2end"]["identical"], found["end2end"]["agreement"]) == (0.0, 0.0)
+
+
+def test_without_end_to_end_there_is_nothing_to_say_about_it(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    write_detector(workspace.fp32_onnx, score=0.9)
-    write_detector(workspace.trt_onnx, score=0.1)  # too unsure to be drawn
-    files = colours(tmp_path, *[(40, 40, 40)] * 6)
-    nothing = Annotations(
-        np.zeros((0, 4)), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=bool)
-    )
-    images = DetectionSet(files, (nothing,) * 6, (None,) * 6, ("thing",), LETTERBOX)
     card = ModelCard("m", "detection", LETTERBOX, 1, None, ("p3",), (8,))
-    pictures = draw_pictures(workspace, TARGET, card, images, None)
-    assert [picture["title"] for picture in pictures] == ["0.png", "1.png", "2.png", "3.png"]
-    before, after = decode(pictures[0]["fp32_png"]), decode(pictures[0]["quantized_png"])
-    assert abs(after - 40).max() <= 3  # only the image
-    assert abs(before - 40).max() > 50
+    for path in (workspace.fp32_onnx, workspace.trt_onnx):
+        write_detector(path, score=0.9)
+    files = colours(tmp_path, (10, 10, 10))
+    images = DetectionSet(files, (EMPTY,), (None,), ("thing",), LETTERBOX)
+    found = validate_files(Trial(workspace, TARGET), card, images.images, images, no_progress)
+    assert found["end2end"] is None
+    assert found["shown"] == [(2, 0)]
