@@ -35,7 +35,7 @@ from pipeline.demo_data import calibration_scenes, evaluation_scenes
 from pipeline.evaluate import evaluate
 from pipeline.network import Network, prepare_network
 from pipeline.recipe import load_recipe
-from pipeline.run import calibration_batches
+from pipeline.torch_batches import calibration_batches
 from pipeline.workspace import peak_rss_bytes
 
 SNR_IMAGES = 64

@@ -12,7 +12,8 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
    probabilities and value, each with a scale of its own, whatever layers the recipe names;
 5. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit
    grid is a visible shift of a box (YOLOv6's own partial quantization leaves them out too);
-6. everything else stays float: normalisation, softmax and the integral over it (distribution focal
+6. layers that were measured to be too sensitive stay float (`calibrators.sensitivity`);
+7. everything else stays float: normalisation, softmax and the integral over it (distribution focal
    loss), activations, transposed convolutions, squeeze-and-excitation layers on 1x1 maps (one GEMV:
    INT8 cannot pay), and layers that the recipe names.
 """
@@ -23,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import getitem
+from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -66,6 +68,8 @@ LAYOUT = (
     getitem,
 )
 ADDS = (aten.add.Tensor,)
+PREDICTION = "prediction layer of a detector (--quantize-head quantizes it)"
+SENSITIVE = "INT8 costs too much here (--min-snr 0 quantizes it all the same)"
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def place_quantizers(
     keep_float: Sequence[str] = (),
     *,
     quantize_head: bool = True,
+    sensitive: Mapping[str, float] = MappingProxyType({}),
     softmax: Softmax = "float",
 ) -> Placement:
     """Decide which edges of `graph` are quantized.
@@ -118,10 +123,15 @@ def place_quantizers(
         graph: functional ATen graph with BatchNorm folded (`models.graph.trace`).
         keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
         quantize_head: whether the layers behind which no other comes are quantized too.
+        sensitive: layers that stay float because they cost too much (`calibrators.sensitivity`).
         softmax: how to quantize attention; fused attention (`models.attention`) stays float.
     """
     predictions = set() if quantize_head else last_layers(graph)
-    layers, float_layers = _choose_layers(graph, keep_float, predictions)
+    reasons = dict.fromkeys(predictions, PREDICTION)
+    reasons |= {
+        n: SENSITIVE for n in graph.nodes if n.target in WEIGHTED and layer_name(n) in sensitive
+    }
+    layers, float_layers = _choose_layers(graph, keep_float, reasons)
     edges = _Edges()
     for node in graph.nodes:
         if node.name in layers:
@@ -150,7 +160,7 @@ def last_layers(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _choose_layers(
-    graph: fx.Graph, keep_float: Sequence[str], predictions: set[fx.Node]
+    graph: fx.Graph, keep_float: Sequence[str], reasons: Mapping[fx.Node, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     layers: dict[str, str] = {}
     float_layers: dict[str, str] = {}
@@ -159,9 +169,7 @@ def _choose_layers(
             float_layers[layer_name(node)] = "transposed convolution: INT8 rarely pays in TensorRT"
         elif node.target in WEIGHTED:
             name = layer_name(node)
-            reason = _reason_to_stay_float(node, name, keep_float)
-            if node in predictions:
-                reason = reason or "prediction layer of a detector (--quantize-head quantizes it)"
+            reason = _reason_to_stay_float(node, name, keep_float) or reasons.get(node)
             if reason is None:
                 layers[node.name] = name
             else:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,15 @@ class Network:
     card: ModelCard
 
 
-def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
+def prepare_network(
+    loaded: LoadedModel, recipe: Recipe, sensitive: Mapping[str, float] | None = None
+) -> Network:
     """Reparameterize, trace, place and insert quantizers; all scales are still 1.
+
+    Args:
+        loaded: float network.
+        recipe: what to do.
+        sensitive: layers that stay float (`calibrators.sensitivity`).
 
     Raises:
         ReparameterizationError: a block cannot be fused, or computes something else then.
@@ -74,6 +81,7 @@ def prepare_network(loaded: LoadedModel, recipe: Recipe) -> Network:
         graph_module.graph,
         recipe.keep_float,
         quantize_head=quantize_head,
+        sensitive=sensitive or {},
         softmax=recipe.softmax,
     )
     quantized = insert_quantizers(

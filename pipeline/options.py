@@ -55,6 +55,11 @@ RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("--activation-bits", click.IntRange(2, 8), "bits of the activations"),
     ("--first-last-bits", click.IntRange(2, 8), "least bits of the first and last layers"),
     ("--quantize-head", bool, "quantize a detector's prediction layers too"),
+    (
+        "--min-snr",
+        click.FloatRange(0),
+        "dB at the outputs; layers stay float until they are reached",
+    ),
     ("--softmax", click.Choice(["float", "uniform", "log2"]), "grid of attention's probabilities"),
     ("--reconstruction", KeyValues(), "how blocks are learned, as iterations=100,loss=l2"),
     ("--max-memory", str, "memory for cached activations, as 4GiB; the rest goes to TMPDIR"),

@@ -7,18 +7,15 @@ and one whose inputs did not change is skipped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from calibrators.base import Progress
 from calibrators.biases import round_biases
 from calibrators.registry import choose_calibrator, create_calibrator
+from calibrators.sensitivity import find_sensitive_layers
 from calibrators.settings import Settings
 from calibrators.state import dump_scales, load_calibration, readable_scales, save_calibration
 from engines.artifacts import file_sha256, replace_when_done, write_json
@@ -46,10 +43,12 @@ from pipeline.network import Network, code_sha256, fixed_batch, prepare_network
 from pipeline.recipe import Recipe
 from pipeline.report import write_html
 from pipeline.surgery import clean
+from pipeline.torch_batches import calibration_batches
 from pipeline.validate import Trial, engine_can_run, validate_files
 from pipeline.workspace import Stage, Workspace, discard, require
 
-CALIBRATION_BATCH = 16
+DETECTOR_SNR = 15.0
+"""Of a detector's outputs, in dB: what YOLOv6Lite needs (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,21 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """Traced network with quantizers; uncalibrated when first made."""
-        return prepare_network(self.loaded, self.recipe)
+        return prepare_network(self.loaded, self.recipe, self.sensitive)
+
+    @property
+    def sensitive(self) -> dict[str, float]:
+        """Layers that stay float, as the stage `sensitivity` found; none where it did not run."""
+        path = self.workspace.sensitivity
+        layers: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        return layers
+
+    @property
+    def min_snr(self) -> float:
+        """SNR at the outputs, in dB, for which layers stay float; 0 quantizes them all."""
+        if self.recipe.min_snr is not None:
+            return self.recipe.min_snr
+        return DETECTOR_SNR if self.loaded.task == "detection" else 0.0
 
     @cached_property
     def calibrator(self) -> str:
@@ -150,20 +163,18 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     return report(run)
 
 
-def calibrate(run: Run) -> None:
-    """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
-    recipe, loaded, workspace = run.recipe, run.loaded, run.workspace
-    chosen = recipe.model_dump(
+def network_inputs(run: Run) -> dict[str, Any]:
+    """What placement and calibration depend on."""
+    loaded = run.loaded
+    chosen = run.recipe.model_dump(
         mode="json",
         include={
-            "weight_bits", "activation_bits", "first_last_bits", "softmax", "reconstruction",
-            "seed", "device", "batch_size", "keep_float",
-            "quantize_head",
+            "weight_bits", "activation_bits", "first_last_bits", "softmax", "seed", "device",
+            "batch_size", "keep_float", "quantize_head",
         },
     )  # fmt: skip
-    inputs = {
+    return {
         **chosen,
-        "calibrator": run.calibrator,
         "code": code_sha256(loaded.module),
         "weights": loaded.weights_sha256,
         "task": loaded.task,
@@ -171,6 +182,34 @@ def calibrate(run: Run) -> None:
         "images": run.images.fingerprint,
     }
 
+
+def choose_float_layers(run: Run) -> None:
+    """Write `sensitivity.json`, the layers that INT8 would cost too much, if there is a bound."""
+    recipe, workspace = run.recipe, run.workspace
+    if run.min_snr == 0:
+        discard(workspace.sensitivity)
+        return
+
+    def work() -> None:
+        network = prepare_network(run.loaded, recipe)
+        batches = calibration_batches(run.images, network.card.batch_size, recipe.device)
+        found = find_sensitive_layers(network.quantized, batches, run.min_snr, run.progress)
+        write_json(found, workspace.sensitivity)
+
+    inputs = {**network_inputs(run), "min_snr": run.min_snr}
+    run.stage("sensitivity", inputs, "sensitivity").run(work)
+
+
+def calibrate(run: Run) -> None:
+    """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
+    recipe, workspace = run.recipe, run.workspace
+    choose_float_layers(run)
+    inputs = {
+        **network_inputs(run),
+        "reconstruction": recipe.reconstruction.model_dump(mode="json"),
+        "calibrator": run.calibrator,
+        "sensitive": sorted(run.sensitive),
+    }
     stage = run.stage("calibrate", inputs, "calibration", "scales")
 
     def work() -> None:
@@ -346,35 +385,3 @@ def open_labelled(run: Run, card: ModelCard) -> EvaluationSet | None:
     if folder is None:
         return None
     return open_evaluation(folder, card.task, card.preprocess, card.num_classes, card.classes)
-
-
-@dataclass(frozen=True)
-class TorchBatches:
-    """The first `count` batches of calibration images, as tensors on the device that calibrates."""
-
-    images: ImageSet
-    batch_size: int
-    count: int
-    device: str
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for batch in islice(self.images.batches(self.batch_size), self.count):
-            yield torch.from_numpy(batch).to(self.device)
-
-
-def calibration_batches(images: ImageSet, batch_size: int | None, device: str) -> TorchBatches:
-    """All of `images`; a network with a fixed batch reads whole batches only.
-
-    Raises:
-        DataError: there are too few images for one batch.
-    """
-    if batch_size is None:
-        count = len(images.batches(CALIBRATION_BATCH))
-        return TorchBatches(images, CALIBRATION_BATCH, count, device)
-    count = len(images) // batch_size
-    if count == 0:
-        raise DataError(f"{len(images)} calibration images do not fill one batch of {batch_size}")
-    return TorchBatches(images, batch_size, count, device)

@@ -34,6 +34,7 @@ PACKAGES = (
 CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
 ARTIFACTS = {
+    "sensitivity": "sensitivity.json",
     "calibration": "calibration.safetensors",
     "scales": "scales.json",
     "fp32_onnx": "model.fp32.onnx",
@@ -60,6 +61,7 @@ class Workspace:
     """Files of one run, in `folder` = `<root>/<model>/<calibrator>-w8a8/<target>`."""
 
     folder: Path
+    sensitivity: Path
     calibration: Path
     scales: Path
     fp32_onnx: Path
@@ -79,7 +81,7 @@ class Stage:
     """One step of the road, as the sidecars tell it.
 
     Attributes:
-        name: `calibrate`, `export`, `build`, `validate` or `report`.
+        name: `sensitivity`, `calibrate`, `export`, `build`, `validate` or `report`.
         command: what the user typed.
         seed: of the run.
         inputs: everything that the result depends on; JSON values, files by their hash.

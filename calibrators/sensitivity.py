@@ -1,0 +1,114 @@
+"""Partial quantization: leave the layers float that cost the most, until the outputs are close enough.
+
+A depthwise network with activations that have no upper bound (YOLOv6Lite: hard swish) has a few tensors
+with one channel a hundred times wider than the others, which no per-tensor grid holds. YOLOv6's own
+recipe for sensitive layers is to leave them float (meituan/YOLOv6, tools/partial_quantization). Here
+they are found without labels: each activation is quantized alone, and the noise at the outputs is what
+it costs. Noises add up well enough to choose by; the sum is then measured.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from calibrators.base import Batches, Progress, no_progress, share_of
+from calibrators.baselines import observe_activations, scale_weights
+from calibrators.best_baseline import (
+    baseline_scales,
+    compare_scales,
+    decibel,
+    set_activation_scales,
+)
+from calibrators.execution import float_copy
+from calibrators.quantized_model import QuantizedModel
+from calibrators.quantizers import TensorQuantizer
+
+logger = logging.getLogger(__name__)
+
+Noise = Callable[[], float]
+
+_MOST = 0.5
+"""Share of the quantizers that may be left out; a network that needs more is not for INT8."""
+_BATCHES, _IMAGES = 4, 16
+
+
+def find_sensitive_layers(
+    model: QuantizedModel, batches: Batches, min_snr: float, progress: Progress = no_progress
+) -> dict[str, float]:
+    """Layers that must stay float for the outputs to reach `min_snr` with the best baseline.
+
+    Args:
+        model: placed, uncalibrated; the scales that are left in it mean nothing.
+        batches: calibration images; scales come from four batches, and 16 images are compared.
+        min_snr: SNR at the outputs, mean over them, in dB.
+        progress: called as work advances.
+
+    Returns:
+        Layer -> SNR at the outputs, in dB, when nothing but its input is quantized; empty where all
+        layers together reach `min_snr`.
+    """
+    reference = float_copy(model)
+    scale_weights(model)
+    first = list(islice(iter(batches), _BATCHES))
+    observers = observe_activations(model, first, share_of(progress, "sensitivity", 0.0, 0.4))
+    scales = baseline_scales(model, observers)
+    images = [first[0][:_IMAGES]]
+    noise = compare_scales(model, images, scales, reference)
+    best = min(noise, key=lambda name: noise[name])
+    set_activation_scales(model, scales[best])
+
+    def measure() -> float:
+        return compare_scales(model, images, {"": scales[best]}, reference)[""]
+
+    budget = float(10 ** (-min_snr / 10))
+    if noise[best] <= budget:
+        return {}
+    alone = _measure_alone(model, measure, share_of(progress, "sensitivity", 0.4, 1.0))
+    left_out = _leave_out(model, alone, measure, budget)
+    return {
+        model.placement.layers[consumer]: decibel(alone[point.name])
+        for point in model.placement.points
+        if point.name in left_out
+        for _, consumer in point.edges
+        if consumer in model.placement.layers
+    }
+
+
+def _measure_alone(model: QuantizedModel, measure: Noise, progress: Progress) -> dict[str, float]:
+    """Noise at the outputs of each activation quantizer alone."""
+    quantizers = model.activation_quantizers
+    alone: dict[str, float] = {}
+    with model.float_mode():
+        for done, (name, quantizer) in enumerate(quantizers.items(), start=1):
+            quantizer.enabled = True
+            alone[name] = measure()
+            quantizer.enabled = False
+            progress("", done, len(quantizers))
+    return alone
+
+
+def _leave_out(
+    model: QuantizedModel, alone: dict[str, float], measure: Noise, budget: float
+) -> Sequence[str]:
+    """Quantizers to leave out, the noisiest first, until `measure` is within `budget`."""
+    order = sorted(alone, key=lambda name: alone[name], reverse=True)
+    order = order[: int(_MOST * len(order))]
+    left_out: list[str] = []
+    quantizers: list[TensorQuantizer] = []
+    noise = measure()
+    while noise > budget and len(left_out) < len(order):
+        left_out.append(order[len(left_out)])
+        quantizers.append(model.activation_quantizers[left_out[-1]])
+        quantizers[-1].enabled = False
+        noise = measure()
+    for quantizer in quantizers:
+        quantizer.enabled = True
+    logger.info("%d quantizers left out: %.1f dB at the outputs", len(left_out), decibel(noise))
+    if noise > budget:
+        logger.warning(
+            "the outputs reach %.1f dB of the %.1f dB asked for with %d of %d activations in float",
+            decibel(noise), decibel(budget), len(left_out), len(alone),
+        )  # fmt: skip
+    return left_out
