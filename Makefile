@@ -56,8 +56,9 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-regress: $(READY) ## accuracy of real models against what was measured (REPTRT_DATA=folder)
-	REPTRT_REGRESSION=1 $(BIN)/python -m pytest -rs tests/regression $(ARGS)
+regress: $(READY) ## real models against pipeline/baselines.yaml and docs/results.md (REPTRT_DATA=folder)
+	$(BIN)/reptrt regress $(if $(TARGET),--target $(TARGET)) --workspace "$(WORKSPACE)" $(ARGS)
+	REPTRT_REGRESSION=1 $(BIN)/python -m pytest -rs tests/regression
 
 gpu-test: $(READY) ## what needs a GPU; skips, with the reason, where there is none
 	$(BIN)/python -m pytest -rs tests/gpu $(ARGS)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from torch import nn
+from torch import fx, nn
 
 from calibrators.base import DEFAULT_SETTINGS, Calibrator
 from calibrators.settings import Settings
@@ -56,8 +56,8 @@ def choose_calibrator(name: str, network: nn.Module, num_bits: int = 8) -> str:
     """
     if name != AUTO:
         return name
-    if has_reparameterizable_blocks(network):
-        return "repapq"
+    if has_reparameterizable_blocks(network) or isinstance(network, fx.GraphModule):
+        return "repapq"  # a graph from a file may have been re-parameterized before it was written
     if has_attention(network):
         return "repq-vit" if num_bits == 8 else "repquant"
     return "best"

@@ -10,7 +10,7 @@ it costs. Noises add up well enough to choose by; the sum is then measured.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from calibrators.base import Batches, Progress, no_progress, share_of
@@ -22,15 +22,15 @@ from calibrators.best_baseline import (
     set_activation_scales,
 )
 from calibrators.execution import float_copy
-from calibrators.quantized_model import QuantizedModel
-from calibrators.quantizers import TensorQuantizer
+from calibrators.placement import LAYOUT, SELECTING, QuantizationPoint
+from calibrators.quantized_model import QuantizedModel, is_activation_call
 
 logger = logging.getLogger(__name__)
 
 Noise = Callable[[], float]
 
 _MOST = 0.5
-"""Share of the quantizers that may be left out; a network that needs more is not for INT8."""
+"""Share of the activations that may be left out; a network that needs more is not for INT8."""
 _BATCHES, _IMAGES = 4, 16
 
 
@@ -66,14 +66,22 @@ def find_sensitive_layers(
     if noise[best] <= budget:
         return {}
     alone = _measure_alone(model, measure, share_of(progress, "sensitivity", 0.4, 1.0))
-    left_out = _leave_out(model, alone, measure, budget)
-    return {
-        model.placement.layers[consumer]: decibel(alone[point.name])
-        for point in model.placement.points
-        if point.name in left_out
-        for _, consumer in point.edges
-        if consumer in model.placement.layers
-    }
+    readers = {point.name: _layers_behind(model, point) for point in model.placement.points}
+    left_out = _leave_out(model, alone, readers, measure, budget)
+    return {layer: decibel(alone[name]) for name in left_out for layer in readers[name]}
+
+
+def _layers_behind(model: QuantizedModel, point: QuantizationPoint) -> list[str]:
+    """Layers that read what `point` quantizes, also through a concat or another moving operator."""
+    nodes = {node.name: node for node in model.graph_module.graph.nodes}
+    found: list[str] = []
+    waiting = [nodes[consumer] for _, consumer in point.edges]
+    for node in waiting:
+        if node.name in model.placement.layers:
+            found.append(model.placement.layers[node.name])
+        elif node.target in SELECTING or node.target in LAYOUT or is_activation_call(node):
+            waiting.extend(node.users)
+    return found
 
 
 def _measure_alone(model: QuantizedModel, measure: Noise, progress: Progress) -> dict[str, float]:
@@ -90,22 +98,27 @@ def _measure_alone(model: QuantizedModel, measure: Noise, progress: Progress) ->
 
 
 def _leave_out(
-    model: QuantizedModel, alone: dict[str, float], measure: Noise, budget: float
+    model: QuantizedModel,
+    alone: Mapping[str, float],
+    readers: Mapping[str, Sequence[str]],
+    measure: Noise,
+    budget: float,
 ) -> Sequence[str]:
-    """Quantizers to leave out, the noisiest first, until `measure` is within `budget`."""
+    """Activations to leave out with their readers, the noisiest first, until `measure` is in budget."""
     order = sorted(alone, key=lambda name: alone[name], reverse=True)
     order = order[: int(_MOST * len(order))]
     left_out: list[str] = []
-    quantizers: list[TensorQuantizer] = []
     noise = measure()
     while noise > budget and len(left_out) < len(order):
-        left_out.append(order[len(left_out)])
-        quantizers.append(model.activation_quantizers[left_out[-1]])
-        quantizers[-1].enabled = False
+        name = order[len(left_out)]
+        left_out.append(name)
+        model.activation_quantizers[name].enabled = False
+        for layer in readers[name]:
+            model.weight_quantizers[layer].enabled = False
         noise = measure()
-    for quantizer in quantizers:
+    for quantizer in (*model.activation_quantizers.values(), *model.weight_quantizers.values()):
         quantizer.enabled = True
-    logger.info("%d quantizers left out: %.1f dB at the outputs", len(left_out), decibel(noise))
+    logger.info("%d activations left out: %.1f dB at the outputs", len(left_out), decibel(noise))
     if noise > budget:
         logger.warning(
             "the outputs reach %.1f dB of the %.1f dB asked for with %d of %d activations in float",

@@ -1,5 +1,5 @@
 # What CI runs, on a bare machine: docker build --file docker/ci.Dockerfile --tag reptrt-ci .
-FROM python:3.12-slim
+FROM python:3.12.11-slim-bookworm
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends make \

@@ -4,16 +4,25 @@
 #       engine mobileone_s0 --weights weights.pth --data images --device cuda
 FROM nvcr.io/nvidia/tensorrt:25.09-py3
 
-# Ubuntu marks its Python as its own; in an image there is no other user of it.
+# Ubuntu marks its Python as its own; in an image there is no other user of it. TensorRT stays that of
+# the image: without the constraint, pip would bring the newest beside it.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1
+RUN echo 'tensorrt==10.13.3.9' > /etc/pip-constraint.txt
+ENV PIP_CONSTRAINT=/etc/pip-constraint.txt
 
+# Dependencies are one large layer that changes with pyproject.toml only; the code is a small one.
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml ./
+RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        print(*project['dependencies'], *project['optional-dependencies']['tensorrt'], sep='\n')" \
+        > requirements.txt \
+    && pip install --requirement requirements.txt
+COPY README.md LICENSE ./
 COPY models models
 COPY calibrators calibrators
 COPY engines engines
 COPY pipeline pipeline
-RUN pip install '.[tensorrt]'
+RUN pip install --no-deps .
 
 # Any --user may run it, so nothing depends on a home folder.
 RUN useradd reptrt

@@ -25,6 +25,7 @@ from rich.table import Column, Table
 
 from engines.artifacts import write_json
 from engines.target import resolve_target
+from pipeline.baselines import BASELINES
 from pipeline.options import FILE, recipe_options
 from pipeline.progress import ProgressBars
 from pipeline.recipe import Recipe, load_recipe, slug
@@ -200,6 +201,27 @@ def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
         print("\n".join(lint_lines(file, findings, verdict, gone)))
     if any(finding.severity is Severity.ERROR for finding in findings):
         sys.exit(GATE_FAILED)
+
+
+@cli.command()
+@click.argument("entries", nargs=-1)
+@click.option("--baselines", type=FILE, default=BASELINES, help="YAML; default: what reptrt ships")
+@click.option("--files", type=FILE, default=Path(), envvar="REPTRT_DATA", help="weights and images")
+@click.option("--target", help="where the engines will run; see `reptrt targets`")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="where PyTorch calibrates")
+@click.option("--workspace", type=FILE, default=Path("build"), help="folder for all that is made")
+def regress(
+    entries: Sequence[str], baselines: Path, files: Path, workspace: Path, **options: Any
+) -> None:
+    """Run ENTRIES of the baselines, or all; leave with 1 if one is worse, 3 if better than claimed."""
+    from pipeline.regression import exit_code, run_entries
+    from pipeline.regression_summary import regression_table, write_summary
+
+    folder = workspace / "regress"
+    findings = run_entries(baselines, entries, files, folder, options)
+    output.print(regression_table(findings))
+    print_path(output, write_summary(findings, folder))
+    sys.exit(exit_code(findings))
 
 
 @cli.command()

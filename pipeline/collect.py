@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from calibrators.state import read_result
 from models.spec import Task
+from pipeline.deployment import choose_deployment
 from pipeline.model_card import read_card
 from pipeline.recipe import Recipe
+from pipeline.report_schema import Report
 from pipeline.workspace import Workspace, installed_versions, require, stage_records
 
 FUSION_KEYS = (
@@ -26,7 +28,7 @@ def collect_report(
     fusion = json.loads(require(workspace.fusion, "build").read_text())
     calibration = read_result(require(workspace.calibration, "calibrate"))
     records = stage_records(workspace)
-    return {
+    content = {
         "model": recipe.model,
         "calibrator": calibration.method,
         "weight_bits": recipe.weight_bits,
@@ -40,6 +42,8 @@ def collect_report(
         "accuracy": validation["accuracy"],
         "accuracy_note": _accuracy_note(validation["accuracy"], read_card(workspace.trt_onnx).task),
         "numerics": validation["numerics"],
+        "engine_numerics": validation["engine_numerics"],
+        "fp16_numerics": validation["fp16_numerics"],
         "layers": validation["layers"],
         "blocks": [asdict(block) for block in calibration.blocks],
         "latency_ms": validation["latency_ms"],
@@ -57,6 +61,8 @@ def collect_report(
         "notes": [f"{label}: {text}" for label, text in calibration.notes.items()],
         "command": command,
     }
+    deploy, reason = choose_deployment(cast(Report, content))
+    return {**content, "deploy": deploy, "deploy_reason": reason}
 
 
 def _accuracy_note(accuracy: dict[str, Any] | None, task: Task) -> str | None:

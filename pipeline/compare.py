@@ -10,15 +10,18 @@ from rich.table import Table
 from calibrators.state import read_result
 from pipeline.number_format import MISSING
 from pipeline.report_schema import ComparisonRow
-from pipeline.run import Run, calibrate, export, validate
+from pipeline.run import Run, build, calibrate, export, validate
 from pipeline.summary import calibrator_name, worst_snr
+from pipeline.validate import engine_can_run
 from pipeline.workspace import stage_records
 
 
 def compare_calibrators(run: Run) -> ComparisonRow:
-    """Calibrate, export and validate `run`; no engine is built, its graph has the same shape."""
+    """Calibrate, export and validate `run`; an engine that cannot run here is not built."""
     calibrate(run)
     export(run)
+    if engine_can_run(run.target):
+        build(run)
     validate(run)
     results = json.loads(run.workspace.validation.read_text())
     record = stage_records(run.workspace)["calibrate"]

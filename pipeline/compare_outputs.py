@@ -20,32 +20,42 @@ from engines.runners import OnnxRuntimeRunner
 from engines.signal_noise import SignalNoise
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
+Numerics = dict[str, dict[str, float | None]]
+"""Output -> `snr_db` and `cosine`, None where they are not finite."""
 
 
-def compare_outputs(reference: Any, test: Any, feeds: Feeds) -> dict[str, dict[str, float | None]]:
-    """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy.
+def compare_outputs(
+    runners: Sequence[Any], pairs: Sequence[tuple[int, int]], feeds: Feeds
+) -> list[Numerics]:
+    """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
 
     Args:
-        reference: Polygraphy runner of the float model.
-        test: Polygraphy runner of the quantized model or engine.
+        runners: Polygraphy runners with names of their own; each runs once.
+        pairs: places in `runners` of a reference and of what is compared with it.
         feeds: inputs by name.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        results = Comparator.run([reference, test], data_loader=list(feeds))
+        results = Comparator.run(list(runners), data_loader=list(feeds))
         snr, cosine = Comparator.compare_accuracy(
             results,
+            comparisons=list(pairs),
             compare_func=[SnrCompareFunc(), CosineSimilarityCompareFunc()],
             check_average=True,
         )
-    pair = next(iter(snr.keys()))
-    snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
-    return {
-        name: {
-            "snr_db": _finite(snr_of[name].snr),
-            "cosine": _finite(cosine_of[name].cosine_similarity),
-        }
-        for name in snr_of
-    }
+    names = list(results.keys())
+    found = []
+    for pair in [(names[reference], names[test]) for reference, test in pairs]:
+        snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
+        found.append(
+            {
+                name: {
+                    "snr_db": _finite(snr_of[name].snr),
+                    "cosine": _finite(cosine_of[name].cosine_similarity),
+                }
+                for name in snr_of
+            }
+        )
+    return found
 
 
 def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[str, Any]]:

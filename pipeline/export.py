@@ -21,7 +21,7 @@ from torch import fx
 from calibrators.quantized_model import QuantizedModel
 from engines.artifacts import replace_when_done
 from models.graph import INPUT_NAME
-from pipeline.lowering import lower
+from pipeline.lowering import lower, lower_float
 from pipeline.model_card import ModelCard, write_card
 
 OPSET = 19
@@ -36,7 +36,12 @@ class ExportError(ValueError):
 
 
 def export_float(
-    module: fx.GraphModule, path: Path, card: ModelCard, batch_size: int | None = None
+    module: fx.GraphModule,
+    path: Path,
+    card: ModelCard,
+    batch_size: int | None = None,
+    *,
+    precision: Precision = "fp32",
 ) -> None:
     """Write a traced float network.
 
@@ -45,11 +50,12 @@ def export_float(
         path: ONNX file to write, atomically.
         card: names of the outputs; travels in the file's metadata.
         batch_size: fixed N, or None for a dynamic batch.
+        precision: of everything but inputs and outputs, which are FP32.
 
     Raises:
         ExportError: an operator has no ONNX form.
     """
-    _export(module, path, card, batch_size)
+    _export(lower_float(module) if precision == "fp16" else module, path, card, batch_size)
 
 
 def export_qdq(

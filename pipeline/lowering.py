@@ -69,6 +69,14 @@ def lower(model: QuantizedModel, *, half: bool = False) -> fx.GraphModule:
     return _finish(lowered)
 
 
+@torch.no_grad()
+def lower_float(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy of a float graph that computes in FP16; its inputs and outputs stay FP32."""
+    lowered = copy.deepcopy(module)
+    _halve(lowered)
+    return _finish(lowered)
+
+
 def _lower_weight(
     module: fx.GraphModule,
     call: fx.Node,

@@ -76,7 +76,7 @@ class Recipe(BaseModel):
         quantize_head: whether the layers behind which no other comes are quantized; None for yes in a
             classifier and no in others, whose prediction layers set boxes.
         min_snr: leave layers float, those that cost the most first, until the outputs reach this many
-            dB with the best baseline; 0 quantizes all, None means 15 in detectors and 0 in others.
+            dB with the best baseline; 0 quantizes all, None means 20 in detectors and 0 in others.
         image_size: (height, width) in pixels; None for the model's own.
         mean: per RGB channel on the 0-1 scale; None for the model's own.
         std: per RGB channel on the 0-1 scale; None for the model's own.

@@ -52,6 +52,8 @@ def _view(
         "setup": _setup(report),
         "sample_note": summary.sample_note(report.get("accuracy")),
         "latency_origin": summary.latency_origin(report),
+        "deployment_note": summary.deployment_note(report),
+        "engine_note": summary.engine_note(report),
         "total_time": summary.total_time(report),
         "accuracy_chart": _accuracy_chart(report),
         "latency_chart": _latency_chart(report),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+Deploy = Literal["int8", "fp16", "fp32"]
+
 
 class MetricPair(TypedDict, total=False):
     """One metric of both models, in percent."""
@@ -27,7 +29,7 @@ class Accuracy(MetricPair, total=False):
 
 
 class OutputNumerics(TypedDict, total=False):
-    """One output of the quantized model against FP32's; `cosine` is in -1..1."""
+    """One output of a model against that of another; `cosine` is in -1..1."""
 
     snr_db: float | None
     cosine: float | None
@@ -59,11 +61,23 @@ class Percentiles(TypedDict, total=False):
     p99: float | None
 
 
+class DeviceLatency(TypedDict, total=False):
+    """Latency of two engines on the GPU's clock, without the copies to and from it."""
+
+    fp16: Percentiles | None
+    quantized: Percentiles | None
+
+
 class Latency(TypedDict, total=False):
-    """Latency of both models, and where it was measured."""
+    """Latency of the models, and where it was measured; engines on a GPU, ONNX files on a CPU.
+
+    An engine's holds the copies; `device_only` does not.
+    """
 
     fp32: Percentiles | None
+    fp16: Percentiles | None
     quantized: Percentiles | None
+    device_only: DeviceLatency | None
     backend: str | None
     device: str | None
 
@@ -150,7 +164,11 @@ class ComparisonRow(TypedDict):
 
 
 class Report(TypedDict, total=False):
-    """Content of report.json."""
+    """Content of report.json.
+
+    `numerics` compares the Q/DQ model with FP32, `engine_numerics` the engine with the Q/DQ model, and
+    `fp16_numerics` the FP16 engine with FP32. `deploy` is None where `deploy_reason` says so.
+    """
 
     model: str
     calibrator: str
@@ -165,6 +183,8 @@ class Report(TypedDict, total=False):
     accuracy: Accuracy | None
     accuracy_note: str | None
     numerics: dict[str, OutputNumerics] | None
+    engine_numerics: dict[str, OutputNumerics] | None
+    fp16_numerics: dict[str, OutputNumerics] | None
     layers: list[LayerSnr] | None
     blocks: list[BlockLoss] | None
     latency_ms: Latency | None
@@ -175,5 +195,7 @@ class Report(TypedDict, total=False):
     peak_rss_mb: float | None
     versions: dict[str, str | None] | None
     gate: Gate | None
+    deploy: Deploy | None
+    deploy_reason: str
     notes: list[str] | None
     command: str | None

@@ -42,12 +42,13 @@ from pipeline.model_card import ModelCard, read_card
 from pipeline.network import Network, code_sha256, fixed_batch, prepare_network
 from pipeline.recipe import Recipe
 from pipeline.report import write_html
+from pipeline.rival import make_rival
 from pipeline.surgery import clean
 from pipeline.torch_batches import calibration_batches
-from pipeline.validate import Trial, engine_can_run, validate_files
+from pipeline.validate import Trial, engine_can_run, runs_on_gpu, validate_files
 from pipeline.workspace import Stage, Workspace, discard, require
 
-DETECTOR_SNR = 15.0
+DETECTOR_SNR = 20.0
 """Of a detector's outputs, in dB: what YOLOv6Lite needs (docs/results.md)."""
 
 
@@ -134,7 +135,7 @@ class Run:
         """What is validated, and how it runs."""
         recipe = self.recipe
         batch_size = read_card(self.workspace.trt_onnx).batch_size
-        return Trial(self.workspace, self.target, batch_size, recipe.suppression)
+        return Trial(self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch)
 
     @cached_property
     def images(self) -> ImageSet:
@@ -307,12 +308,14 @@ def validate(run: Run) -> None:
     require(run.engine_onnx, "export")
     evaluation = open_labelled(run, card)
     samples = run.images if evaluation is None else evaluation.images
+    make_rival(run)
     inputs = {
         "fp32_onnx": file_sha256(workspace.fp32_onnx),
         "trt_onnx": file_sha256(workspace.trt_onnx),
         "engine": (
             file_sha256(require(workspace.engine, "build")) if engine_can_run(run.target) else None
         ),
+        "fp16_engine": file_sha256(workspace.fp16_engine) if runs_on_gpu(run.target) else None,
         "images": samples.fingerprint if evaluation is None else evaluation.fingerprint,
         "suppression": None if suppression is None else asdict(suppression),
     }

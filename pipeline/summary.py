@@ -135,6 +135,24 @@ def numerics_rows(report: Report) -> list[SummaryRow]:
     ]
 
 
+def engine_note(report: Report) -> str:
+    """Say how close what is deployed comes to the Q/DQ model; "" where it did not run."""
+    numerics = report.get("engine_numerics")
+    if not numerics:
+        return ""
+    if any(output.get("cosine") is None for output in numerics.values()):
+        return "What is deployed: an output is not finite"
+    least = worst_snr(numerics)
+    close = "equals the Q/DQ model" if least is None else f"{decibel(least)} from the Q/DQ model"
+    return f"What is deployed: {close} in ONNX Runtime"
+
+
+def deployment_note(report: Report) -> str:
+    """Say what to deploy and why; "" where the report does not say."""
+    reason, deploy = report.get("deploy_reason") or "", report.get("deploy")
+    return f"Deploy {deploy.upper()}: {reason}" if deploy else reason
+
+
 def latency_rows(report: Report) -> list[SummaryRow]:
     """Compare the latency percentiles."""
     latency = report.get("latency_ms")

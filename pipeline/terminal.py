@@ -15,7 +15,9 @@ from pipeline.report_schema import Report
 from pipeline.summary import (
     SummaryRow,
     accuracy_rows,
+    deployment_note,
     end2end_note,
+    engine_note,
     engine_rows,
     latency_origin,
     latency_rows,
@@ -42,6 +44,7 @@ def terminal_table(report: Mapping[str, object]) -> Group:
         _table(content),
         _text(judged.sentence, "bold"),
         _text(judged.gate_text, _GATE_STYLES[judged.gate]),
+        *[_text(note, "bold") for note in [deployment_note(content)] if note],
         *[_text(line, "dim") for line in _footer(content)],
     )
 
@@ -90,6 +93,7 @@ def _footer(report: Report) -> list[str]:
         f"Evaluated on {images}" if images else "",
         *[f"Weakest layer: {row.get('layer')}, {decibel(row.get('snr_db'))}" for row in worst],
         f"NMS in the engine: {nms}" if (nms := end2end_note(report.get("end2end"))) else "",
+        engine_note(report),
         latency_origin(report),
         f"Took {total_time(report)}{peak}: {stages}" if stages else "",
     ]

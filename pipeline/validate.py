@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from calibrators.base import Progress
-from engines.benchmark import Latency, compare_latency, measure_latency
+from engines.benchmark import Latency, compare_latency
 from engines.box_agreement import detection_agreement
 from engines.builder import BuildOptions
 from engines.detection import EVALUATION, Detections, Suppression
@@ -27,7 +27,7 @@ from engines.runners import (
 )
 from engines.target import Target
 from models.graph import INPUT_NAME
-from pipeline.compare_outputs import Feeds, compare_layers, compare_outputs
+from pipeline.compare_outputs import Feeds, Numerics, compare_layers, compare_outputs
 from pipeline.datasets import EvaluationSet, ImageSet
 from pipeline.end2end import append_end2end
 from pipeline.engine_file import write_engine
@@ -47,12 +47,19 @@ class Trial:
         target: what the engine was built for.
         batch_size: fixed batch of the files; None where it is dynamic.
         suppression: of an end-to-end engine; None where it returns the network's outputs.
+        max_batch: largest batch of a dynamic engine.
     """
 
     workspace: Workspace
     target: Target
     batch_size: int | None = None
     suppression: Suppression | None = None
+    max_batch: int = BATCH
+
+    @property
+    def batch(self) -> int:
+        """Images at once."""
+        return self.batch_size or min(BATCH, self.max_batch)
 
 
 def validate_files(
@@ -62,7 +69,7 @@ def validate_files(
     evaluation: EvaluationSet | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Compare the float ONNX, the Q/DQ ONNX and, where a GPU is, the engine.
+    """Compare the float ONNX, the Q/DQ ONNX and, where they can run, the engine and FP16's.
 
     Args:
         trial: what is validated.
@@ -72,15 +79,14 @@ def validate_files(
         progress: called as work advances.
 
     Returns:
-        The entries `accuracy`, `numerics`, `layers`, `latency_ms` and `end2end` of report.json, and
-        `shown`: `pipeline.shown_boxes.count_boxes` of each labelled image; None for a classifier.
+        The entries `accuracy`, `numerics`, `engine_numerics`, `fp16_numerics`, `layers`, `latency_ms`
+        and `end2end` of report.json, and `shown`: `pipeline.shown_boxes.count_boxes` of each labelled
+        image; None for a classifier.
     """
     workspace = trial.workspace
-    feeds = list(_feeds(samples, trial.batch_size))
+    feeds = list(_feeds(samples, trial))
     progress("compare outputs", 0, 3)
-    numerics = compare_outputs(
-        polygraphy_onnx_runner(workspace.fp32_onnx, "FP32"), _polygraphy_quantized(trial), feeds
-    )
+    numerics = _compare_outputs(trial, feeds)
     progress("compare outputs", 1, 3)
     layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds)
     progress("compare outputs", 2, 3)
@@ -91,11 +97,11 @@ def validate_files(
     if evaluation is not None:
         fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
         with fp32, evaluation_runner(trial) as quantized:
-            accuracy = evaluate(fp32, quantized, card, evaluation, trial.batch_size, progress)
+            accuracy = evaluate(fp32, quantized, card, evaluation, trial.batch, progress)
             shown = accuracy.pop("shown", None)
     return {
         "accuracy": accuracy,
-        "numerics": numerics,
+        **numerics,
         "layers": layers,
         "latency_ms": latency,
         "end2end": end2end,
@@ -104,10 +110,13 @@ def validate_files(
 
 
 def engine_can_run(target: Target) -> bool:
-    """Whether an engine for `target` can be executed on this machine."""
-    if target.backend == "onnxruntime":
-        return True
-    gpu = find_gpu()
+    """Whether what is deployed to `target` can be executed on this machine."""
+    return target.backend == "onnxruntime" or runs_on_gpu(target)
+
+
+def runs_on_gpu(target: Target) -> bool:
+    """Whether this machine has a GPU that runs engines for `target`."""
+    gpu = None if target.backend == "onnxruntime" else find_gpu()
     return gpu is not None and (
         not target.compute_capabilities or gpu.compute_capability in target.compute_capabilities
     )
@@ -122,7 +131,7 @@ def quantized_runner(trial: Trial) -> Runner:
     if target.backend == "onnxruntime":
         return OnnxRuntimeRunner(workspace.engine, name="INT8")
     if engine_can_run(target):
-        return TensorRTRunner(workspace.engine, target.backend, name="INT8 engine")
+        return _engine_runner(workspace.engine, target, "INT8 engine")
     path = workspace.trt_onnx if trial.suppression is None else workspace.end2end_onnx
     return OnnxRuntimeRunner(path, optimize=False, name="INT8")
 
@@ -187,47 +196,74 @@ def _is_same(wanted: Detections, found: Detections) -> bool:
     )
 
 
-def _polygraphy_quantized(trial: Trial) -> Any:
-    """What has the network's own outputs: an end-to-end engine has them no more."""
+def _compare_outputs(trial: Trial, feeds: Feeds) -> dict[str, Numerics | None]:
+    """The Q/DQ graph against FP32 shows what quantization did, the engine against it what TensorRT did.
+
+    An end-to-end engine has the network's own outputs no more.
+    """
     workspace, target = trial.workspace, trial.target
-    if target.backend == "onnxruntime" and trial.suppression is None:
-        return polygraphy_onnx_runner(workspace.engine, "INT8")
-    if engine_can_run(target) and trial.suppression is None:
-        return polygraphy_engine_runner(workspace.engine, target.backend, "INT8")
-    return polygraphy_onnx_runner(workspace.trt_onnx, "INT8", optimize=False)
+    runners = [
+        polygraphy_onnx_runner(workspace.fp32_onnx, "FP32"),
+        polygraphy_onnx_runner(workspace.trt_onnx, "Q/DQ", optimize=False),
+    ]
+    pairs = {"numerics": (0, 1)}
+    if trial.suppression is None and runs_on_gpu(target):
+        runners.append(polygraphy_engine_runner(workspace.engine, target.backend, "INT8"))
+        runners.append(polygraphy_engine_runner(workspace.fp16_engine, target.backend, "FP16"))
+        pairs |= {"engine_numerics": (1, 2), "fp16_numerics": (0, 3)}
+    elif trial.suppression is None and engine_can_run(target):
+        runners.append(polygraphy_onnx_runner(workspace.engine, "INT8"))
+        pairs |= {"engine_numerics": (1, 2)}
+    found = dict(zip(pairs, compare_outputs(runners, list(pairs.values()), feeds), strict=True))
+    return {key: found.get(key) for key in ("numerics", "engine_numerics", "fp16_numerics")}
 
 
-def _feeds(samples: ImageSet, batch_size: int | None) -> Iterator[dict[str, Any]]:
-    size = batch_size or BATCH
-    for batch in islice(samples.batches(size), max(1, NUM_COMPARED // size)):
-        yield {INPUT_NAME: pad_batch(batch, batch_size)}
+def _engine_runner(engine: Path, target: Target, name: str) -> TensorRTRunner:
+    """It is trusted: this run has built it."""
+    return TensorRTRunner(engine, target.backend, name, trusted=True)
+
+
+def _feeds(samples: ImageSet, trial: Trial) -> Iterator[dict[str, Any]]:
+    for batch in islice(samples.batches(trial.batch), max(1, NUM_COMPARED // trial.batch)):
+        yield {INPUT_NAME: pad_batch(batch, trial.batch_size)}
 
 
 def _latency(trial: Trial, feeds: Feeds) -> dict[str, Any]:
-    """Latency of one inference: of the engine on a GPU, else of both ONNX files on the CPU.
+    """Latency of one inference: of INT8's engine and FP16's on a GPU, else of both ONNX files on the CPU.
 
-    On the CPU, ONNX Runtime's graph optimizations are on, the two models take turns, and both are
-    without NMS.
+    The two take turns. On the CPU, ONNX Runtime's graph optimizations are on, and both are without NMS.
     """
     workspace, target = trial.workspace, trial.target
     batch = feeds[0] if trial.batch_size else {name: value[:1] for name, value in feeds[0].items()}
+    if runs_on_gpu(target):
+        engine = _engine_runner(workspace.engine, target, "INT8 engine")
+        rival = _engine_runner(workspace.fp16_engine, target, "FP16 engine")
+        with engine, rival:
+            quantized, fp16 = compare_latency((engine, rival), (batch, batch))
+        return _latency_entry(quantized, fp16=fp16)
     is_cpu = target.backend == "onnxruntime"
-    if engine_can_run(target) and not is_cpu:
-        with TensorRTRunner(workspace.engine, target.backend, name="INT8 engine") as engine:
-            return _latency_entry(None, measure_latency(engine, batch))
     fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
     int8 = OnnxRuntimeRunner(workspace.engine if is_cpu else workspace.trt_onnx, name="INT8")
     with fp32, int8:
-        return _latency_entry(*compare_latency((fp32, int8), (batch, batch)))
+        reference, quantized = compare_latency((fp32, int8), (batch, batch))
+    return _latency_entry(quantized, fp32=reference)
 
 
-def _latency_entry(fp32: Latency | None, quantized: Latency) -> dict[str, Any]:
-    def percentiles(latency: Latency) -> dict[str, float]:
-        return {key: round(getattr(latency, key), 3) for key in ("p50", "p90", "p99")}
+def _latency_entry(
+    quantized: Latency, fp32: Latency | None = None, fp16: Latency | None = None
+) -> dict[str, Any]:
+    def percentiles(latency: Latency | None) -> dict[str, float] | None:
+        if latency is None:
+            return None
+        return {key: round(getattr(latency, key), 4) for key in ("p50", "p90", "p99")}
 
+    both = {"fp16": fp16, "quantized": quantized}
+    alone = {name: percentiles(latency and latency.device_only) for name, latency in both.items()}
     return {
-        "fp32": None if fp32 is None else percentiles(fp32),
+        "fp32": percentiles(fp32),
+        "fp16": percentiles(fp16),
         "quantized": percentiles(quantized),
+        "device_only": alone if fp16 else None,
         "backend": quantized.backend,
         "device": quantized.device,
     }

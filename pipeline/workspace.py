@@ -42,6 +42,8 @@ ARTIFACTS = {
     "trt_onnx": "model.trt.onnx",
     "end2end_onnx": "model.end2end.onnx",
     "engine": "model.engine",
+    "fp16_onnx": "model.fp16.onnx",
+    "fp16_engine": "model.fp16.engine",
     "fusion": "fusion.json",
     "validation": "validation.json",
     "report_json": "report.json",
@@ -69,6 +71,8 @@ class Workspace:
     trt_onnx: Path
     end2end_onnx: Path
     engine: Path
+    fp16_onnx: Path
+    fp16_engine: Path
     fusion: Path
     validation: Path
     report_json: Path
@@ -81,7 +85,7 @@ class Stage:
     """One step of the road, as the sidecars tell it.
 
     Attributes:
-        name: `sensitivity`, `calibrate`, `export`, `build`, `validate` or `report`.
+        name: `sensitivity`, `calibrate`, `export`, `build`, `fp16`, `validate` or `report`.
         command: what the user typed.
         seed: of the run.
         inputs: everything that the result depends on; JSON values, files by their hash.

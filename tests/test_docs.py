@@ -24,9 +24,6 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 CODE = re.compile(r"```(?:bash|sh)\n(.*?)```|(?<!`)`([^`\n]+)`(?!`)", re.DOTALL)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-each_dockerfile = pytest.mark.parametrize(
-    "dockerfile", sorted((ROOT / "docker").glob("*.Dockerfile")), ids=lambda path: path.name
-)
 
 
 def commands(path: Path, program: str) -> Iterator[list[str]]:
@@ -144,18 +141,3 @@ def test_the_changelog_starts_with_the_version_of_the_project():
     assert project is not None
     assert newest is not None
     assert newest[1] == project[1]
-
-
-@each_dockerfile
-def test_what_an_image_copies_exists(dockerfile: Path):
-    copies = re.findall(r"^COPY (.+)$", dockerfile.read_text(), re.MULTILINE)
-    sources = [word for line in copies for word in line.split()[:-1] if not word.startswith("--")]
-    assert sources or "COPY" not in dockerfile.read_text()
-    assert [source for source in sources if not (ROOT / source).exists()] == []
-
-
-@each_dockerfile
-def test_an_image_is_pinned(dockerfile: Path):
-    base = re.search(r"^FROM \S+:(\S+)$", dockerfile.read_text(), re.MULTILINE)
-    assert base is not None
-    assert base[1] != "latest"

@@ -39,6 +39,18 @@ def test_variables_that_are_set_become_flags():
     )
 
 
+def test_regress_runs_the_baselines_and_then_the_claims():
+    lines = make(
+        "--dry-run", "regress", "TARGET=tensorrt", "ARGS=--device cuda"
+    ).stdout.splitlines()
+    baselines, claims = lines[-2:]
+    assert baselines.split("/", 2)[2] == (
+        'reptrt regress --target tensorrt --workspace "build" --device cuda'
+    )
+    assert claims.startswith("REPTRT_REGRESSION=1 ")
+    assert claims.endswith("-rs tests/regression")
+
+
 def test_an_old_python_is_refused_in_one_line_before_anything_is_made(tmp_path: Path):
     old = tmp_path / "python3.9"
     pretend = "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[2])"

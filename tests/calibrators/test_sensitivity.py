@@ -22,8 +22,9 @@ from tests.tiny_networks import SIZE, randomize, smooth_images
 class OneWideChannel(nn.Module):
     """Three depthwise layers; the second one reads a tensor with a channel a thousand times wider."""
 
-    def __init__(self) -> None:
+    def __init__(self, through_concat: bool = False) -> None:
         super().__init__()
+        self.through_concat = through_concat
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.sensitive = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.last = nn.Conv2d(8, 4, 1)
@@ -34,11 +35,15 @@ class OneWideChannel(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = nn.functional.hardswish(self.first(x))
+        if self.through_concat:
+            hidden = torch.cat(hidden.chunk(2, dim=1)[::-1], dim=1).roll(4, dims=1)
         return self.last(nn.functional.hardswish(self.sensitive(hidden)))
 
 
-def network(sensitive: dict[str, float] | None = None) -> QuantizedModel:
-    graph_module = trace(OneWideChannel().eval(), (SIZE, SIZE))
+def network(
+    sensitive: dict[str, float] | None = None, through_concat: bool = False
+) -> QuantizedModel:
+    graph_module = trace(OneWideChannel(through_concat).eval(), (SIZE, SIZE))
     placement = place_quantizers(graph_module.graph, sensitive=sensitive or {})
     return insert_quantizers(graph_module, placement)
 
@@ -58,6 +63,12 @@ def test_the_layer_behind_the_wide_channel_is_found_and_no_other() -> None:
     assert found["sensitive"] < 25
     assert snr_when_calibrated(network()) < 25
     assert snr_when_calibrated(network(found)) > 25
+
+
+def test_a_layer_that_reads_the_tensor_through_a_concat_is_found_too() -> None:
+    found = find_sensitive_layers(network(through_concat=True), IMAGES, min_snr=25.0)
+    assert list(found) == ["sensitive"]
+    assert snr_when_calibrated(network(found, through_concat=True)) > 25
 
 
 def test_nothing_is_left_out_where_the_outputs_are_close_enough() -> None:

@@ -68,7 +68,9 @@ def test_a_run_leaves_every_file_and_a_sidecar_for_each_stage_and_nothing_else(
 ) -> None:
     found = {path.name for path in tiny.files_of(finished).iterdir()}
     unstaged = {"report.json", "report.html", "run.log"}
-    made = set(ARTIFACTS.values()) - {"model.end2end.onnx"}  # of --end2end
+    elsewhere = {"sensitivity.json", "model.end2end.onnx"}  # of detectors
+    elsewhere |= {"model.fp16.onnx", "model.fp16.engine"}  # where a GPU is
+    made = set(ARTIFACTS.values()) - elsewhere
     assert found == made | {f"{name}.json" for name in made - unstaged}
     assert tiny.files_of(finished).joinpath("model.engine").stat().st_size > 1000
 
@@ -97,6 +99,8 @@ def test_the_report_has_the_stable_keys_and_is_strict_json(
     assert report["numerics"].keys() == {"logits"}
     assert report["numerics"]["logits"].keys() >= {"snr_db", "cosine"}
     assert report["latency_ms"].keys() >= {"fp32", "quantized", "backend", "device"}
+    assert (report["deploy"], report["engine_numerics"]) == (None, None)
+    assert "INT8 was not compared with FP16" in report["deploy_reason"]
     assert report["latency_ms"]["fp32"].keys() == {"p50", "p90", "p99"}
     assert report["fusion"].keys() >= {
         "int8_layers", "quantizable_layers", "int8_coverage", "kernels", "float_islands",

@@ -1,0 +1,71 @@
+"""The same network as an FP16 engine: what an INT8 engine has to beat."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from engines.builder import build_engine
+from engines.detection import Suppression
+from engines.target import Backend, load_backend
+from pipeline.build_options import build_inputs, build_options
+from pipeline.end2end import append_end2end
+from pipeline.export import export_float
+from pipeline.model_card import ModelCard
+from pipeline.network import code_sha256, fixed_batch
+from pipeline.surgery import clean
+from pipeline.validate import runs_on_gpu
+from pipeline.workspace import discard
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
+
+def make_rival(run: Run) -> None:
+    """Write the float network in FP16 and its engine, built as INT8's, where that runs here.
+
+    Raises:
+        BuildError: TensorRT does not build it.
+    """
+    recipe, loaded, workspace, target = run.recipe, run.loaded, run.workspace, run.target
+    if not runs_on_gpu(target):
+        discard(workspace.fp16_onnx)
+        discard(workspace.fp16_engine)
+        return
+    inputs = {
+        "code": code_sha256(loaded.module),
+        "weights": loaded.weights_sha256,
+        "task": loaded.task,
+        "preprocess": repr(loaded.preprocess),
+        "batch_size": fixed_batch(loaded, recipe),
+        "suppression": None if recipe.suppression is None else asdict(recipe.suppression),
+        **build_inputs(recipe, target),
+    }
+
+    def work() -> None:
+        network, onnx = run.network, workspace.fp16_onnx
+        write_rival(network.float_graph, network.card, onnx, recipe.suppression, target.backend)
+        trt, options = load_backend(target), build_options(recipe, target)
+        build_engine(onnx, workspace.fp16_engine, trt, options, run.progress)
+
+    run.stage("fp16", inputs, "fp16_onnx", "fp16_engine").run(work)
+
+
+def write_rival(
+    float_graph: fx.GraphModule,
+    card: ModelCard,
+    path: Path,
+    suppression: Suppression | None = None,
+    backend: Backend = "tensorrt",
+) -> None:
+    """Write the float network in FP16, after the surgery and with the NMS that INT8 gets."""
+    with tempfile.TemporaryDirectory() as folder:
+        exported, cleaned = Path(folder, "exported.onnx"), Path(folder, "cleaned.onnx")
+        export_float(float_graph, exported, card, card.batch_size, precision="fp16")
+        clean(exported, path if suppression is None else cleaned)
+        if suppression is not None:
+            append_end2end(cleaned, path, suppression, backend)
