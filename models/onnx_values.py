@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime
 from numpy.typing import NDArray
 
 from models.checkpoint import one_line
@@ -49,6 +48,8 @@ def run_onnx(
     Raises:
         OnnxFileError: it cannot run the graph.
     """
+    import onnxruntime  # here: importing it starts a thread, which no process that forks may have
+
     present = {value.name for value in proto.graph.output}
     marked = onnx.ModelProto()
     marked.CopyFrom(proto)
