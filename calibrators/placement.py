@@ -187,7 +187,7 @@ def _reason_to_stay_float(node: fx.Node, name: str, keep_float: Sequence[str]) -
             return f"the recipe keeps {pattern!r} float"
     shape = source.meta["val"].shape
     if node.target is aten.conv2d.default and all(side == 1 for side in shape[2:]):
-        return "squeeze-and-excitation layer on a 1x1 map: INT8 does not pay"
+        return "convolution on a 1x1 map, as in squeeze-and-excitation: INT8 does not pay"
     if _is_integral(node):
         return "integral over a softmax (distribution focal loss)"
     return None

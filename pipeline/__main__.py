@@ -243,7 +243,7 @@ def calibrators() -> None:
 
     known = list_calibrators().items()
     _list(("calibrator", "what it does"), [
-        (AUTO, "repapq for re-parameterized networks, else best"),
+        (AUTO, "repapq for re-parameterized networks and ONNX, repq-vit or repquant for attention, else best"),
         *((name, calibrator.summary) for name, calibrator in known),
     ])  # fmt: skip
 

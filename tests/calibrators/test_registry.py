@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import fx
 
 from calibrators.base import Calibrator
 from calibrators.registry import (
@@ -58,6 +59,10 @@ def test_auto_knows_transformers_and_learns_below_8_bits(name: str, bits: int, m
 @pytest.mark.parametrize("name", ["plain", "residual"])
 def test_auto_takes_the_best_baseline_for_any_other_network(name: str) -> None:
     assert choose_calibrator("auto", NETWORKS[name]()) == "best"
+
+
+def test_auto_learns_a_graph_from_a_file_whose_blocks_nobody_knows() -> None:
+    assert choose_calibrator("auto", fx.symbolic_trace(NETWORKS["plain"]())) == "repapq"
 
 
 def test_a_name_that_was_given_is_kept() -> None:
