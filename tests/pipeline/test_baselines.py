@@ -43,15 +43,19 @@ def complaint(path: Path, text: str) -> str:
 
 def test_every_shipped_entry_has_a_legal_recipe_and_three_metrics(tmp_path: Path) -> None:
     for name, baseline in load_baselines(BASELINES).items():
+        (tmp_path / "weights").mkdir(exist_ok=True)
         for key in {"weights", "data", "evaluation"} & baseline.recipe.keys():
             wanted = tmp_path / baseline.recipe[key]
             assert not Path(baseline.recipe[key]).is_absolute()
             wanted.mkdir(parents=True, exist_ok=True)
+        model = str(baseline.recipe["model"])
+        if model.endswith(".onnx"):
+            (tmp_path / model).touch()
         recipe = entry_recipe(baseline, tmp_path, {})
-        assert recipe.model == baseline.recipe["model"], name
+        assert recipe.model.endswith(model), name
         assert baseline.accuracy
         assert baseline.agreement
-        assert baseline.kernels
+        assert baseline.int8_coverage
 
 
 def test_files_are_found_in_the_folder_and_what_is_missing_is_named(file: Path) -> None:
