@@ -3,7 +3,7 @@
 #
 #   tar -xzf mobileone_s0-jetson-orin-nx-kit.tar.gz
 #   docker run --rm --runtime nvidia --user "$(id -u):$(id -g)" --group-add video \
-#       --volume "$PWD:/work" reptrt-jetson mobileone_s0-jetson-orin-nx-kit/build.pyz --install engines
+#       --volume "$PWD:/workspace" reptrt-jetson mobileone_s0-jetson-orin-nx-kit/build.pyz --install engines
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
 
 RUN apt-get update \
@@ -15,8 +15,8 @@ RUN PATH=/usr/local/cuda/bin:$PATH \
 
 # Any --user may run it, so nothing depends on a home folder; timings are kept beside the engines.
 RUN useradd --groups video reptrt
-ENV HOME=/tmp XDG_CACHE_HOME=/work/.cache
+ENV HOME=/tmp XDG_CACHE_HOME=/workspace/.cache
 USER reptrt
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["python3"]
 CMD ["-c", "import pycuda, tensorrt; print('TensorRT', tensorrt.__version__, 'PyCUDA', pycuda.VERSION_TEXT)"]

@@ -1,6 +1,6 @@
 # The whole road on a GPU server: TensorRT 10.13, CUDA 13, Python 3.12.
 #
-#   docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/work" reptrt-server \
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/workspace" reptrt-server \
 #       engine mobileone_s0 --weights weights.pth --data images --device cuda
 FROM nvcr.io/nvidia/tensorrt:25.09-py3
 
@@ -28,6 +28,6 @@ RUN pip install --no-deps .
 RUN useradd reptrt
 ENV HOME=/tmp
 USER reptrt
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["reptrt"]
 CMD ["doctor"]

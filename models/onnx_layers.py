@@ -10,7 +10,15 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from torch import nn
 
-from models.onnx_operators import HANDLED, Operator, Tensor, constant_input, converts, integers
+from models.onnx_operators import (
+    HANDLED,
+    Operator,
+    Tensor,
+    UnsupportedFormError,
+    constant_input,
+    converts,
+    integers,
+)
 
 __all__ = ["HANDLED"]
 
@@ -18,7 +26,7 @@ __all__ = ["HANDLED"]
 def _required(node: OnnxNode, graph: OnnxGraph, index: int) -> Tensor:
     found = constant_input(node, graph, index)
     if found is None:
-        raise NotImplementedError(f"input {index} is not constant")
+        raise UnsupportedFormError(f"input {index} is not constant")
     return found
 
 
@@ -48,7 +56,7 @@ class BatchNorm(nn.Module):
 @converts("BatchNormalization")
 def _batch_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     if node.attributes.get("training_mode"):
-        raise NotImplementedError("is in training mode: export the model in evaluation mode")
+        raise UnsupportedFormError("is in training mode: export the model in evaluation mode")
     gamma, beta, mean, variance = (_required(node, graph, index) for index in range(1, 5))
     return BatchNorm(gamma, beta, mean, variance, float(node.attributes.get("epsilon", 1e-5)))
 
@@ -57,7 +65,7 @@ def _batch_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 def _layer_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     weight, bias = _required(node, graph, 1), constant_input(node, graph, 2)
     if int(node.attributes.get("axis", -1)) not in (-weight.ndim, *range(1, 8)):
-        raise NotImplementedError("normalizes other axes than the last ones")
+        raise UnsupportedFormError("normalizes other axes than the last ones")
     layer = nn.LayerNorm(tuple(weight.shape), float(node.attributes.get("epsilon", 1e-5)))
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = nn.Parameter(torch.zeros_like(weight) if bias is None else bias, False)
@@ -85,7 +93,7 @@ def _pool(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     kernel = tuple(int(side) for side in node.attributes["kernel_shape"])
     rank, stated = len(kernel), node.attributes
     if not 1 <= rank <= 3 or stated.get("storage_order"):
-        raise NotImplementedError(f"pools over {rank} axes, or in column order")
+        raise UnsupportedFormError(f"pools over {rank} axes, or in column order")
     padding = tuple(int(side) for side in stated.get("pads", [0] * rank)[:rank])
     strides = tuple(int(side) for side in stated.get("strides", [1] * rank))
     dilations = tuple(int(side) for side in stated.get("dilations", [1] * rank))
@@ -93,7 +101,7 @@ def _pool(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     if node.operation_type == "MaxPool":
         return _MAX_POOLS[rank - 1](kernel, strides, padding, dilations, ceil_mode=ceil)
     if any(dilation != 1 for dilation in dilations):
-        raise NotImplementedError("averages with a dilation")
+        raise UnsupportedFormError("averages with a dilation")
     include = bool(stated.get("count_include_pad"))
     return _AVERAGE_POOLS[rank - 1](kernel, strides, padding, ceil, include)
 
@@ -155,7 +163,7 @@ def _reduce(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     if not axes:
         if node.attributes.get("noop_with_empty_axes"):
             return nn.Identity()
-        raise NotImplementedError("reduces every axis, the batch too")
+        raise UnsupportedFormError("reduces every axis, the batch too")
     keepdim = bool(node.attributes.get("keepdims", 1))
     return Operator(_REDUCTIONS[node.operation_type], axes, keepdim)
 
@@ -185,12 +193,12 @@ def _resize(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
             return Operator(resize, size, "nearest", None)
         return Operator(upsample, tuple(factors))
     if where not in ("half_pixel", "pytorch_half_pixel", "align_corners") or len(size) != 2:
-        raise NotImplementedError(f"{mode} interpolation with {where} coordinates")
+        raise UnsupportedFormError(f"{mode} interpolation with {where} coordinates")
     if (
         node.attributes.get("antialias")
         or float(node.attributes.get("cubic_coeff_a", -0.75)) != -0.75
     ):
-        raise NotImplementedError("antialiasing, or a cubic coefficient that is not -0.75")
+        raise UnsupportedFormError("antialiasing, or a cubic coefficient that is not -0.75")
     torch_mode = {"linear": "bilinear", "cubic": "bicubic"}[mode]
     return Operator(resize, size, torch_mode, where == "align_corners")
 
@@ -198,7 +206,7 @@ def _resize(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 def _require_floor(node: OnnxNode, where: str, is_upsample: bool) -> None:
     rounding = str(node.attributes.get("nearest_mode", "round_prefer_floor"))
     if not is_upsample and (where, rounding) != ("asymmetric", "floor"):
-        raise NotImplementedError(
+        raise UnsupportedFormError(
             f"nearest resizing by a fraction with {where} coordinates and {rounding}"
         )
 

@@ -27,6 +27,10 @@ Tensor = torch.Tensor
 Build = Callable[[OnnxNode, OnnxGraph], nn.Module]
 
 
+class UnsupportedFormError(ValueError):
+    """A form of a known operator that no converter takes; the importer names the node."""
+
+
 class Operator(nn.Module):
     """A function of tensors with everything else bound; what is bound shows in the `repr`."""
 
@@ -132,7 +136,7 @@ def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
 def _reshape(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     shape = integers(node, graph, 1, "shape")
     if shape is None or (node.attributes.get("allowzero") and 0 in shape):
-        raise NotImplementedError("its shape is empty")
+        raise UnsupportedFormError("its shape is empty")
     return Operator(reshape, shape)
 
 
@@ -145,7 +149,7 @@ def flatten(x: Tensor, axis: int) -> Tensor:
 def _flatten(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     axis = int(node.attributes.get("axis", 1))
     if axis < 1:
-        raise NotImplementedError(f"axis {axis}: only axes from 1 on keep the batch")
+        raise UnsupportedFormError(f"axis {axis}: only axes from 1 on keep the batch")
     return Operator(flatten, axis)
 
 
@@ -180,7 +184,7 @@ def squeeze(x: Tensor, axes: Sequence[int]) -> Tensor:
 def _squeeze(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     axes = integers(node, graph, 1, "axes")
     if axes is None:
-        raise NotImplementedError("names no axes, so it might drop the batch")
+        raise UnsupportedFormError("names no axes, so it might drop the batch")
     return Operator(squeeze, axes)
 
 
@@ -254,7 +258,7 @@ def _pad(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     pads = integers(node, graph, 1, "pads") or ()
     value = number(node, graph, 2, "value") or 0.0
     if constant_input(node, graph, 3) is not None:
-        raise NotImplementedError("pads named axes only: export with opset 17")
+        raise UnsupportedFormError("pads named axes only: export with opset 17")
     mode = str(node.attributes.get("mode", "constant"))
     return Operator(pad, pads, _PAD_MODES[mode], value)
 
