@@ -24,7 +24,7 @@ import torch
 
 from calibrators.base import no_progress
 from calibrators.biases import round_biases
-from calibrators.registry import choose_calibrator, create_calibrator
+from calibrators.registry import AUTO, choose_calibrator, create_calibrator
 from calibrators.settings import Settings
 from engines.signal_noise import SignalNoise
 from models.graph import INPUT_NAME
@@ -157,7 +157,9 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     )
     network = prepare_network(loaded, recipe)
     bits = min(recipe.weight_bits, recipe.activation_bits)
-    name = choose_calibrator(recipe.calibrator, loaded.module, bits)
+    name = recipe.calibrator
+    if name == AUTO:
+        name = choose_calibrator(loaded.module, network.float_graph.graph, bits)
     calibrator = create_calibrator(name, Settings(recipe.seed, recipe.reconstruction))
     scenes = Path("build/demo-scenes")
     images = open_images(

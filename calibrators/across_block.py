@@ -66,10 +66,6 @@ class AcrossBlockCalibrator(Calibrator):
         """Settings of this method; RepAPQ's are the defaults."""
         return reconstruction
 
-    def find_blocks(self, model: QuantizedModel, chosen: Reconstruction) -> list[Block]:
-        """What is reconstructed together."""
-        return find_blocks(model, chosen.blocks, chosen.stages)
-
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
     ) -> tuple[Guard, Overrides]:
@@ -94,7 +90,7 @@ class AcrossBlockCalibrator(Calibrator):
             CacheDiskError: activations exceed `settings.max_memory`, and the disk.
         """
         chosen = self.choose(self.settings.reconstruction)
-        blocks = self.find_blocks(model, chosen)
+        blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
         model.graph_module.requires_grad_(False)
         start = share_of(progress, self.name, 0.0, START_SHARE)
         guard, float_network = self.start(model, batches, chosen, start)

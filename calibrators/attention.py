@@ -1,8 +1,9 @@
 """Attention, found on the graph by its structure: product, softmax, product.
 
-Scores and probabilities may be scaled, masked, biased and reshaped in between. What is not found:
-fused attention (`models.attention` takes it apart), and a softmax whose scores or probabilities are
-mixed by layers, as talking heads do.
+Scores and probabilities may be scaled, masked, biased and reshaped in between. What `find_attention`
+does not find: fused attention (`models.attention` takes it apart), a softmax whose scores or
+probabilities are mixed by layers, as talking heads do, and a value that multiplies the probabilities
+from the left, as SHViT's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Literal
 
 import torch
 from torch import fx
+
+from models.attention import FUSED
 
 aten = torch.ops.aten
 
@@ -62,6 +65,11 @@ class AttentionSite:
     value: str
     scores: str
     product: str
+
+
+def has_attention(graph: fx.Graph) -> bool:
+    """Whether `graph` holds attention, fused or in parts, whoever wrote it."""
+    return any(node.target is FUSED for node in graph.nodes) or bool(find_attention(graph))
 
 
 def find_attention(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:

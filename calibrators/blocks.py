@@ -1,23 +1,27 @@
 """Blocks and stages of a network, found on its graph: the units that reconstruction works on.
 
 A block is a quantized layer with the operators that follow it (bias, activation, pooling, add); a
-depthwise convolution and the pointwise one that alone reads it are one block, as in MobileOne. The
-quantizers of what a block reads belong to the block: their scales are learned with it. A stage is a
-run of blocks whose outputs have one spatial size, as in RepVGG, MobileOne and the papers' figures.
-Several values may cross a border (a neck, a skip connection).
+depthwise convolution and the pointwise one that alone reads it are one block, as in MobileOne; where
+that is chosen, the layers of a chain are one too (`calibrators.chains`). The quantizers of what a block
+reads belong to the block: their scales are learned with it. A stage is a run of blocks whose outputs have
+one spatial size, as in RepVGG, MobileOne and the papers' figures. Several values may cross a border (a
+neck, a skip connection).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 import torch
 from torch import fx
 
+from calibrators.chains import find_chains, is_read_outside
 from calibrators.placement import LAYOUT, SELECTING
 from calibrators.quantized_model import QuantizedModel, is_activation_call
+from calibrators.settings import Units
 
 aten = torch.ops.aten
 
@@ -30,7 +34,7 @@ class UnknownBlockError(ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive nodes of the graph that are reconstructed together.
+    """Nodes of the graph that are reconstructed together.
 
     Attributes:
         name: its first layer.
@@ -53,8 +57,7 @@ def find_blocks(
     model: QuantizedModel,
     blocks: Sequence[str] = (),
     stages: Sequence[str] = (),
-    *,
-    residual: bool = False,
+    units: Units = "layers",
 ) -> list[Block]:
     """Every block of `model` in the order of computation.
 
@@ -62,9 +65,8 @@ def find_blocks(
         model: with quantizers inserted.
         blocks: layer-name patterns; consecutive layers that match one of them are one block.
         stages: layer-name patterns; the blocks whose first layer matches one of them are a stage.
-        residual: whether a block ends only behind an operator whose value alone goes on, so that a
-            residual branch is one block; for plain chains of them, as in a transformer. What is
-            computed of that value before the next layer, a LayerNorm, is compared with float too.
+        units: what else is one block: nothing, or a chain without layers of `blocks`. What is computed
+            behind a chain before the next layer, a LayerNorm, is compared with float too.
 
     Raises:
         UnknownBlockError: a pattern matches no layer.
@@ -73,12 +75,14 @@ def find_blocks(
     graph = model.graph_module.graph
     activations = activation_nodes(graph)
     layers = model.placement.layers
-    group = _group_layers([n for n in activations if n.name in layers], layers, blocks)
-    if residual:
-        group = _join_branches(activations, group)
-    if not group:
+    weighted = [node for node in activations if node.name in layers]
+    group = _declared_runs(weighted, layers, blocks)
+    if units == "chains":
+        group |= find_chains(activations, set(weighted), apart=set(group))
+    order = _order_blocks(weighted, group)
+    if not order:
         return []
-    owner = _assign(activations, group)
+    owner = _assign(activations, order)
     members: list[list[fx.Node]] = [[] for _ in range(max(owner.values()) + 1)]
     for node in activations:
         if node.op != "placeholder":
@@ -128,59 +132,52 @@ def _require_matches(model: QuantizedModel, patterns: Sequence[str]) -> None:
             )
 
 
-def _group_layers(
-    weighted: list[fx.Node], layers: dict[str, str], declared: Sequence[str]
+def _declared_runs(
+    weighted: Sequence[fx.Node], layers: dict[str, str], declared: Sequence[str]
+) -> dict[fx.Node, fx.Node]:
+    """The first of the consecutive layers that match one pattern, for each layer that matches."""
+    first: dict[fx.Node, fx.Node] = {}
+    for pattern, run in groupby(weighted, lambda node: _match(layers[node.name], declared)):
+        if pattern is not None:
+            nodes = list(run)
+            first |= dict.fromkeys(nodes, nodes[0])
+    return first
+
+
+def _order_blocks(
+    weighted: Sequence[fx.Node], group: Mapping[fx.Node, fx.Node]
 ) -> dict[fx.Node, int]:
-    """Index of the block of each quantized layer."""
-    group: dict[fx.Node, int] = {}
-    previous: fx.Node | None = None
-    for node in weighted:
-        if previous is None:
-            group[node] = 0
-        else:
-            pattern = _match(layers[node.name], declared)
-            together = pattern is not None and pattern == _match(layers[previous.name], declared)
-            separable = pattern is None and _is_separable_pair(previous, node)
-            group[node] = group[previous] + (not (together or separable))
-        previous = node
-    return group
+    """Index of the block of each quantized layer: its `group`, its pointwise reader's, or its own.
 
-
-def _join_branches(activations: list[fx.Node], group: dict[fx.Node, int]) -> dict[fx.Node, int]:
-    """Join neighbouring blocks unless somewhere between them only one value is still needed."""
-    last_reader = {source: node for node in activations for source in node.all_input_nodes}
-    joined: dict[fx.Node, int] = {}
-    alive: set[fx.Node] = set()
-    index, is_cut, previous = -1, True, -1
-    for node in activations:
-        if node in group:
-            index += is_cut and group[node] != previous
-            joined[node], previous, is_cut = index, group[node], False
-        alive = {n for n in (*alive, node) if n in last_reader}
-        alive -= {source for source in node.all_input_nodes if last_reader[source] is node}
-        is_cut |= len(alive) == 1
-    return joined
+    Blocks are ordered by their last layers: what reads a block reads it behind its last layer.
+    """
+    block: dict[fx.Node, fx.Node] = {}
+    for node in reversed(weighted):
+        reader = _pointwise_reader(node, block)
+        alone = node if reader is None or reader in group else block[reader]
+        block[node] = group.get(node, alone)
+    last_first = list(dict.fromkeys(block.values()))
+    return {node: len(last_first) - 1 - last_first.index(block[node]) for node in weighted}
 
 
 def _match(name: str, patterns: Sequence[str]) -> str | None:
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
-def _is_separable_pair(first: fx.Node, second: fx.Node) -> bool:
-    """Whether `second` is the only reader of `first`, a depthwise convolution."""
-    weight = first.args[1]
-    assert isinstance(weight, fx.Node)
-    if first.target is not aten.conv2d.default:
-        return False
-    source = first.args[0]
+def _pointwise_reader(node: fx.Node, layers: Collection[fx.Node]) -> fx.Node | None:
+    """The one of `layers` that alone reads `node`, if that is a depthwise convolution."""
+    if node.target is not aten.conv2d.default:
+        return None
+    source, weight = node.args[:2]
     assert isinstance(source, fx.Node)
-    is_depthwise = weight.meta["val"].shape[1] == 1 < source.meta["val"].shape[1]
-    if not is_depthwise:
-        return False
-    node = first
-    while len(node.users) == 1 and node is not second:
+    assert isinstance(weight, fx.Node)
+    if not weight.meta["val"].shape[1] == 1 < source.meta["val"].shape[1]:
+        return None
+    while len(node.users) == 1:
         node = next(iter(node.users))
-    return node is second
+        if node in layers:
+            return node
+    return None
 
 
 def _assign(activations: list[fx.Node], group: dict[fx.Node, int]) -> dict[fx.Node, int]:
@@ -232,7 +229,7 @@ def _describe(
 ) -> Block:
     inside, tensors = set(nodes), set(activations)
     inputs = [s for n in nodes for s in n.all_input_nodes if s in tensors and s not in inside]
-    outputs = [n for n in nodes if any(_reads(user, tensors - inside) for user in n.users)]
+    outputs = [node for node in nodes if is_read_outside(node, inside, tensors)]
     own = {node.name: layers[node.name] for node in nodes if node.name in layers}
     return Block(
         next(iter(own.values())),
@@ -242,7 +239,3 @@ def _describe(
         tuple(outputs),
         stage,
     )
-
-
-def _reads(user: fx.Node, tensors: set[fx.Node]) -> bool:
-    return user.op == "output" or user in tensors

@@ -7,7 +7,7 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
    keep the integer grid: what flows through them into quantized layers shares one scale, so no
    concat ever requantizes;
 3. a residual add reads the skip connection through the quantizer that a convolution already put
-   there, so the skip travels as INT8;
+   there, so the skip travels as INT8, also where it is multiplied by a constant on its way;
 4. on request (`softmax`), both products of every attention read quantized operands: query, key,
    probabilities and value, each with a scale of its own, whatever layers the recipe names;
 5. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit
@@ -68,6 +68,7 @@ LAYOUT = (
     getitem,
 )
 ADDS = (aten.add.Tensor,)
+SCALINGS = (aten.mul.Tensor,)
 PREDICTION = "prediction layer of a detector (--quantize-head quantizes it)"
 SENSITIVE = "INT8 costs too much here (--min-snr 0 quantizes it all the same)"
 
@@ -257,11 +258,28 @@ def _reuse_for_residual_adds(graph: fx.Graph, edges: _Edges) -> None:
     quantized = edges.values()
     for node in graph.nodes:
         if node.target in ADDS:
-            skips = [source for source in node.args[:2] if source in quantized]
+            reads = [_behind_scaling(source, node) for source in node.args[:2]]
+            skips = [(value, reader) for value, reader in reads if value in quantized]
             if len(skips) == 2:  # one may be the branch: its convolution fuses with a float add
-                skips = [source for source in skips if source.target not in WEIGHTED]
-            for source in skips:
-                edges.read_quantized(source, node)
+                skips = [(value, reader) for value, reader in skips if value.target not in WEIGHTED]
+            for value, reader in skips:
+                edges.read_quantized(value, reader)
+
+
+def _behind_scaling(source: object, add: fx.Node) -> tuple[object, fx.Node]:
+    """`x` and the multiplication where `add` alone reads `x` times a constant, else its own edge."""
+    if isinstance(source, fx.Node) and source.target in SCALINGS and len(source.users) == 1:
+        factors = [factor for factor in source.args[:2] if not _is_constant(factor)]
+        if len(factors) == 1:
+            return factors[0], source
+    return source, add
+
+
+def _is_constant(value: object) -> bool:
+    """Whether `value` is a number or a parameter, whatever its layout."""
+    while isinstance(value, fx.Node) and value.target in LAYOUT:
+        value = value.args[0]
+    return not isinstance(value, fx.Node) or value.op == "get_attr"
 
 
 def _site(

@@ -8,9 +8,10 @@ from importlib import import_module
 
 from torch import fx, nn
 
+from calibrators.attention import has_attention
 from calibrators.base import DEFAULT_SETTINGS, Calibrator
+from calibrators.scale_reparam import has_norm_sites
 from calibrators.settings import Settings
-from models.attention import has_attention
 from models.fuse import has_reparameterizable_blocks
 
 AUTO = "auto"
@@ -46,20 +47,22 @@ def list_calibrators() -> dict[str, type[Calibrator]]:
     return dict(_CALIBRATORS)
 
 
-def choose_calibrator(name: str, network: nn.Module, num_bits: int = 8) -> str:
-    """`name`, or for `auto` what measures best for a network like this (docs/results.md).
+def choose_calibrator(network: nn.Module, graph: fx.Graph, num_bits: int = 8) -> str:
+    """What `auto` stands for: the name of what suits a network like this.
+
+    A transformer has attention, and linears that read a LayerNorm. That decides first, for blocks
+    that fuse may be mere convolutions with a BatchNorm. Measured on DeiT, MobileOne, RepVGG and YOLOv6Lite
+    (docs/results.md); for mixtures of both kinds it is a rule, without a measurement.
 
     Args:
-        name: of a calibrator, or `auto`.
         network: as loaded.
+        graph: `network` recorded (`models.graph.trace`).
         num_bits: of weights or activations, whichever has fewer.
     """
-    if name != AUTO:
-        return name
+    if has_attention(graph) and has_norm_sites(graph):
+        return "repq-vit" if num_bits == 8 else "repquant"
     if has_reparameterizable_blocks(network) or isinstance(network, fx.GraphModule):
         return "repapq"  # a graph from a file may have been re-parameterized before it was written
-    if has_attention(network):
-        return "repq-vit" if num_bits == 8 else "repquant"
     return "best"
 
 

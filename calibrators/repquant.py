@@ -19,7 +19,6 @@ from torch import fx
 
 from calibrators.across_block import AcrossBlockCalibrator
 from calibrators.base import Batches, Progress
-from calibrators.blocks import Block, find_blocks
 from calibrators.compensation import compensate
 from calibrators.dual_clipping import learn_thresholds
 from calibrators.execution import Overrides, float_copy, float_overrides
@@ -46,14 +45,10 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
 
     def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """Measured winners for transformers, where the recipe does not say otherwise."""
-        winners = {"loss": "l2", "stage_weight": 0.0, "code_rate": 0.02}
+        winners = {"loss": "l2", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"}
         said = reconstruction.model_fields_set
         update = {name: value for name, value in winners.items() if name not in said}
         return reconstruction.model_copy(update=update)
-
-    def find_blocks(self, model: QuantizedModel, chosen: Reconstruction) -> list[Block]:
-        """Residual branches."""
-        return find_blocks(model, chosen.blocks, chosen.stages, residual=True)
 
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress

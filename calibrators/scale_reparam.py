@@ -54,6 +54,14 @@ class NormSite:
     is_padded: bool
 
 
+def has_norm_sites(graph: fx.Graph) -> bool:
+    """Whether a linear of the float `graph` reads a LayerNorm: there is something to fold."""
+    return any(
+        node.target is aten.linear.default and bool(_way_to_norm(node.args[0]))
+        for node in graph.nodes
+    )
+
+
 def find_norm_sites(model: QuantizedModel) -> dict[fx.Node, NormSite]:
     """Quantizer call -> site, for every LayerNorm that can be reparameterized."""
     calls = [node for node in model.graph_module.graph.nodes if is_activation_call(node)]
@@ -67,25 +75,35 @@ def find_norm_sites(model: QuantizedModel) -> dict[fx.Node, NormSite]:
 
 
 def _norm_site(model: QuantizedModel, call: fx.Node) -> NormSite | None:
-    node, is_padded = call.args[0], False
-    while isinstance(node, fx.Node) and len(node.users) == 1 and _keeps_channels(node):
-        if node.target in PADDING and any(node.args[1]):  # type: ignore[arg-type]  # amounts
-            if any(option not in ("constant", None, 0) for option in node.args[2:]):
-                return None  # by something else than zeros
-            is_padded = True
-        node = node.args[0]
-    readers = tuple(call.users)
-    if not isinstance(node, fx.Node) or not _is_affine_norm(node) or len(node.users) > 1:
+    way, readers = _way_to_norm(call.args[0]), tuple(call.users)
+    if not way or any(len(node.users) > 1 for node in way):
         return None
     if not all(_is_private_linear(model, reader) for reader in readers):
         return None
-    return NormSite(node, call, readers, is_padded)
+    return NormSite(way[-1], call, readers, any(_pads(node) for node in way))
+
+
+def _way_to_norm(value: object) -> list[fx.Node]:
+    """Nodes from `value` back to the LayerNorm whose channels it has, both included; else none."""
+    way = []
+    while isinstance(value, fx.Node):
+        way.append(value)
+        if _is_affine_norm(value):
+            return way
+        value = value.args[0] if _keeps_channels(value) else None
+    return []
+
+
+def _pads(node: fx.Node) -> bool:
+    return node.target in PADDING and any(node.args[1])  # type: ignore[arg-type]  # amounts
 
 
 def _keeps_channels(node: fx.Node) -> bool:
-    """Whether `node` only moves values, and along other axes than the last."""
+    """Whether `node` only moves values, and along other axes than the last, or adds zeros."""
     if node.target not in (*LAYOUT, *PADDING) or node.target in (aten.select.int, getitem):
         return False  # one token of many is too little to calibrate every channel on
+    if _pads(node) and any(option not in ("constant", None, 0) for option in node.args[2:]):
+        return False
     before, after = node.args[0], node.meta["val"]
     assert isinstance(before, fx.Node)
     last = before.meta["val"].ndim - 1

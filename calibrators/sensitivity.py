@@ -10,8 +10,11 @@ it costs. Noises add up well enough to choose by; the sum is then measured.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+
+import torch
 
 from calibrators.base import Batches, Progress, no_progress, share_of
 from calibrators.baselines import observe_activations, scale_weights
@@ -31,7 +34,9 @@ Noise = Callable[[], float]
 
 _MOST = 0.5
 """Share of the activations that may be left out; a network that needs more is not for INT8."""
-_BATCHES, _IMAGES = 4, 16
+_BATCHES = 4
+_FEWEST, _MOST_IMAGES, _PIXELS = 4, 16, 16 * 320 * 320
+"""Images that are compared: as many as `_PIXELS`, for a large map tells as much as several small ones."""
 
 
 def find_sensitive_layers(
@@ -41,7 +46,8 @@ def find_sensitive_layers(
 
     Args:
         model: placed, uncalibrated; the scales that are left in it mean nothing.
-        batches: calibration images; scales come from four batches, and 16 images are compared.
+        batches: calibration images; scales come from four batches, and 16 images are compared, fewer
+            (4 at least) of more than 320x320 pixels.
         min_snr: SNR at the outputs, mean over them, in dB.
         progress: called as work advances.
 
@@ -54,7 +60,7 @@ def find_sensitive_layers(
     first = list(islice(iter(batches), _BATCHES))
     observers = observe_activations(model, first, share_of(progress, "sensitivity", 0.0, 0.4))
     scales = baseline_scales(model, observers)
-    images = [first[0][:_IMAGES]]
+    images = [compared_images(first[0])]
     noise = compare_scales(model, images, scales, reference)
     best = min(noise, key=lambda name: noise[name])
     set_activation_scales(model, scales[best])
@@ -69,6 +75,12 @@ def find_sensitive_layers(
     readers = {point.name: _layers_behind(model, point) for point in model.placement.points}
     left_out = _leave_out(model, alone, readers, measure, budget)
     return {layer: decibel(alone[name]) for name in left_out for layer in readers[name]}
+
+
+def compared_images(batch: torch.Tensor) -> torch.Tensor:
+    """As many images of `batch` as are worth their time."""
+    enough = _PIXELS // math.prod(batch.shape[-2:])
+    return batch[: max(_FEWEST, min(_MOST_IMAGES, enough))]
 
 
 def _layers_behind(model: QuantizedModel, point: QuantizationPoint) -> list[str]:

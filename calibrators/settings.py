@@ -18,6 +18,7 @@ Loss = Literal["l1", "l2"]
 Rounding = Literal["ste", "adaround", "nearest"]
 Affine = Literal["none", "identity", "dense_branch", "statistics"]
 Suffix = Literal["float", "quantized"]
+Units = Literal["layers", "chains"]
 
 
 class Reconstruction(BaseModel):
@@ -40,6 +41,9 @@ class Reconstruction(BaseModel):
             move, and how much of the calibration images they may learn by heart (reconstructed).
         affine: start of QPRep's gain and shift; `none` learns neither (start reconstructed).
         half_range: use all 256 codes of 8 bits where that is free (`calibrators.half_range`).
+        units: what is learned at once: a layer, a depthwise convolution with the pointwise one behind
+            it; or also a chain (`calibrators.chains`): all layers of a residual branch, of the branches
+            that a concat joins.
         blocks: layer-name patterns; consecutive layers that match one of them are one block.
         stages: layer-name patterns; consecutive blocks that match one of them are one stage.
     """
@@ -57,6 +61,7 @@ class Reconstruction(BaseModel):
     code_rate: Annotated[float, Field(gt=0)] = 0.05
     affine: Affine = "identity"
     half_range: bool = True
+    units: Units = "layers"
     blocks: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
 

@@ -21,6 +21,10 @@ _UNWRITABLE = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
+    errno.EISDIR: "a folder has that name",
+    errno.EEXIST: "a part of its path is a file",
+    errno.ENOTDIR: "a part of its path is a file",
+    errno.ENAMETOOLONG: "its name is too long",
 }
 
 
@@ -38,7 +42,7 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     next run.
 
     Raises:
-        WriteError: full disk, read-only folder.
+        WriteError: full disk, read-only folder, a folder of that name.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:

@@ -17,6 +17,8 @@ from engines.kernels import Kernel, TensorType
 from engines.runners import save_optimized
 
 _SUFFIX = re.compile(r"(_token_\d+|_nhwc|_quant)+$")
+_TO_FLOAT = ("DequantizeLinear", "MatMulIntegerToFloat", "Cast")
+_QGEMM_INPUTS = 9  # the last two are the grid of its output, without which it returns floats
 _DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "Float",
     onnx.TensorProto.FLOAT16: "Half",
@@ -64,13 +66,12 @@ def read_cpu_kernels(path: Path) -> tuple[Kernel, ...]:
 
 def _output_dtype(node: onnx.NodeProto, constants: dict[str, str], values: dict[str, str]) -> str:
     """Type of what a fused node returns, where the optimized file does not say it."""
-    if node.op_type.startswith(
-        "Q"
-    ):  # QuantizeLinear, QLinearConv, ...: that of its last zero point
-        zero_points = [constants[n] for n in node.input if constants.get(n) in ("Int8", "UInt8")]
-        return zero_points[-1] if zero_points else "Float"
-    moves = node.op_type in ("Clip", "Transpose", "MaxPool", "Reshape", "Concat", "Resize", "Slice")
-    return values.get(node.input[0], "Float") if moves else "Float"
+    if node.op_type in _TO_FLOAT or (node.op_type == "QGemm" and len(node.input) < _QGEMM_INPUTS):
+        return "Float"
+    zero_points = [constants[n] for n in node.input if constants.get(n) in ("Int8", "UInt8")]
+    if node.op_type.startswith("Q") and zero_points:  # QuantizeLinear, QLinearConv, ...
+        return zero_points[-1]
+    return values.get(node.input[0], "Float") if node.input else "Float"
 
 
 def _types(names: Sequence[str], known: dict[str, str]) -> tuple[TensorType, ...]:

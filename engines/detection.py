@@ -1,6 +1,6 @@
 """Detection before and after the engine, in NumPy: letterbox, decoding, NMS, boxes back to the image.
 
-The maps decoded here are those of `models.yolov6` and of the YOLOv6Lite ONNX files: per stride
+The maps decoded here are those of `models.yolov6.network` and of the YOLOv6Lite ONNX files: per stride
 `[n, classes + 4, h, w]`, scores first, then the distances left, top, right, bottom in cells from the
 cell's centre. Boxes are x1 y1 x2 y2 in pixels throughout. An end-to-end engine does all this itself;
 `read_end2end` reads its outputs.

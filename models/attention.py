@@ -11,20 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.fx.operator_schemas import normalize_function
 
 aten = torch.ops.aten
 
 FUSED = aten.scaled_dot_product_attention.default
-
-
-def has_attention(module: nn.Module) -> bool:
-    """Whether `module` holds attention: PyTorch's, or any that follows timm's `fused_attn`."""
-    return any(
-        isinstance(part, nn.MultiheadAttention) or hasattr(part, "fused_attn")
-        for part in module.modules()
-    )
 
 
 def expand_attention(graph_module: fx.GraphModule) -> int:

@@ -1,7 +1,7 @@
 """Read a checkpoint's tensors and what it says about its images; never run anything it holds.
 
 Two formats: safetensors (metadata values are JSON), and torch files. Torch's zip files are read by
-`models.pickled_module`, older ones by `torch.load(weights_only=True)`. A torch file is a state dict, or
+`models.torch_files.pickled_module`, older ones by `torch.load(weights_only=True)`. A torch file is a state dict, or
 a dict that holds one, or a pickled module, beside `classes`, `image_size`, `mean` and `std`.
 """
 
@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from models.inert_pickle import check_inert
-from models.pickle_records import CorruptFileError, RefusedPickleError
-from models.pickled_module import read_torch_archive
 from models.spec import PreprocessError, PreprocessOverrides, Triple
-from models.torch_archive import is_torch_archive
+from models.torch_files.archive import is_torch_archive
+from models.torch_files.inert_pickle import check_inert
+from models.torch_files.pickled_module import read_torch_archive
+from models.torch_files.records import CorruptFileError, RefusedPickleError
 
 # Where training scripts put the state dict; averaged weights first, they are the ones evaluated.
 _NESTED_KEYS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")

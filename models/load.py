@@ -13,8 +13,8 @@ from torch import nn
 
 from models.checkpoint import Checkpoint, CheckpointError, one_line, read_checkpoint
 from models.download import Progress, fetch_weights
-from models.onnx_file import read_onnx
-from models.onnx_import import import_onnx
+from models.onnx_import.file import read_onnx
+from models.onnx_import.importer import import_onnx
 from models.registry import find_model
 from models.spec import ModelSpec, Preprocess, PreprocessOverrides, Task
 from models.state_dict import load_weights, match_weights
@@ -268,14 +268,14 @@ def _run(
     spec: ModelSpec, module: nn.Module, size: tuple[int, int], batch_size: int | None
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(batch_size or 1, 3, *size, generator=generator)
+    shape = (batch_size or 1, 3, *size)
     try:
-        return list_outputs(module(images))
+        return list_outputs(module(torch.rand(shape, generator=generator)))
     except OutputError as error:
         raise OutputError(f"{spec.name} {error}") from None
-    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ModelRunError(
-            f"{spec.name} cannot run on {len(images)}x3x{size[0]}x{size[1]} images:"
+            f"{spec.name} cannot run on {'x'.join(map(str, shape))} images:"
             f" {one_line(error)}; check --image-size"
         ) from error
 

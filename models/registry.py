@@ -16,15 +16,16 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from models import timm_zoo, yolov6_zoo
-from models.onnx_file import SUFFIX, read_onnx
-from models.onnx_import import import_onnx
+from models import timm_zoo
+from models.onnx_import.file import SUFFIX, read_onnx
+from models.onnx_import.importer import import_onnx
 from models.spec import (
     ModelSpec,
     Preprocess,
     PreprocessOverrides,
     PublishedWeights,
 )
+from models.yolov6 import zoo as yolov6_zoo
 
 __all__ = [
     "ModelSpec",

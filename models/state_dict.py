@@ -21,7 +21,7 @@ from torch import nn
 
 from models.checkpoint import printable
 from models.fuse import reparameterize
-from models.yolov6_checkpoint import (
+from models.yolov6.checkpoint import (
     backbone_activations,
     drop_training_branches,
     fitting_names,

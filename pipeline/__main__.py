@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 GATE_FAILED = 1
 INTERRUPTED = 130
 
-output = Console()
-messages = Console(stderr=True)
+output = Console(emoji=False)
+messages = Console(stderr=True, emoji=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -55,7 +55,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
 def engine(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
     """Walk the whole road: checkpoint in, validated engine and report out."""
-    from pipeline.run import run_pipeline
+    from pipeline.stages import run_pipeline
 
     with open_run(load_recipe(model, options, recipe_file), workspace) as run:
         report = run_pipeline(run)
@@ -63,15 +63,15 @@ def engine(model: str, workspace: Path, recipe_file: Path, as_json: bool, **opti
 
 
 def add_stage(stage: str, summary: str) -> None:
-    """Register the command of one stage of `pipeline.run`."""
+    """Register the command of one stage of `pipeline.stages`."""
 
     @cli.command(stage, help=summary)
     @recipe_options
     def command(model: str, workspace: Path, recipe_file: Path, **options: Any) -> None:
-        import pipeline.run
+        import pipeline.stages
 
         with open_run(load_recipe(model, options, recipe_file), workspace) as run:
-            getattr(pipeline.run, stage)(run)
+            getattr(pipeline.stages, stage)(run)
         print_path(messages, run.workspace.folder, f"{stage}: done, in ")
 
 
@@ -86,7 +86,7 @@ add_stage("validate", "Compare INT8 with FP32: validation.json.")
 @click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
 def report(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
     """Write report.json and report.html, and show the table."""
-    from pipeline import run as stages
+    from pipeline import stages
 
     with open_run(load_recipe(model, options, recipe_file), workspace) as run:
         content = stages.report(run)
@@ -243,7 +243,7 @@ def calibrators() -> None:
 
     known = list_calibrators().items()
     _list(("calibrator", "what it does"), [
-        (AUTO, "repapq for re-parameterized networks and ONNX, repq-vit or repquant for attention, else best"),
+        (AUTO, "repq-vit or repquant for transformers, repapq for re-parameterized networks and ONNX, else best"),
         *((name, calibrator.summary) for name, calibrator in known),
     ])  # fmt: skip
 
@@ -255,12 +255,13 @@ def targets(name: str | None, as_json: bool) -> None:
     """List the build targets, or say all that is known about the one called NAME."""
     from pipeline.target_list import HEADER, target_facts, target_json, target_rows
 
+    chosen = None if name is None else resolve_target(name)
     if as_json:
-        print(json.dumps(target_json(), indent=2))
-    elif name is None:
+        print(json.dumps(target_json(chosen), indent=2))
+    elif chosen is None:
         _list(HEADER, target_rows())
     else:
-        _list(("", ""), target_facts(resolve_target(name)))
+        _list(("", ""), target_facts(chosen))
 
 
 @cli.command()

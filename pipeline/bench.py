@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 from rich.table import Table
 
 from engines.benchmark import Latency, measure_latency, measure_throughput
-from engines.runners import OnnxRuntimeRunner, Runner, TensorRTRunner
+from engines.runners import Array, OnnxRuntimeRunner, Runner, TensorRTRunner
 from engines.target import resolve_target
 
 
 class BenchInputError(ValueError):
-    """The file is neither an engine nor an ONNX model."""
+    """The file is neither an engine nor an ONNX model, or cannot be measured like that."""
 
     exit_code = 2
 
@@ -45,8 +46,11 @@ def bench_file(path: Path, batch: int, seconds: float, trusted: bool = False) ->
         trusted: let a version-compatible engine run the code it carries.
 
     Raises:
-        BenchInputError: another kind of file, or none.
+        BenchInputError: another kind of file, or none; endless seconds; images that do not fit into
+            memory.
     """
+    if not 0 <= seconds < math.inf:
+        raise BenchInputError(f"--seconds {seconds:g}: must be finite, and at least 0")
     if not path.exists() or path.suffix not in (".onnx", ".engine"):
         raise BenchInputError(f"{path}: no such .onnx or .engine file")
     runner: Runner = (
@@ -55,19 +59,26 @@ def bench_file(path: Path, batch: int, seconds: float, trusted: bool = False) ->
         else TensorRTRunner(path, resolve_target("auto").backend, trusted=trusted)
     )
     with runner:
-        generator = np.random.default_rng(0)
-        feed = {
-            name: generator.random(
-                [batch if side < 0 else side for side in spec.shape], dtype=np.float32
-            ).astype(spec.dtype)
-            for name, spec in runner.input_metadata.items()
-        }
+        feed = _random_images(runner, batch)
         latency = measure_latency(runner, feed, min_seconds=seconds, max_iterations=100_000)
         images = len(next(iter(feed.values())))
         throughput = 1000 * images / latency.mean
         if isinstance(runner, TensorRTRunner):
             throughput = measure_throughput(runner.execution, feed, images, seconds)
         return Bench(latency, images, throughput)
+
+
+def _random_images(runner: Runner, batch: int) -> dict[str, Array]:
+    generator = np.random.default_rng(0)
+    try:
+        return {
+            name: generator.random(
+                [batch if side < 0 else side for side in spec.shape], dtype=np.float32
+            ).astype(spec.dtype)
+            for name, spec in runner.input_metadata.items()
+        }
+    except (MemoryError, ValueError) as error:
+        raise BenchInputError(f"--batch {batch}: {error}; give a smaller one") from None
 
 
 def bench_table(path: Path, bench: Bench) -> Table:

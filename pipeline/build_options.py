@@ -15,11 +15,16 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
     """Return how to build the engine of `recipe` for `target`.
 
     Raises:
-        RecipeError: the usual batch is larger than the largest.
+        RecipeError: the usual batch is larger than the largest, or the target knows no such engine.
     """
     if recipe.opt_batch > recipe.max_batch:
         raise RecipeError(
             f"opt_batch {recipe.opt_batch} is larger than max_batch {recipe.max_batch}"
+        )
+    if target.backend != "tensorrt" and (recipe.version_compatible or recipe.hardware_compatible):
+        raise RecipeError(
+            f"target '{target.name}': --version-compatible and --hardware-compatible are options of"
+            " classic TensorRT; leave them out, or build with --target tensorrt"
         )
     limit = recipe.workspace_limit
     return BuildOptions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from pipeline.deployment import choose_deployment
 from pipeline.model_card import read_card
 from pipeline.recipe import Recipe
 from pipeline.report_schema import Report
-from pipeline.workspace import Workspace, installed_versions, require, stage_records
+from pipeline.workspace import Workspace, installed_versions, read_artifact, require, stage_records
 
 FUSION_KEYS = (
     *("int8_layers", "quantizable_layers", "int8_coverage", "kernels", "float_islands"),
@@ -24,9 +23,10 @@ def collect_report(
     workspace: Workspace, recipe: Recipe, precision: str, target: str, command: str
 ) -> dict[str, Any]:
     """Content of report.json; `pipeline.report_schema.Report` documents keys and units."""
-    validation = json.loads(require(workspace.validation, "validate").read_text())
-    fusion = json.loads(require(workspace.fusion, "build").read_text())
+    validation = read_artifact(workspace.validation, "validate")
+    fusion = read_artifact(workspace.fusion, "build")
     calibration = read_result(require(workspace.calibration, "calibrate"))
+    card = read_card(require(workspace.trt_onnx, "export"))
     records = stage_records(workspace)
     content = {
         "model": recipe.model,
@@ -40,7 +40,7 @@ def collect_report(
         "num_samples": calibration.num_samples,
         "seed": recipe.seed,
         "accuracy": validation["accuracy"],
-        "accuracy_note": _accuracy_note(validation["accuracy"], read_card(workspace.trt_onnx).task),
+        "accuracy_note": _accuracy_note(validation["accuracy"], card.task),
         "numerics": validation["numerics"],
         "engine_numerics": validation["engine_numerics"],
         "fp16_numerics": validation["fp16_numerics"],
@@ -50,9 +50,9 @@ def collect_report(
         "end2end": validation["end2end"],
         "fusion": {key: fusion[key] for key in FUSION_KEYS},
         "size_bytes": {
-            "fp32_onnx": workspace.fp32_onnx.stat().st_size,
+            "fp32_onnx": require(workspace.fp32_onnx, "export").stat().st_size,
             "trt_onnx": workspace.trt_onnx.stat().st_size,
-            "engine": workspace.engine.stat().st_size,
+            "engine": require(workspace.engine, "build").stat().st_size,
         },
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "peak_rss_mb": max((record["peak_rss_mb"] for record in records.values()), default=None),

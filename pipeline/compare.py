@@ -10,7 +10,8 @@ from rich.table import Table
 from calibrators.state import read_result
 from pipeline.number_format import MISSING
 from pipeline.report_schema import ComparisonRow
-from pipeline.run import Run, build, calibrate, export, validate
+from pipeline.run import Run
+from pipeline.stages import build, calibrate, export, open_labelled, validate
 from pipeline.summary import calibrator_name, worst_snr
 from pipeline.validate import engine_can_run
 from pipeline.workspace import stage_records
@@ -18,6 +19,7 @@ from pipeline.workspace import stage_records
 
 def compare_calibrators(run: Run) -> ComparisonRow:
     """Calibrate, export and validate `run`; an engine that cannot run here is not built."""
+    open_labelled(run, run.loaded)
     calibrate(run)
     export(run)
     if engine_can_run(run.target):

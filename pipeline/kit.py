@@ -31,7 +31,8 @@ from pipeline.datasets import open_images
 from pipeline.demo_data import calibration_scenes
 from pipeline.model_card import ModelCard, read_card
 from pipeline.recipe import Recipe, slug
-from pipeline.run import Run, calibrate, export
+from pipeline.run import Run
+from pipeline.stages import calibrate, export
 from pipeline.workspace import installed_versions, stage_records
 
 NUM_REFERENCES = 8

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from calibrators.placement import place_quantizers
-from calibrators.qprep import protect_reparameterization
+from calibrators.qprep import ChannelAffine, protect_reparameterization
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
 from engines.target import MissingComponentError
 from models.attention import expand_attention
@@ -26,6 +26,19 @@ from models.spec import Task
 from models.task import OutputError, count_classes, list_outputs
 from pipeline.model_card import ModelCard
 from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a network computes, before anything is decided about it.
+
+    Attributes:
+        float_graph: of the deploy form; nobody changes it.
+        affines: layer -> BatchNorm of the dense branch that it was merged from.
+    """
+
+    float_graph: fx.GraphModule
+    affines: Mapping[str, ChannelAffine]
 
 
 @dataclass(frozen=True)
@@ -44,19 +57,12 @@ class Network:
     card: ModelCard
 
 
-def prepare_network(
-    loaded: LoadedModel, recipe: Recipe, sensitive: Mapping[str, float] | None = None
-) -> Network:
-    """Reparameterize, trace, place and insert quantizers; all scales are still 1.
-
-    Args:
-        loaded: float network.
-        recipe: what to do.
-        sensitive: layers that stay float (`calibrators.sensitivity`).
+def record_network(loaded: LoadedModel, recipe: Recipe) -> Recording:
+    """Reparameterize and trace.
 
     Raises:
         ReparameterizationError: a block cannot be fused, or computes something else then.
-        TraceError, OutputError: the network cannot be recorded, or does not do its task.
+        TraceError: the network cannot be recorded.
         MissingComponentError: `recipe.device` is not here.
     """
     if recipe.device == "cuda" and not torch.cuda.is_available():
@@ -70,8 +76,29 @@ def prepare_network(
     deploy_form.to(recipe.device)
     image_size = loaded.preprocess.image_size
     batch_size = fixed_batch(loaded, recipe)
-    graph_module = trace(deploy_form, image_size, batch_size=batch_size)
-    float_graph = copy.deepcopy(graph_module)
+    float_graph = trace(deploy_form, image_size, batch_size=batch_size)
+    return Recording(float_graph, affines)
+
+
+def prepare_network(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    sensitive: Mapping[str, float] | None = None,
+    recording: Recording | None = None,
+) -> Network:
+    """Record, place and insert quantizers; all scales are still 1.
+
+    Args:
+        loaded: float network.
+        recipe: what to do.
+        sensitive: layers that stay float (`calibrators.sensitivity`).
+        recording: of `loaded`, where there is one already.
+
+    Raises:
+        OutputError: the network does not do its task; for others see `record_network`.
+    """
+    recording = recording or record_network(loaded, recipe)
+    graph_module = copy.deepcopy(recording.float_graph)
     if recipe.softmax != "float":
         expand_attention(graph_module)
     quantize_head = recipe.quantize_head
@@ -90,9 +117,11 @@ def prepare_network(
         weight_bits=recipe.weight_bits,
         activation_bits=recipe.activation_bits,
         first_last_bits=recipe.first_last_bits,
-        branch_affines={name: affine.to(recipe.device) for name, affine in affines.items()},
+        branch_affines={
+            name: affine.to(recipe.device) for name, affine in recording.affines.items()
+        },
     )
-    return Network(float_graph, quantized, describe(loaded, quantized, recipe))
+    return Network(recording.float_graph, quantized, describe(loaded, quantized, recipe))
 
 
 def code_sha256(module: nn.Module) -> str:

@@ -10,7 +10,18 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-FILE = click.Path(path_type=Path)
+
+class FilePath(click.Path):
+    """A path; an empty one, as of a shell variable that is not set, would be the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse, or fail as click does."""
+        if value == "":
+            self.fail("the path is empty; leave the option out, or say where", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = FilePath(path_type=Path)
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only

@@ -82,7 +82,7 @@ class Recipe(BaseModel):
         std: per RGB channel on the 0-1 scale; None for the model's own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     weights: Path | None = None
@@ -103,7 +103,7 @@ class Recipe(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     max_batch: Annotated[int, Field(ge=1)] = 8
     opt_batch: Annotated[int, Field(ge=1)] = 1
-    workspace_limit: Annotated[ByteSize, BeforeValidator(_whole_size)] | None = None
+    workspace_limit: Annotated[ByteSize, BeforeValidator(_whole_size), Field(gt=0)] | None = None
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
     timing_cache: Path | None = None
     version_compatible: bool = False
@@ -152,9 +152,12 @@ def load_recipe(model: str, options: dict[str, Any], file: Path | None = None) -
         chosen["reconstruction"] = merged or written
     values = {**values, "model": model, **chosen}
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(_explain(error, source)) from None
+    if not recipe.end2end:
+        _require_no_thresholds(recipe)
+    return recipe
 
 
 def slug(model: str) -> str:
@@ -183,6 +186,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a list of `key: value` lines")
     return {str(key): value for key, value in values.items()}
+
+
+def _require_no_thresholds(recipe: Recipe) -> None:
+    """Refuse thresholds that nothing would heed."""
+    for name, default in vars(DEPLOYMENT).items():
+        if getattr(recipe, name) != default:
+            flag = name.replace("_", "-")
+            raise RecipeError(
+                f"--{flag} is of --end2end, which puts NMS into the engine: add it, or leave --{flag} out"
+            )
 
 
 def _explain(error: ValidationError, source: Path | None) -> str:

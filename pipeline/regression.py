@@ -20,6 +20,7 @@ import yaml
 
 from engines.artifacts import replace_when_done
 from engines.file_lock import hold_lock
+from engines.target import resolve_target
 from pipeline.baselines import (
     Baseline,
     Expected,
@@ -85,10 +86,12 @@ def run_entries(
 
     Raises:
         BaselineError: `path` is not legal or lacks one of `names`.
-        RecipeError: the recipe of an entry is not legal.
+        RecipeError, UnknownTargetError: the recipe of an entry is not legal.
         WriteError: `folder` cannot be written.
     """
     known = load_baselines(path)
+    if options.get("target"):
+        resolve_target(options["target"])  # a wrong name is said before the first entry runs
     recipes = {
         name: _recipe_or_reason(baseline, files, options)
         for name, baseline in choose(known, names).items()

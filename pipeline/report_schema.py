@@ -167,7 +167,8 @@ class Report(TypedDict, total=False):
     """Content of report.json.
 
     `numerics` compares the Q/DQ model with FP32, `engine_numerics` the engine with the Q/DQ model, and
-    `fp16_numerics` the FP16 engine with FP32. `deploy` is None where `deploy_reason` says so.
+    `fp16_numerics` the FP16 engine with FP32; the last two are None for an engine with NMS, whose boxes
+    `end2end` compares. `deploy` is None where `deploy_reason` says so.
     """
 
     model: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import fx
 
@@ -17,12 +16,10 @@ from pipeline.end2end import append_end2end
 from pipeline.export import export_float
 from pipeline.model_card import ModelCard
 from pipeline.network import code_sha256, fixed_batch
+from pipeline.run import Run
 from pipeline.surgery import clean
 from pipeline.validate import runs_on_gpu
 from pipeline.workspace import discard
-
-if TYPE_CHECKING:
-    from pipeline.run import Run
 
 
 def make_rival(run: Run) -> None:

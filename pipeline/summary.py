@@ -236,7 +236,8 @@ def end2end_note(end2end: End2End | None) -> str:
     same = round(end2end["identical"] * images / 100)
     return (
         f"score above {end2end['score_threshold']:g}, IoU {end2end['iou_threshold']:g}, at most "
-        f"{end2end['max_detections']} boxes; equal to NumPy’s in {same} of {images} images"
+        f"{end2end['max_detections']} boxes; equal to NumPy’s in {same} of {images} images, F1 "
+        f"{percent(end2end['agreement'])}"
     )
 
 

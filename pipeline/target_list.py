@@ -43,9 +43,9 @@ def target_facts(target: Target) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def target_json() -> list[dict[str, Any]]:
-    """All fields of all targets."""
-    return [asdict(target) for target in TARGETS.values()]
+def target_json(chosen: Target | None = None) -> list[dict[str, Any]]:
+    """All fields of all targets, or of the chosen one alone."""
+    return [asdict(target) for target in ([chosen] if chosen else TARGETS.values())]
 
 
 def _capabilities(target: Target) -> str:

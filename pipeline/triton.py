@@ -9,7 +9,8 @@ from engines.target import load_backend
 from engines.triton import ServedModel, add_version, require_servable
 from pipeline.model_card import read_card
 from pipeline.recipe import slug
-from pipeline.run import Run, build, calibrate, export
+from pipeline.run import Run
+from pipeline.stages import build, calibrate, export
 
 
 def add_to_repository(

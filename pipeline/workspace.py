@@ -2,7 +2,8 @@
 
 Beside each artifact lies a sidecar, `<artifact>.json`: hashes of everything its stage read, the
 artifact's own hash, seconds, versions, seed and command. A stage whose inputs are what the sidecars
-say, and whose artifacts are still what it wrote, is skipped.
+say, and whose artifacts are still what it wrote, is skipped. A shared stage also takes such artifacts
+from another run of the model: calibration does not depend on the target.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engines.artifacts import file_sha256, write_json
+from engines.artifacts import file_sha256, replace_when_done, write_json
 from engines.file_lock import hold_lock
 from pipeline.recipe import Recipe, slug
 
@@ -90,6 +91,7 @@ class Stage:
         seed: of the run.
         inputs: everything that the result depends on; JSON values, files by their hash.
         artifacts: files that the stage writes.
+        shared: other runs of the model may lend theirs, in `<root>/<model>/<calibrator>/<target>`.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Stage:
     seed: int
     inputs: Mapping[str, Any]
     artifacts: Sequence[Path]
+    shared: bool = False
 
     def run(self, work: Callable[[], None]) -> None:
         """Call `work`, which writes the artifacts, unless they are fresh; then write sidecars."""
@@ -105,6 +108,8 @@ class Stage:
             return
         for artifact in self.artifacts:  # a killed run must not look finished
             _sidecar(artifact).unlink(missing_ok=True)
+        if self.shared and self._borrow():
+            return
         logger.info("%s: started", self.name)
         started = time.monotonic()
         work()
@@ -137,18 +142,40 @@ class Stage:
             "command": self.command,
         }
 
-    def _is_fresh(self) -> bool:
-        return all(self._is_fresh_artifact(artifact) for artifact in self.artifacts)
+    def _borrow(self) -> bool:
+        """Copy what another run of the model made of the same inputs; False where there is none."""
+        for folder in sorted(self.artifacts[0].parents[2].glob("*/*")):
+            lent = [folder / artifact.name for artifact in self.artifacts]
+            records = list(filter(None, map(self._fresh_record, lent)))
+            if len(records) == len(lent) and self._copy(lent, records):
+                logger.info("%s: same inputs as in %s, copied from there", self.name, folder)
+                return True
+        return False
 
-    def _is_fresh_artifact(self, artifact: Path) -> bool:
+    def _copy(self, lent: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> bool:
+        """Copy artifacts, then sidecars; False if another process replaced an artifact meanwhile."""
+        for source, record, artifact in zip(lent, records, self.artifacts, strict=True):
+            with replace_when_done(artifact) as temporary:
+                shutil.copyfile(source, temporary)
+            if file_sha256(artifact) != record["sha256"]:
+                return False
+        for source, record, artifact in zip(lent, records, self.artifacts, strict=True):
+            write_json({**record, "copied_from": source}, _sidecar(artifact))
+        return True
+
+    def _is_fresh(self) -> bool:
+        return all(map(self._fresh_record, self.artifacts))
+
+    def _fresh_record(self, artifact: Path) -> dict[str, Any] | None:
+        """Sidecar of an artifact that is what this stage would make; None for any other."""
         record = _read_sidecar(artifact)
-        return bool(
+        is_fresh = (
             record is not None
-            and artifact.exists()
             and record.get("inputs") == json.loads(json.dumps(dict(self.inputs)))
             and record.get("versions") == installed_versions()
-            and record.get("sha256") == file_sha256(artifact)
+            and record.get("sha256") == _sha256_or_none(artifact)
         )
+        return record if is_fresh else None
 
 
 def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
@@ -186,6 +213,21 @@ def require(path: Path, stage: str) -> Path:
     if not path.exists() or _read_sidecar(path) is None:
         raise WorkspaceError(f"{path}: not made yet; run `reptrt {stage} MODEL` first")
     return path
+
+
+def read_artifact(path: Path, stage: str) -> dict[str, Any]:
+    """Content of a JSON file that `stage` wrote.
+
+    Raises:
+        WorkspaceError: it is not there yet, or something else has changed it.
+    """
+    record = _read_sidecar(require(path, stage)) or {}
+    if record.get("sha256") != _sha256_or_none(path):
+        raise WorkspaceError(
+            f"{path}: is not what was written there; run `reptrt {stage} MODEL` again"
+        )
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def discard(artifact: Path) -> None:
@@ -228,6 +270,13 @@ def _read_sidecar(artifact: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and "stage" in record else None
+
+
+def _sha256_or_none(path: Path) -> str | None:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return None
 
 
 def _sidecar(artifact: Path) -> Path:

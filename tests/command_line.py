@@ -16,7 +16,7 @@ TINY_MODELS = '''
 import torch
 from torch import nn
 
-from models.yolov6_blocks import RepVggBlock
+from models.yolov6.blocks import RepVggBlock
 
 
 def build(num_classes=2):

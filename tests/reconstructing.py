@@ -21,7 +21,7 @@ from calibrators.qprep import ChannelAffine
 from calibrators.quantized_model import QuantizedModel
 from calibrators.reconstruction import LearnedBlock
 from calibrators.registry import create_calibrator
-from calibrators.settings import Reconstruction
+from calibrators.settings import Reconstruction, Units
 from calibrators.walk import Walk
 from tests.tiny_networks import quantized, smooth_images, traced
 
@@ -141,7 +141,7 @@ class Stand:
         model.graph_module.requires_grad_(False)
         create_calibrator("mae").calibrate(model, batches())
         clip_weights(model)
-        blocks = find_blocks(model, chosen.blocks, chosen.stages)
+        blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
         walk = Walk(model, blocks, batches(), ActivationCache(GIBIBYTE), float_overrides(model))
         for block in blocks[:index]:
             walk.pass_in_float(block)
@@ -181,11 +181,14 @@ class Stand:
 
 
 def run_blocks(
-    model: QuantizedModel, images: torch.Tensor, overrides: dict[fx.Node, object]
+    model: QuantizedModel,
+    images: torch.Tensor,
+    overrides: dict[fx.Node, object],
+    units: Units = "layers",
 ) -> Sequence[torch.Tensor]:
     """Outputs of the network, block by block: only what a block declares crosses its border."""
     known = {placeholder(model): images}
-    for block in find_blocks(model):
+    for block in find_blocks(model, units=units):
         values = {node: known[node] for node in block.inputs}
         with torch.no_grad():
             run_nodes(model.graph_module, block.nodes, values, overrides, len(images))

@@ -185,7 +185,7 @@ def test_every_package_is_listed_for_the_wheel() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     section = re.search(r"^packages = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     assert section is not None
-    listed = re.findall(r'"([a-z._]+)"', section[1])
+    listed = re.findall(r'"([a-z0-9._]+)"', section[1])
     existing = [name for name, file in MODULES.items() if file.name == "__init__.py"]
     assert sorted(listed) == sorted(existing)
     folders = {module_name(file.parent / "__init__.py") for file in FILES}

@@ -22,8 +22,8 @@ from calibrators.quantized_model import QuantizedModel, insert_quantizers
 from models.attention import expand_attention
 from models.fuse import reparameterize
 from models.graph import trace
-from models.yolov6_blocks import RepVggBlock, Upsample
-from models.yolov6_pooling import SimSppf
+from models.yolov6.blocks import RepVggBlock, Upsample
+from models.yolov6.pooling import SimSppf
 
 SIZE = 16
 torch.set_num_threads(1)  # on tensors this small a second thread only waits

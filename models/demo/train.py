@@ -25,7 +25,7 @@ from models.demo.batches import random_batch
 from models.demo.loss import detection_loss
 from models.demo.scenes import IMAGE_SIZE, TRAIN, Scene, generate_scene
 from models.demo.shapes import CLASSES
-from models.yolov6 import Yolov6, yolov6n_demo
+from models.yolov6.network import Yolov6, yolov6n_demo
 
 _PEAK_LR, _FINAL_LR = 3e-3, 3e-5
 _WEIGHT_DECAY = 0.02

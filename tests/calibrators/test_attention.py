@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
-from calibrators.attention import find_attention
+from calibrators.attention import find_attention, has_attention
 from models.graph import trace
 from tests.tiny_networks import traced
 
@@ -28,9 +28,12 @@ class Attention(nn.Module):
         return self._attend(images.flatten(2).transpose(1, 2), self.constant)
 
 
+def graph_of(attend: Attend) -> fx.Graph:
+    return trace(Attention(attend), (4, 4)).graph
+
+
 def found(attend: Attend) -> list[tuple[str, str]]:
-    graph = trace(Attention(attend), (4, 4)).graph
-    return [(scores.name, product.name) for scores, product in find_attention(graph)]
+    return [(scores.name, product.name) for scores, product in find_attention(graph_of(attend))]
 
 
 def scores(x: torch.Tensor) -> torch.Tensor:
@@ -84,3 +87,28 @@ def test_probabilities_that_others_read_are_left_alone() -> None:
 def test_every_window_attention_of_a_swin_is_found() -> None:
     pairs = [(a.name, b.name) for a, b in find_attention(traced("swin").graph)]
     assert pairs == [("matmul", "matmul_1"), ("matmul_2", "matmul_3")]
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [
+        lambda x, c: F.scaled_dot_product_attention(x, x, x),
+        lambda x, c: scores(x).softmax(-1) @ x,
+        lambda x, c: F.multi_head_attention_forward(
+            *(x, x, x, 3, 1, c[:9, :3], c[0, :9], None, None, False, 0.0, c[:3, :3], c[0, :3]),
+            training=False,
+        )[0],
+    ],
+    ids=["fused", "by hand", "PyTorch's"],
+)
+def test_a_network_has_attention_whoever_wrote_it(attend: Attend) -> None:
+    assert has_attention(graph_of(attend))
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [lambda x, c: scores(x) @ x, lambda x, c: x.softmax(-1) @ c[:3], lambda x, c: x + c[0, 0]],
+    ids=["no softmax", "one product", "no product"],
+)
+def test_a_network_without_it_has_none(attend: Attend) -> None:
+    assert not has_attention(graph_of(attend))

@@ -18,6 +18,7 @@ from calibrators.blocks import (
 )
 from calibrators.execution import float_overrides, run_nodes
 from calibrators.quantized_model import QuantizedModel, is_activation_call
+from calibrators.settings import Units
 from models.graph import trace
 from tests.reconstructing import placeholder, run_blocks
 from tests.tiny_networks import NETWORKS, calibrated, quantized, smooth_images, traced
@@ -37,10 +38,12 @@ def sizes(*strides: int) -> QuantizedModel:
     return quantized(trace(module.eval(), (16, 16)))
 
 
-@pytest.mark.parametrize("batch_size", [None, 4], ids=["dynamic", "fixed"])
+@pytest.mark.parametrize(
+    ("batch_size", "units"), [(None, "layers"), (4, "layers"), (None, "chains")]
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_block_after_block_computes_what_the_whole_network_does(
-    name: str, batch_size: int | None
+    name: str, batch_size: int | None, units: Units
 ) -> None:
     model, images = calibrated(name, (6, 6), batch_size), smooth_images(4, seed=3)
     with torch.no_grad():
@@ -48,7 +51,9 @@ def test_block_after_block_computes_what_the_whole_network_does(
         with model.float_mode():
             expected_float = model(images)
     assert not torch.equal(expected[0], expected_float[0])
-    found, found_float = (run_blocks(model, images, o) for o in ({}, float_overrides(model)))
+    found, found_float = (
+        run_blocks(model, images, overrides, units) for overrides in ({}, float_overrides(model))
+    )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(found_float, expected_float, strict=True))
 
@@ -85,10 +90,11 @@ def test_the_parts_of_a_split_cross_a_border_and_the_split_does_not() -> None:
     assert all(isinstance(node.meta["val"], torch.Tensor) for node in crossing)
 
 
+@pytest.mark.parametrize("units", ["layers", "chains"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_and_every_quantizer_is_in_exactly_one_block(name: str) -> None:
+def test_every_layer_and_every_quantizer_is_in_exactly_one_block(name: str, units: Units) -> None:
     model = quantized(traced(name))
-    found = find_blocks(model)
+    found = find_blocks(model, units=units)
     assert Counter(n for b in found for n in b.layers) == Counter(model.placement.layers.keys())
     computed = Counter(node for block in found for node in block.nodes)
     assert set(computed.values()) == {1}
@@ -98,21 +104,23 @@ def test_every_layer_and_every_quantizer_is_in_exactly_one_block(name: str) -> N
     assert [b.name for b in found] == [next(iter(b.layers.values())) for b in found]
 
 
+@pytest.mark.parametrize("units", ["layers", "chains"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_quantizer_belongs_to_its_first_reader(name: str) -> None:
-    found = find_blocks(quantized(traced(name)))
+def test_a_quantizer_belongs_to_its_first_reader(name: str, units: Units) -> None:
+    found = find_blocks(quantized(traced(name)), units=units)
     owner = {node: index for index, block in enumerate(found) for node in block.nodes}
     for node, index in owner.items():
         if is_activation_call(node):
             assert index == min(owner[user] for user in node.users)
 
 
+@pytest.mark.parametrize("units", ["layers", "chains"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_block_reads_what_earlier_blocks_return(name: str) -> None:
+def test_a_block_reads_what_earlier_blocks_return(name: str, units: Units) -> None:
     model = quantized(traced(name))
     known = {placeholder(model)}
     stages = []
-    for block in find_blocks(model):
+    for block in find_blocks(model, units=units):
         assert set(block.inputs) <= known
         assert not set(block.inputs) & set(block.nodes)
         known |= set(block.outputs)
@@ -236,7 +244,7 @@ def test_a_network_without_quantized_layers_has_no_blocks() -> None:
 @pytest.mark.parametrize("name", ["vit", "swin", "swin-padded"])
 def test_a_residual_branch_is_one_block(name: str, softmax: Softmax) -> None:
     model, images = transformer(name, softmax=softmax), images_for(name, 3)
-    found = find_blocks(model, residual=True)
+    found = find_blocks(model, units="chains")
     grouped = layers(found)
     merging = [["layers.1.downsample.reduction"]] if name.startswith("swin") else []
     stem = "layers.{0}.blocks.{1}" if merging else "blocks.{1}"
@@ -255,15 +263,3 @@ def test_a_residual_branch_is_one_block(name: str, softmax: Softmax) -> None:
         known |= {node: values[node] for node in block.outputs}
     with torch.no_grad():
         assert any(torch.equal(value, model(images)[0]) for value in known.values())
-
-
-def test_layers_between_which_several_values_live_are_one_block() -> None:
-    found = find_blocks(quantized(traced("detector")), residual=True)
-    plain = find_blocks(quantized(traced("detector")))
-    assert len(found) < len(plain)
-    assert [layer for block in layers(found) for layer in block] == [
-        layer for block in layers(plain) for layer in block
-    ]
-    assert layers(find_blocks(quantized(traced("plain")), residual=True)) == layers(
-        find_blocks(quantized(traced("plain")))
-    )

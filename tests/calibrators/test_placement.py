@@ -206,6 +206,45 @@ def test_an_add_never_quantizes_both_of_its_convolutions() -> None:
     assert added == [("relu", "add")]
 
 
+class Scale(nn.Module):
+    """A learned factor of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((3,), 0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor.view(1, -1, 1, 1)
+
+
+def place_skip(skip: Forward) -> Placement:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(m.a(x))
+        return m.c(F.relu(m.b(y)) + skip(m, y))
+
+    return place(forward, a=conv(), b=conv(), c=conv(), scale=Scale())
+
+
+@pytest.mark.parametrize(
+    "skip", [lambda m, y: m.scale(y), lambda m, y: 0.5 * y, lambda m, y: m.scale.factor[0] * y]
+)
+def test_a_skip_times_a_constant_reads_the_quantized_value_too(skip: Forward) -> None:
+    assert edges(place_skip(skip))[1] == {("relu", "b"), ("relu", "mul")}
+
+
+@pytest.mark.parametrize(
+    "skip",
+    [
+        lambda m, y: y * y.mean((2, 3), keepdim=True),
+        lambda m, y: y * y,
+        lambda m, y: m.scale(y).sigmoid(),
+        lambda m, y: (z := m.scale(y)) + z.sigmoid(),  # others read the product
+    ],
+)
+def test_other_products_stay_float_in_front_of_an_add(skip: Forward) -> None:
+    assert edges(place_skip(skip))[1] == {("relu", "b")}
+
+
 def test_squeeze_and_excitation_stays_float_with_a_reason() -> None:
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(m.a(x))

@@ -21,7 +21,7 @@ from calibrators.qprep import (
 )
 from calibrators.quantizers import IntegerGrid, TensorQuantizer
 from models.fuse import reparameterize
-from models.yolov6_blocks import RepVggBlock
+from models.yolov6.blocks import RepVggBlock
 from tests.tiny_networks import NETWORKS, randomize, traced
 
 CHANNELS = 6

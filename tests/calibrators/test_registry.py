@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from torch import fx
+import torch
+from torch import fx, nn
 
 from calibrators.base import Calibrator
 from calibrators.registry import (
@@ -11,7 +12,26 @@ from calibrators.registry import (
     list_calibrators,
 )
 from models.fuse import reparameterize
-from tests.tiny_networks import NETWORKS
+from models.graph import trace
+from models.yolov6.blocks import RepVggBlock
+from tests.tiny_networks import NETWORKS, traced
+
+
+class Mixture(nn.Module):
+    """Convolution, then a linear that may read a LayerNorm, then attention written by hand, or none."""
+
+    def __init__(self, norm: bool, attends: bool, fuses: bool) -> None:
+        super().__init__()
+        self.attends = attends
+        self.stem = RepVggBlock(3, 8, stride=2) if fuses else nn.Conv2d(3, 8, 2, 2)
+        self.norm = nn.LayerNorm(8) if norm else nn.Identity()
+        self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(self.stem(images).flatten(2).transpose(1, 2))).chunk(3, -1)
+        if self.attends:
+            v = ((q * 0.3) @ k.transpose(1, 2)).softmax(-1) @ v
+        return self.head(v.mean(1))
 
 
 def test_every_calibrator_is_listed_with_a_summary() -> None:
@@ -47,23 +67,42 @@ def test_a_name_without_a_neighbour_gets_no_guess() -> None:
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_auto_learns_a_reparameterized_network_in_either_form(is_fused: bool) -> None:
     network = NETWORKS["reparameterized"]()
-    assert choose_calibrator("auto", reparameterize(network) if is_fused else network) == "repapq"
+    loaded = reparameterize(network) if is_fused else network
+    assert choose_calibrator(loaded, traced("reparameterized").graph) == "repapq"
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
 @pytest.mark.parametrize(("bits", "method"), [(8, "repq-vit"), (6, "repquant"), (4, "repquant")])
 def test_auto_knows_transformers_and_learns_below_8_bits(name: str, bits: int, method: str) -> None:
-    assert choose_calibrator("auto", NETWORKS[name](), bits) == method
+    assert choose_calibrator(NETWORKS[name](), traced(name).graph, bits) == method
 
 
 @pytest.mark.parametrize("name", ["plain", "residual"])
 def test_auto_takes_the_best_baseline_for_any_other_network(name: str) -> None:
-    assert choose_calibrator("auto", NETWORKS[name]()) == "best"
+    assert choose_calibrator(NETWORKS[name](), traced(name).graph) == "best"
 
 
 def test_auto_learns_a_graph_from_a_file_whose_blocks_nobody_knows() -> None:
-    assert choose_calibrator("auto", fx.symbolic_trace(NETWORKS["plain"]())) == "repapq"
+    imported = fx.symbolic_trace(NETWORKS["plain"]())
+    assert choose_calibrator(imported, traced("plain").graph) == "repapq"
 
 
-def test_a_name_that_was_given_is_kept() -> None:
-    assert choose_calibrator("mae", NETWORKS["reparameterized"]()) == "mae"
+@pytest.mark.parametrize(
+    ("norm", "attends", "fuses", "method"),
+    [
+        (True, True, False, "repq-vit"),
+        (True, True, True, "repq-vit"),  # as TinyViT, whose convolutions with BatchNorm fuse
+        (False, True, False, "best"),
+        (False, True, True, "repapq"),  # as LeViT and FastViT
+        (True, False, False, "best"),  # as ConvNeXt
+        (True, False, True, "repapq"),
+    ],
+)
+def test_auto_reads_mixtures_off_the_graph(
+    norm: bool, attends: bool, fuses: bool, method: str
+) -> None:
+    network = Mixture(norm, attends, fuses).eval()
+    graph = trace(reparameterize(network), (8, 8)).graph
+    assert choose_calibrator(network, graph) == method
+    imported = fx.GraphModule(network, fx.Graph())
+    assert choose_calibrator(imported, graph) == ("repapq" if method == "best" else method)

@@ -81,13 +81,12 @@ def test_what_transformers_want_is_chosen_unless_the_recipe_says_otherwise() -> 
     def choose(chosen: Reconstruction) -> Reconstruction:
         return list_calibrators()["repquant"]().choose(chosen)
 
-    assert choose(Reconstruction()) == Reconstruction(loss="l2", stage_weight=0.0, code_rate=0.02)
-    said = Reconstruction(loss="l1", stage_weight=1.0, code_rate=0.05, iterations=7)
+    wanted = {"loss": "l2", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"}
+    assert choose(Reconstruction()) == Reconstruction(**wanted)
+    said = Reconstruction(loss="l1", stage_weight=1.0, code_rate=0.05, units="layers", iterations=7)
     assert choose(said) == said
     other = Reconstruction(rounding="adaround", iterations=9)
-    assert choose(other) == other.model_copy(
-        update={"loss": "l2", "stage_weight": 0.0, "code_rate": 0.02}
-    )
+    assert choose(other) == other.model_copy(update=wanted)
 
 
 def test_behind_compensated_weights_everything_but_their_codes_is_learned() -> None:

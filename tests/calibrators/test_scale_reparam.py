@@ -16,6 +16,7 @@ from calibrators.scale_reparam import (
     NormSite,
     find_centred,
     find_norm_sites,
+    has_norm_sites,
     reparameterize_norm,
     unsigned_per_channel,
 )
@@ -51,6 +52,11 @@ def returned_too(m: Norms, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 def two_readers(m: Norms, x: torch.Tensor) -> torch.Tensor:
     y = m.norm(x)
+    return m.one(y) + m.two(y)
+
+
+def windows_of_two_readers(m: Norms, x: torch.Tensor) -> torch.Tensor:
+    y = m.norm(x).reshape(-1, 4, 8)
     return m.one(y) + m.two(y)
 
 
@@ -204,6 +210,26 @@ def walk_back(site: NormSite) -> list[fx.Node]:
 )
 def test_any_other_norm_is_not(join: Callable[..., object]) -> None:
     assert find_norm_sites(quantized(trace(Norms(join).eval(), (8, 8)))) == {}
+
+
+@pytest.mark.parametrize(
+    ("join", "expected"),
+    [
+        (lambda m, x: m.one(m.norm(x)), True),
+        (lambda m, x: windows_of_two_readers(m, x), True),
+        (lambda m, x: m.one(F.pad(m.norm(x), (0, 0, 0, 3))), True),
+        (lambda m, x: m.one(F.pad(m.norm(x), (0, 0, 0, 3), value=1.0)), False),
+        (lambda m, x: m.one(m.norm(x).transpose(2, 3)), False),
+        (lambda m, x: m.one(m.norm(x)[:, 0]), False),
+        (lambda m, x: m.norm(m.one(x.transpose(2, 3))[..., :1].expand(-1, -1, -1, 8)), False),
+        (lambda m, x: m.one(x), False),
+    ],
+    ids=["norm", "windows", "zeros", "ones", "other axis", "one token", "behind", "no norm"],
+)
+def test_a_float_graph_tells_whether_there_is_something_to_fold(
+    join: Callable[..., object], expected: bool
+) -> None:
+    assert has_norm_sites(trace(Norms(join).eval(), (8, 8)).graph) is expected
 
 
 def test_a_float_linear_behind_a_norm_makes_no_site() -> None:

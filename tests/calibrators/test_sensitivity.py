@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from calibrators.baselines import MseCalibrator
-from calibrators.best_baseline import decibel
+from calibrators.best_baseline import BestBaselineCalibrator, decibel
 from calibrators.execution import float_copy
 from calibrators.guard import output_noise
 from calibrators.placement import place_quantizers
 from calibrators.quantized_model import QuantizedModel, insert_quantizers
-from calibrators.sensitivity import find_sensitive_layers
+from calibrators.sensitivity import compared_images, find_sensitive_layers
 from models.graph import trace
 from tests.tiny_networks import SIZE, randomize, smooth_images
 
@@ -36,16 +36,43 @@ class OneWideChannel(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = nn.functional.hardswish(self.first(x))
         if self.through_concat:
-            hidden = torch.cat(hidden.chunk(2, dim=1)[::-1], dim=1).roll(4, dims=1)
+            hidden = torch.cat(hidden.chunk(2, dim=1), dim=1)
         return self.last(nn.functional.hardswish(self.sensitive(hidden)))
+
+
+class TwoWideChannels(nn.Module):
+    """Depthwise layers that read a channel a thousand and one a hundred times wider than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.worst = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.last = nn.Conv2d(8, 4, 1)
+        randomize(self)
+        with torch.no_grad():
+            self.first.weight[0] *= 1000
+            self.worst.weight[0] /= 1000
+            self.worst.weight[1] *= 100
+            self.second.weight[1] /= 100
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.first, self.worst, self.second):
+            x = nn.functional.hardswish(layer(x))
+        return self.last(x)
 
 
 def network(
     sensitive: dict[str, float] | None = None, through_concat: bool = False
 ) -> QuantizedModel:
-    graph_module = trace(OneWideChannel(through_concat).eval(), (SIZE, SIZE))
-    placement = place_quantizers(graph_module.graph, sensitive=sensitive or {})
-    return insert_quantizers(graph_module, placement)
+    return quantized(OneWideChannel(through_concat), sensitive or {})
+
+
+def quantized(module: nn.Module, sensitive: dict[str, float]) -> QuantizedModel:
+    graph_module = trace(module.eval(), (SIZE, SIZE))
+    return insert_quantizers(
+        graph_module, place_quantizers(graph_module.graph, sensitive=sensitive)
+    )
 
 
 IMAGES = [smooth_images(16, seed=seed) for seed in (1, 2)]
@@ -69,6 +96,56 @@ def test_a_layer_that_reads_the_tensor_through_a_concat_is_found_too() -> None:
     found = find_sensitive_layers(network(through_concat=True), IMAGES, min_snr=25.0)
     assert list(found) == ["sensitive"]
     assert snr_when_calibrated(network(found, through_concat=True)) > 25
+
+
+def test_no_more_layers_are_left_out_than_the_outputs_need() -> None:
+    model = quantized(TwoWideChannels(), {})
+    assert list(find_sensitive_layers(model, IMAGES[:1], min_snr=15.0)) == ["worst"]
+    quantizers = (*model.activation_quantizers.values(), *model.weight_quantizers.values())
+    assert all(quantizer.enabled for quantizer in quantizers)
+
+
+def test_every_layer_is_measured_alone_and_all_that_is_left_together(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        found = find_sensitive_layers(quantized(TwoWideChannels(), {}), IMAGES[:1], min_snr=90.0)
+    assert list(found) == ["worst", "second"]
+    model = quantized(TwoWideChannels(), {})
+    reference = float_copy(model)
+    BestBaselineCalibrator().calibrate(model, IMAGES[:1])
+    read = {point.edges[0][1]: point.name for point in model.placement.points}
+    quantizers = {
+        layer: model.activation_quantizers[read[node]]
+        for node, layer in model.placement.layers.items()
+    }
+    for layer, snr in found.items():
+        with model.float_mode():
+            quantizers[layer].enabled = True
+            alone = decibel(output_noise(model, IMAGES[:1], reference))
+        assert snr == pytest.approx(alone, abs=0.1)
+    for layer in found:
+        quantizers[layer].enabled = model.weight_quantizers[layer].enabled = False
+    rest = decibel(output_noise(model, IMAGES[:1], reference))
+    assert f"2 activations left out: {rest:.1f} dB" in caplog.text
+
+
+def test_the_best_baseline_decides_whether_anything_is_left_out() -> None:
+    model = quantized(TwoWideChannels(), {})
+    reference = float_copy(model)
+    BestBaselineCalibrator().calibrate(model, IMAGES[:1])
+    best = decibel(output_noise(model, IMAGES[:1], reference))
+    found = [
+        find_sensitive_layers(quantized(TwoWideChannels(), {}), IMAGES[:1], min_snr=best + margin)
+        for margin in (-0.1, 0.1)
+    ]
+    assert found[0] == {}
+    assert found[1] != {}
+
+
+@pytest.mark.parametrize(("side", "count"), [(64, 16), (320, 16), (448, 8), (640, 4), (1280, 4)])
+def test_of_large_images_fewer_are_compared(side: int, count: int) -> None:
+    assert len(compared_images(torch.zeros(20, 1, side, side))) == count
 
 
 def test_nothing_is_left_out_where_the_outputs_are_close_enough() -> None:

@@ -9,8 +9,8 @@ from timm.models.byobnet import MobileOneBlock, RepVggBlock
 from torch import nn
 
 from models.fuse import reparameterize
-from models.yolov6 import yolov6n_demo
-from models.yolov6_blocks import RepVggBlock as Yolov6Block
+from models.yolov6.blocks import RepVggBlock as Yolov6Block
+from models.yolov6.network import yolov6n_demo
 
 BLOCKS = {
     "repvgg": lambda: RepVggBlock(8, 8),

@@ -197,7 +197,8 @@ def test_labelled_images_that_are_not_there(tiny: TinyProject, workspace: Path) 
      ("timm:resnet18x", "did you mean timm:resnet18"),
      ("tiny_models:biuld", "did you mean build?"),
      ("no_such_module:build", "no Python module 'no_such_module'"),
-     ("..", "unknown model")],
+     ("..", "unknown model"),
+     ("a:b:c", "a:b:c: no Python module 'a'")],
 )  # fmt: skip
 def test_an_unknown_model(tiny: TinyProject, tmp_path: Path, model: str, reason: str) -> None:
     outcome = calibrate(tiny, tmp_path / "b", model=model)
@@ -240,7 +241,13 @@ def test_a_network_that_cannot_be_traced_is_told_by_its_own_line(
 
 @pytest.mark.parametrize(
     ("size", "reason"),
-    [("48", "cannot run on 1x3x48x48 images"), ("0", "at least 1 pixel"), ("-3x4", "at least 1")],
+    [
+        ("48", "cannot run on 1x3x48x48 images"),
+        ("100000000", "allocate"),
+        ("9" * 30, "cannot run"),
+        ("0", "at least 1 pixel"),
+        ("-3x4", "at least 1"),
+    ],
 )
 def test_an_image_size_that_the_network_cannot_take(
     tiny: TinyProject, tmp_path: Path, size: str, reason: str
@@ -263,3 +270,79 @@ def test_a_target_that_cannot_be_built_here_is_said_before_calibration(
     options = [*tiny.options, "--target", "jetson-orin", "--workspace", tmp_path]
     outcome = reptrt("engine", *options)
     assert "tensorrt" in complaint(outcome, tmp_path, code=4)
+
+
+def test_wrong_labels_are_said_before_calibration(tiny: TinyProject, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,label\nnone.png,cat\n")
+    options = [*tiny.options, "--eval", tmp_path, "--workspace", tmp_path / "b"]
+    for command in (["engine"], ["compare", "--calibrators", "minmax,mae"]):
+        line = complaint(reptrt(*command, *options), tmp_path / "b")
+        assert "labels.csv:2: no file 'none.png'" in line
+
+
+def test_options_of_classic_tensorrt_are_refused_before_calibration(
+    tiny: TinyProject, tmp_path: Path
+) -> None:
+    outcome = reptrt("engine", *tiny.options, "--version-compatible", "--workspace", tmp_path)
+    assert "options of classic TensorRT" in complaint(outcome, tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--data", "--weights", "--eval", "--workspace"])
+def test_an_empty_path_is_not_the_current_folder(tiny: TinyProject, option: str) -> None:
+    outcome = reptrt("calibrate", *tiny.options, option, "")
+    assert outcome.code == 2
+    assert "the path is empty" in outcome.complaints[-1]
+
+
+@pytest.mark.parametrize("command", ["validate", "report"])
+@pytest.mark.parametrize("name", ["model.fp32.onnx", "model.trt.onnx"])
+def test_a_file_that_is_gone_names_the_stage_that_makes_it(
+    tiny: TinyProject, workspace: Path, command: str, name: str
+) -> None:
+    path = tiny.files_of(workspace) / name
+    path.unlink()
+    outcome = reptrt(command, *tiny.options, "--eval", tiny.photos, "--workspace", workspace)
+    assert outcome.code == 2
+    assert outcome.complaints == [f"reptrt: {path}: not made yet; run `reptrt export MODEL` first"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    ("name", "stage"), [("validation.json", "validate"), ("fusion.json", "build")]
+)
+def test_a_result_that_somebody_changed_is_not_reported(
+    tiny: TinyProject, workspace: Path, name: str, stage: str, content: bytes
+) -> None:
+    path = tiny.files_of(workspace) / name
+    path.write_bytes(content)
+    options = [*tiny.options, "--eval", tiny.photos, "--workspace", workspace]
+    outcome = reptrt("report", *options)
+    assert outcome.code == 2
+    assert outcome.complaints == [
+        f"reptrt: {path}: is not what was written there; run `reptrt {stage} MODEL` again"
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.engine", "validation.json", "report.html"])
+def test_a_folder_in_place_of_an_artifact(tiny: TinyProject, workspace: Path, name: str) -> None:
+    path = tiny.files_of(workspace) / name
+    path.unlink()
+    path.mkdir()
+    outcome = reptrt("engine", *tiny.options, "--eval", tiny.photos, "--workspace", workspace)
+    assert outcome.code == 2
+    assert outcome.complaints == [f"reptrt: {path}: cannot be written: a folder has that name"]
+
+
+def test_a_kit_under_a_file(tiny: TinyProject, workspace: Path) -> None:
+    archive = tiny.data / "kit.tar.gz"
+    outcome = reptrt("kit", *tiny.options, "--output", archive, "--workspace", workspace)
+    assert outcome.code == 2
+    assert outcome.complaints == [
+        f"reptrt: {archive}: cannot be written: a part of its path is a file"
+    ]
+
+
+def test_regress_names_a_wrong_target_before_the_first_entry(tmp_path: Path) -> None:
+    outcome = reptrt("regress", "--target", "h100", "--workspace", tmp_path)
+    assert "did you mean 'server-h100'?" in complaint(outcome, tmp_path)
+    assert not list(tmp_path.iterdir())

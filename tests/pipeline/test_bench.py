@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import onnx
@@ -94,3 +95,15 @@ def test_the_command_prints_the_table_of_a_real_export(tmp_path: Path) -> None:
     assert reptrt("bench", tmp_path / "none.onnx").complaints == [
         f"reptrt: {tmp_path / 'none.onnx'}: no such .onnx or .engine file"
     ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "seconds", "reason"),
+    [(1, math.nan, "--seconds nan"), (1, math.inf, "--seconds inf"), (1, -1.0, "--seconds -1"),
+     (10**12, 0.0, "--batch 1000000000000"), (10**18, 0.0, "--batch 1000000000000000000")],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(
+    tmp_path: Path, batch: int, seconds: float, reason: str
+) -> None:
+    with pytest.raises(BenchInputError, match=reason):
+        bench_file(network(tmp_path / "m.onnx", "N"), batch, seconds)

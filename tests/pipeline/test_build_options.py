@@ -64,7 +64,8 @@ def test_a_workspace_limit_that_is_no_size_is_refused() -> None:
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_what_changes_the_engine_makes_it_stale(change: dict[str, Any]) -> None:
-    assert build_inputs(recipe(**change), RTX) != build_inputs(recipe(), RTX)
+    target = TARGETS["server-l4"]
+    assert build_inputs(recipe(**change), target) != build_inputs(recipe(), target)
 
 
 def test_where_timings_are_kept_does_not(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from engines.target import TARGETS
 from models.spec import Preprocess
 from pipeline.model_card import ModelCard
 from pipeline.recipe import Recipe
-from pipeline.run import Run, append_nms, build
+from pipeline.run import Run
+from pipeline.stages import append_nms, build
 from pipeline.workspace import open_workspace
 from tests.command_line import TinyProject, reptrt
 from tests.one_box_detector import write_detector

@@ -29,7 +29,7 @@ INTERRUPTED = (130, -signal.SIGINT)
 LAUNCHER = """
 import json, logging, os, sys, threading
 
-import pipeline.run, pipeline.terminal  # what takes seconds to import, once for all children
+import pipeline.stages, pipeline.terminal  # what takes seconds to import, once for all children
 from pipeline.__main__ import main
 
 

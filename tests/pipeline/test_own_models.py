@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from torch import nn
 
+from calibrators.state import read_result
 from models.load import load_model
 from models.spec import PreprocessOverrides
 from pipeline.model_card import read_card
@@ -27,6 +30,12 @@ from tests.onnx_files import Detector, seeded
 def detector():
     return seeded(Detector)
 '''
+
+
+def vit() -> nn.Module:
+    return timm.models.VisionTransformer(
+        img_size=SIDE, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +122,24 @@ def test_accuracy_of_unknown_outputs_cannot_be_asked_for(
     assert outcome.code == 2
     (line,) = outcome.complaints
     assert f"the meaning of its outputs is unknown, so it has no accuracy for {flag}" in line
+
+
+def test_an_imported_transformer_gets_what_timms_gets(project: Path, tmp_path: Path) -> None:
+    path = write_onnx(seeded(vit), tmp_path / "vit.onnx", opset=14)  # its LayerNorms in parts
+    outcome = reptrt(
+        "engine", path, "--data", project / "data.npy", "--target", "tensorrt-rtx",
+        "--workspace", tmp_path,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "vit" / "auto-w8a8" / "tensorrt-rtx"
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["calibrator"], report["precision"]) == ("repq-vit", "fp16")
+    assert read_result(folder / "calibration.safetensors").notes == {
+        "Reparameterized LayerNorms": "2"
+    }
+    fusion = report["fusion"]
+    assert fusion["int8_layers"] == fusion["quantizable_layers"] == 6
+    assert fusion["fused_attention"] == fusion["attention_blocks"] == 1
 
 
 def test_compare_takes_an_onnx_file(project: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,27 @@ def test_the_outer_layers_have_8_bits_unless_told_otherwise(tmp_path: Path) -> N
 
 
 def test_nms_is_part_of_the_engine_only_where_asked(tmp_path: Path) -> None:
-    assert load_recipe("m:build", {"score_threshold": 0.5}).suppression is None
+    assert load_recipe("m:build", {}).suppression is None
     asked = load_recipe("m:build", {"max_detections": 7}, write(tmp_path, "end2end: true\n"))
     assert asked.suppression == Suppression(0.25, 0.65, 7)
+
+
+def test_thresholds_that_nothing_heeds_are_refused(tmp_path: Path) -> None:
+    for file, options in (
+        (None, {"score_threshold": 0.5}),
+        (write(tmp_path, "max_detections: 7\n"), {}),
+    ):
+        assert "is of --end2end" in error_of("m:build", options, file)
+
+
+@pytest.mark.parametrize("name", ["min_snr", "max_drop"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_are_finite(name: str, number: float) -> None:
+    assert f"{name}: input should be a finite number" in error_of("m:build", {name: number})
+
+
+def test_scratch_memory_is_more_than_nothing() -> None:
+    assert "greater than 0" in error_of("m:build", {"workspace_limit": "0"})
 
 
 def test_attention_stays_float_unless_told_otherwise(tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
+from calibrators.attention import has_attention
 from calibrators.biases import round_biases
 from calibrators.quantized_model import QuantizedModel
 from calibrators.registry import choose_calibrator, create_calibrator
 from calibrators.settings import Reconstruction, Settings
 from engines.builder import BuildOptions, build_engine
 from engines.fusion import fusion_report, parse_kernels
-from models.attention import has_attention
 from models.load import LoadedModel
 from models.spec import Preprocess
 from pipeline.export import Precision, export_qdq
@@ -42,6 +42,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 @dataclass(frozen=True)
 class Prepared:
     train_form: nn.Module
+    float_graph: fx.Graph
     model: QuantizedModel
     card: ModelCard
 
@@ -59,18 +60,18 @@ def prepared(request: pytest.FixtureRequest) -> Prepared:
     """Fused, traced and placed; not to be calibrated."""
     module = NETWORKS[request.param]()
     network = prepare_network(loaded(module), Recipe(model="m"))
-    return Prepared(module, network.quantized, network.card)
+    return Prepared(module, network.float_graph.graph, network.quantized, network.card)
 
 
 @pytest.fixture(scope="module")
 def deployed(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     """What `auto` makes of it with few steps, exported and cleaned."""
     model = copy.deepcopy(prepared.model)
-    name = choose_calibrator("auto", prepared.train_form)
+    name = choose_calibrator(prepared.train_form, prepared.float_graph)
     assert name == "repapq"
     create_calibrator(name, FEW_STEPS).calibrate(model, [images(seed=1)])
     round_biases(model)
-    precision: Precision = "fp16" if has_attention(prepared.train_form) else "fp32"
+    precision: Precision = "fp16" if has_attention(prepared.float_graph) else "fp32"
     folder = tmp_path_factory.mktemp("onnx")
     export_qdq(model, folder / "qdq.onnx", prepared.card, precision=precision)
     clean(folder / "qdq.onnx", folder / "trt.onnx")

@@ -23,7 +23,7 @@ with open(sys.argv[1], "a") as log:
 PAIR = """
 import os, sys
 
-import pipeline.run  # what takes seconds to import, once for both
+import pipeline.stages  # what takes seconds to import, once for both
 from pipeline.__main__ import main
 
 sys.argv[0] = "reptrt"

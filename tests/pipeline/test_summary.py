@@ -2,8 +2,9 @@ import math
 
 import pytest
 
-from pipeline.report_schema import BlockLoss, Report
+from pipeline.report_schema import BlockLoss, End2End, Report
 from pipeline.summary import (
+    end2end_note,
     latency_origin,
     loss_change,
     precision_name,
@@ -83,3 +84,15 @@ def test_one_block_without_a_change_is_only_counted() -> None:
 def test_the_worst_output_is_the_one_of_lowest_snr() -> None:
     assert worst_snr({"a": {"snr_db": 9.0}, "b": {"snr_db": -2.0}, "c": {"snr_db": None}}) == -2
     assert worst_snr({"a": {"snr_db": None}}) is None
+
+
+def test_an_engine_with_nms_is_judged_by_its_boxes() -> None:
+    compared = End2End(
+        score_threshold=0.25, iou_threshold=0.65, max_detections=100, identical=18.75,
+        agreement=99.62, num_images=16,
+    )  # fmt: skip
+    assert (
+        end2end_note(compared)
+        .replace("\u00a0", " ")
+        .endswith("equal to NumPy’s in 3 of 16 images, F1 99.62 %")
+    )

@@ -43,3 +43,6 @@ def test_json_has_every_field() -> None:
     assert entries["server-t4"]["compute_capabilities"] == [[7, 5]]
     assert entries["jetson-orin"]["dla"] == 2
     assert entries["server-l40s"]["fp8"] is True
+    (chosen,) = json.loads(reptrt("targets", "server-l40s", "--json").out)
+    assert chosen == entries["server-l40s"]
+    assert reptrt("targets", "h100", "--json").code == 2

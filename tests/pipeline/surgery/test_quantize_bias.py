@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from pipeline.surgery.quantize_bias import QuantizeBias
 
@@ -23,6 +24,7 @@ def bias_codes(done):
 def test_a_bias_on_the_accumulators_grid_comes_through_unchanged(operate):
     steps = np.float32([0.0625 * 0.125, 0.0625 * 0.25])
     done = operate(QuantizeBias(), CONV, **WEIGHTS, b=steps * [1000, -3])
+    assert done.sites == 1
     codes, scale = bias_codes(done)
     assert codes.dtype == np.int32
     np.testing.assert_array_equal(codes, [1000, -3])
@@ -36,10 +38,23 @@ def test_another_bias_moves_by_half_a_step_at_most(operate):
     assert 0 < np.abs(before - after).max() <= 0.0625 * 0.25 / 2 + 1e-6
 
 
-def test_a_bias_beyond_32_bits_and_one_of_a_float_layer_stay(operate):
-    assert operate(QuantizeBias(), CONV, **WEIGHTS, b=np.float32([1e9, 0])).sites == 0
-    half = CONV.replace("Conv(a, k, b)", "Conv(x, k, b)")
-    assert operate(QuantizeBias(), half, **WEIGHTS, b=np.float32([1, 0])).sites == 0
+def test_one_scale_of_all_weights_makes_one_step(operate):
+    scalar = WEIGHTS | {"v": np.float32(0.125), "zs": np.int8(0)}
+    text = CONV.replace("float[2] v, int8[2] zs", "float v, int8 zs")
+    done = operate(QuantizeBias(), text, **scalar, b=np.float32([0.0625, -0.25]))
+    np.testing.assert_array_equal(bias_codes(done)[0], [8, -32])
+    np.testing.assert_array_equal(*done.outputs())
+
+
+@pytest.mark.parametrize("bias", [[1e9, 0], [0, -1e9]])
+def test_a_bias_beyond_32_bits_stays(operate, bias):
+    assert operate(QuantizeBias(), CONV, **WEIGHTS, b=np.float32(bias)).sites == 0
+
+
+@pytest.mark.parametrize("layer", ["Conv(x, k, b)", "Conv(r, k, b)", "Conv(a, k)"])
+def test_float_layers_and_those_without_a_bias_stay(operate, layer):
+    text = CONV.replace("y = Conv(a, k, b)", f"r = Relu(a)  y = {layer}")
+    assert operate(QuantizeBias(), text, **WEIGHTS, b=np.float32([1, 0])).sites == 0
 
 
 def test_the_bias_of_a_gemm_is_quantized(operate):
@@ -56,3 +71,16 @@ def test_the_bias_of_a_gemm_is_quantized(operate):
     )
     np.testing.assert_array_equal(bias_codes(done)[0], [8, 0])
     np.testing.assert_array_equal(*done.outputs())
+
+
+def test_a_bias_of_a_gemm_that_is_no_vector_stays(operate):
+    done = operate(
+        QuantizeBias(),
+        """g (float[3,2] x) => (float[3,2] y)
+        <float s = {0.0625}, int8 z = {0}, int8[2,2] w, float[1,2] b>
+        { p = QuantizeLinear(x, s, z)  a = DequantizeLinear(p, s, z)
+          k = DequantizeLinear(w, s, z)  y = Gemm(a, k, b) }""",
+        w=np.int8([[3, -7], [127, 1]]),
+        b=np.float32([[0.5, 0]]),
+    )
+    assert done.sites == 0

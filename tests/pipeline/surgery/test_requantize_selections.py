@@ -20,7 +20,10 @@ PAIRS = """
         ("c = MaxPool<kernel_shape=[2,2]>(i)", 1),
         ("b = MaxPool<kernel_shape=[2,2]>(i)  c = Concat<axis=1>(b, b)", 2),
         ("c = Transpose<perm=[0,2,1,3]>(i)", 1),
+        ("k = Constant<value_ints=[1,4,2,4]>()  c = Reshape(i, k)", 1),
         ("c = AveragePool<kernel_shape=[2,2]>(i)", 0),
+        ("a = Relu(i)  c = MaxPool<kernel_shape=[2,2]>(a)", 0),
+        ("c, d = Split<axis=1, num_outputs=2>(i)", 0),
         ("c = Concat<axis=1>(i, x)", 0),
     ],
 )
@@ -49,3 +52,30 @@ def test_a_selection_that_is_quantized_already_is_left_alone(operate):
         y = DequantizeLinear(r, s, z) }""",
     )
     assert done.sites == 0
+
+
+def test_the_pair_repeats_a_zero_point_that_is_not_0(operate):
+    head = HEAD.replace("int8 z = {0}", "int8 z = {-100}")
+    done = operate(
+        RequantizeSelections(),
+        head + "{" + PAIRS + "c = Transpose<perm=[0,2,1,3]>(i)  y = Neg(c) }",
+    )
+    assert done.sites == 1
+    x = np.linspace(-1, 12, 32, dtype=np.float32).reshape(1, 2, 4, 4)  # codes -116 to 92
+    before, after = done.outputs({"x": x, "u": x})
+    assert np.unique(before).size == 32
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("grid", ["(x, v, zs)", "(x, s)"], ids=["channels", "no zero point"])
+def test_grids_of_channels_and_without_a_zero_point_are_left_alone(operate, grid):
+    done = operate(
+        RequantizeSelections(),
+        HEAD.replace("<", "<float[2] v, int8[2] zs, ", 1)
+        + f"{{ p = QuantizeLinear<axis=1>{grid}  i = DequantizeLinear<axis=1>{grid.replace('x', 'p')}"
+        + "  c = Transpose<perm=[0,2,1,3]>(i)  y = Neg(c) }",
+        v=np.float32([0.1, 0.2]),
+        zs=np.int8([0, 0]),
+    )
+    assert done.sites == 0
+    np.testing.assert_array_equal(*done.outputs())

@@ -8,7 +8,7 @@ from pipeline.surgery import SurgeryError
 from pipeline.surgery.shift_to_uint8 import ShiftToUint8
 
 HEAD = """g (float[1,2,4,4] x) => (float[1,2,4,4] y)
-<float s = {0.0625}, float t = {0.125}, int8 z = {0}, float low = {-0.5}, float high = {0.26}>"""
+<float s = {0.0625}, float t = {0.125}, int8 z = {0}, float low = {-0.5}, float high = {0.29}>"""
 WIDE = np.linspace(-20, 20, 32, dtype=np.float32).reshape(1, 2, 4, 4)
 
 
@@ -25,8 +25,8 @@ def codes_and_bounds(done):
     [
         ("a = Identity(x)", None),
         ("a = Relu(x)", [128, 255]),
-        ("a = Clip(x, low, high)", [120, 132]),  # -0.5 is code -8, 0.26 rounds to code 4
-        ("a = Clip(x, , high)", [0, 132]),
+        ("a = Clip(x, low, high)", [120, 133]),  # -0.5 is code -8, 0.29 rounds to code 5
+        ("a = Clip(x, , high)", [0, 133]),
         ("a = Clip(x)", None),
         ("a = Clip(x, low, low)", [120, 120]),
     ],
@@ -102,3 +102,49 @@ def test_a_clip_with_computed_bounds_stays_in_front(operate):
     assert isinstance(done.after, onnx.ModelProto)
     assert [n.inputs[0].name for n in done.graph.nodes if n.op == "Clip"] == ["x"]
     np.testing.assert_array_equal(*done.outputs({"x": WIDE}))
+
+
+def test_a_bound_between_two_codes_rounds_as_onnx_runtime_does(operate):
+    done = operate(
+        ShiftToUint8(),
+        HEAD.replace("0.29", "0.35").replace("0.125", "0.1")
+        + "{ a = Clip(x, low, high)  p = QuantizeLinear(a, t, z)  y = DequantizeLinear(p, t, z) }",
+    )
+    # In float32 0.35 / 0.1 is 3.5, which rounds to 4; in float64 it is less.
+    assert codes_and_bounds(done)[1] == [123, 132]
+    np.testing.assert_array_equal(*done.outputs({"x": WIDE}))
+
+
+def test_a_relu_that_is_an_output_of_the_graph_stays(operate):
+    done = operate(
+        ShiftToUint8(),
+        HEAD.replace("=> (float[1,2,4,4] y)", "=> (float[1,2,4,4] a, float[1,2,4,4] y)")
+        + "{ a = Relu(x)  p = QuantizeLinear(a, s, z)  y = DequantizeLinear(p, s, z) }",
+    )
+    assert done.ops == ["Relu", "QuantizeLinear", "DequantizeLinear"]
+    np.testing.assert_array_equal(*done.outputs({"x": WIDE}))
+
+
+@pytest.mark.parametrize(
+    "grid", ["(x, s, n)", "(x, v, zs)", "(x, s, u)"], ids=["zero point", "channels", "uint8"]
+)
+def test_other_grids_keep_their_codes(operate, grid):
+    done = operate(
+        ShiftToUint8(),
+        HEAD.replace("<", "<float[2] v, int8[2] zs, int8 n = {-100}, uint8 u = {3}, ", 1)
+        + f"{{ p = QuantizeLinear<axis=1>{grid}"
+        + f" y = DequantizeLinear<axis=1>{grid.replace('x', 'p')} }}",
+        v=np.float32([0.1, 0.2]),
+        zs=np.int8([0, 0]),
+    )
+    assert done.sites == 0
+    np.testing.assert_array_equal(*done.outputs({"x": WIDE}))
+
+
+def test_codes_that_another_operator_reads_are_refused(operate):
+    with pytest.raises(SurgeryError, match="Transpose 'q': reads the codes of QuantizeLinear 'p'"):
+        operate(
+            ShiftToUint8(),
+            HEAD
+            + "{ p = QuantizeLinear(x, s, z)  q = Transpose(p)  y = DequantizeLinear(q, s, z) }",
+        )

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from models.inert_pickle import read_inert_pickle
-from models.pickle_records import ForeignObject, RefusedPickleError, StoredTensor
-from models.torch_archive import TorchArchive
+from models.torch_files.archive import TorchArchive
+from models.torch_files.inert_pickle import read_inert_pickle
+from models.torch_files.records import ForeignObject, RefusedPickleError, StoredTensor
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.fuse import reparameterize
 from models.graph import trace
-from models.yolov6 import CONFIGS, Yolov6, build_yolov6, yolov6n_demo
-from models.yolov6_blocks import BN_EPS, BepC3, RepVggBlock, conv_relu
-from models.yolov6_config import Yolov6Config
-from models.yolov6_head import Integral
+from models.yolov6.blocks import BN_EPS, BepC3, RepVggBlock, conv_relu
+from models.yolov6.config import Yolov6Config
+from models.yolov6.head import Integral
+from models.yolov6.network import CONFIGS, Yolov6, build_yolov6, yolov6n_demo
 from tests.random_detectors import random_images, randomize_detector
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "demo" / "yolov6n_demo.safetensors"
+CHECKPOINT = Path(__file__).parents[3] / "models" / "demo" / "yolov6n_demo.safetensors"
 # Millions of parameters and GFLOPs at 640x640: README of https://github.com/meituan/YOLOv6; for the T
 # model, whose row there is of release 1.0, issue 659; for the base models configs/base/README.md.
 PUBLISHED = {

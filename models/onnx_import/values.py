@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from models.checkpoint import one_line
-from models.onnx_data import OnnxFileError
+from models.onnx_import.data import OnnxFileError
 
 Array = NDArray[Any]
 _MAX_TENSOR_BYTES = 1 << 32

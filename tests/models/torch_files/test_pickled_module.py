@@ -18,8 +18,8 @@ from torch import nn
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.load import load_model
 from models.state_dict import WeightsMismatchError, load_weights, match_weights
-from models.yolov6 import Yolov6, build_yolov6
-from models.yolov6_config import Yolov6Config
+from models.yolov6.config import Yolov6Config
+from models.yolov6.network import Yolov6, build_yolov6
 from tests.official_checkpoints import CONSTRUCTED, save_official
 
 TINY = Yolov6Config(0.1, 0.03, bidirectional=True, csp_pooling=True)

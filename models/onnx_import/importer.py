@@ -19,11 +19,11 @@ from onnx2torch.utils.safe_shape_inference import safe_shape_inference
 from torch import fx, nn
 
 from models.checkpoint import one_line
-from models.onnx_canonical import CanonicalGraph, canonicalize
-from models.onnx_data import OnnxFileError
-from models.onnx_file import OnnxFile
-from models.onnx_rewrite import layer_paths, rewrite, to_onnx2torch
-from models.onnx_values import run_onnx
+from models.onnx_import.canonical import CanonicalGraph, canonicalize
+from models.onnx_import.data import OnnxFileError
+from models.onnx_import.file import OnnxFile
+from models.onnx_import.rewrite import layer_paths, rewrite, to_onnx2torch
+from models.onnx_import.values import run_onnx
 
 logger = logging.getLogger(__name__)
 

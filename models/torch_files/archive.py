@@ -12,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from models.pickle_records import CorruptFileError, RefusedPickleError, StoredTensor
+from models.torch_files.records import CorruptFileError, RefusedPickleError, StoredTensor
 
 _MAGIC = b"PK\x03\x04"
 _MAX_ENTRIES = 200_000

@@ -12,10 +12,11 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
+from models.attention import FUSED
 from models.graph import layer_name, trace
-from models.onnx_data import OnnxFileError
-from models.onnx_file import read_onnx
-from models.onnx_import import ImportedNetwork, import_onnx
+from models.onnx_import.data import OnnxFileError
+from models.onnx_import.file import read_onnx
+from models.onnx_import.importer import ImportedNetwork, import_onnx
 from models.task import list_outputs
 from tests.onnx_files import (
     SIDE,
@@ -198,6 +199,39 @@ def test_operators_compute_what_onnx_runtime_does(body: str, tmp_path: Path) -> 
     network = _import(from_text(text, tmp_path / "m.onnx"))
     assert network.batch_size is None
     assert network.relative_error < 1e-5
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["<>(x, x, x)", "<scale = 0.7, is_causal = 1>(x, x, x)", "<>(x, x, x, b)", "<>(x, x, x, p)"],
+    ids=["plain", "causal", "constant mask", "mask of pixels"],
+)
+def test_fused_attention_stays_one_operator(call: str, tmp_path: Path) -> None:
+    bias = ", ".join(str(i % 5) for i in range(64))
+    text = f"""<ir_version: 10, opset_import: ["": 23]> net (float[1,3,8,8] x) => (float y)
+        <float[8,8] b = {{{bias}}}> {{ p = Add(x, b) y = Attention {call} }}"""
+    network = _import(from_text(text.replace("<>", ""), tmp_path / "m.onnx"))
+    assert network.relative_error < 1e-5
+    graph = trace(network.module, (8, 8)).graph
+    assert [node.target for node in graph.nodes].count(FUSED) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("y = Attention <softcap = 2.0> (x, x, x)", "caps its scores"),
+        ("y, k, v = Attention (x, x, x)", "returns more than its product"),
+        (
+            "f = ReduceSum <keepdims = 0> (x, a) y = Attention <q_num_heads = 2, kv_num_heads = 2> (f, f, f)",
+            "does not have its heads on an axis",
+        ),
+    ],
+)
+def test_attention_of_another_form_is_refused(call: str, reason: str, tmp_path: Path) -> None:
+    text = f"""<ir_version: 10, opset_import: ["": 23]> net (float[1,3,8,8] x) => (float y)
+        <int64[1] a = {{1}}> {{ {call} }}"""
+    with pytest.raises(OnnxFileError, match=f"Attention .* cannot be imported .*{reason}"):
+        _import(from_text(text, tmp_path / "m.onnx"))
 
 
 def test_an_operator_that_cannot_be_imported_is_named_with_its_node(tmp_path: Path) -> None:

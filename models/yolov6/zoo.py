@@ -12,12 +12,12 @@ from pathlib import Path
 from torch import nn
 
 from models.spec import ModelSpec, Preprocess, PublishedWeights
-from models.yolov6 import build_yolov6
+from models.yolov6.network import build_yolov6
 
 _RELEASES = "https://github.com/meituan/YOLOv6/releases/download"
 _COCO_CLASSES = 80
 _DEMO_CLASSES = 8
-_DEMO_WEIGHTS = Path(__file__).parent / "demo" / "yolov6n_demo.safetensors"
+_DEMO_WEIGHTS = Path(__file__).parents[1] / "demo" / "yolov6n_demo.safetensors"
 _PREPROCESS = Preprocess(
     image_size=(640, 640), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), layout="letterbox"
 )

@@ -1,7 +1,8 @@
 """Rewrites of a canonical ONNX graph: what onnx2torch and `torch.export` need said plainly.
 
-Products with constants become linear layers, automatic and one-sided padding explicit, sizes of
-resizing numbers. Layers get the names that reports show: of their weight, else of their node.
+Decomposed LayerNorms become one node, products with constants linear layers, automatic and one-sided
+padding explicit, sizes of resizing numbers. Layers get the names that reports show: of their weight,
+else of their node.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from torch import nn
 
-from models.onnx_canonical import CanonicalGraph
-from models.onnx_data import OnnxFileError
-from models.onnx_layers import HANDLED
-from models.onnx_operators import DOMAIN
+from models.onnx_import.canonical import CanonicalGraph
+from models.onnx_import.data import OnnxFileError
+from models.onnx_import.layers import HANDLED
+from models.onnx_import.operators import DOMAIN
+from models.onnx_import.recompose import recompose_norms
 
 Array = NDArray[Any]
 _LAYERS = {
@@ -39,6 +41,7 @@ def rewrite(canonical: CanonicalGraph) -> None:
         OnnxFileError: an operator cannot be imported; the message names its node.
     """
     graph = canonical.graph
+    recompose_norms(canonical)
     for node in list(graph.nodes):
         rule = _RULES.get(node.op)
         if rule is not None:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from models.fuse import reparameterize
-from models.yolov6 import Yolov6, build_yolov6
-from models.yolov6_config import BACKBONE_CHANNELS, CONFIGS
+from models.yolov6.config import BACKBONE_CHANNELS, CONFIGS
+from models.yolov6.network import Yolov6, build_yolov6
 
 Tensors = dict[str, torch.Tensor]
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.yolov6_config import (
+from models.yolov6.config import (
     BACKBONE_CHANNELS,
     BACKBONE_REPEATS,
     CONFIGS,
     NECK_CHANNELS,
     Yolov6Config,
 )
-from models.yolov6_head import EffiDeHead
-from models.yolov6_neck import Levels, RepBiPan, RepPan
+from models.yolov6.head import EffiDeHead
+from models.yolov6.neck import Levels, RepBiPan, RepPan
 
 STRIDES = (8, 16, 32)
 

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto, numpy_helper
 
 from models.checkpoint import one_line
-from models.onnx_data import OnnxFileError, list_tensors, load_external_data, num_bytes
+from models.onnx_import.data import OnnxFileError, list_tensors, load_external_data, num_bytes
 
 SUFFIX = ".onnx"
 MAX_PIXELS = 1 << 26

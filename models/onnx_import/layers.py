@@ -1,4 +1,4 @@
-"""Converters of ONNX's normalizations, reductions, resizing and activations; see `onnx_operators`."""
+"""Converters of ONNX's normalizations, reductions, resizing and activations; see `operators`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from torch import nn
 
-from models.onnx_operators import (
+from models.onnx_import.operators import (
     HANDLED,
     Operator,
     Tensor,
@@ -236,3 +236,30 @@ def _activation(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 def _softmax(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     axis = int(node.attributes.get("axis", -1))
     return nn.Softmax(axis) if node.operation_type == "Softmax" else nn.LogSoftmax(axis)
+
+
+class Attention(nn.Module):
+    """softmax(scale * Q K^T + mask) V, fused; [N, heads, tokens, channels]."""
+
+    def __init__(self, scale: float | None, is_causal: bool) -> None:
+        super().__init__()
+        self.scale, self.is_causal = scale, is_causal
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; `mask` is added to the scores, or hides keys where it is false."""
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=self.is_causal, scale=self.scale
+        )
+
+
+@converts("Attention", inputs=4)
+def _attention(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    stated = node.attributes
+    if len(node.input_values) > 4 or len(node.output_values) > 1:
+        raise UnsupportedFormError("keeps keys and values, or returns more than its product")
+    if stated.get("q_num_heads") or stated.get("kv_num_heads"):
+        raise UnsupportedFormError("does not have its heads on an axis of their own")
+    if stated.get("softcap"):
+        raise UnsupportedFormError("caps its scores")
+    scale = stated.get("scale")
+    return Attention(None if scale is None else float(scale), bool(stated.get("is_causal")))

@@ -13,7 +13,7 @@ import pickletools
 from collections.abc import Callable
 from typing import BinaryIO
 
-from models.pickle_records import (
+from models.torch_files.records import (
     CALLS,
     STORAGES,
     CorruptFileError,

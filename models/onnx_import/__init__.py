@@ -1,0 +1,1 @@
+"""A user's ONNX file as a PyTorch module."""

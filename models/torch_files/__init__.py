@@ -1,0 +1,1 @@
+"""Torch's own files, read without running what they say."""

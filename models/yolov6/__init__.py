@@ -1,0 +1,1 @@
+"""YOLOv6, in every size and release."""

@@ -1,0 +1,210 @@
+"""Calibrate once, build for many targets: a shared stage copies what another run made."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.artifacts import replace_when_done
+from pipeline import stages, workspace
+from pipeline.workspace import Stage, WorkspaceError, require
+from tests.command_line import TinyProject, reptrt
+
+
+class Work:
+    """Writes two artifacts in the folder of one target, and counts how often it was called."""
+
+    def __init__(self, folder: Path, command: str = "reptrt engine m") -> None:
+        self.calls = 0
+        self.first, self.second = folder / "first.bin", folder / "second.bin"
+        artifacts = [self.first, self.second]
+        self.stage = Stage("calibrate", command, 3, {"bits": (8, 8)}, artifacts, shared=True)
+
+    def __call__(self) -> None:
+        self.calls += 1
+        for path in (self.first, self.second):
+            with replace_when_done(path) as temporary:
+                temporary.write_text(f"content of {path.name}")
+
+
+@pytest.fixture
+def lender(tmp_path: Path) -> Work:
+    """A finished stage of the target `rtx`."""
+    work = Work(tmp_path / "m" / "mae-w8a8" / "rtx")
+    work.stage.run(work)
+    return work
+
+
+@pytest.fixture
+def borrower(tmp_path: Path, lender: Work) -> Work:
+    """The same stage of the target `cpu`, which has not run."""
+    return Work(tmp_path / "m" / "mae-w8a8" / "cpu", "reptrt kit m")
+
+
+def sidecar(artifact: Path) -> Path:
+    return artifact.with_name(artifact.name + ".json")
+
+
+def record(artifact: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(sidecar(artifact).read_text())
+    return content
+
+
+def edit(artifact: Path, key: str, value: object) -> None:
+    sidecar(artifact).write_text(json.dumps({**record(artifact), key: value}))
+
+
+def test_a_second_target_takes_what_the_first_one_made(
+    lender: Work, borrower: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "pipeline"):
+        borrower.stage.run(borrower)
+        borrower.stage.run(borrower)
+    assert (lender.calls, borrower.calls) == (1, 0)
+    assert borrower.second.read_text() == "content of second.bin"
+    assert caplog.messages == [
+        f"calibrate: same inputs as in {lender.first.parent}, copied from there",
+        "calibrate: fresh, skipped",
+    ]
+
+
+def test_the_sidecar_of_a_copy_says_who_made_it_and_where_it_is_from(
+    lender: Work, borrower: Work
+) -> None:
+    borrower.stage.run(borrower)
+    original, copy = record(lender.second), record(borrower.second)
+    assert copy.pop("copied_from") == str(lender.second)
+    assert copy == original
+    assert copy["command"] == "reptrt engine m"
+    assert "copied_from" not in original
+
+
+def test_a_third_target_takes_a_copy_of_a_copy(
+    lender: Work, borrower: Work, tmp_path: Path
+) -> None:
+    borrower.stage.run(borrower)
+    shutil.rmtree(lender.first.parent)
+    third = Work(tmp_path / "m" / "mae-w8a8" / "orin")
+    third.stage.run(third)
+    assert third.calls == 0
+    assert record(third.first)["copied_from"] == str(borrower.first)
+
+
+@pytest.mark.parametrize(("folder", "calls"), [("m/auto-w8a8/cpu", 0), ("other/mae-w8a8/cpu", 1)])
+def test_the_inputs_decide_within_one_model(
+    lender: Work, tmp_path: Path, folder: str, calls: int
+) -> None:
+    work = Work(tmp_path / folder)
+    work.stage.run(work)
+    assert work.calls == calls
+
+
+@pytest.mark.parametrize("changed", [{"inputs": {"bits": (8, 4)}}, {"shared": False}])
+def test_other_inputs_and_stages_that_are_not_shared_run(
+    borrower: Work, changed: dict[str, Any]
+) -> None:
+    replace(borrower.stage, **changed).run(borrower)
+    assert borrower.calls == 1
+    assert "copied_from" not in record(borrower.first)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda work: work.second.unlink(),
+        lambda work: work.second.write_text("tampered"),
+        lambda work: (work.second.unlink(), work.second.mkdir()),
+        lambda work: sidecar(work.second).unlink(),
+        lambda work: sidecar(work.second).write_text('{"sha256": '),
+        lambda work: edit(work.second, "inputs", {"bits": [4, 4]}),
+        lambda work: edit(work.second, "versions", {"torch": "0.1"}),
+        lambda work: (shutil.rmtree(work.first.parent), work.first.parent.write_text("")),
+    ],
+    ids=["deleted", "tampered", "a folder", "no sidecar", "half a sidecar", "other inputs",
+         "other versions", "a file in place of the target's folder"],
+)  # fmt: skip
+def test_spoilt_or_half_written_artifacts_are_not_taken(
+    lender: Work, borrower: Work, spoil: Callable[[Work], object]
+) -> None:
+    spoil(lender)
+    borrower.stage.run(borrower)
+    assert borrower.calls == 1
+    assert borrower.second.read_text() == "content of second.bin"
+    assert "copied_from" not in record(borrower.second)
+
+
+def test_an_artifact_that_changes_while_it_is_copied_is_not_taken(
+    borrower: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        workspace.shutil, "copyfile", lambda source, target: target.write_text("newer")
+    )
+    borrower.stage.run(borrower)
+    assert borrower.calls == 1
+    assert borrower.first.read_text() == "content of first.bin"
+
+
+@pytest.mark.parametrize("name", ["first.bin", "second.bin", "first.bin.json", "second.bin.json"])
+def test_a_copy_that_was_stopped_does_not_look_finished(
+    borrower: Work, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rename = Path.replace
+
+    def stop(self: Path, target: Path) -> Path:
+        if target.name == name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            borrower.stage.run(borrower)
+    with pytest.raises(WorkspaceError, match="not made yet"):
+        require(borrower.second, "calibrate")
+    assert not list(borrower.first.parent.glob(".*"))
+    borrower.stage.run(borrower)
+    assert borrower.calls == 0
+    assert borrower.second.read_text() == "content of second.bin"
+
+
+def test_what_another_target_has_not_finished_is_left_alone(lender: Work, borrower: Work) -> None:
+    half = lender.first.with_name("calibrate.unfinished")
+    half.mkdir()
+    borrower.stage.run(borrower)
+    assert half.exists()
+    assert {path.name for path in borrower.first.parent.iterdir()} == {
+        *("first.bin", "second.bin", "first.bin.json", "second.bin.json")
+    }
+
+
+def test_one_calibration_serves_every_target(
+    tiny: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    create = stages.create_calibrator
+    monkeypatch.setattr(
+        stages, "create_calibrator", lambda *given: made.append(given) or create(*given)
+    )
+
+    def calibrate(target: str, *more: object) -> Path:
+        options = [*tiny.options[:-1], target, "--min-snr", 10, "--workspace", tmp_path, *more]
+        outcome = reptrt("calibrate", *options)
+        assert outcome.code == 0, outcome.err
+        return tiny.files_of(tmp_path).with_name(target)
+
+    first = calibrate("tensorrt-rtx")
+    for target in ("cpu", "jetson-orin-nx"):
+        files = calibrate(target)
+        for name in ("calibration.safetensors", "scales.json", "sensitivity.json"):
+            assert (files / name).read_bytes() == (first / name).read_bytes()
+            assert Path(record(files / name)["copied_from"]).name == name
+    assert len(made) == 1
+    calibrate("cpu", "--seed", 1)
+    assert len(made) == 2
