@@ -22,7 +22,6 @@ from calibrators.best_baseline import (
     baseline_scales,
     compare_scales,
     decibel,
-    set_activation_scales,
 )
 from calibrators.execution import float_copy
 from calibrators.placement import LAYOUT, SELECTING, QuantizationPoint
@@ -63,7 +62,6 @@ def find_sensitive_layers(
     images = [compared_images(first[0])]
     noise = compare_scales(model, images, scales, reference)
     best = min(noise, key=lambda name: noise[name])
-    set_activation_scales(model, scales[best])
 
     def measure() -> float:
         return compare_scales(model, images, {"": scales[best]}, reference)[""]

@@ -172,10 +172,19 @@ class FloatSkip(Rule):
             writers = [producer(tensor) for tensor in add.inputs]
             has_conv = any(node is not None and _is_int8_conv(node) for node in writers)
             is_skip = all(node is not None for node in writers) and all(
-                _scale_behind(tensor) is None for tensor in add.inputs
+                _scale_behind(_before_scaling(tensor)) is None for tensor in add.inputs
             )
             if has_conv and is_skip and _is_quantized_next(add.outputs[0]):
                 yield model.site(add)
+
+
+def _before_scaling(tensor: gs.Tensor) -> gs.Tensor:
+    """x, where `tensor` is x times a constant, as in `conv(x) + alpha * x`; else itself."""
+    node = producer(tensor)
+    if node is None or node.op != "Mul":
+        return tensor
+    factors = [factor for factor in node.inputs if not isinstance(factor, gs.Constant)]
+    return factors[0] if len(factors) == 1 else tensor
 
 
 class BranchPair(Rule):

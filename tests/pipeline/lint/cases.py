@@ -207,6 +207,13 @@ OTHERS = [
     Case("pad-before-pair", PADDED,
          {**CONSTANTS, "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, CONV, CONSTANTS),
     Case("float-skip", FLOAT_SKIP, CONSTANTS, QUANTIZED_SKIP, CONSTANTS),
+    Case(
+        "float-skip",
+        FLOAT_SKIP.replace("u = ", "m = Mul(alpha, h)\n u = ").replace("t, h", "t, m"),
+        {**CONSTANTS, "alpha": np.float32(0.7)},
+        QUANTIZED_SKIP.replace("t, d", "t, m").replace("u = ", "m = Mul(alpha, d)\n u = "),
+        {**CONSTANTS, "alpha": np.float32(0.7)},
+    ),
     Case("branch-pair", BOTH, {**CONSTANTS, "s2": np.float32(0.07)}, QUANTIZED_SKIP, CONSTANTS),
     Case("bias-before-heads", BIAS_FIRST, {**HEAD_CONSTANTS, "b": np.ones(96, np.float32)},
          BIAS_LAST, {**HEAD_CONSTANTS, "b": np.ones((3, 2, 16), np.float32)}),
