@@ -7,9 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import fx
+
 from calibrators.attention import has_attention
 from calibrators.base import Progress
 from calibrators.registry import AUTO, choose_calibrator, create_calibrator
+from calibrators.settings import Reconstruction
 from engines.target import Target
 from models.load import LoadedModel, load_model
 from models.spec import PreprocessOverrides, Task
@@ -101,6 +104,15 @@ class Run:
             return recipe.calibrator
         bits = min(recipe.weight_bits, recipe.activation_bits)
         return choose_calibrator(self.loaded.module, self.recording.float_graph.graph, bits)
+
+    @property
+    def reconstruction(self) -> Reconstruction:
+        """How calibrators learn; a graph from a file has no blocks but its chains."""
+        chosen = self.recipe.reconstruction
+        is_imported = isinstance(self.loaded.module, fx.GraphModule)
+        if not is_imported or "units" in chosen.model_fields_set:
+            return chosen
+        return chosen.model_copy(update={"units": "chains"})
 
     @cached_property
     def precision(self) -> Precision:

@@ -96,7 +96,7 @@ def calibrate(run: Run) -> None:
     choose_float_layers(run)
     inputs = {
         **network_inputs(run),
-        "reconstruction": recipe.reconstruction.model_dump(mode="json"),
+        "reconstruction": run.reconstruction.model_dump(mode="json"),
         "calibrator": run.calibrator,
         "sensitive": sorted(run.sensitive),
     }
@@ -106,9 +106,7 @@ def calibrate(run: Run) -> None:
         quantized = run.network.quantized
         batches = calibration_batches(run.images, run.network.card.batch_size, recipe.device)
         with stage.unfinished() as checkpoint:
-            settings = Settings(
-                recipe.seed, recipe.reconstruction, int(recipe.max_memory), checkpoint
-            )
+            settings = Settings(recipe.seed, run.reconstruction, int(recipe.max_memory), checkpoint)
             calibrator = create_calibrator(run.calibrator, settings)
             result = calibrator.calibrate(quantized, batches, run.progress)
         round_biases(quantized)

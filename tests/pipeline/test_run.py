@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from calibrators.base import no_progress
+from calibrators.settings import Reconstruction
+from engines.target import TARGETS
+from models.load import LoadedModel
+from models.spec import Preprocess
+from pipeline.recipe import Recipe
+from pipeline.run import Run
+from pipeline.workspace import open_workspace
+from tests.tiny_networks import SIZE, traced
+
+
+def run_of(module: nn.Module, chosen: Reconstruction, folder: Path) -> Run:
+    recipe = Recipe(model="m", data=folder, reconstruction=chosen)
+    target = TARGETS["cpu"]
+    run = Run(recipe, target, open_workspace(folder, recipe, target.name), "reptrt", no_progress)
+    layout = Preprocess((SIZE, SIZE), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    run.__dict__["loaded"] = LoadedModel("m", module, "detection", layout, None, 3, None, "0" * 64)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("said", "imported", "own"),
+    [({}, "chains", "layers"), *(({"units": u}, u, u) for u in ("layers", "chains"))],
+    ids=["nothing", "layers", "chains"],
+)
+def test_units_are_chains_in_a_graph_from_a_file_unless_the_recipe_says_otherwise(
+    said: dict[str, str], imported: str, own: str, tmp_path: Path
+) -> None:
+    chosen = Reconstruction(iterations=7, **said)
+    found = run_of(traced("detector"), chosen, tmp_path).reconstruction
+    assert found == Reconstruction(iterations=7, units=imported)
+    assert run_of(nn.Sequential(), chosen, tmp_path).reconstruction == Reconstruction(
+        iterations=7, units=own
+    )
