@@ -152,10 +152,19 @@ def config_text(model: ServedModel) -> str:
     return "\n".join(lines) + "\n"
 
 
+def require_name(name: str) -> None:
+    """Check that a folder of a repository can be called `name`.
+
+    Raises:
+        RepositoryError: it is a path, or empty.
+    """
+    if Path(name).name != name or name in ("", ".."):
+        raise RepositoryError(f"--name {name!r}: must be the name of a folder, not a path")
+
+
 def _make_folder(repository: Path, name: str) -> Path:
+    require_name(name)
     folder = repository / name
-    if folder.name != name or name in ("", ".."):
-        raise RepositoryError(f"--name {name}: is the name of a folder in {repository}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()

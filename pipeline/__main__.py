@@ -105,7 +105,7 @@ def compare(
     from pipeline.report_comparison import write_comparison
 
     recipe = load_recipe(model, options, recipe_file)
-    names = [name.strip() for name in calibrators.split(",")]
+    names = list(dict.fromkeys(name.strip() for name in calibrators.split(",")))
     for name in names:
         require_calibrator(name)  # a wrong name is said before the first one runs
     recipes = [recipe.model_copy(update={"calibrator": name}) for name in names]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engines.graph_tensors import read_tensors
 from engines.target import load_backend
-from engines.triton import ServedModel, add_version, require_servable
+from engines.triton import ServedModel, add_version, require_name, require_servable
 from pipeline.model_card import read_card
 from pipeline.recipe import slug
 from pipeline.run import Run
@@ -39,6 +39,8 @@ def add_to_repository(
         RepositoryError: Triton cannot load an engine of this target, or see `add_version`.
         MissingComponentError: TensorRT or the target's GPU is not here.
     """
+    name = slug(run.recipe.model) if name is None else name
+    require_name(name)
     require_servable(run.target)
     load_backend(run.target)  # what is missing is said now, not after calibration
     calibrate(run)
@@ -47,7 +49,7 @@ def add_to_repository(
     card = read_card(run.workspace.trt_onnx)
     inputs, outputs = read_tensors(run.engine_onnx)
     model = ServedModel(
-        name=name or slug(run.recipe.model),
+        name=name,
         file=run.workspace.engine,
         is_engine=run.target.backend == "tensorrt",
         inputs=inputs,

@@ -149,7 +149,7 @@ def test_a_config_that_was_edited_is_kept_or_nothing_happens(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["../net", "a/b", "..", "/net", ""])
 def test_a_name_that_is_no_folder_of_the_repository_is_refused(model, tmp_path, name):
-    with pytest.raises(RepositoryError, match="is the name of a folder in"):
+    with pytest.raises(RepositoryError, match="must be the name of a folder"):
         add_version(tmp_path / "models", replace(model, name=name))
 
 
