@@ -286,6 +286,8 @@ def _session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = num_threads or available_processors()
+    # Else an idle session's threads spin on the processors of the one that is timed by turns with it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     if optimized is not None:

@@ -32,6 +32,12 @@ def test_input_metadata_gives_shape_and_dtype(mixed_onnx):
     assert spec.dtype == np.float32
 
 
+def test_an_idle_session_leaves_the_processors_to_the_one_that_is_timed(mixed_onnx):
+    with OnnxRuntimeRunner(mixed_onnx(), num_threads=2) as runner:
+        options = runner._session.get_session_options()
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_the_cpu_runner_says_where_it_runs(mixed_onnx):
     runner = OnnxRuntimeRunner(mixed_onnx(), name="int8")
     assert runner.name == "int8"
