@@ -1,8 +1,10 @@
-"""The workflows of CI: valid, with few rights, and of make targets that exist."""
+"""CI: its workflows are valid, with few rights, of make targets that exist; its script is honest."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,20 @@ def test_what_is_kept_is_what_regress_writes() -> None:
         *("summary.md", "results.json"),
         *("recipe.yaml", "report.json", "report.html", "run.log"),
     }
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_ci_leaves_with_the_status_of_the_tests_whatever_printing_the_versions_does(
+    status: int, tmp_path: Path
+) -> None:
+    script, make = tmp_path / ".ci" / "run", tmp_path / "bin" / "make"
+    for path, text in (
+        (script, (ROOT / ".ci" / "run").read_text()),
+        (make, f'#!/bin/sh\ncase "$1" in --version) exit 9 ;; esac\nexit {status}\n'),
+    ):
+        path.parent.mkdir()
+        path.write_text(text)
+        path.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{make.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([script], env=environment, capture_output=True, check=False)
+    assert done.returncode == status
