@@ -56,7 +56,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-regress: $(READY) ## real models against pipeline/baselines.yaml and docs/results.md (REPTRT_DATA=folder)
+regress: $(READY) ## real models against pipeline/regression/baselines.yaml and docs/results.md (REPTRT_DATA=folder)
 	$(BIN)/reptrt regress $(if $(TARGET),--target $(TARGET)) --workspace "$(WORKSPACE)" $(ARGS)
 	REPTRT_REGRESSION=1 $(BIN)/python -m pytest -rs tests/regression
 

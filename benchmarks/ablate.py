@@ -22,21 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibrators.base import no_progress
-from calibrators.biases import round_biases
-from calibrators.registry import AUTO, choose_calibrator, create_calibrator
-from calibrators.settings import Settings
-from engines.signal_noise import SignalNoise
-from models.graph import INPUT_NAME
-from models.load import load_model
-from models.spec import PreprocessOverrides
-from pipeline.datasets import open_evaluation, open_images
-from pipeline.demo_data import calibration_scenes, evaluation_scenes
-from pipeline.evaluate import evaluate
-from pipeline.network import Network, prepare_network
-from pipeline.recipe import load_recipe
-from pipeline.torch_batches import calibration_batches
-from pipeline.workspace import peak_rss_bytes
+from reptrt.calibrators.auto import choose_calibrator
+from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.registry import AUTO, create_calibrator
+from reptrt.calibrators.settings import Settings
+from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.models.graph import INPUT_NAME
+from reptrt.models.load import load_model
+from reptrt.models.spec import PreprocessOverrides
+from reptrt.pipeline.data.datasets import open_evaluation, open_images
+from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
+from reptrt.pipeline.data.torch_batches import calibration_batches
+from reptrt.pipeline.export.prepare import Network, prepare_network
+from reptrt.pipeline.recipe import load_recipe
+from reptrt.pipeline.validation.evaluate import evaluate
+from reptrt.pipeline.workspace import peak_rss_bytes
 
 SNR_IMAGES = 64
 
@@ -76,7 +77,7 @@ class Case:
 
 
 class TorchRunner:
-    """Runs a PyTorch network as `pipeline.evaluate` expects of a runner."""
+    """Runs a PyTorch network as `reptrt.pipeline.validation.evaluate` expects of a runner."""
 
     def __init__(self, network: Any, names: tuple[str, ...], name: str) -> None:
         self._network, self._names, self.name = network, names, name

@@ -24,20 +24,21 @@ from command import run_command
 from quantize_with_modelopt import REQUIREMENTS, ensure_modelopt, quantize_with_modelopt
 from quantize_with_onnxruntime import CALIBRATION_METHODS, quantize_with_onnxruntime
 
-from calibrators.base import no_progress
-from engines.artifacts import replace_when_done
-from engines.benchmark import compare_latency
-from engines.builder import BuildOptions, build_engine
-from engines.device import cpu_name
-from engines.fusion import FusionReport, fusion_report, parse_kernels
-from engines.runners import OnnxRuntimeRunner
-from engines.target import Target, load_backend, resolve_target
-from models.graph import INPUT_NAME
-from pipeline.datasets import EvaluationSet, open_evaluation, open_images
-from pipeline.evaluate import evaluate
-from pipeline.model_card import ModelCard, read_card
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.workspace import Workspace, open_workspace
+from reptrt.calibrators.base import no_progress
+from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.build.builder import BuildOptions, build_engine
+from reptrt.engines.device import cpu_name
+from reptrt.engines.inspection.fusion import FusionReport, fusion_report, parse_kernels
+from reptrt.engines.runtime.benchmark import compare_latency
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner
+from reptrt.engines.target import Target, load_backend, resolve_target
+from reptrt.models.card import ModelCard
+from reptrt.models.graph import INPUT_NAME
+from reptrt.pipeline.data.datasets import EvaluationSet, open_evaluation, open_images
+from reptrt.pipeline.model_card import read_card
+from reptrt.pipeline.recipe import Recipe, load_recipe
+from reptrt.pipeline.validation.evaluate import evaluate
+from reptrt.pipeline.workspace import Workspace, open_workspace
 
 LEGAL_MODELOPT = "max, entropy, or either with its calibration batch: entropy@16"
 

@@ -30,10 +30,10 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from engines.detection import FloatArray
-from models.load import load_model
-from pipeline.datasets import ClassificationSet, open_classification, open_images
-from pipeline.metrics import agreement, top_class
+from reptrt.engines.outputs.detection import FloatArray
+from reptrt.models.load import load_model
+from reptrt.pipeline.data.datasets import ClassificationSet, open_classification, open_images
+from reptrt.pipeline.validation.classification_metrics import agreement, top_class
 
 PERCENTILES = np.array([0.999, 0.9999, 0.99999])
 CONV_INPUT_BITS = 8

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from command import CommandError, run_command
 
-from engines.detection import FloatArray
-from models.graph import INPUT_NAME
-from pipeline.datasets import Batches
+from reptrt.engines.outputs.detection import FloatArray
+from reptrt.models.graph import INPUT_NAME
+from reptrt.pipeline.data.datasets import Batches
 
 REQUIREMENTS = Path(__file__).with_name("modelopt_requirements.txt")
 

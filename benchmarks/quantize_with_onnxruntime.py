@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from engines.detection import FloatArray
-from models.graph import INPUT_NAME
-from pipeline.datasets import Batches
+from reptrt.engines.outputs.detection import FloatArray
+from reptrt.models.graph import INPUT_NAME
+from reptrt.pipeline.data.datasets import Batches
 
 CALIBRATION_METHODS = {
     "percentile": CalibrationMethod.Percentile,

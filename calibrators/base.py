@@ -9,8 +9,8 @@ from typing import Protocol
 
 import torch
 
-from calibrators.quantized_model import QuantizedModel
-from calibrators.settings import Settings
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
+from reptrt.calibrators.settings import Settings
 
 DEFAULT_SETTINGS = Settings()
 PER_MILLE = 1000

@@ -16,16 +16,13 @@ from itertools import islice
 
 import torch
 
-from calibrators.base import Batches, Progress, no_progress, share_of
-from calibrators.baselines import observe_activations, scale_weights
-from calibrators.best_baseline import (
-    baseline_scales,
-    compare_scales,
-    decibel,
-)
-from calibrators.execution import float_copy
-from calibrators.placement import LAYOUT, SELECTING, QuantizationPoint
-from calibrators.quantized_model import QuantizedModel, is_activation_call
+from reptrt.calibrators.base import Batches, Progress, no_progress, share_of
+from reptrt.calibrators.histogram.best import baseline_scales
+from reptrt.calibrators.histogram.methods import observe_activations, scale_weights
+from reptrt.calibrators.output_noise import compare_scales, decibel
+from reptrt.calibrators.quantized.placement import LAYOUT, SELECTING, QuantizationPoint
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
+from reptrt.calibrators.quantized.run_nodes import float_copy
 
 logger = logging.getLogger(__name__)
 

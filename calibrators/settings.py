@@ -36,13 +36,13 @@ class Reconstruction(BaseModel):
         rounding: weights learned through the straight-through estimator (RepAPQ's code), AdaRound
             (arXiv:2004.10568), or left at the nearest code.
         compensate: `repquant` only: start from weights that were rounded column by column, each error
-            made up for by the next column (`calibrators.compensation`), not from the nearest codes.
+            made up for by the next column (`reptrt.calibrators.transformers.gptq`), not from the nearest codes.
         code_rate: Adam's rate for the weights, in codes a step: how far from the nearest code they may
             move, and how much of the calibration images they may learn by heart (reconstructed).
         affine: start of QPRep's gain and shift; `none` learns neither (start reconstructed).
-        half_range: use all 256 codes of 8 bits where that is free (`calibrators.half_range`).
+        half_range: use all 256 codes of 8 bits where that is free (`reptrt.calibrators.quantized.half_range`).
         units: what is learned at once: a layer, a depthwise convolution with the pointwise one behind
-            it; or also a chain (`calibrators.chains`): all layers of a residual branch, of the branches
+            it; or also a chain (`reptrt.calibrators.reconstruction.chains`): all layers of a residual branch, of the branches
             that a concat joins.
         blocks: layer-name patterns; consecutive layers that match one of them are one block.
         stages: layer-name patterns; consecutive blocks that match one of them are one stage.

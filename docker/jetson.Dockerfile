@@ -1,5 +1,5 @@
 # Runs build kits on a Jetson with JetPack 6 (TensorRT 10.3, CUDA 12.6, Python 3.10); no PyTorch. A kit
-# brings its own program, so the image holds only what that needs. Pillow is for `engines.detection`.
+# brings its own program, so the image holds only what that needs. Pillow is for `reptrt.engines.outputs.detection`.
 #
 #   tar -xzf mobileone_s0-jetson-orin-nx-kit.tar.gz
 #   docker run --rm --runtime nvidia --user "$(id -u):$(id -g)" --group-add video \

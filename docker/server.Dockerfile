@@ -18,6 +18,7 @@ RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'r
         > requirements.txt \
     && pip install --requirement requirements.txt
 COPY README.md LICENSE ./
+COPY reptrt reptrt
 COPY models models
 COPY calibrators calibrators
 COPY engines engines

@@ -1,5 +1,5 @@
 """ONNX file in, engine out: build, run, time and inspect TensorRT engines, without PyTorch.
 
 Everything here also runs on a Jetson: it imports with torch absent, and TensorRT itself is
-imported only when a target asks for it (`engines.target.load_backend`).
+imported only when a target asks for it (`reptrt.engines.target.load_backend`).
 """

@@ -12,8 +12,8 @@ import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
 
-from engines.device import find_gpu
-from engines.target_table import TARGETS, Backend, ComputeCapability, Target
+from reptrt.engines.device import find_gpu
+from reptrt.engines.target_table import TARGETS, Backend, ComputeCapability, Target
 
 __all__ = [
     "INSTALL_HINTS",

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.artifacts import replace_when_done
-from engines.file_lock import hold_lock
-from engines.manifest import Tensor
-from engines.target import Target
+from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.target import Target
+from reptrt.engines.tensor_spec import Tensor
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"

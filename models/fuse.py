@@ -4,7 +4,7 @@ The arithmetic of a block is the block's own method (timm's, the user's, YOLOv6'
 decides how to call it. Against `timm.utils.reparameterize_model` it adds: the root module itself
 may be a block, a block in two places stays one, a `fuse()` that returns nothing does not delete
 the block, one that is fused already stays as it is, and the fused kernel is computed in float64,
-so that only one rounding separates the two forms. `models.fuse_check` tells whether they are one
+so that only one rounding separates the two forms. `reptrt.models.fuse_check` tells whether they are one
 function.
 """
 
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from models.checkpoint import one_line
+from reptrt.models.one_line import one_line
 
 logger = logging.getLogger(__name__)
 

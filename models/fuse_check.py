@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.checkpoint import one_line
-from models.fuse import block_error, fusing_method
+from reptrt.models.fuse import block_error, fusing_method
+from reptrt.models.one_line import one_line
 
 LARGEST_ERROR = 1e-3
 """Of a block's output, relative to its norm: float32 leaves some 1e-6, INT8 at least 1e-2."""
@@ -34,7 +34,7 @@ def require_same_function(
 
     Args:
         train_form: in evaluation mode, on the CPU, in float32.
-        deploy_form: `models.fuse.reparameterize(train_form)`, there too.
+        deploy_form: `reptrt.models.fuse.reparameterize(train_form)`, there too.
         image_size: (height, width) of the input in pixels.
 
     Raises:

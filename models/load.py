@@ -11,20 +11,21 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from models.checkpoint import Checkpoint, CheckpointError, one_line, read_checkpoint
-from models.download import Progress, fetch_weights
-from models.onnx_import.file import read_onnx
-from models.onnx_import.importer import import_onnx
-from models.registry import find_model
-from models.spec import ModelSpec, Preprocess, PreprocessOverrides, Task
-from models.state_dict import load_weights, match_weights
-from models.task import (
+from reptrt.models.one_line import one_line
+from reptrt.models.onnx_import.file import read_onnx
+from reptrt.models.onnx_import.importer import import_onnx
+from reptrt.models.registry import find_model
+from reptrt.models.spec import ModelSpec, Preprocess, PreprocessOverrides, Task
+from reptrt.models.task import (
     PREPROCESS,
     OutputError,
     count_classes,
     list_outputs,
     recognize_task,
 )
+from reptrt.models.weights.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from reptrt.models.weights.download import Progress, fetch_weights
+from reptrt.models.weights.state_dict import load_weights, match_weights
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +17,17 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from models import timm_zoo
-from models.onnx_import.file import SUFFIX, read_onnx
-from models.onnx_import.importer import import_onnx
-from models.spec import (
+import reptrt
+from reptrt.models import timm_zoo
+from reptrt.models.onnx_import.file import SUFFIX, read_onnx
+from reptrt.models.onnx_import.importer import import_onnx
+from reptrt.models.spec import (
     ModelSpec,
     Preprocess,
     PreprocessOverrides,
     PublishedWeights,
 )
-from models.yolov6 import zoo as yolov6_zoo
+from reptrt.models.yolov6 import zoo as yolov6_zoo
 
 __all__ = [
     "ModelSpec",
@@ -135,17 +137,13 @@ def _find_user_model(name: str) -> ModelSpec:
 
 def _import_callable(name: str) -> Callable[..., object]:
     module_name, _, attribute = name.partition(":")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    _prefer_the_users_folder()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the user's module exists, what it imports does not
-        raise UnknownModelError(
-            f"{name}: no Python module {error.name!r} in {folder} or on the Python path"
-        ) from error
+        raise UnknownModelError(f"{name}: {_what_was_searched(str(error.name))}") from error
     except (TypeError, ValueError) as error:
         raise UnknownModelError(f"{name}: write it as package.module:callable") from error
     factory: object = getattr(module, attribute, None)
@@ -156,6 +154,35 @@ def _import_callable(name: str) -> Callable[..., object]:
             f"{name}: {module_name} has no callable {attribute!r}{_did_you_mean(nearest)}"
         )
     return factory
+
+
+def _prefer_the_users_folder() -> None:
+    """Put the current folder first on the Python path, and a clone of this project off it.
+
+    An editable install puts the clone there, whose `models/` would answer for a user's `models/`.
+    """
+    folder, package = Path.cwd(), Path(reptrt.__file__).resolve().parent
+    is_clone = (package / "models").is_symlink()
+    if is_clone and package.parent != folder:
+        sys.path[:] = [
+            entry for entry in sys.path if Path(entry or ".").resolve() != package.parent
+        ]
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _what_was_searched(missing: str) -> str:
+    """One line: the module that is missing, where it was looked for, and what is there instead."""
+    package, _, leaf = missing.rpartition(".")
+    if package:
+        places = list(getattr(sys.modules.get(package), "__path__", []))
+    else:
+        places = [str(Path.cwd())]
+    present = sorted({info.name for info in pkgutil.iter_modules(places)})
+    found = f"; found there: {', '.join(present[:8])}" if present else "; it holds no Python module"
+    elsewhere = "" if package else " or on the Python path"
+    nearest = _did_you_mean(difflib.get_close_matches(leaf, present))
+    return f"no Python module {missing!r} in {', '.join(places)}{elsewhere}{nearest or found}"
 
 
 def _user_builder(

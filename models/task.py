@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Task
+from reptrt.models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Task
 
 _MIN_CLASSES = 2
 _BOX_SIDES = 4
@@ -53,7 +53,7 @@ def recognize_task(outputs: Sequence[torch.Tensor], image_size: tuple[int, int])
     """Task that outputs look like.
 
     [N, classes] is a classifier's; maps [N, classes + 4, h, w] of at least two strides, with scores
-    in 0..1, are those of a detector whose boxes `engines.detection` decodes; anything else is
+    in 0..1, are those of a detector whose boxes `reptrt.engines.outputs.detection` decodes; anything else is
     generic.
     """
     first = outputs[0]

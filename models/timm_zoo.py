@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_url
 from timm.models import PretrainedCfg
 from torch import nn
 
-from models.spec import ModelSpec, Preprocess, PublishedWeights, Triple
+from reptrt.models.spec import ModelSpec, Preprocess, PublishedWeights, Triple
 
 logger = logging.getLogger(__name__)
 

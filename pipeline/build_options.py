@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.builder import BuildOptions
-from engines.device import find_gpu
-from engines.target import Target
-from engines.timing_cache import default_folder
-from pipeline.recipe import Recipe, RecipeError
+from reptrt.engines.build.builder import BuildOptions
+from reptrt.engines.build.timing_cache import default_folder
+from reptrt.engines.device import find_gpu
+from reptrt.engines.target import Target
+from reptrt.pipeline.recipe import Recipe, RecipeError
 
 
 def build_options(recipe: Recipe, target: Target) -> BuildOptions:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from calibrators.state import read_result
-from pipeline.number_format import MISSING
-from pipeline.report_schema import ComparisonRow
-from pipeline.run import Run
-from pipeline.stages import build, calibrate, export, open_labelled, validate
-from pipeline.summary import calibrator_name, worst_snr
-from pipeline.validate import engine_can_run
-from pipeline.workspace import stage_records
+from reptrt.calibrators.state import read_result
+from reptrt.engines.report_schema import ComparisonRow
+from reptrt.pipeline.report.number_format import MISSING
+from reptrt.pipeline.report.summary import calibrator_name, worst_snr
+from reptrt.pipeline.run import Run
+from reptrt.pipeline.stages import build, calibrate, export, open_labelled, validate
+from reptrt.pipeline.validation.validate import engine_can_run
+from reptrt.pipeline.workspace import stage_records
 
 
 def compare_calibrators(run: Run) -> ComparisonRow:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from calibrators.base import Progress
-from engines.builder import BuildOptions, build_engine
-from engines.cpu_kernels import read_cpu_kernels
-from engines.fusion import fusion_report, parse_kernels
-from engines.target import Target, load_backend
-from pipeline.surgery import rewrite_for_cpu
+from reptrt.calibrators.base import Progress
+from reptrt.engines.build.builder import BuildOptions, build_engine
+from reptrt.engines.inspection.cpu_kernels import read_cpu_kernels
+from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
+from reptrt.engines.surgery import rewrite_for_cpu
+from reptrt.engines.target import Target, load_backend
 
 
 def write_engine(

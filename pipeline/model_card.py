@@ -6,14 +6,15 @@ The card travels inside the file as metadata, so every stage after export needs 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 
-from models.spec import Preprocess, Task
+from reptrt.models.card import ModelCard
+from reptrt.models.spec import Preprocess
 
 _KEY = "reptrt.model_card"
 
@@ -22,31 +23,6 @@ class ModelCardError(ValueError):
     """The ONNX file was not written by reptrt's export."""
 
     exit_code = 2
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Contract of a network.
-
-    Attributes:
-        model: name that the user gave.
-        task: what the outputs mean.
-        preprocess: how images become the input `images`.
-        num_classes: classes that the head tells apart.
-        classes: their names in the order of the outputs, None when nobody named them.
-        outputs: names of the graph outputs in order.
-        strides: of a detector's outputs, in pixels per cell; empty for a classifier.
-        batch_size: that the files are made for; None for any.
-    """
-
-    model: str
-    task: Task
-    preprocess: Preprocess
-    num_classes: int
-    classes: tuple[str, ...] | None
-    outputs: tuple[str, ...]
-    strides: tuple[int, ...] = ()
-    batch_size: int | None = None
 
 
 def write_card(card: ModelCard, proto: onnx.ModelProto) -> None:

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from calibrators.settings import GIBIBYTE, Reconstruction
-from engines.detection import DEPLOYMENT, MAX_CANDIDATES, Suppression
+from reptrt.calibrators.settings import GIBIBYTE, Reconstruction
+from reptrt.engines.outputs.detection import DEPLOYMENT, MAX_CANDIDATES, Suppression
 
 RECIPES = Path(__file__).parent / "recipes"
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -49,7 +49,7 @@ class Recipe(BaseModel):
             treats them as all others.
         softmax: grid of attention's probabilities; its other operands get the activations' bits.
             "float" leaves attention float.
-        reconstruction: of calibrators that learn; see `calibrators.settings`.
+        reconstruction: of calibrators that learn; see `reptrt.calibrators.settings`.
         max_memory: most bytes of cached activations in memory; the rest goes to TMPDIR.
         num_samples: calibration images, taken evenly at random with `seed`; None for as many as
             the calibrator likes.

@@ -9,25 +9,26 @@ from typing import Any
 
 from torch import fx
 
-from calibrators.attention import has_attention
-from calibrators.base import Progress
-from calibrators.registry import AUTO, choose_calibrator, create_calibrator
-from calibrators.settings import Reconstruction
-from engines.target import Target
-from models.load import LoadedModel, load_model
-from models.spec import PreprocessOverrides, Task
-from pipeline.datasets import (
+from reptrt.calibrators.auto import choose_calibrator
+from reptrt.calibrators.base import Progress
+from reptrt.calibrators.quantized.find_attention import has_attention
+from reptrt.calibrators.registry import AUTO, create_calibrator
+from reptrt.calibrators.settings import Reconstruction
+from reptrt.engines.target import Target
+from reptrt.models.load import LoadedModel, load_model
+from reptrt.models.spec import PreprocessOverrides, Task
+from reptrt.pipeline.data.datasets import (
     DataError,
     ImageSet,
     open_images,
 )
-from pipeline.demo_data import calibration_scenes
-from pipeline.export import Precision
-from pipeline.model_card import read_card
-from pipeline.network import Network, Recording, prepare_network, record_network
-from pipeline.recipe import Recipe
-from pipeline.validate import Trial
-from pipeline.workspace import Stage, Workspace, read_artifact
+from reptrt.pipeline.data.demo_data import calibration_scenes
+from reptrt.pipeline.export.export import Precision
+from reptrt.pipeline.export.prepare import Network, Recording, prepare_network, record_network
+from reptrt.pipeline.model_card import read_card
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.validation.validate import Trial
+from reptrt.pipeline.workspace import Stage, Workspace, read_artifact
 
 DETECTOR_SNR = 20.0
 """Of a detector's outputs, in dB: what YOLOv6Lite needs (docs/results.md)."""

@@ -9,35 +9,41 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from calibrators.biases import round_biases
-from calibrators.registry import create_calibrator
-from calibrators.sensitivity import find_sensitive_layers
-from calibrators.settings import Settings
-from calibrators.state import dump_scales, load_calibration, readable_scales, save_calibration
-from engines.artifacts import file_sha256, replace_when_done, write_json
-from engines.target import load_backend
-from models.load import LoadedModel
-from pipeline.build_options import build_inputs, build_options
-from pipeline.collect import collect_report
-from pipeline.datasets import (
+from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.registry import create_calibrator
+from reptrt.calibrators.sensitivity import find_sensitive_layers
+from reptrt.calibrators.settings import Settings
+from reptrt.calibrators.state import (
+    dump_scales,
+    load_calibration,
+    readable_scales,
+    save_calibration,
+)
+from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
+from reptrt.engines.surgery import clean
+from reptrt.engines.target import load_backend
+from reptrt.models.card import ModelCard
+from reptrt.models.load import LoadedModel
+from reptrt.pipeline.build_options import build_inputs, build_options
+from reptrt.pipeline.data.datasets import (
     DetectionSet,
     EvaluationSet,
     open_evaluation,
 )
-from pipeline.demo_data import evaluation_scenes
-from pipeline.end2end import append_end2end, require_detector
-from pipeline.engine_file import write_engine
-from pipeline.export import export_float, export_qdq
-from pipeline.gallery import draw_pictures
-from pipeline.model_card import ModelCard, read_card
-from pipeline.network import code_sha256, fixed_batch, prepare_network
-from pipeline.report import write_html
-from pipeline.rival import make_rival
-from pipeline.run import Run, require_measurable
-from pipeline.surgery import clean
-from pipeline.torch_batches import calibration_batches
-from pipeline.validate import engine_can_run, runs_on_gpu, validate_files
-from pipeline.workspace import discard, read_artifact, require
+from reptrt.pipeline.data.demo_data import evaluation_scenes
+from reptrt.pipeline.data.torch_batches import calibration_batches
+from reptrt.pipeline.engine_file import write_engine
+from reptrt.pipeline.export.append_nms import append_end2end, require_detector
+from reptrt.pipeline.export.export import export_float, export_qdq
+from reptrt.pipeline.export.prepare import code_sha256, fixed_batch, prepare_network
+from reptrt.pipeline.fp16_engine import make_rival
+from reptrt.pipeline.model_card import read_card
+from reptrt.pipeline.report.collect import collect_report
+from reptrt.pipeline.report.example_images import draw_pictures
+from reptrt.pipeline.report.html import write_html
+from reptrt.pipeline.run import Run, require_measurable
+from reptrt.pipeline.validation.validate import engine_can_run, runs_on_gpu, validate_files
+from reptrt.pipeline.workspace import discard, read_artifact, require
 
 
 def run_pipeline(run: Run) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engines.artifacts import file_sha256, replace_when_done, write_json
-from engines.file_lock import hold_lock
-from pipeline.recipe import Recipe, slug
+from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
+from reptrt.engines.file_lock import hold_lock
+from reptrt.pipeline.recipe import Recipe, slug
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.__main__ import main
+from reptrt.pipeline.cli.main import main
 
 TINY_MODELS = '''
 """A user's own networks, for images of 32 x 32 pixels."""
@@ -16,7 +16,7 @@ TINY_MODELS = '''
 import torch
 from torch import nn
 
-from models.yolov6.blocks import RepVggBlock
+from reptrt.models.yolov6.blocks import RepVggBlock
 
 
 def build(num_classes=2):

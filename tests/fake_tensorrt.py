@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 from polygraphy.backend.onnxrt import OnnxrtRunner
 
-from engines import runners
-from engines.device import Gpu
-from engines.target import require_module
-from pipeline import validate
-from tests.engines.test_execution import INPUT, OUTPUT, Stream
+from reptrt.engines.device import Gpu
+from reptrt.engines.runtime import runners
+from reptrt.engines.target import require_module
+from reptrt.pipeline.validation import validate
+from tests.engines.runtime.test_engine_context import INPUT, OUTPUT, Stream
 
 GPU = Gpu("Pretended GPU", (8, 9))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from engines.kernels import Kernel
+from reptrt.engines.inspection.kernels import Kernel
 
 FLOAT_OPERATORS = ("LayerNormalization", "QuantizeLinear")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.yolov6.network import Yolov6
+from reptrt.models.yolov6.network import Yolov6
 
 CONSTRUCTED: list[str] = []
 _HOMES = {

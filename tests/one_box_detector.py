@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from pipeline.model_card import ModelCard, write_card
+from reptrt.models.card import ModelCard
+from reptrt.pipeline.model_card import write_card
 
 
 def write_detector(

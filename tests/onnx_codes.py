@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from calibrators.quantized_model import ACTIVATIONS, QuantizedModel
-from calibrators.quantizers import LogSqrt2Quantizer
+from reptrt.calibrators.quantized.quantized_model import ACTIVATIONS, QuantizedModel
+from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer
 
 Codes = dict[str, NDArray[np.int8]]
 FORCED = "_computed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.yolov6.network import Yolov6
+from reptrt.models.yolov6.network import Yolov6
 
 
 @torch.no_grad()

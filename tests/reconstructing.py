@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from calibrators import reconstruction
-from calibrators.across_block import size
-from calibrators.activation_cache import ActivationCache
-from calibrators.baselines import clip_weights
-from calibrators.blocks import find_blocks
-from calibrators.execution import float_overrides, run_nodes
-from calibrators.objective import BlockDistances, Distances
-from calibrators.qprep import ChannelAffine
-from calibrators.quantized_model import QuantizedModel
-from calibrators.reconstruction import LearnedBlock
-from calibrators.registry import create_calibrator
-from calibrators.settings import Reconstruction, Units
-from calibrators.walk import Walk
+from reptrt.calibrators.histogram.methods import clip_weights
+from reptrt.calibrators.quantized.channel_affine import ChannelAffine
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
+from reptrt.calibrators.quantized.run_nodes import float_overrides, run_nodes
+from reptrt.calibrators.reconstruction import reconstruct as reconstruction
+from reptrt.calibrators.reconstruction.across_block import size
+from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
+from reptrt.calibrators.reconstruction.block_inputs import Walk
+from reptrt.calibrators.reconstruction.blocks import find_blocks
+from reptrt.calibrators.reconstruction.objective import BlockDistances, Distances
+from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
+from reptrt.calibrators.registry import create_calibrator
+from reptrt.calibrators.settings import Reconstruction, Units
 from tests.tiny_networks import quantized, smooth_images, traced
 
 GIBIBYTE = 2**30

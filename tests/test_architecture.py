@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "calibrators", "engines", "pipeline")
+PREFIX = "reptrt"
 MAY_IMPORT = {
     "models": {"models"},
     "calibrators": {"models", "calibrators"},
@@ -21,7 +22,9 @@ MAY_IMPORT = {
     "pipeline": set(PACKAGES),
 }
 GPU_MODULES = ("tensorrt", "tensorrt_rtx", "polygraphy.backend.trt", "pycuda", "cuda")
-WITHOUT_TORCH = ("engines", "pipeline.recipe", "pipeline.workspace", "pipeline.__main__")
+WITHOUT_TORCH = (
+    "reptrt.engines", "reptrt.pipeline.recipe", "reptrt.pipeline.workspace", "reptrt.pipeline.cli.main",
+)  # fmt: skip
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
@@ -32,7 +35,8 @@ each_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(R
 
 
 def module_name(file: Path) -> str:
-    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join((PREFIX, *parts)).removesuffix(".__init__")
 
 
 MODULES = {module_name(file): file for file in FILES}
@@ -84,13 +88,15 @@ def length_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -
 
 
 def test_there_is_something_to_check() -> None:
-    assert {name.partition(".")[0] for name in MODULES} == set(PACKAGES)
-    assert "engines.builder" in set(imported_at_load(ROOT / "pipeline" / "engine_file.py"))
+    assert {name.split(".")[1] for name in MODULES} == set(PACKAGES)
+    assert "reptrt.engines.build.builder" in set(
+        imported_at_load(ROOT / "pipeline" / "engine_file.py")
+    )
 
 
 @each_file
 def test_imports_go_in_one_direction(file: Path) -> None:
-    ours = {name.partition(".")[0] for name in imports(parse(file))} & set(PACKAGES)
+    ours = {name.split(".")[1] for name in imports(parse(file)) if name.startswith(f"{PREFIX}.")}
     assert ours <= MAY_IMPORT[file.relative_to(ROOT).parts[0]]
 
 
@@ -144,7 +150,7 @@ import importlib, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "timm", "models"):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm"):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
@@ -181,15 +187,13 @@ def test_no_module_is_called_utils() -> None:
     ] == []
 
 
-def test_every_package_is_listed_for_the_wheel() -> None:
-    text = (ROOT / "pyproject.toml").read_text()
-    section = re.search(r"^packages = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
-    assert section is not None
-    listed = re.findall(r'"([a-z0-9._]+)"', section[1])
-    existing = [name for name, file in MODULES.items() if file.name == "__init__.py"]
-    assert sorted(listed) == sorted(existing)
-    folders = {module_name(file.parent / "__init__.py") for file in FILES}
-    assert folders == set(existing)
+def test_every_folder_with_code_is_a_package() -> None:
+    assert [file.parent for file in FILES if not (file.parent / "__init__.py").exists()] == []
+
+
+def test_the_four_folders_are_linked_into_the_package() -> None:
+    links = {link.name: link.readlink() for link in (ROOT / PREFIX).iterdir() if link.is_symlink()}
+    assert links == {package: Path("..", package) for package in PACKAGES}
 
 
 def test_every_data_file_of_a_package_is_packaged() -> None:
@@ -197,11 +201,11 @@ def test_every_data_file_of_a_package_is_packaged() -> None:
         (ROOT / "pyproject.toml").read_text().partition("package-data]")[2].partition("\n[")[0]
     )
     patterns = [
-        f"{package}/{pattern}"
-        for package, patterns in re.findall(r"^(\w+) = \[(.*)\]$", section, re.MULTILINE)
+        f"{package.replace('.', '/')}/{pattern}"
+        for package, patterns in re.findall(r'^"?([\w.]+)"? = \[(.*)\]$', section, re.MULTILINE)
         for pattern in re.findall(r'"([^"]+)"', patterns)
     ]
-    packaged = {file for pattern in patterns for file in ROOT.glob(pattern)}
+    packaged = {file.resolve() for pattern in patterns for file in ROOT.glob(pattern)}
     data = {
         file
         for package in PACKAGES
@@ -209,7 +213,7 @@ def test_every_data_file_of_a_package_is_packaged() -> None:
         if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts
     }
     assert {f.relative_to(ROOT).as_posix() for f in data - packaged} == set()
-    assert packaged
+    assert ROOT / PREFIX / "py.typed" in packaged
 
 
 def test_the_console_script_calls_something_that_exists() -> None:

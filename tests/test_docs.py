@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline.__main__ import cli
+from reptrt.pipeline.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("models", "calibrators", "engines", "pipeline", "benchmarks")

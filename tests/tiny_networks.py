@@ -14,16 +14,16 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import fx, nn
 
-from calibrators.attention import Softmax
-from calibrators.baselines import MinMaxCalibrator
-from calibrators.biases import round_biases
-from calibrators.placement import place_quantizers
-from calibrators.quantized_model import QuantizedModel, insert_quantizers
-from models.attention import expand_attention
-from models.fuse import reparameterize
-from models.graph import trace
-from models.yolov6.blocks import RepVggBlock, Upsample
-from models.yolov6.pooling import SimSppf
+from reptrt.calibrators.histogram.methods import MinMaxCalibrator
+from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.quantized.find_attention import Softmax
+from reptrt.calibrators.quantized.placement import place_quantizers
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
+from reptrt.models.expand_attention import expand_attention
+from reptrt.models.fuse import reparameterize
+from reptrt.models.graph import trace
+from reptrt.models.yolov6.blocks import RepVggBlock, Upsample
+from reptrt.models.yolov6.pooling import SimSppf
 
 SIZE = 16
 torch.set_num_threads(1)  # on tensors this small a second thread only waits

@@ -11,9 +11,9 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import fx, nn
 
-from calibrators.attention import Softmax
-from calibrators.quantized_model import QuantizedModel
-from models.graph import trace
+from reptrt.calibrators.quantized.find_attention import Softmax
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
+from reptrt.models.graph import trace
 from tests.tiny_networks import quantized, randomize
 
 

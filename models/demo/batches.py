@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.demo.loss import Targets
-from models.demo.scenes import Scene
+from reptrt.models.demo.loss import Targets
+from reptrt.models.demo.scenes import Scene
 
 
 def random_batch(

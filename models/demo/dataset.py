@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from models.demo.scenes import IMAGE_SIZE, Scene, generate_scene
-from models.demo.shapes import CLASSES
+from reptrt.models.demo.scenes import IMAGE_SIZE, Scene, generate_scene
+from reptrt.models.demo.shapes import CLASSES
 
 ANNOTATIONS = "annotations.json"
-_GENERATOR = "models.demo.scenes"
+_GENERATOR = "reptrt.models.demo.scenes"
 _VERSION = 1  # raise when the same seed draws another scene
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from models.demo.shapes import CLASSES, shape_mask
+from reptrt.models.demo.shapes import CLASSES, shape_mask
 
 IMAGE_SIZE = 192
 TRAIN = range(0, 1_000_000)
@@ -32,7 +32,7 @@ class Scene:
     Attributes:
         image: `[size, size, 3]` uint8 RGB.
         boxes: `[n, 4]` float32, x1 y1 x2 y2 in pixels; x2 and y2 are exclusive.
-        labels: `[n]` int64, indices into `models.demo.shapes.CLASSES`.
+        labels: `[n]` int64, indices into `reptrt.models.demo.shapes.CLASSES`.
     """
 
     image: NDArray[np.uint8]

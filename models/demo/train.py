@@ -1,4 +1,4 @@
-"""Train the demo detector on synthetic scenes: `python -m models.demo.train --out FILE`.
+"""Train the demo detector on synthetic scenes: `python -m reptrt.models.demo.train --out FILE`.
 
 Writes the averaged weights in train form as safetensors. The convolutions run in bfloat16; 8000 steps
 of 16 scenes, the defaults, took 47 minutes on one shared CPU core. An interrupted run continues from
@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.demo.batches import random_batch
-from models.demo.loss import detection_loss
-from models.demo.scenes import IMAGE_SIZE, TRAIN, Scene, generate_scene
-from models.demo.shapes import CLASSES
-from models.yolov6.network import Yolov6, yolov6n_demo
+from reptrt.models.demo.batches import random_batch
+from reptrt.models.demo.loss import detection_loss
+from reptrt.models.demo.scenes import IMAGE_SIZE, TRAIN, Scene, generate_scene
+from reptrt.models.demo.shapes import CLASSES
+from reptrt.models.yolov6.network import Yolov6, yolov6n_demo
 
 _PEAK_LR, _FINAL_LR = 3e-3, 3e-5
 _WEIGHT_DECAY = 0.02

@@ -18,9 +18,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from models.onnx_import.data import OnnxFileError, list_tensors
-from models.onnx_import.file import OnnxFile
-from models.onnx_import.values import infer_shapes, run_onnx
+from reptrt.models.onnx_import.data import OnnxFileError, list_tensors
+from reptrt.models.onnx_import.file import OnnxFile
+from reptrt.models.onnx_import.values import infer_shapes, run_onnx
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,13 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 from onnx import TensorProto, numpy_helper
 
-from models.checkpoint import one_line
-from models.onnx_import.data import OnnxFileError, list_tensors, load_external_data, num_bytes
+from reptrt.models.one_line import one_line
+from reptrt.models.onnx_import.data import (
+    OnnxFileError,
+    list_tensors,
+    load_external_data,
+    num_bytes,
+)
 
 SUFFIX = ".onnx"
 MAX_PIXELS = 1 << 26

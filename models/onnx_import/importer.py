@@ -18,12 +18,12 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.utils.safe_shape_inference import safe_shape_inference
 from torch import fx, nn
 
-from models.checkpoint import one_line
-from models.onnx_import.canonical import CanonicalGraph, canonicalize
-from models.onnx_import.data import OnnxFileError
-from models.onnx_import.file import OnnxFile
-from models.onnx_import.rewrite import layer_paths, rewrite, to_onnx2torch
-from models.onnx_import.values import run_onnx
+from reptrt.models.one_line import one_line
+from reptrt.models.onnx_import.canonical import CanonicalGraph, canonicalize
+from reptrt.models.onnx_import.data import OnnxFileError
+from reptrt.models.onnx_import.file import OnnxFile
+from reptrt.models.onnx_import.rewrite import layer_paths, rewrite, to_onnx2torch
+from reptrt.models.onnx_import.values import run_onnx
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from torch import nn
 
-from models.onnx_import.operators import (
+from reptrt.models.onnx_import.operators import (
     HANDLED,
     Operator,
     Tensor,

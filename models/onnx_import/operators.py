@@ -1,7 +1,7 @@
 """ONNX operators that onnx2torch turns into what `torch.export` cannot record, or not at all.
 
 onnx2torch reads shapes, axes and sizes from tensors at run time. In a canonical graph
-(`models.onnx_import.canonical`) they are constants, so here they become Python values. The converters are
+(`reptrt.models.onnx_import.canonical`) they are constants, so here they become Python values. The converters are
 registered for operators of the domain `DOMAIN`, one version, whatever opset they come from.
 """
 

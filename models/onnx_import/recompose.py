@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from models.onnx_import.canonical import CanonicalGraph
+from reptrt.models.onnx_import.canonical import CanonicalGraph
 
 
 class _Norm(NamedTuple):

@@ -19,11 +19,11 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from torch import nn
 
-from models.onnx_import.canonical import CanonicalGraph
-from models.onnx_import.data import OnnxFileError
-from models.onnx_import.layers import HANDLED
-from models.onnx_import.operators import DOMAIN
-from models.onnx_import.recompose import recompose_norms
+from reptrt.models.onnx_import.canonical import CanonicalGraph
+from reptrt.models.onnx_import.data import OnnxFileError
+from reptrt.models.onnx_import.layers import HANDLED
+from reptrt.models.onnx_import.operators import DOMAIN
+from reptrt.models.onnx_import.recompose import recompose_norms
 
 Array = NDArray[Any]
 _LAYERS = {

@@ -10,8 +10,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from models.checkpoint import one_line
-from models.onnx_import.data import OnnxFileError
+from reptrt.models.one_line import one_line
+from reptrt.models.onnx_import.data import OnnxFileError
 
 Array = NDArray[Any]
 _MAX_TENSOR_BYTES = 1 << 32

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from models.fuse import reparameterize
-from models.yolov6.config import BACKBONE_CHANNELS, CONFIGS
-from models.yolov6.network import Yolov6, build_yolov6
+from reptrt.models.fuse import reparameterize
+from reptrt.models.yolov6.config import BACKBONE_CHANNELS, CONFIGS
+from reptrt.models.yolov6.network import Yolov6, build_yolov6
 
 Tensors = dict[str, torch.Tensor]
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import nn
 
-from models.yolov6.blocks import (
+from reptrt.models.yolov6.blocks import (
     Activation,
     BepC3,
     Block,
@@ -22,7 +22,7 @@ from models.yolov6.blocks import (
     conv_relu,
     conv_silu,
 )
-from models.yolov6.pooling import SimCspSppf, SimSppf
+from reptrt.models.yolov6.pooling import SimCspSppf, SimSppf
 
 BACKBONE_CHANNELS = (64, 128, 256, 512, 1024)
 BACKBONE_REPEATS = (1, 6, 12, 18, 6)

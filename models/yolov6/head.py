@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from models.yolov6.blocks import ConvBnAct
+from reptrt.models.yolov6.blocks import ConvBnAct
 
 _PRIOR = 0.01
 

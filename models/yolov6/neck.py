@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.yolov6.blocks import BiFusion, ConvBnAct, Upsample
-from models.yolov6.config import BACKBONE_CHANNELS, NECK_CHANNELS, NECK_REPEATS, Yolov6Config
+from reptrt.models.yolov6.blocks import BiFusion, ConvBnAct, Upsample
+from reptrt.models.yolov6.config import BACKBONE_CHANNELS, NECK_CHANNELS, NECK_REPEATS, Yolov6Config
 
 Levels = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.yolov6.config import (
+from reptrt.models.yolov6.config import (
     BACKBONE_CHANNELS,
     BACKBONE_REPEATS,
     CONFIGS,
     NECK_CHANNELS,
     Yolov6Config,
 )
-from models.yolov6.head import EffiDeHead
-from models.yolov6.neck import Levels, RepBiPan, RepPan
+from reptrt.models.yolov6.head import EffiDeHead
+from reptrt.models.yolov6.neck import Levels, RepBiPan, RepPan
 
 STRIDES = (8, 16, 32)
 
@@ -32,7 +32,7 @@ def build_yolov6(name: str, num_classes: int = 80) -> Yolov6:
 def yolov6n_demo(num_classes: int = 8) -> Yolov6:
     """YOLOv6-N's layout (release 3.0) at half its width: 0.125 instead of 0.25.
 
-    Small enough to train on a CPU, on the synthetic scenes of `models.demo.scenes`. The checkpoint
+    Small enough to train on a CPU, on the synthetic scenes of `reptrt.models.demo.scenes`. The checkpoint
     that ships has mAP50-95 0.824 on the 500 scenes of `EVALUATION`, at 192x192.
     """
     return build_yolov6("yolov6n_demo", num_classes)

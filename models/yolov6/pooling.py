@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.yolov6.blocks import Activation, ConvBnAct
+from reptrt.models.yolov6.blocks import Activation, ConvBnAct
 
 
 class SppfModule(nn.Module):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import nn
 
-from models.spec import ModelSpec, Preprocess, PublishedWeights
-from models.yolov6.network import build_yolov6
+from reptrt.models.spec import ModelSpec, Preprocess, PublishedWeights
+from reptrt.models.yolov6.network import build_yolov6
 
 _RELEASES = "https://github.com/meituan/YOLOv6/releases/download"
 _COCO_CLASSES = 80

@@ -4,16 +4,12 @@ import pytest
 import torch
 from torch import fx, nn
 
-from calibrators.base import Calibrator
-from calibrators.registry import (
-    UnknownCalibratorError,
-    choose_calibrator,
-    create_calibrator,
-    list_calibrators,
-)
-from models.fuse import reparameterize
-from models.graph import trace
-from models.yolov6.blocks import RepVggBlock
+from reptrt.calibrators.auto import choose_calibrator
+from reptrt.calibrators.base import Calibrator
+from reptrt.calibrators.registry import UnknownCalibratorError, create_calibrator, list_calibrators
+from reptrt.models.fuse import reparameterize
+from reptrt.models.graph import trace
+from reptrt.models.yolov6.blocks import RepVggBlock
 from tests.tiny_networks import NETWORKS, traced
 
 

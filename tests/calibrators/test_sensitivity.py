@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from calibrators.baselines import MseCalibrator
-from calibrators.best_baseline import BestBaselineCalibrator, decibel
-from calibrators.execution import float_copy
-from calibrators.guard import output_noise
-from calibrators.placement import place_quantizers
-from calibrators.quantized_model import QuantizedModel, insert_quantizers
-from calibrators.sensitivity import compared_images, find_sensitive_layers
-from models.graph import trace
+from reptrt.calibrators.histogram.best import BestBaselineCalibrator
+from reptrt.calibrators.histogram.methods import MseCalibrator
+from reptrt.calibrators.output_noise import decibel, output_noise
+from reptrt.calibrators.quantized.placement import place_quantizers
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
+from reptrt.calibrators.quantized.run_nodes import float_copy
+from reptrt.calibrators.sensitivity import compared_images, find_sensitive_layers
+from reptrt.models.graph import trace
 from tests.tiny_networks import SIZE, randomize, smooth_images
 
 

@@ -9,19 +9,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from calibrators import state
-from calibrators.base import BlockFit, CalibrationResult
-from calibrators.quantizers import IntegerGrid
-from calibrators.registry import create_calibrator
-from calibrators.state import (
+from reptrt.calibrators import state
+from reptrt.calibrators.base import BlockFit, CalibrationResult
+from reptrt.calibrators.quantized.quantizers import IntegerGrid
+from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
+from reptrt.calibrators.registry import create_calibrator
+from reptrt.calibrators.state import (
     CalibrationFileError,
     dump_scales,
-    load_block,
     load_calibration,
     read_result,
     readable_scales,
     restore_tensors,
-    save_block,
     save_calibration,
     save_tensors,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.artifacts import WriteError, file_sha256, replace_when_done, write_json
+from reptrt.engines.artifacts import WriteError, file_sha256, replace_when_done, write_json
 
 
 def test_a_file_appears_whole_and_no_temporary_one_stays(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
-from engines.artifacts import WriteError, replace_when_done
+from reptrt.engines.artifacts import WriteError, replace_when_done
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

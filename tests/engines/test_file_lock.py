@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from engines.file_lock import hold_lock
+from reptrt.engines.file_lock import hold_lock
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from engines.file_lock import hold_lock
+from reptrt.engines.file_lock import hold_lock
 
 with hold_lock(Path(sys.argv[1])):
     print("held", flush=True)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines import target as target_module
-from engines.device import Gpu, cpu_name
-from engines.target import (
+from reptrt.engines import target as target_module
+from reptrt.engines.device import Gpu, cpu_name
+from reptrt.engines.target import (
     TARGETS,
     MissingComponentError,
     UnknownTargetError,
@@ -128,7 +128,8 @@ def test_the_processor_has_a_name():
 
 
 def test_engines_import_without_torch_or_tensorrt():
-    modules = [f"engines.{path.stem}" for path in sorted((ROOT / "engines").glob("[a-z]*.py"))]
+    files = sorted((ROOT / "reptrt").glob("engines/**/[a-z]*.py"))
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     blocked = ("torch", "torchvision", "timm", "tensorrt", "tensorrt_rtx")
     script = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
@@ -137,6 +138,6 @@ def test_engines_import_without_torch_or_tensorrt():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "engines").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "engines").rglob("*.py")), ids=lambda p: p.name)
 def test_engines_use_only_python_3_10_syntax(path):
     ast.parse(path.read_text(), feature_version=(3, 10))

@@ -11,8 +11,14 @@ from typing import Any
 
 import pytest
 
-from engines.manifest import Tensor
-from engines.triton import RepositoryError, ServedModel, add_version, config_text, list_versions
+from reptrt.engines.tensor_spec import Tensor
+from reptrt.engines.triton import (
+    RepositoryError,
+    ServedModel,
+    add_version,
+    config_text,
+    list_versions,
+)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engines.cuda_stream import CudaError, open_stream
-from engines.device import find_gpu
+from reptrt.engines.device import find_gpu
+from reptrt.engines.runtime.cuda_stream import CudaError, open_stream
 
 pytestmark = pytest.mark.skipif(find_gpu() is None, reason="no NVIDIA GPU on this machine")
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.benchmark import measure_latency, measure_throughput
-from engines.builder import BuildOptions, build_engine
-from engines.device import find_gpu
-from engines.execution import EngineError
-from engines.runners import OnnxRuntimeRunner, TensorRTRunner
-from engines.target import TARGETS, Backend, load_backend
+from reptrt.engines.build.builder import BuildOptions, build_engine
+from reptrt.engines.device import find_gpu
+from reptrt.engines.runtime.benchmark import measure_latency, measure_throughput
+from reptrt.engines.runtime.engine_context import EngineError
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner, TensorRTRunner
+from reptrt.engines.target import TARGETS, Backend, load_backend
 
 pytestmark = pytest.mark.skipif(find_gpu() is None, reason="no NVIDIA GPU on this machine")
 

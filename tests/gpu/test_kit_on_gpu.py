@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.device import find_gpu
-from tests.engines.test_kit import build, installed, make_kit, unpack
+from reptrt.engines.device import find_gpu
+from tests.engines.kit.test_archive import build, installed, make_kit, unpack
 
 pytestmark = [
     pytest.mark.skipif(find_gpu() is None, reason="no NVIDIA GPU on this machine"),

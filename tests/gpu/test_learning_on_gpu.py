@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from calibrators.across_block import AcrossBlockCalibrator
-from calibrators.settings import Reconstruction, Settings
+from reptrt.calibrators.reconstruction.across_block import AcrossBlockCalibrator
+from reptrt.calibrators.settings import Reconstruction, Settings
 from tests.reconstructing import batches, learn_gently, with_outliers
 from tests.tiny_networks import quantized, smooth_images
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.device import find_gpu
-from engines.target import TARGETS
+from reptrt.engines.device import find_gpu
+from reptrt.engines.target import TARGETS
 from tests.command_line import TinyProject, reptrt
 
 pytestmark = pytest.mark.skipif(find_gpu() is None, reason="no NVIDIA GPU on this machine")

@@ -8,9 +8,9 @@ import torch
 from timm.models.byobnet import MobileOneBlock, RepVggBlock
 from torch import nn
 
-from models.fuse import reparameterize
-from models.yolov6.blocks import RepVggBlock as Yolov6Block
-from models.yolov6.network import yolov6n_demo
+from reptrt.models.fuse import reparameterize
+from reptrt.models.yolov6.blocks import RepVggBlock as Yolov6Block
+from reptrt.models.yolov6.network import yolov6n_demo
 
 BLOCKS = {
     "repvgg": lambda: RepVggBlock(8, 8),

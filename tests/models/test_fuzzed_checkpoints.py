@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.checkpoint import CheckpointError, read_checkpoint
-from models.state_dict import WeightsMismatchError, load_weights, match_weights
-from models.yolov6.config import Yolov6Config
-from models.yolov6.network import Yolov6
+from reptrt.models.weights.checkpoint import CheckpointError, read_checkpoint
+from reptrt.models.weights.state_dict import WeightsMismatchError, load_weights, match_weights
+from reptrt.models.yolov6.config import Yolov6Config
+from reptrt.models.yolov6.network import Yolov6
 from tests.official_checkpoints import save_official
 
 TINY = Yolov6Config(0.1, 0.02, bidirectional=False)

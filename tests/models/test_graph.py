@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.graph import TraceError, aten, fold_batch_norm, get_tensor, layer_name, trace
+from reptrt.models.graph import TraceError, aten, fold_batch_norm, get_tensor, layer_name, trace
 from tests.tiny_networks import NETWORKS, randomize, smooth_images, traced
 
 BATCH_NORM = aten._native_batch_norm_legit_no_training.default

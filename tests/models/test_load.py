@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoint import CheckpointError
-from models.fuse import reparameterize
-from models.load import MissingWeightsError, ModelRunError, load_model, load_random
-from models.registry import find_model
-from models.spec import PreprocessOverrides
-from models.state_dict import WeightsMismatchError
-from models.task import OutputError
+from reptrt.models.fuse import reparameterize
+from reptrt.models.load import MissingWeightsError, ModelRunError, load_model, load_random
+from reptrt.models.registry import find_model
+from reptrt.models.spec import PreprocessOverrides
+from reptrt.models.task import OutputError
+from reptrt.models.weights.checkpoint import CheckpointError
+from reptrt.models.weights.state_dict import WeightsMismatchError
 
 WEIGHTS = Path(os.environ.get("REPTRT_DATA", "../shared/data")) / "weights"
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.registry import PreprocessOverrides, UnknownModelError, find_model, list_models
-from models.spec import PreprocessError
+from reptrt.models.registry import PreprocessOverrides, UnknownModelError, find_model, list_models
+from reptrt.models.spec import PreprocessError
 
 
 def _error(name: str) -> str:

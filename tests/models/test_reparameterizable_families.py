@@ -12,10 +12,10 @@ import timm
 import torch
 from torch import nn
 
-from models.fuse import ReparameterizationError, fusing_method, reparameterize
-from models.fuse_check import require_same_function
-from models.load import load_model, load_random
-from models.spec import PreprocessOverrides
+from reptrt.models.fuse import ReparameterizationError, fusing_method, reparameterize
+from reptrt.models.fuse_check import require_same_function
+from reptrt.models.load import load_model, load_random
+from reptrt.models.spec import PreprocessOverrides
 from tests.families import PUBLISHED, published, trained
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.task import OutputError, count_classes, list_outputs, recognize_task
+from reptrt.models.task import OutputError, count_classes, list_outputs, recognize_task
 
 SIZE = (64, 32)
 

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
-from models.fuse import reparameterize
-from models.timm_zoo import ZOO, has_timm_model, timm_spec, zoo_spec
+from reptrt.models.fuse import reparameterize
+from reptrt.models.timm_zoo import ZOO, has_timm_model, timm_spec, zoo_spec
 
 # Published parameter counts in millions: timm's results table, and the papers for the deploy form.
 TRAIN_FORM_PARAMETERS = {"repvgg_a0": 9.11, "mobileone_s0": 5.29, "deit_tiny": 5.72}

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from models.fuse import (
+from reptrt.models.fuse import (
     ReparameterizationError,
     fusing_method,
     has_reparameterizable_blocks,
     reparameterize,
 )
-from models.fuse_check import LARGEST_ERROR, require_same_function
+from reptrt.models.fuse_check import LARGEST_ERROR, require_same_function
 from tests import user_blocks
 from tests.tiny_networks import randomize
 from tests.user_blocks import BLOCKS, MobileOne, Neck, RepOpt, RepVgg, Stem, classifier

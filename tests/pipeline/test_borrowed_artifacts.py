@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from engines.artifacts import replace_when_done
-from pipeline import stages, workspace
-from pipeline.workspace import Stage, WorkspaceError, require
+from reptrt.engines.artifacts import replace_when_done
+from reptrt.pipeline import stages, workspace
+from reptrt.pipeline.workspace import Stage, WorkspaceError, require
 from tests.command_line import TinyProject, reptrt
 
 

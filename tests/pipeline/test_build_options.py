@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from engines.device import Gpu
-from engines.target import TARGETS
-from pipeline import build_options as module
-from pipeline.build_options import build_inputs, build_options
-from pipeline.recipe import RecipeError, load_recipe
+from reptrt.engines.device import Gpu
+from reptrt.engines.target import TARGETS
+from reptrt.pipeline import build_options as module
+from reptrt.pipeline.build_options import build_inputs, build_options
+from reptrt.pipeline.recipe import RecipeError, load_recipe
 from tests.command_line import TinyProject, reptrt
 
 RTX = TARGETS["tensorrt-rtx"]

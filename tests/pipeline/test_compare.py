@@ -2,8 +2,8 @@ from io import StringIO
 
 from rich.console import Console
 
-from pipeline.compare import comparison_table
-from pipeline.report_schema import ComparisonRow
+from reptrt.engines.report_schema import ComparisonRow
+from reptrt.pipeline.compare import comparison_table
 
 
 def test_the_table_fits_a_terminal_and_names_what_a_fallback_chose() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from models.spec import Preprocess
-from pipeline.model_card import ModelCard, ModelCardError, read_card, write_card
+from reptrt.models.card import ModelCard
+from reptrt.models.spec import Preprocess
+from reptrt.pipeline.model_card import ModelCardError, read_card, write_card
 
 PREPROCESS = Preprocess((32, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", 0.9, "letterbox")
 CARDS = {

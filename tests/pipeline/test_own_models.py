@@ -12,12 +12,12 @@ import timm
 from PIL import Image
 from torch import nn
 
-from calibrators.state import read_result
-from models.load import load_model
-from models.spec import PreprocessOverrides
-from pipeline.model_card import read_card
-from pipeline.network import prepare_network
-from pipeline.recipe import Recipe
+from reptrt.calibrators.state import read_result
+from reptrt.models.load import load_model
+from reptrt.models.spec import PreprocessOverrides
+from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.model_card import read_card
+from reptrt.pipeline.recipe import Recipe
 from tests.command_line import Outcome, reptrt
 from tests.onnx_files import SIDE, Detector, Plain, Segmenter, seeded, write_onnx
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from calibrators.settings import Reconstruction
-from engines.detection import Suppression
-from pipeline.recipe import RECIPES, Recipe, RecipeError, load_recipe, slug
+from reptrt.calibrators.settings import Reconstruction
+from reptrt.engines.outputs.detection import Suppression
+from reptrt.pipeline.recipe import RECIPES, Recipe, RecipeError, load_recipe, slug
 from tests.command_line import reptrt
 
 
@@ -49,7 +49,7 @@ def test_a_model_may_bring_its_own_recipe_and_a_users_file_replaces_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "timm-m.yaml").write_text("keep_float: [head.*]\n")
-    monkeypatch.setattr("pipeline.recipe.RECIPES", tmp_path)
+    monkeypatch.setattr("reptrt.pipeline.recipe.RECIPES", tmp_path)
     assert load_recipe("timm:m", {}).keep_float == ("head.*",)
     assert load_recipe("timm:m", {}, write(tmp_path, "seed: 1\n")).keep_float == ()
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from calibrators.base import no_progress
-from calibrators.settings import Reconstruction
-from engines.target import TARGETS
-from models.load import LoadedModel
-from models.spec import Preprocess
-from pipeline.recipe import Recipe
-from pipeline.run import Run
-from pipeline.workspace import open_workspace
+from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.settings import Reconstruction
+from reptrt.engines.target import TARGETS
+from reptrt.models.load import LoadedModel
+from reptrt.models.spec import Preprocess
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.run import Run
+from reptrt.pipeline.workspace import open_workspace
 from tests.tiny_networks import SIZE, traced
 
 

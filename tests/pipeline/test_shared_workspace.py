@@ -23,8 +23,8 @@ with open(sys.argv[1], "a") as log:
 PAIR = """
 import os, sys
 
-import pipeline.stages  # what takes seconds to import, once for both
-from pipeline.__main__ import main
+import reptrt.pipeline.stages  # what takes seconds to import, once for both
+from reptrt.pipeline.cli.main import main
 
 sys.argv[0] = "reptrt"
 children = []

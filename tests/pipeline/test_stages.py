@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from calibrators import across_block
-from calibrators.quantizers import IntegerGrid
-from calibrators.state import read_result
-from pipeline.report_schema import BlockLoss, Report
-from pipeline.workspace import ARTIFACTS
+from reptrt.calibrators.quantized.quantizers import IntegerGrid
+from reptrt.calibrators.reconstruction import across_block
+from reptrt.calibrators.state import read_result
+from reptrt.engines.report_schema import BlockLoss, Report
+from reptrt.pipeline.workspace import ARTIFACTS
 from tests.command_line import Outcome, TinyProject, reptrt
 
 QUICK = ("--reconstruction", "iterations=2,batch_size=4")

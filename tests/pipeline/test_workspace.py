@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engines.artifacts import replace_when_done
-from pipeline.recipe import Recipe
-from pipeline.workspace import (
+from reptrt.engines.artifacts import replace_when_done
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.workspace import (
     Stage,
     WorkspaceError,
     installed_versions,
@@ -166,7 +166,7 @@ def test_work_on_other_inputs_does_not_see_it_and_throws_it_away(work: Work) -> 
 def test_other_versions_do_not_see_it(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     with work.stage.unfinished() as first:
         pass
-    monkeypatch.setattr("pipeline.workspace.installed_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("reptrt.pipeline.workspace.installed_versions", lambda: {"torch": "0.1"})
     with work.stage.unfinished() as second:
         assert second != first
 

@@ -10,13 +10,13 @@ import onnx
 import pytest
 import torch
 
-from calibrators.biases import round_biases
-from calibrators.registry import create_calibrator
-from models.load import load_model
-from pipeline.datasets import open_images
-from pipeline.export import export_qdq
-from pipeline.network import prepare_network
-from pipeline.recipe import Recipe
+from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.registry import create_calibrator
+from reptrt.models.load import load_model
+from reptrt.pipeline.data.datasets import open_images
+from reptrt.pipeline.export.export import export_qdq
+from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.recipe import Recipe
 from tests.onnx_codes import (
     agreement,
     forced_codes,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from engines.kernels import Kernel
+from reptrt.engines.inspection.kernels import Kernel
 from tests.command_line import reptrt
 from tests.float_kernels import needless_float_kernels
 from tests.real_weights import MARKS

@@ -10,14 +10,14 @@ import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-from models.load import load_model
-from pipeline.datasets import open_images
-from pipeline.export import export_float
-from pipeline.network import prepare_network
-from pipeline.recipe import Recipe
+from reptrt.models.load import load_model
+from reptrt.pipeline.data.datasets import open_images
+from reptrt.pipeline.export.export import export_float
+from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.recipe import Recipe
 from tests.command_line import reptrt
-from tests.pipeline.lint.equal_codes import differences
-from tests.pipeline.lint.rtx import needs_rtx
+from tests.engines.lint.equal_codes import differences
+from tests.engines.lint.rtx import needs_rtx
 
 DATA = Path(os.environ.get("REPTRT_DATA", "../shared/data"))
 WEIGHTS = DATA / "weights" / "mobileone_s0_fused_imagenet1k.pth"

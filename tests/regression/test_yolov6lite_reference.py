@@ -8,9 +8,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from models.spec import Preprocess
-from pipeline.datasets import open_detection
-from pipeline.detection_metrics import CocoAccuracy, detect_in_images
+from reptrt.models.spec import Preprocess
+from reptrt.pipeline.data.datasets import open_detection
+from reptrt.pipeline.validation.detection_metrics import CocoAccuracy, detect_in_images
 
 DATA = Path(os.environ.get("REPTRT_DATA", "../shared/data"))
 WEIGHTS = DATA / "weights" / "yolov6lite_s_coco.onnx"

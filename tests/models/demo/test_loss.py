@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.demo.batches import random_batch
-from models.demo.loss import Targets, detection_loss, generalized_iou
-from models.demo.scenes import Scene, generate_scene
-from models.demo.train import learning_rate
+from reptrt.models.demo.batches import random_batch
+from reptrt.models.demo.loss import Targets, detection_loss, generalized_iou
+from reptrt.models.demo.scenes import Scene, generate_scene
+from reptrt.models.demo.train import learning_rate
 
 
 def maps_that_predict(box, label, confidence, stride=8, cells=8):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.demo import scenes
-from models.demo.dataset import DatasetFolderError, write_dataset
-from models.demo.scenes import CALIBRATION, EVALUATION, TRAIN, generate_scene
-from models.demo.shapes import CLASSES, shape_mask
+from reptrt.models.demo import scenes
+from reptrt.models.demo.dataset import DatasetFolderError, write_dataset
+from reptrt.models.demo.scenes import CALIBRATION, EVALUATION, TRAIN, generate_scene
+from reptrt.models.demo.shapes import CLASSES, shape_mask
 
 
 def test_a_seed_always_draws_the_same_scene():

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from models.onnx_import.data import OnnxFileError
-from models.onnx_import.file import read_onnx
-from models.onnx_import.importer import import_onnx
+from reptrt.models.onnx_import.data import OnnxFileError
+from reptrt.models.onnx_import.file import read_onnx
+from reptrt.models.onnx_import.importer import import_onnx
 from tests.onnx_files import Plain, from_text, seeded, write_onnx
 from tests.onnx_fuzzing import hostile_files
 

@@ -12,12 +12,12 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from models.attention import FUSED
-from models.graph import layer_name, trace
-from models.onnx_import.data import OnnxFileError
-from models.onnx_import.file import read_onnx
-from models.onnx_import.importer import ImportedNetwork, import_onnx
-from models.task import list_outputs
+from reptrt.models.expand_attention import FUSED
+from reptrt.models.graph import layer_name, trace
+from reptrt.models.onnx_import.data import OnnxFileError
+from reptrt.models.onnx_import.file import read_onnx
+from reptrt.models.onnx_import.importer import ImportedNetwork, import_onnx
+from reptrt.models.task import list_outputs
 from tests.onnx_files import (
     SIDE,
     ChannelsLast,

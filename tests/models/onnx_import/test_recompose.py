@@ -9,9 +9,9 @@ import timm
 import torch
 from torch import nn
 
-from models.graph import trace
-from models.onnx_import.file import read_onnx
-from models.onnx_import.importer import ImportedNetwork, import_onnx
+from reptrt.models.graph import trace
+from reptrt.models.onnx_import.file import read_onnx
+from reptrt.models.onnx_import.importer import ImportedNetwork, import_onnx
 from tests.onnx_files import SIDE, from_text, seeded, write_onnx
 from tests.tiny_transformers import with_outliers
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.fuse import reparameterize
-from models.state_dict import WeightsMismatchError, load_weights, match_weights
-from models.yolov6.checkpoint import fitting_names
-from models.yolov6.config import Yolov6Config
-from models.yolov6.network import CONFIGS, Yolov6, build_yolov6
+from reptrt.models.fuse import reparameterize
+from reptrt.models.weights.state_dict import WeightsMismatchError, load_weights, match_weights
+from reptrt.models.yolov6.checkpoint import fitting_names
+from reptrt.models.yolov6.config import Yolov6Config
+from reptrt.models.yolov6.network import CONFIGS, Yolov6, build_yolov6
 
 TINY = {
     "release 2": Yolov6Config(0.2, 0.03, False, csp_expansion=0.5, reg_max=16),

@@ -9,12 +9,12 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.fuse import reparameterize
-from models.graph import trace
-from models.yolov6.blocks import BN_EPS, BepC3, RepVggBlock, conv_relu
-from models.yolov6.config import Yolov6Config
-from models.yolov6.head import Integral
-from models.yolov6.network import CONFIGS, Yolov6, build_yolov6, yolov6n_demo
+from reptrt.models.fuse import reparameterize
+from reptrt.models.graph import trace
+from reptrt.models.yolov6.blocks import BN_EPS, BepC3, RepVggBlock, conv_relu
+from reptrt.models.yolov6.config import Yolov6Config
+from reptrt.models.yolov6.head import Integral
+from reptrt.models.yolov6.network import CONFIGS, Yolov6, build_yolov6, yolov6n_demo
 from tests.random_detectors import random_images, randomize_detector
 
 CHECKPOINT = Path(__file__).parents[3] / "models" / "demo" / "yolov6n_demo.safetensors"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from models.registry import find_model, list_models
-from models.yolov6.network import CONFIGS
-from models.yolov6.zoo import ZOO
+from reptrt.models.registry import find_model, list_models
+from reptrt.models.yolov6.network import CONFIGS
+from reptrt.models.yolov6.zoo import ZOO
 
 
 def test_every_configuration_has_a_name_and_every_name_is_listed() -> None:

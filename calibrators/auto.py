@@ -1,0 +1,28 @@
+"""What `auto` stands for: the calibrator that suits a network."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from reptrt.calibrators.quantized.find_attention import has_attention
+from reptrt.calibrators.transformers.scale_reparam import has_norm_sites
+from reptrt.models.fuse import has_reparameterizable_blocks
+
+
+def choose_calibrator(network: nn.Module, graph: fx.Graph, num_bits: int = 8) -> str:
+    """What `auto` stands for: the name of what suits a network like this.
+
+    A transformer has attention, and linears that read a LayerNorm. That decides first, for blocks
+    that fuse may be mere convolutions with a BatchNorm. Measured on DeiT, MobileOne, RepVGG and YOLOv6Lite
+    (docs/results.md); for mixtures of both kinds it is a rule, without a measurement.
+
+    Args:
+        network: as loaded.
+        graph: `network` recorded (`reptrt.models.graph.trace`).
+        num_bits: of weights or activations, whichever has fewer.
+    """
+    if has_attention(graph) and has_norm_sites(graph):
+        return "repq-vit" if num_bits == 8 else "repquant"
+    if has_reparameterizable_blocks(network) or isinstance(network, fx.GraphModule):
+        return "repapq"  # a graph from a file may have been re-parameterized before it was written
+    return "best"

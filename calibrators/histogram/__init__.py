@@ -1,0 +1,1 @@
+"""Baselines: scales from what an observer saw of each tensor."""

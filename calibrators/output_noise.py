@@ -1,0 +1,87 @@
+"""Noise at the outputs of a quantized network, against its float copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+
+import torch
+
+from reptrt.calibrators.base import (
+    Batches,
+    Progress,
+    no_progress,
+)
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
+
+ActivationScales = Mapping[str, torch.Tensor]
+"""Quantizer name -> scale []."""
+
+
+@torch.no_grad()
+def compare_scales(
+    model: QuantizedModel,
+    batches: Sequence[torch.Tensor] | Batches,
+    scales: Mapping[str, ActivationScales],
+    reference: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    progress: Progress = no_progress,
+) -> dict[str, float]:
+    """Noise-to-signal power at the outputs, averaged over outputs, for each set of scales.
+
+    `reference` is the float network.
+    """
+    signal = torch.zeros(1)
+    noise = {name: torch.zeros(1) for name in scales}
+    for done, batch in enumerate(batches, start=1):
+        expected = reference(batch)
+        signal = signal + _power(expected)
+        for name, candidate in scales.items():
+            set_activation_scales(model, candidate)
+            error = [a - b for a, b in zip(model(batch), expected, strict=True)]
+            noise[name] = noise[name] + _power(error)
+        progress("compare baselines", done, len(batches))
+    # An output that is always zero has no SNR and says nothing about the scales.
+    ratios = {name: torch.where(signal > 0, power / signal, 0.0) for name, power in noise.items()}
+    return {name: float(ratio.mean()) for name, ratio in ratios.items()}
+
+
+def describe_noise(noise: Mapping[str, float]) -> str:
+    """Noise-to-signal ratios as text, in dB."""
+    return ", ".join(f"{name} {decibel(value):.1f} dB" for name, value in noise.items())
+
+
+def decibel(noise_to_signal: float) -> float:
+    """SNR in dB of a noise-to-signal power ratio."""
+    return math.inf if noise_to_signal == 0 else -10 * math.log10(noise_to_signal)
+
+
+def set_activation_scales(model: QuantizedModel, scales: ActivationScales) -> None:
+    """Copy `scales` (quantizer name -> scale) into the activation quantizers."""
+    for name, scale in scales.items():
+        model.activation_quantizers[name].scale.copy_(scale)
+
+
+def _power(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([output.double().square().sum().cpu() for output in outputs])
+
+
+GUARD_BATCHES = 4
+"""Batches on which the guard compares: five passes over all images would cost a minute."""
+
+
+Reference = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+"""The float network: images [N, 3, H, W] -> outputs."""
+
+
+def guard_images(batches: Batches) -> Sequence[torch.Tensor]:
+    """The calibration images on which methods are compared."""
+    return list(islice(iter(batches), GUARD_BATCHES))
+
+
+def output_noise(
+    model: QuantizedModel, images: Sequence[torch.Tensor], reference: Reference
+) -> float:
+    """Noise-to-signal power at the outputs of `model` as it is."""
+    current = {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
+    return compare_scales(model, images, {"": current}, reference)[""]

@@ -1,0 +1,1 @@
+"""The quantized model: a traced network, its quantizers, and where they stand."""

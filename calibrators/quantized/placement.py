@@ -1,0 +1,296 @@
+"""Where quantizers go: TensorRT's explicit-quantization rules, decided on the ATen graph.
+
+The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
+
+1. every input of a convolution or linear is quantized, activation and weight;
+2. operators that only move or select values (max-pool, concat, nearest upsampling, reshape, ...)
+   keep the integer grid: what flows through them into quantized layers shares one scale, so no
+   concat ever requantizes;
+3. a residual add reads the skip connection through the quantizer that a convolution already put
+   there, so the skip travels as INT8, also where it is multiplied by a constant on its way;
+4. on request (`softmax`), both products of every attention read quantized operands: query, key,
+   probabilities and value, each with a scale of its own, whatever layers the recipe names;
+5. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit
+   grid is a visible shift of a box (YOLOv6's own partial quantization leaves them out too);
+6. layers that were measured to be too sensitive stay float (`reptrt.calibrators.sensitivity`);
+7. everything else stays float: normalisation, softmax and the integral over it (distribution focal
+   loss), activations, transposed convolutions, squeeze-and-excitation layers on 1x1 maps (one GEMV:
+   INT8 cannot pay), and layers that the recipe names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from operator import getitem
+from types import MappingProxyType
+
+import torch
+from torch import fx
+
+from reptrt.calibrators.quantized.find_attention import (
+    SOFTMAX,
+    AttentionSite,
+    Softmax,
+    find_attention,
+    operands,
+)
+from reptrt.models.graph import layer_name
+
+aten = torch.ops.aten
+
+WEIGHTED = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+TRANSPOSED = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
+# Selecting or merging operators: quantize before them, they run on INT8 themselves.
+SELECTING = (
+    aten.cat.default,
+    aten.max_pool2d.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest2d.default,
+)
+# Layout operators: the values are the same, only elsewhere.
+LAYOUT = (
+    aten.reshape.default,
+    aten.view.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.expand.default,
+    aten.unbind.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.roll.default,
+    getitem,
+)
+ADDS = (aten.add.Tensor,)
+SCALINGS = (aten.mul.Tensor,)
+PREDICTION = "prediction layer of a detector (--quantize-head quantizes it)"
+SENSITIVE = "INT8 costs too much here (--min-snr 0 quantizes it all the same)"
+
+
+@dataclass(frozen=True)
+class QuantizationPoint:
+    """One activation quantizer.
+
+    Attributes:
+        name: name of the quantizer, after the first tensor it quantizes.
+        edges: (value, consumer) pairs of node names: `consumer` reads `value` quantized.
+    """
+
+    name: str
+    edges: tuple[tuple[str, str], ...]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Values that this quantizer quantizes; they share its scale."""
+        return tuple(dict.fromkeys(value for value, _ in self.edges))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is quantized, and why the rest is not.
+
+    Attributes:
+        points: activation quantizers in graph order.
+        layers: node name -> layer name of every quantized convolution and linear.
+        float_layers: layer name -> reason, for weighted layers that stay float.
+        attention: every attention that is quantized; none where `softmax` is "float".
+        softmax: grid of their probabilities.
+    """
+
+    points: tuple[QuantizationPoint, ...]
+    layers: dict[str, str]
+    float_layers: dict[str, str]
+    attention: tuple[AttentionSite, ...] = ()
+    softmax: Softmax = "float"
+
+
+def place_quantizers(
+    graph: fx.Graph,
+    keep_float: Sequence[str] = (),
+    *,
+    quantize_head: bool = True,
+    sensitive: Mapping[str, float] = MappingProxyType({}),
+    softmax: Softmax = "float",
+) -> Placement:
+    """Decide which edges of `graph` are quantized.
+
+    Args:
+        graph: functional ATen graph with BatchNorm folded (`reptrt.models.graph.trace`).
+        keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
+        quantize_head: whether the layers behind which no other comes are quantized too.
+        sensitive: layers that stay float because they cost too much (`reptrt.calibrators.sensitivity`).
+        softmax: how to quantize attention; fused attention (`reptrt.models.expand_attention`) stays float.
+    """
+    predictions = set() if quantize_head else last_layers(graph)
+    reasons = dict.fromkeys(predictions, PREDICTION)
+    reasons |= {
+        n: SENSITIVE for n in graph.nodes if n.target in WEIGHTED and layer_name(n) in sensitive
+    }
+    layers, float_layers = _choose_layers(graph, keep_float, reasons)
+    edges = _Edges()
+    for node in graph.nodes:
+        if node.name in layers:
+            edges.add(node.args[0], node)
+    _reuse_for_residual_adds(graph, edges)
+    attention = [] if softmax == "float" else find_attention(graph)
+    for product in (node for pair in attention for node in pair):
+        for operand in operands(product):
+            edges.read_quantized(operand, product)  # no layout operator ties query, key and value
+    points = tuple(edges.points(graph))
+    point_of = {edge: point.name for point in points for edge in point.edges}
+    sites = tuple(_site(*pair, point_of) for pair in attention)
+    return Placement(points, layers, float_layers, sites, softmax)
+
+
+def last_layers(graph: fx.Graph) -> set[fx.Node]:
+    """Convolutions and linears behind which no other comes; the integral of DFL is none."""
+    layers = {
+        n for n in graph.nodes if n.target in (*WEIGHTED, *TRANSPOSED) and not _is_integral(n)
+    }
+    after: set[fx.Node] = set()  # nodes behind which no layer comes
+    for node in reversed(graph.nodes):
+        if all(user in after and user not in layers for user in node.users):
+            after.add(node)
+    return layers & after
+
+
+def _choose_layers(
+    graph: fx.Graph, keep_float: Sequence[str], reasons: Mapping[fx.Node, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    layers: dict[str, str] = {}
+    float_layers: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.target in TRANSPOSED:
+            float_layers[layer_name(node)] = "transposed convolution: INT8 rarely pays in TensorRT"
+        elif node.target in WEIGHTED:
+            name = layer_name(node)
+            reason = _reason_to_stay_float(node, name, keep_float) or reasons.get(node)
+            if reason is None:
+                layers[node.name] = name
+            else:
+                float_layers[name] = reason
+    return layers, float_layers
+
+
+def _reason_to_stay_float(node: fx.Node, name: str, keep_float: Sequence[str]) -> str | None:
+    weight, source = node.args[1], node.args[0]
+    assert isinstance(source, fx.Node)
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return "its weight is computed at run time"
+    for pattern in keep_float:
+        if fnmatchcase(name, pattern):
+            return f"the recipe keeps {pattern!r} float"
+    shape = source.meta["val"].shape
+    if node.target is aten.conv2d.default and all(side == 1 for side in shape[2:]):
+        return "convolution on a 1x1 map, as in squeeze-and-excitation: INT8 does not pay"
+    if _is_integral(node):
+        return "integral over a softmax (distribution focal loss)"
+    return None
+
+
+def _is_integral(node: fx.Node) -> bool:
+    """Whether `node` is a weighted sum of probabilities: a layer that reads a softmax."""
+    source = node.args[0]
+    while isinstance(source, fx.Node) and source.target in LAYOUT:
+        source = source.args[0]
+    return isinstance(source, fx.Node) and source.target in SOFTMAX
+
+
+class _Edges:
+    """Quantized (value, consumer) edges, and which values must share a scale (union-find)."""
+
+    def __init__(self) -> None:
+        self._edges: dict[tuple[fx.Node, fx.Node], None] = {}
+        self._parent: dict[fx.Node, fx.Node] = {}
+
+    def add(self, value: object, consumer: fx.Node) -> None:
+        """Quantize what `consumer` reads, as early as the grid survives until it."""
+        assert isinstance(value, fx.Node)
+        self._tie(value)
+        if value.target in SELECTING:
+            for source in _sources(value):
+                self.add(source, value)
+        else:
+            self._edges[value, consumer] = None
+
+    def values(self) -> set[fx.Node]:
+        return {value for value, _ in self._edges}
+
+    def read_quantized(self, value: fx.Node, consumer: fx.Node) -> None:
+        """Let one more consumer read a value that is quantized already."""
+        self._edges[value, consumer] = None
+
+    def points(self, graph: fx.Graph) -> list[QuantizationPoint]:
+        order = {node: index for index, node in enumerate(graph.nodes)}
+        groups: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
+        for edge in sorted(self._edges, key=lambda e: (order[e[0]], order[e[1]])):
+            groups.setdefault(self._find(edge[0]), []).append(edge)
+        return [
+            QuantizationPoint(edges[0][0].name, tuple((v.name, c.name) for v, c in edges))
+            for edges in groups.values()
+        ]
+
+    def _tie(self, value: fx.Node) -> None:
+        if value.target in SELECTING or value.target in LAYOUT:
+            for source in _sources(value):
+                self._parent[self._find(source)] = self._find(value)
+                self._tie(source)
+
+    def _find(self, value: fx.Node) -> fx.Node:
+        while self._parent.get(value, value) is not value:
+            value = self._parent[value]
+        return value
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    inputs = node.args[0] if node.target is aten.cat.default else node.args[:1]
+    assert isinstance(inputs, (list, tuple))
+    return [source for source in inputs if isinstance(source, fx.Node)]
+
+
+def _reuse_for_residual_adds(graph: fx.Graph, edges: _Edges) -> None:
+    quantized = edges.values()
+    for node in graph.nodes:
+        if node.target in ADDS:
+            reads = [_behind_scaling(source, node) for source in node.args[:2]]
+            skips = [(value, reader) for value, reader in reads if value in quantized]
+            if len(skips) == 2:  # one may be the branch: its convolution fuses with a float add
+                skips = [(value, reader) for value, reader in skips if value.target not in WEIGHTED]
+            for value, reader in skips:
+                edges.read_quantized(value, reader)
+
+
+def _behind_scaling(source: object, add: fx.Node) -> tuple[object, fx.Node]:
+    """`x` and the multiplication where `add` alone reads `x` times a constant, else its own edge."""
+    if isinstance(source, fx.Node) and source.target in SCALINGS and len(source.users) == 1:
+        factors = [factor for factor in source.args[:2] if not _is_constant(factor)]
+        if len(factors) == 1:
+            return factors[0], source
+    return source, add
+
+
+def _is_constant(value: object) -> bool:
+    """Whether `value` is a number or a parameter, whatever its layout."""
+    while isinstance(value, fx.Node) and value.target in LAYOUT:
+        value = value.args[0]
+    return not isinstance(value, fx.Node) or value.op == "get_attr"
+
+
+def _site(
+    scores: fx.Node, product: fx.Node, point_of: Mapping[tuple[str, str], str]
+) -> AttentionSite:
+    edges = [(value.name, node.name) for node in (scores, product) for value in operands(node)]
+    query, key, probabilities, value = (point_of[edge] for edge in edges)
+    return AttentionSite(query, key, probabilities, value, scores.name, product.name)

@@ -1,0 +1,1 @@
+"""Learning block by block: RepAPQ, BRECQ and QDrop."""

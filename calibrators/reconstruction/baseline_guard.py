@@ -1,0 +1,104 @@
+"""Where learning starts, and what its result must beat: the baselines on the same quantizers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from reptrt.calibrators.base import Batches, Progress, share_of
+from reptrt.calibrators.histogram.best import baseline_scales
+from reptrt.calibrators.histogram.methods import clip_weights, observe_activations, scale_weights
+from reptrt.calibrators.output_noise import (
+    Reference,
+    compare_scales,
+    describe_noise,
+    guard_images,
+    output_noise,
+    set_activation_scales,
+)
+from reptrt.calibrators.quantized.half_range import shiftable_points
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
+from reptrt.calibrators.quantized.quantizers import IntegerGrid
+from reptrt.calibrators.quantized.run_nodes import float_copy
+from reptrt.calibrators.settings import Reconstruction
+
+logger = logging.getLogger(__name__)
+
+
+class Guard:
+    """Remembers `model` as it is now, calibrated, and whether what comes later is better.
+
+    Args:
+        model: calibrated by the best of the methods in `noise`.
+        reference: the float network.
+        images: calibration images on which methods are compared.
+        noise: method -> noise-to-signal power at the outputs on `images`.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        reference: Reference,
+        images: Sequence[torch.Tensor],
+        noise: Mapping[str, float],
+    ) -> None:
+        self._model, self._float, self._images = model, reference, images
+        self._noise = noise
+        self._best = min(noise, key=lambda name: noise[name])
+        state = model.graph_module.state_dict()
+        self._best_state = {name: tensor.clone() for name, tensor in state.items()}
+
+    def keep_better(self, method: str) -> tuple[str, str]:
+        """Compare what `method` made of the model with the best baseline; keep the better one.
+
+        Returns:
+            The method whose scales the model now has, and every one's SNR as text.
+        """
+        model = self._model
+        ours = {method: output_noise(model, self._images, self._float)}
+        noise = {**ours, **self._noise}
+        logger.info("%s: %s", method, describe_noise(noise))
+        if ours[method] < self._noise[self._best]:
+            return method, describe_noise(noise)
+        logger.warning(
+            "%s is worse than the baseline %s on the calibration images (%s): kept %s",
+            method, self._best, describe_noise(noise), self._best,
+        )  # fmt: skip
+        model.graph_module.load_state_dict(self._best_state)
+        return self._best, describe_noise(noise)
+
+
+def start_at_best_baseline(
+    model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
+) -> Guard:
+    """Calibrate `model` by every baseline, and leave it at the best.
+
+    Args:
+        model: its float network, as it is now, is the reference.
+        batches: calibration images.
+        chosen: whether all 256 codes of 8 bits are used where that is free.
+        progress: called as work advances.
+    """
+    reference = float_copy(model)
+    scale_weights(model)
+    clip_weights(model)
+    observers = observe_activations(model, batches, share_of(progress, "baselines", 0.0, 0.6))
+    if chosen.half_range:
+        use_all_codes(model)
+    scales = baseline_scales(model, observers)
+    images = guard_images(batches)
+    noise = compare_scales(
+        model, images, scales, reference, share_of(progress, "baselines", 0.6, 1.0)
+    )
+    set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
+    return Guard(model, reference, images, noise)
+
+
+def use_all_codes(model: QuantizedModel) -> None:
+    """Give every 8-bit quantizer of a shiftable, never negative tensor the codes 0..255."""
+    for name in shiftable_points(model):
+        quantizer = model.activation_quantizers[name]
+        if quantizer.grid.num_bits == 8:
+            quantizer.grid = IntegerGrid.unsigned(8)

@@ -1,0 +1,106 @@
+"""What reconstruction minimises: how far a block, and its stage behind it, are from float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
+from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
+from reptrt.calibrators.reconstruction.block_inputs import Walk
+from reptrt.calibrators.reconstruction.blocks import compared_outputs, rest_of_stage
+from reptrt.calibrators.reconstruction.learned import LearnedScale
+from reptrt.calibrators.settings import Loss, Reconstruction
+
+Values = Mapping[fx.Node, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Means over all elements, summed over outputs.
+
+    Attributes:
+        block: of the block's outputs from their float values, [].
+        stage: of the stage's outputs; None where the block ends its stage or no such term is asked.
+    """
+
+    block: torch.Tensor
+    stage: torch.Tensor | None
+
+
+class BlockDistances:
+    """Distances of one block while it is learned.
+
+    Args:
+        model: owner of the graph.
+        overrides: learnable replacements of the block's nodes.
+        walk: stands before the block, with its float outputs computed.
+        index: of the block in `walk.blocks`.
+        chosen: loss, stage term, precision of the suffix, share of float inputs.
+        generator: draws the elements that are float.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        overrides: Overrides,
+        walk: Walk,
+        index: int,
+        chosen: Reconstruction,
+        generator: torch.Generator,
+    ) -> None:
+        self._graph_module, self._overrides = model.graph_module, overrides
+        self._walk, self._block = walk, walk.blocks[index]
+        self._chosen, self._generator = chosen, generator
+        self._rest = rest_of_stage(walk.blocks, index) if chosen.stage_weight else None
+        # The suffix only steers: its rounding does not reach the engine.
+        self._is_autocast = walk.device.type == "cuda"
+        self._suffix: Overrides = walk.float_network
+        if self._rest is not None and chosen.suffix == "quantized":
+            self._suffix = straight_through(model, self._rest.nodes)
+
+    def __call__(self, indices: torch.Tensor, *, mixed: bool = False) -> Distances:
+        """Distances on the calibration images `indices` [n], differentiable.
+
+        `mixed` lets some elements of the block's input be the float network's, as QDrop does.
+        """
+        values = self._walk.read_quantized(self._block.inputs, indices)
+        if mixed and self._chosen.float_inputs:
+            self._mix(values, self._walk.read_float(self._block.inputs, indices))
+        run_nodes(self._graph_module, self._block.nodes, values, self._overrides, len(indices))
+        outputs = compared_outputs(self._block)
+        block = distance(self._chosen.loss, values, self._walk.read_float(outputs, indices))
+        return Distances(block, None if self._rest is None else self._stage(values, indices))
+
+    def _stage(self, values: Values, indices: torch.Tensor) -> torch.Tensor:
+        """Run what the block made through the rest of its stage."""
+        assert self._rest is not None
+        known = {node: values[node] for node in self._rest.inputs if node in values}
+        others = [node for node in self._rest.inputs if node not in known]
+        known |= self._walk.read_quantized(others, indices)
+        with torch.autocast(self._walk.device.type, torch.bfloat16, enabled=self._is_autocast):
+            run_nodes(self._graph_module, self._rest.nodes, known, self._suffix, len(indices))
+        return distance(self._chosen.loss, known, self._walk.read_stage(self._rest, indices))
+
+    def _mix(self, values: dict[fx.Node, torch.Tensor], floats: Values) -> None:
+        for node, value in values.items():
+            draw = torch.rand(value.shape, generator=self._generator)
+            is_float = (draw < self._chosen.float_inputs).to(value.device)
+            values[node] = torch.where(is_float, floats[node], value)
+
+
+def distance(loss: Loss, found: Values, expected: Values) -> torch.Tensor:
+    """Mean absolute (`l1`) or squared (`l2`) difference, summed over the tensors of `expected`."""
+    errors = [found[node] - target for node, target in expected.items()]
+    means = [e.abs().mean() if loss == "l1" else e.square().mean() for e in errors]
+    return torch.stack(means).sum()
+
+
+def straight_through(model: QuantizedModel, nodes: Sequence[fx.Node]) -> Overrides:
+    """The quantized `nodes` as they are, but with a gradient: rounding counts as the identity."""
+    return {
+        node: LearnedScale(model.quantizer_at(node)) for node in nodes if is_activation_call(node)
+    }

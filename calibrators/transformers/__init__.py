@@ -1,0 +1,1 @@
+"""Methods for transformers: RepQ-ViT, RepQuant and SmoothQuant."""

@@ -1,0 +1,68 @@
+"""The calibration images on their way through a network, node by node.
+
+What a method without training needs: the values that reach a quantizer or a layer, all quantizers
+before it being active already. All images are at one node at a time, so memory grows with their
+number; values go as soon as nothing later reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import fx
+
+from reptrt.calibrators.base import Batches
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
+from reptrt.calibrators.quantized.run_nodes import run_nodes
+from reptrt.calibrators.reconstruction.blocks import activation_nodes
+
+
+class NodeWalk:
+    """Iterating yields every node that depends on the images, right before it is computed.
+
+    Whoever iterates may set the node's quantizer or weights first; the model as it then is computes
+    the node's value.
+
+    Args:
+        model: its weights and quantizers are read node by node.
+        batches: calibration images.
+
+    Attributes:
+        nodes: what is yielded, in graph order.
+    """
+
+    def __init__(self, model: QuantizedModel, batches: Batches) -> None:
+        self._graph_module = model.graph_module
+        activations = activation_nodes(model.graph_module.graph)
+        self.nodes = [node for node in activations if node.op != "placeholder"]
+        self._last_reader = {source: node for node in self.nodes for source in node.all_input_nodes}
+        self._values: dict[fx.Node, list[torch.Tensor]] = {activations[0]: list(batches)}
+        self._sizes = [len(batch) for batch in batches]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        for node in self.nodes:
+            yield node
+            with torch.no_grad():
+                self._values[node] = [self._compute(node, i) for i in range(len(self._sizes))]
+            for source in node.all_input_nodes:
+                if self._last_reader[source] is node:
+                    self._values.pop(source, None)
+
+    def read(self, node: fx.Node) -> torch.Tensor:
+        """Value of a node that was computed and is still needed, of all images."""
+        return torch.cat(self._values[node])
+
+    def batches(self, node: fx.Node) -> Sequence[torch.Tensor]:
+        """The same, batch by batch."""
+        return self._values[node]
+
+    def change(self, node: fx.Node, values: Sequence[torch.Tensor]) -> None:
+        """Put `values` in the place of what `node` computed, batch by batch."""
+        self._values[node] = list(values)
+
+    def _compute(self, node: fx.Node, index: int) -> torch.Tensor:
+        known = self._values
+        values = {n: known[n][index] for n in node.all_input_nodes if n in known}
+        run_nodes(self._graph_module, [node], values, {}, self._sizes[index])
+        return values[node]

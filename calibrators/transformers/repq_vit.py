@@ -1,0 +1,155 @@
+"""RepQ-ViT: calibrate transformers with fine quantizers, run them with the coarse ones of hardware.
+
+Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision
+Transformers" (https://arxiv.org/abs/2212.08254). One pass over the images without training: at each
+quantizer the best of three percentiles (`reptrt.calibrators.transformers.percentiles`), all quantizers before it being
+active; LayerNorm outputs per channel, then reparameterized to one scale (`reptrt.calibrators.transformers.scale_reparam`);
+weights per output channel, once their LayerNorm is folded into them.
+
+For TensorRT, which is symmetric, and exactly: below 8 bits any zero point travels behind a Clip, in
+weights too. At 8 bits a LayerNorm's is 128, keys and values are centred, what only linears read is
+shifted (`reptrt.calibrators.quantized.half_range`), and everything else is symmetric, as are weights.
+
+As in the paper, the LayerNorm in front of the classifier is calibrated per tensor: one token an image
+is too little for every channel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from reptrt.calibrators.base import (
+    Batches,
+    CalibrationResult,
+    Calibrator,
+    Progress,
+    no_progress,
+)
+from reptrt.calibrators.histogram.methods import PercentileCalibrator, channel_amax
+from reptrt.calibrators.quantized.half_range import has_shiftable_readers
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
+from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
+from reptrt.calibrators.registry import register_calibrator
+from reptrt.calibrators.transformers.node_inputs import NodeWalk
+from reptrt.calibrators.transformers.percentiles import set_best_amax, set_best_range
+from reptrt.calibrators.transformers.scale_reparam import (
+    NormSite,
+    find_centred,
+    find_norm_sites,
+    reparameterize_norm,
+    unsigned_per_channel,
+)
+
+LOPSIDED = 64
+"""Steps from the middle of the range to 0 beyond which an 8-bit tensor is worth a shift.
+
+Then the shorter side is less than a third of the longer, as behind a GELU.
+"""
+
+
+@register_calibrator
+class RepQVitCalibrator(Calibrator):
+    """RepQ-ViT."""
+
+    name = "repq-vit"
+    summary = "RepQ-ViT: per-channel scales folded into LayerNorm and linears; no training"
+    default_num_samples = 32
+
+    def calibrate(
+        self,
+        model: QuantizedModel,
+        batches: Batches,
+        progress: Progress = no_progress,
+    ) -> CalibrationResult:
+        """See `Calibrator.calibrate`. Images are held in memory together, at one node at a time."""
+        sites = ReparameterizingPass(model).run(batches, progress)
+        return CalibrationResult(self.name, {"Reparameterized LayerNorms": str(sites)})
+
+
+class ReparameterizingPass:
+    """One walk over the network that sets every quantizer of `model`.
+
+    Args:
+        model: float weights behind LayerNorms change; its float network does not.
+    """
+
+    def __init__(self, model: QuantizedModel) -> None:
+        self._model = model
+        self._sites = find_norm_sites(model)
+        self._tied = _tied_quantizers(model)
+        self._attention = find_centred(model)
+
+    def run(self, batches: Batches, progress: Progress = no_progress) -> int:
+        """Calibrate on `batches`; return how many LayerNorms were reparameterized."""
+        model = self._model
+        if self._tied:
+            PercentileCalibrator().calibrate(model, batches)
+        walk = NodeWalk(model, batches)
+        for done, node in enumerate(walk, start=1):
+            if is_activation_call(node):
+                self._fit_activation(walk, node)
+            elif node.name in model.placement.layers:
+                self.fit_weight(walk, node)
+            progress("reparameterize", done, len(walk.nodes))
+        return len(self._sites)
+
+    def fit_channels(self, site: NormSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
+        """Calibrate the per-channel quantizer of a LayerNorm's output `x` [..., channels]."""
+        if site.is_padded:  # one zero point for all, for zeros must stay zeros
+            set_best_amax(channels, x)
+            channels.zero_point.fill_(2 ** (channels.grid.num_bits - 1))  # rounded from a tie
+        else:
+            set_best_range(channels, x)
+
+    def fit_weight(self, walk: NodeWalk, node: fx.Node) -> None:
+        """Calibrate the weight of the layer `node`, whose input `walk` has reached."""
+        layer = self._model.placement.layers[node.name]
+        quantizer, weight = self._model.weight_quantizers[layer], self._model.weight_of(layer)
+        if quantizer.grid.num_bits == 8:
+            quantizer.set_amax(channel_amax(weight))
+        else:
+            quantizer.grid = IntegerGrid.unsigned(quantizer.grid.num_bits)
+            set_best_range(quantizer, weight)
+
+    def _fit_activation(self, walk: NodeWalk, call: fx.Node) -> None:
+        source = call.args[0]
+        assert isinstance(source, fx.Node)
+        quantizer, x = self._model.quantizer_at(call), walk.read(source)
+        if quantizer in self._tied:
+            return
+        if call in self._sites:
+            self._fit_norm(walk, self._sites[call], source, x)
+        elif isinstance(quantizer, LogSqrt2Quantizer):
+            set_best_amax(quantizer, x)
+        elif quantizer.grid.num_bits < 8:
+            quantizer.grid = IntegerGrid.unsigned(quantizer.grid.num_bits)
+            set_best_range(quantizer, x)
+        else:
+            self._fit_8_bits(walk, call, source, x)
+
+    def _fit_norm(self, walk: NodeWalk, site: NormSite, source: fx.Node, x: torch.Tensor) -> None:
+        channels = unsigned_per_channel(self._model.quantizer_at(site.call).grid.num_bits, site)
+        channels.to(x.device)
+        self.fit_channels(site, channels, x)
+        factor, summand = reparameterize_norm(self._model, site, channels)
+        walk.change(source, [part * factor + summand for part in walk.batches(source)])
+
+    def _fit_8_bits(self, walk: NodeWalk, call: fx.Node, source: fx.Node, x: torch.Tensor) -> None:
+        """Asymmetric where a bias can make the codes symmetric, or a shift is worth its operator."""
+        quantizer = self._model.quantizer_at(call)
+        signed = quantizer.grid
+        quantizer.grid = IntegerGrid.unsigned(8)
+        set_best_range(quantizer, x)
+        if call in self._attention:
+            summand = self._attention[call].centre(self._model, call)
+            walk.change(source, [part + summand for part in walk.batches(source)])
+        elif not has_shiftable_readers(call) or abs(quantizer.offset) <= LOPSIDED:
+            quantizer.grid = signed
+            set_best_amax(quantizer, x)
+
+
+def _tied_quantizers(model: QuantizedModel) -> set[TensorQuantizer]:
+    """Quantizers of several tensors: one pass in order cannot see all of them at once."""
+    points = model.placement.points
+    return {model.activation_quantizers[p.name] for p in points if len(p.tensors) > 1}

@@ -1,0 +1,1 @@
+"""ONNX file to engine: TensorRT 10, 11 and TensorRT-RTX."""

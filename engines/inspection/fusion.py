@@ -1,0 +1,135 @@
+"""The fusion report: every kernel of an engine, and which layers of the ONNX model run in INT8.
+
+Quantizable layers are Conv, Gemm and MatMul with a constant weight. ConvTranspose is not counted:
+it stays float by design (TensorRT-RTX has no INT8 kernel for it, and in TensorRT it is seldom
+faster), and is listed among the float islands with that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
+from reptrt.engines.inspection.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
+
+__all__ = [
+    "FloatIsland",
+    "FusionReport",
+    "Kernel",
+    "LayerListError",
+    "fusion_report",
+    "parse_kernels",
+]
+
+
+class FloatIsland(TypedDict):
+    """A weighted layer that runs in float, and why."""
+
+    layer: str
+    op: str
+    reason: str
+
+
+class KernelEntry(TypedDict):
+    """One kernel; tensors are [name, datatype] pairs."""
+
+    name: str
+    kind: str
+    onnx_layers: list[str]
+    inputs: list[list[str]]
+    weights: list[list[str]]
+    outputs: list[list[str]]
+
+
+class FusionReport(TypedDict):
+    """Content of fusion.json; `int8_coverage` is in percent of `quantizable_layers`.
+
+    `fused_attention` of the `attention_blocks` are one kernel each: both products and the softmax.
+    """
+
+    int8_layers: int
+    quantizable_layers: int
+    int8_coverage: float
+    attention_blocks: int
+    fused_attention: int
+    kernels: int
+    float_islands: list[FloatIsland]
+    fused_kernels: list[KernelEntry]
+
+
+def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
+    """Match the `kernels` of an engine with the layers of the ONNX file it was built from."""
+    layers = read_weighted_layers(onnx_path)
+    quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
+    islands = [island for layer in layers for island in _float_island(layer, kernels)]
+    int8_layers = len(quantizable) - sum(island["op"] != "ConvTranspose" for island in islands)
+    attentions = read_attentions(onnx_path)
+    return FusionReport(
+        int8_layers=int8_layers,
+        quantizable_layers=len(quantizable),
+        int8_coverage=round(100 * int8_layers / len(quantizable), 2) if quantizable else 0.0,
+        attention_blocks=len(attentions),
+        fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
+        kernels=len(kernels),
+        float_islands=islands,
+        fused_kernels=[_entry(kernel) for kernel in kernels],
+    )
+
+
+def _is_fused(
+    attention: frozenset[str], layers: Sequence[WeightedLayer], kernels: Sequence[Kernel]
+) -> bool:
+    """Whether one kernel computes all of `attention`, and no layer around it.
+
+    A region that TensorRT leaves to its own compiler names layers too: it is not one kernel.
+    """
+    weighted = {layer.name for layer in layers}
+    named = (set(kernel.onnx_layers) for kernel in kernels)
+    return any(attention <= nodes and nodes.isdisjoint(weighted) for nodes in named)
+
+
+def _float_island(layer: WeightedLayer, kernels: Sequence[Kernel]) -> list[FloatIsland]:
+    """Return no island where every kernel that multiplies for `layer` does so in INT8, else one."""
+    naming = [kernel for kernel in kernels if layer.name in kernel.onnx_layers]
+    multiplying = [kernel for kernel in naming if kernel.multiplies_weights]
+    if multiplying and all(kernel.is_int8 for kernel in multiplying):
+        return []
+    float_kernels = [kernel for kernel in multiplying or naming if not kernel.is_int8]
+    reason = _reason(layer, float_kernels)
+    return [FloatIsland(layer=layer.name, op=layer.op, reason=reason)]
+
+
+def _reason(layer: WeightedLayer, kernels: Sequence[Kernel]) -> str:
+    if layer.op == "ConvTranspose":
+        return "ConvTranspose stays float"
+    if not layer.activation_quantized and not layer.weight_quantized:
+        return "not quantized: no Q/DQ on its activation and none on its weight"
+    if not layer.activation_quantized:
+        return "half quantized: no Q/DQ on its activation, only on its weight"
+    if not layer.weight_quantized:
+        return "half quantized: no Q/DQ on its weight, only on its activation"
+    return f"quantized, but {layer.obstacle or _choice(kernels)}"
+
+
+def _choice(kernels: Sequence[Kernel]) -> str:
+    """Say what the compiler chose for a layer that is quantized on both sides."""
+    if not kernels:
+        return "no kernel names it: the compiler folded it away or lost its name"
+    kernel = kernels[0]
+    if kernel.inputs and kernel.inputs[0][1] == "Int8":
+        return f"kernel '{kernel.name}' reads Int8 and multiplies in float"
+    read = ", ".join(dict.fromkeys(dtype for _, dtype in kernel.inputs)) or "no tensor"
+    return f"the compiler chose float: kernel '{kernel.name}' reads {read}"
+
+
+def _entry(kernel: Kernel) -> KernelEntry:
+    return KernelEntry(
+        name=kernel.name,
+        kind=kernel.kind,
+        onnx_layers=list(kernel.onnx_layers),
+        inputs=[list(tensor) for tensor in kernel.inputs],
+        weights=[list(tensor) for tensor in kernel.weights],
+        outputs=[list(tensor) for tensor in kernel.outputs],
+    )

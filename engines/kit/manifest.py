@@ -1,0 +1,151 @@
+"""manifest.json: what a build kit holds, and what an engine that is built from it has to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from reptrt.engines.artifacts import file_sha256
+from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.tensor_spec import Tensor
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+
+
+class ManifestError(ValueError):
+    """The kit is incomplete, was changed, or is of another version of this program."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What an engine must reach on the reference inputs; see `reptrt.engines.kit.verification`.
+
+    Attributes:
+        snr_db: least signal-to-noise ratio in dB against the reference, by output.
+        top1: class that each image must get, None where it is too close to call; empty where the
+            network is no classifier.
+        agreement: least mean F1 of the boxes in percent; None where the network is no detector.
+    """
+
+    snr_db: Mapping[str, float]
+    top1: tuple[int | None, ...] = ()
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of manifest.json.
+
+    Attributes:
+        name: file name of the engine, without its suffix.
+        model: MODEL that the user gave.
+        task: `classification`, `detection` or `generic`.
+        target: key of `reptrt.engines.target_table.TARGETS`.
+        onnx: file in the kit that the engine is built from.
+        references: file in the kit with reference inputs and outputs.
+        build: how the engine is built.
+        inputs: of the ONNX file.
+        outputs: of the ONNX file.
+        classes: names in the order of the outputs; None when nobody named them.
+        strides: of a detector's maps, in pixels per cell.
+        preprocess: how an image becomes the input; the fields of `reptrt.models.spec.Preprocess`.
+        layers: whether each weighted layer is expected in `int8` or `float`.
+        layers_source: what says so.
+        tolerances: of the verification.
+        run: the entries of report.json that were known when the kit was made.
+        files: SHA-256 of every other file of the kit, by name.
+    """
+
+    name: str
+    model: str
+    task: str
+    target: str
+    onnx: str
+    references: str
+    build: BuildChoices
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    classes: tuple[str, ...] | None
+    strides: tuple[int, ...]
+    preprocess: Mapping[str, Any]
+    layers: Mapping[str, str]
+    layers_source: str
+    tolerances: Tolerances
+    run: Mapping[str, Any]
+    files: Mapping[str, str]
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return the manifest as indented JSON."""
+    return json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2, allow_nan=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of the unpacked kit in `folder`.
+
+    Raises:
+        ManifestError: it is missing, damaged, or of another version.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror}); give --kit the folder that the kit was"
+            " unpacked to"
+        ) from None
+    except ValueError:
+        raise ManifestError(f"{path}: damaged; unpack the kit again") from None
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise ManifestError(f"{path}: not a manifest of format {FORMAT}; make the kit again")
+    try:
+        return _from_json(values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ManifestError(f"{path}: damaged ({error}); unpack the kit again") from None
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file of the kit with its hash.
+
+    Raises:
+        ManifestError: one is missing, differs, or is no plain file of this folder.
+    """
+    for name in (manifest.onnx, manifest.references):
+        if name not in manifest.files:
+            raise ManifestError(f"{folder / MANIFEST_FILE}: lists no hash of {name!r}")
+    for name in (manifest.name, *manifest.files):
+        if Path(name).name != name or name == ".." or (folder / name).is_symlink():
+            raise ManifestError(f"{folder / name}: a kit holds plain files only; do not use it")
+    for name, digest in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ManifestError(f"{path}: missing; unpack the kit again")
+        if file_sha256(path) != digest:
+            raise ManifestError(f"{path}: differs from the manifest; unpack the kit again")
+
+
+def _from_json(values: Mapping[str, Any]) -> Manifest:
+    known = {field.name: values[field.name] for field in fields(Manifest)}
+    known["inputs"], known["outputs"] = map(_tensors, (values["inputs"], values["outputs"]))
+    build = values["build"]
+    known["build"] = BuildChoices(**{**build, "batch": tuple(build["batch"])})
+    known["strides"] = tuple(values["strides"])
+    known["classes"] = None if values["classes"] is None else tuple(values["classes"])
+    tolerances = values["tolerances"]
+    known["tolerances"] = Tolerances(
+        {str(name): float(least) for name, least in tolerances["snr_db"].items()},
+        tuple(tolerances["top1"]),
+        tolerances["agreement"],
+    )
+    known["files"] = {str(name): str(digest) for name, digest in values["files"].items()}
+    return Manifest(**known)
+
+
+def _tensors(rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)

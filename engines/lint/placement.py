@@ -1,0 +1,257 @@
+"""Rules on where Q/DQ pairs stand between layers.
+
+"Seen" is in the fused kernels that TensorRT-RTX 1.7.1 lists in its build log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
+from reptrt.engines.lint.layers import WEIGHTED, quantized_weight
+from reptrt.engines.surgery.add_bias_behind_heads import AddBiasBehindHeads, heads_behind_bias
+from reptrt.engines.surgery.commuting import commutes
+from reptrt.engines.surgery.drop_output_qdq import DropOutputQdq
+from reptrt.engines.surgery.fuse_pad_into_conv import FusePadIntoConv, spatial_pads
+from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at, producer
+from reptrt.engines.surgery.tie_concat_scales import TieConcatScales
+
+_POINTWISE = frozenset({"Cast", "Clip", "HardSwish", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
+_AROUND_ATTENTION = frozenset(
+    (
+        *("Add", "Cast", "Div", "Gather", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Sub"),
+        "Transpose",
+    )
+)
+
+
+class UntiedConcat(Rule):
+    """Seen: the next convolution runs in float and dequantizes its weight at run time."""
+
+    name = "untied-concat"
+    severity = Severity.SLOW
+    reason = (
+        "it joins different scales without Q/DQ behind it, so that the next layer runs in float"
+    )
+    remedy = "give its inputs one scale, or put Q/DQ behind it"
+    repaired_by = (TieConcatScales,)
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield each Concat of different scales that a layer reads."""
+        for concat in model.nodes_of("Concat"):
+            scales = [_scale_behind(part) for part in concat.inputs]
+            if None not in scales and len(set(scales)) > 1 and _reaches_layer(concat.outputs[0]):
+                yield model.site(concat, f"{len(set(scales))} scales")
+
+
+def _scale_behind(tensor: gs.Tensor) -> float | None:
+    """The per-tensor scale of the DequantizeLinear whose values `tensor` holds, or None."""
+    node = producer(tensor)
+    if node is None:
+        return None
+    if node.op == DEQUANTIZE:
+        scale = constant_at(node, 1)
+        return float(scale.item()) if scale is not None and scale.size == 1 else None
+    return _scale_behind(node.inputs[0]) if commutes(node) or node.op == "Cast" else None
+
+
+def _reaches_layer(tensor: gs.Tensor) -> bool:
+    return any(
+        node.op in WEIGHTED
+        or ((commutes(node) or node.op == "Cast") and _reaches_layer(node.outputs[0]))
+        for node in tensor.outputs
+    )
+
+
+class PadBeforePair(Rule):
+    """NVIDIA/TensorRT#2592: 28 ms with Pad, Q, DQ, Conv and 21 ms with the convolution padding."""
+
+    name = "pad-before-pair"
+    severity = Severity.SLOW
+    reason = "Q/DQ between Pad and convolution makes the Pad a kernel of its own"
+    remedy = "let the convolution pad, with 0: for that, quantize symmetrically"
+    repaired_by = (FusePadIntoConv,)
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield each Pad behind which Q/DQ and a convolution follow."""
+        for pad in model.nodes_of("Pad"):
+            if _leads_to_conv(pad.outputs[0], quantized=False):
+                is_zero = spatial_pads(pad) is not None
+                yield model.site(pad, "" if is_zero else "with another value than 0", is_zero)
+
+
+def _leads_to_conv(tensor: gs.Tensor, quantized: bool) -> bool:
+    for node in tensor.outputs:
+        if node.op == "Conv" and quantized:
+            return True
+        is_pair = node.op in {QUANTIZE, DEQUANTIZE}
+        passes = is_pair or node.op in {"Cast", "Clip", "Relu"}
+        if passes and _leads_to_conv(node.outputs[0], quantized or is_pair):
+            return True
+    return False
+
+
+class AttentionPair(Rule):
+    """Seen: two products and a softmax instead of one kernel, once a product's sides are both Q/DQ.
+
+    With Q/DQ on one side only, the kernel stays one.
+    """
+
+    name = "attention-pair"
+    severity = Severity.SLOW
+    reason = (
+        "a product of attention is quantized: TensorRT no longer fuses attention into one kernel"
+    )
+    remedy = "quantize the linears around attention only, not its products"
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield the products of attention that read two DequantizeLinear nodes."""
+        inside = frozenset().union(*model.attentions)
+        for node in model.nodes_of("MatMul"):
+            site = model.site(node)
+            if site.node in inside and all(map(_comes_from_pair, node.inputs)):
+                yield site
+
+
+def _comes_from_pair(tensor: gs.Tensor) -> bool:
+    node = producer(tensor)
+    while node is not None and node.op in _AROUND_ATTENTION:
+        node = next(filter(None, map(producer, node.inputs)), None)
+    return node is not None and node.op == DEQUANTIZE
+
+
+class FloatAttention(Rule):
+    """Seen: one kernel for an attention in FP16, several in FP32."""
+
+    name = "float32-attention"
+    severity = Severity.SLOW
+    reason = "TensorRT fuses attention into one kernel in FP16, not in FP32"
+    remedy = "export what is not INT8 in FP16"
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield the softmax of each attention in FP32."""
+        inside = frozenset().union(*model.attentions)
+        for node in model.nodes_of("Softmax"):
+            site = model.site(node)
+            if site.node in inside and node.inputs[0].dtype == np.float32:
+                yield site
+
+
+class BiasBeforeHeads(Rule):
+    """Seen: on Swin, 12 of 53 layers in float, and none behind the repair."""
+
+    name = "bias-before-heads"
+    severity = Severity.SLOW
+    reason = (
+        "TensorRT-RTX takes query, key and value apart before the bias, and multiplies in float"
+    )
+    remedy = "add the bias behind the Reshape that cuts the channels into heads"
+    repaired_by = (AddBiasBehindHeads,)
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield each Add of a bias to a quantized product that is then cut into heads."""
+        for add in model.nodes_of("Add"):
+            if heads_behind_bias(model.graph, add) is not None:
+                yield model.site(add)
+
+
+class FloatSkip(Rule):
+    """NVIDIA/TensorRT#1992: without Q/DQ on the skip input, Add and its convolution write float."""
+
+    name = "float-skip"
+    severity = Severity.SLOW
+    reason = "no input of this Add is quantized, so that the convolution before it writes float"
+    remedy = "put Q/DQ on the skip connection, not on the convolution's output"
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield each Add of a quantized convolution and a float tensor that is quantized after."""
+        for add in model.nodes_of("Add"):
+            writers = [producer(tensor) for tensor in add.inputs]
+            has_conv = any(node is not None and _is_int8_conv(node) for node in writers)
+            is_skip = all(node is not None for node in writers) and all(
+                _scale_behind(_before_scaling(tensor)) is None for tensor in add.inputs
+            )
+            if has_conv and is_skip and _is_quantized_next(add.outputs[0]):
+                yield model.site(add)
+
+
+def _before_scaling(tensor: gs.Tensor) -> gs.Tensor:
+    """x, where `tensor` is x times a constant, as in `conv(x) + alpha * x`; else itself."""
+    node = producer(tensor)
+    if node is None or node.op != "Mul":
+        return tensor
+    factors = [factor for factor in node.inputs if not isinstance(factor, gs.Constant)]
+    return factors[0] if len(factors) == 1 else tensor
+
+
+class BranchPair(Rule):
+    """NVIDIA's advice: Q/DQ on the skip input only. Seen: one more requantization before Add."""
+
+    name = "branch-pair"
+    severity = Severity.SLOW
+    reason = "Q/DQ between a convolution and Add keeps TensorRT from fusing the two"
+    remedy = "put Q/DQ on the skip connection only"
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield each Add whose inputs are both quantized, one straight behind a convolution."""
+        for add in model.nodes_of("Add"):
+            if all(_scale_behind(tensor) is not None for tensor in add.inputs) and any(
+                map(_is_pair_behind_conv, add.inputs)
+            ):
+                yield model.site(add)
+
+
+def _is_pair_behind_conv(tensor: gs.Tensor) -> bool:
+    dequantize = producer(tensor)
+    if dequantize is None or dequantize.op != DEQUANTIZE or len(tensor.outputs) != 1:
+        return False
+    quantize = producer(dequantize.inputs[0])
+    conv = None if quantize is None else producer(quantize.inputs[0])
+    return conv is not None and _is_int8_conv(conv)
+
+
+def _is_int8_conv(node: gs.Node) -> bool:
+    return (
+        node.op == "Conv"
+        and quantized_weight(node) is not None
+        and _scale_behind(node.inputs[0]) is not None
+    )
+
+
+def _is_quantized_next(tensor: gs.Tensor) -> bool:
+    return any(
+        node.op == QUANTIZE or (node.op in _POINTWISE and _is_quantized_next(node.outputs[0]))
+        for node in tensor.outputs
+    )
+
+
+class OutputPair(Rule):
+    """A graph output is float: quantizing it once more can only lose."""
+
+    name = "output-pair"
+    severity = Severity.ACCURACY
+    reason = "the output is rounded to 8 bits and back for nothing"
+    remedy = "leave outputs without Q/DQ"
+    repaired_by = (DropOutputQdq,)
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield each DequantizeLinear that makes an output."""
+        for output in model.graph.outputs:
+            node = producer(output)
+            if node is not None and node.op == DEQUANTIZE and producer(node.inputs[0]) is not None:
+                yield model.site(node, f"output {output.name}")
+
+
+PLACEMENT_RULES: tuple[Rule, ...] = (
+    UntiedConcat(),
+    PadBeforePair(),
+    AttentionPair(),
+    FloatAttention(),
+    BiasBeforeHeads(),
+    FloatSkip(),
+    BranchPair(),
+    OutputPair(),
+)

@@ -1,0 +1,35 @@
+"""`reptrt lint --fix`: surgery from one file to another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from reptrt.engines.lint.base import Finding
+from reptrt.engines.lint.read_model import LintError
+from reptrt.engines.surgery import clean
+
+
+def repair_file(source: Path, target: Path) -> None:
+    """Write `source` with all repaired that surgery repairs, whole or not at all.
+
+    Raises:
+        LintError: `target` is `source`, or has no folder to lie in.
+        SurgeryError: The file holds what surgery cannot repair.
+    """
+    if target.exists() and target.samefile(source):
+        raise LintError(f"{target}: is the file that is linted: give --fix another name")
+    if target.is_dir() or not target.parent.is_dir():
+        raise LintError(f"{target}: cannot be written: give --fix a file in a folder that exists")
+    with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints to where --json prints
+        clean(source, target)
+
+
+def repaired(before: Sequence[Finding], after: Sequence[Finding]) -> dict[str, int]:
+    """Return how many findings are gone of each rule that surgery repairs."""
+    left = Counter(finding.rule for finding in after)
+    found = Counter(finding.rule for finding in before if finding.fixable)
+    return {rule: count - left[rule] for rule, count in found.items() if count > left[rule]}

@@ -1,0 +1,1 @@
+"""What networks return: boxes, and how close two results are."""

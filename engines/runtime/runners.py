@@ -1,0 +1,314 @@
+"""Run a model: ONNX Runtime on the CPU, or an engine on the GPU.
+
+Both are context managers with the same `infer(feed_dict) -> outputs`, as in Polygraphy. Where
+Polygraphy's own runners are wanted (`Comparator.run`), `polygraphy_onnx_runner` and
+`polygraphy_engine_runner` make them with the same settings.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrt.engines.device import cpu_name, find_gpu
+from reptrt.engines.runtime.cuda_stream import open_stream
+from reptrt.engines.runtime.engine_context import EngineExecution, InferenceTime
+from reptrt.engines.target import INSTALL_HINTS, Backend, MissingComponentError, require_module
+from reptrt.engines.tensor_spec import TensorSpec
+
+Array = npt.NDArray[Any]
+
+_RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+
+class ModelFileError(ValueError):
+    """The file cannot be loaded by the runner it was given to."""
+
+    exit_code = 2
+
+
+class Runner(Protocol):
+    """A loaded model; use it as a context manager.
+
+    `backend` and `device` say where it runs, for reports: "onnxruntime 1.22", "AMD EPYC 7B13".
+    """
+
+    @property
+    def name(self) -> str:
+        """Short label for tables."""
+
+    @property
+    def backend(self) -> str:
+        """Library and version."""
+
+    @property
+    def device(self) -> str:
+        """Processor or GPU name."""
+
+    @property
+    def input_metadata(self) -> dict[str, TensorSpec]:
+        """Inputs by name; only inside the context."""
+
+    def __enter__(self) -> Runner:
+        """Load the model."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Free it."""
+
+    def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name."""
+
+
+class OnnxRuntimeRunner:
+    """An ONNX file on the CPU.
+
+    `optimize=False` turns graph optimizations off: each Q and DQ then computes exactly what ONNX
+    says, which is the reference that an export is checked against. `num_threads` defaults to the
+    processors this process may use.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        optimize: bool = True,
+        num_threads: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.path = path
+        self.name = name or path.name
+        self._optimize = optimize
+        self._num_threads = num_threads
+        self._session: Any = None
+
+    @property
+    def backend(self) -> str:
+        """Library and version."""
+        return f"onnxruntime {_onnxruntime().__version__} CPU"
+
+    @property
+    def device(self) -> str:
+        """Processor name."""
+        return cpu_name()
+
+    @property
+    def input_metadata(self) -> dict[str, TensorSpec]:
+        """Inputs by name."""
+        return {
+            tensor.name: TensorSpec(_shape(tensor.shape), _ort_dtype(tensor.type))
+            for tensor in self._session.get_inputs()
+        }
+
+    def __enter__(self) -> OnnxRuntimeRunner:
+        """Load the file.
+
+        Raises:
+            ModelFileError: ONNX Runtime does not accept it.
+        """
+        self._session = _session(self.path, self._optimize, self._num_threads)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Free the session."""
+        self._session = None
+
+    def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, dict(feed_dict)), strict=True))
+
+
+class TensorRTRunner:
+    """An engine on the GPU; `time_inference` reads the GPU's own clock.
+
+    `trusted` lets a version-compatible engine run the code it carries: only for files made here.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        backend: Backend = "tensorrt",
+        name: str | None = None,
+        trusted: bool = False,
+    ) -> None:
+        self.path = path
+        self.name = name or path.name
+        self._backend = backend
+        self._trusted = trusted
+        self._execution: EngineExecution | None = None
+
+    @property
+    def backend(self) -> str:
+        """Library and version."""
+        module = require_module(self._backend, INSTALL_HINTS[self._backend])
+        return f"{self._backend} {module.__version__}"
+
+    @property
+    def device(self) -> str:
+        """GPU name."""
+        gpu = find_gpu()
+        return gpu.name if gpu else "no GPU"
+
+    @property
+    def input_metadata(self) -> dict[str, TensorSpec]:
+        """Inputs by name."""
+        return {
+            tensor.name: TensorSpec(tensor.shape, tensor.dtype)
+            for tensor in self.execution.tensors
+            if tensor.is_input
+        }
+
+    @property
+    def execution(self) -> EngineExecution:
+        """The loaded engine; only inside the context."""
+        if self._execution is None:
+            raise RuntimeError(f"{self.name}: use the runner as a context manager")
+        return self._execution
+
+    def __enter__(self) -> TensorRTRunner:
+        """Load the engine.
+
+        Raises:
+            MissingComponentError: no GPU here, or TensorRT or a CUDA library is missing.
+            EngineError: the file is no engine, or one of another GPU or TensorRT.
+        """
+        _require_gpu(self.path)
+        trt = require_module(self._backend, INSTALL_HINTS[self._backend])
+        stream = open_stream()
+        try:
+            self._execution = EngineExecution(self.path, trt, stream, self._trusted)
+        except BaseException:
+            stream.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Free the engine."""
+        execution, self._execution = self._execution, None
+        if execution is not None:
+            execution.close()
+
+    def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name, in arrays of its own."""
+        return self.execution.infer(feed_dict)
+
+    def time_inference(self, feed_dict: Mapping[str, Array]) -> InferenceTime:
+        """Run once; return what CUDA events say, with copies and without."""
+        return self.execution.time(feed_dict)
+
+
+def polygraphy_onnx_runner(path: Path, name: str | None = None, optimize: bool = True) -> Any:
+    """Return Polygraphy's `OnnxrtRunner` for `path`, not yet activated."""
+    backend = require_module("polygraphy.backend.onnxrt", "pip install 'polygraphy>=0.53'")
+    return backend.OnnxrtRunner(lambda: _session(path, optimize, None), name=name)
+
+
+def polygraphy_engine_runner(path: Path, backend: Backend, name: str | None = None) -> Any:
+    """Return Polygraphy's `TrtRunner` for the engine at `path`, not yet activated.
+
+    Raises:
+        MissingComponentError: no GPU here, or the TensorRT module is missing.
+    """
+    _require_gpu(path)
+    require_module(backend, INSTALL_HINTS[backend])
+    select_polygraphy_backend(backend)
+    module = require_module("polygraphy.backend.trt", "pip install 'polygraphy>=0.53'")
+    return module.TrtRunner(module.EngineFromPath(str(path)), name=name)
+
+
+def select_polygraphy_backend(backend: Backend) -> None:
+    """Make Polygraphy use `backend`; it chooses once per process, when it first imports TensorRT.
+
+    Raises:
+        MissingComponentError: this process already uses the other one.
+    """
+    use_rtx = backend == "tensorrt_rtx"
+    polygraphy = require_module("polygraphy.config", "pip install 'polygraphy>=0.53'")
+    if "polygraphy.backend.trt" in sys.modules and bool(polygraphy.USE_TENSORRT_RTX) != use_rtx:
+        raise MissingComponentError(
+            f"Polygraphy already uses the other TensorRT in this process: run {backend} engines in "
+            f"a process of their own ({_RTX_VARIABLE}={int(use_rtx)})"
+        )
+    os.environ[_RTX_VARIABLE] = str(int(use_rtx))
+    polygraphy.USE_TENSORRT_RTX = use_rtx  # type: ignore[attr-defined]
+
+
+def _require_gpu(path: Path) -> None:
+    if find_gpu() is None:
+        raise MissingComponentError(
+            f"{path}: running an engine needs an NVIDIA GPU and its driver, and this machine has "
+            "none: validate the ONNX file in ONNX Runtime, or run the engine on its target"
+        )
+
+
+def save_optimized(path: Path, optimized: Path) -> None:
+    """Write the graph that ONNX Runtime makes of the file at `path` for this processor.
+
+    Raises:
+        ModelFileError: ONNX Runtime does not load it.
+    """
+    _session(path, True, None, optimized)
+
+
+def _session(
+    path: Path, optimize: bool, num_threads: int | None, optimized: Path | None = None
+) -> Any:
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = num_threads or available_processors()
+    # Else an idle session's threads spin on the processors of the one that is timed by turns with it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise ModelFileError(
+            f"{path}: ONNX Runtime does not load it: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def available_processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _onnxruntime() -> Any:
+    return require_module("onnxruntime", "pip install 'onnxruntime>=1.22'")
+
+
+def _shape(dimensions: Any) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else -1 for size in dimensions)
+
+
+def _ort_dtype(text: str) -> np.dtype[Any]:
+    """Translate ONNX Runtime's "tensor(float16)"."""
+    names = {"float": "float32", "double": "float64"}
+    inner = text.removeprefix("tensor(").removesuffix(")")
+    return np.dtype(names.get(inner, inner))

@@ -1,0 +1,1 @@
+"""Checkpoints: fetch them, read them without running them, match them to a network."""

@@ -1,0 +1,259 @@
+"""Read a checkpoint's tensors and what it says about its images; never run anything it holds.
+
+Two formats: safetensors (metadata values are JSON), and torch files. Torch's zip files are read by
+`reptrt.models.weights.torch_files.pickled_module`, older ones by `torch.load(weights_only=True)`. A torch file is a state dict, or
+a dict that holds one, or a pickled module, beside `classes`, `image_size`, `mean` and `std`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from reptrt.models.one_line import one_line
+from reptrt.models.spec import PreprocessError, PreprocessOverrides, Triple
+from reptrt.models.weights.torch_files.archive import is_torch_archive
+from reptrt.models.weights.torch_files.inert_pickle import check_inert
+from reptrt.models.weights.torch_files.pickled_module import read_torch_archive
+from reptrt.models.weights.torch_files.records import CorruptFileError, RefusedPickleError
+
+# Where training scripts put the state dict; averaged weights first, they are the ones evaluated.
+_NESTED_KEYS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be used as it is."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's content, checked: every tensor finite, floating-point ones float32.
+
+    Attributes:
+        path: File it was read from.
+        tensors: State dict under the file's own names.
+        classes: Class names in the order of the head's outputs.
+        image_size: (height, width) in pixels.
+        mean: Per RGB channel, on the 0-1 scale.
+        std: Per RGB channel, on the 0-1 scale.
+        sha256: Hex digest of the file.
+        activations: Class names of the backbone's activations, where the file pickles a module.
+    """
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    classes: tuple[str, ...] | None
+    image_size: tuple[int, int] | None
+    mean: Triple | None
+    std: Triple | None
+    sha256: str
+    activations: tuple[str, ...] = ()
+
+    @property
+    def preprocess(self) -> PreprocessOverrides:
+        """What the checkpoint states about its images."""
+        return PreprocessOverrides(self.image_size, self.mean, self.std)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a safetensors or torch checkpoint.
+
+    Raises:
+        CheckpointError: The file is missing, empty, truncated, no checkpoint, would run code, or
+            holds NaN or infinite weights; the message says which, on one line.
+    """
+    is_safetensors = _looks_like_safetensors(path)
+    content = _read_safetensors(path) if is_safetensors else _read_torch(path)
+    tensors = _promote(path, _find_state_dict(path, content))
+    image_size = _image_size(path, content.get("image_size"))
+    mean = _triple(path, "mean", content.get("mean"))
+    std = _triple(path, "std", content.get("std"))
+    try:
+        PreprocessOverrides(image_size, mean, std)
+    except PreprocessError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    classes = _classes(path, content.get("classes"))
+    activations = _names(content.get("activations"))
+    return Checkpoint(path, tensors, classes, image_size, mean, std, file_sha256(path), activations)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    """Tell the format from the first bytes: a safetensors file has 8 bytes of length, then JSON."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot read the checkpoint: {error.strerror or error}"
+        ) from error
+    if not head:
+        raise CheckpointError(f"{path}: the file is empty; download or export it again")
+    return path.suffix == ".safetensors" or head[8:9] == b"{"
+
+
+def _read_safetensors(path: Path) -> dict[str, object]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: corrupt or truncated safetensors file ({one_line(error)});"
+            " download or export it again"
+        ) from error
+    content: dict[str, object] = {"state_dict": state_dict}
+    for key in ("classes", "image_size", "mean", "std"):
+        if key in metadata:
+            content[key] = _parse_json(path, key, metadata[key])
+    return content
+
+
+def _parse_json(path: Path, key: str, text: str) -> object:
+    try:
+        parsed: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: metadata {key!r} is not JSON: {one_line(text)}") from error
+    return parsed
+
+
+def _read_torch(path: Path) -> dict[str, object]:
+    try:
+        if is_torch_archive(path):
+            return read_torch_archive(path, _NESTED_KEYS)
+        return _read_old_torch(path)
+    except RefusedPickleError as error:
+        raise CheckpointError(
+            f"{path}: refused: {error}; save model.state_dict(), or convert the file to safetensors"
+        ) from error
+    except CorruptFileError as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or corrupt or truncated ({error});"
+            " expected safetensors or a torch file with a state dict"
+        ) from error
+
+
+def _read_old_torch(path: Path) -> dict[str, object]:
+    """Read a state dict that torch saved before its version 1.6, after a look at its pickles."""
+    with path.open("rb") as file:
+        check_inert(file)
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RefusedPickleError(
+            "its pickle holds more than tensors, and is in the format before torch 1.6"
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CorruptFileError(one_line(error)) from error
+    if not isinstance(content, Mapping):
+        raise RefusedPickleError(f"holds a {type(content).__name__}, not a state dict")
+    return {str(key): value for key, value in content.items()}
+
+
+def _find_state_dict(path: Path, content: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    candidates = [content[key] for key in _NESTED_KEYS if isinstance(content.get(key), Mapping)]
+    for candidate in (*candidates, content):
+        if isinstance(candidate, Mapping):
+            tensors = {str(k): v for k, v in candidate.items() if isinstance(v, torch.Tensor)}
+            if tensors:
+                return tensors
+    raise CheckpointError(
+        f"{path}: holds no tensors (keys: {one_line(', '.join(list(content)[:5])) or 'none'}); expected a"
+        f" state dict, or a dict with one under {', '.join(_NESTED_KEYS)}"
+    )
+
+
+def _promote(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Make every floating-point tensor float32 and check that it is finite."""
+    promoted: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(
+                f"{path}: {one_line(name)} is no plain tensor ({tensor.dtype}, {tensor.layout});"
+                " save model.state_dict() of a float model"
+            )
+        if not tensor.is_floating_point():
+            promoted[name] = tensor
+            continue
+        value = tensor.detach().float()
+        finite = torch.isfinite(value)
+        if not finite.all():
+            broken = int((~finite).sum())
+            raise CheckpointError(
+                f"{path}: {one_line(name)} has {broken} NaN or infinite values of {value.numel()};"
+                " use a checkpoint from before the training diverged"
+            )
+        promoted[name] = value
+    return promoted
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has numbers of its own: not sparse, complex, quantized, or one repeated."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    if tensor.is_complex() or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _image_size(path: Path, value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    sides = _numbers(value) or _numbers([value, value])
+    if sides is None or len(sides) != 2 or not all(side.is_integer() for side in sides):
+        raise CheckpointError(
+            f"{path}: image_size is {one_line(value)}; expected pixels or [height, width]"
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def _triple(path: Path, key: str, value: object) -> Triple | None:
+    if value is None:
+        return None
+    numbers = _numbers(value)
+    if numbers is None or len(numbers) != 3:
+        raise CheckpointError(f"{path}: {key} is {one_line(value)}; expected three numbers")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _numbers(value: object) -> list[float] | None:
+    """Return a sequence or 1-D tensor of numbers as floats, None when it is something else."""
+    if isinstance(value, torch.Tensor):
+        return _numbers(value.tolist()) if value.dim() == 1 and len(value) <= 3 else None
+    items = value
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        return None
+    numeric = all(isinstance(item, int | float) and not isinstance(item, bool) for item in items)
+    return [float(item) for item in items] if numeric else None
+
+
+def _classes(path: Path, value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = _names(value)
+    if names:
+        return names
+    raise CheckpointError(f"{path}: classes is {one_line(value)}; expected a list of names")
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    return ()

@@ -1,0 +1,180 @@
+"""Calibration images in one `.npy` or `.npz` file, read one by one: the array is never in memory."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy_format
+from PIL import Image
+
+from reptrt.engines.outputs.detection import FloatArray
+from reptrt.models.spec import Preprocess
+from reptrt.pipeline.data.batches import Batches, ImageSet, num_batches
+from reptrt.pipeline.data.image_folder import fingerprint_files
+from reptrt.pipeline.data.preprocess import DataError, prepare
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+_PREFERRED_KEY = "images"
+_READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """Where the images lie in a file.
+
+    Attributes:
+        path: `.npy` or `.npz`.
+        member: Name inside the `.npz`; None for `.npy`.
+        shape: Of the whole array.
+        dtype: uint8 or a float.
+        offset: Bytes before the first image.
+    """
+
+    path: Path
+    member: str | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    offset: int
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return int(np.prod(self.shape[1:])) * self.dtype.itemsize
+
+
+def read_array_header(path: Path, image_size: tuple[int, int]) -> ArrayFile:
+    """Check that a file holds images and say where.
+
+    Legal are float `[n, 3, h, w]`, already normalized and of the network's size, and uint8
+    `[n, h, w, 3]`, RGB of any size. Pickled arrays are refused.
+
+    Args:
+        path: `.npy`, or `.npz` with one array or one named `images`.
+        image_size: Height and width of the network's input in pixels.
+
+    Raises:
+        DataError: Anything else.
+    """
+    try:
+        member = None if path.suffix.lower() == ".npy" else _choose_member(path)
+        with _open(path, member) as stream:
+            shape, fortran_order, dtype = _read_header(stream)
+            array = ArrayFile(path, member, shape, dtype, stream.tell())
+        stored = _stored_bytes(path, member) - array.offset
+    except _READING_ERRORS as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: unreadable array file ({error})") from error
+    _check_layout(array, image_size, fortran_order)
+    if stored < array.shape[0] * array.image_bytes:
+        raise DataError(
+            f"{path}: truncated; holds {stored} bytes of an array {list(shape)} {dtype}"
+        )
+    return array
+
+
+class ArrayImages(ImageSet):
+    """Chosen images of an array file.
+
+    Args:
+        array: Where the images lie.
+        indices: Which ones, ascending.
+        preprocess: For uint8 images.
+    """
+
+    def __init__(self, array: ArrayFile, indices: Sequence[int], preprocess: Preprocess) -> None:
+        self._array = array
+        self._indices = indices
+        self._preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the whole file and of the chosen indices."""
+        return fingerprint_files([self._array.path], np.array(self._indices).tobytes())
+
+    def batches(self, batch_size: int) -> Batches[FloatArray]:
+        """Return batches `[n, 3, h, w]` float32; iterating raises DataError on NaN or infinity."""
+
+        def read() -> Iterator[FloatArray]:
+            with _open(self._array.path, self._array.member) as stream:
+                for start in range(0, len(self), batch_size):
+                    chosen = self._indices[start : start + batch_size]
+                    yield np.stack([self._image(stream, index) for index in chosen])
+
+        return Batches(num_batches(len(self), batch_size), read)
+
+    def _image(self, stream: IO[bytes], index: int) -> FloatArray:
+        array = self._array
+        try:
+            stream.seek(array.offset + index * array.image_bytes)
+            content = stream.read(array.image_bytes)
+            image = np.frombuffer(content, dtype=array.dtype).reshape(array.shape[1:])
+        except _READING_ERRORS as error:
+            raise DataError(f"{array.path}: image {index} is unreadable ({error})") from error
+        if image.dtype == np.uint8:
+            return prepare(Image.fromarray(image), self._preprocess).tensor
+        if not np.isfinite(image).all():
+            raise DataError(f"{array.path}: image {index} holds NaN or infinity")
+        return image.astype(np.float32)
+
+
+@contextmanager
+def _open(path: Path, member: str | None) -> Iterator[IO[bytes]]:
+    """Open the bytes of one array; within an archive, seeking backwards starts over."""
+    if member is None:
+        with path.open("rb") as stream:
+            yield stream
+    else:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as entry:
+            yield entry
+
+
+def _stored_bytes(path: Path, member: str | None) -> int:
+    if member is None:
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return archive.getinfo(member).file_size
+
+
+def _choose_member(path: Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+    if f"{_PREFERRED_KEY}.npy" in names:
+        return f"{_PREFERRED_KEY}.npy"
+    if len(names) == 1:
+        return names[0]
+    found = ", ".join(sorted(name.removesuffix(".npy") for name in names)) or "none"
+    raise DataError(f"{path}: needs one array, or one named '{_PREFERRED_KEY}'; found {found}")
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    if npy_format.read_magic(stream) == (1, 0):
+        return npy_format.read_array_header_1_0(stream)
+    return npy_format.read_array_header_2_0(stream)
+
+
+def _check_layout(array: ArrayFile, image_size: tuple[int, int], fortran_order: bool) -> None:
+    height, width = image_size
+    shape = array.shape
+    planes = np.issubdtype(array.dtype, np.floating) and shape[1:] == (3, height, width)
+    pixels = array.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and min(shape) > 0
+    if not (planes or pixels) or shape[0] == 0:
+        raise DataError(
+            f"{array.path}: holds {array.dtype} {list(shape)}; needs float [n, 3, {height}, {width}]"
+            f" (normalized) or uint8 [n, height, width, 3] (RGB)"
+        )
+    if fortran_order:
+        raise DataError(
+            f"{array.path}: stored column by column; save numpy.ascontiguousarray(images) instead"
+        )

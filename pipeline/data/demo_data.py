@@ -1,0 +1,39 @@
+"""Generated scenes: the data of the bundled demo model when the user gives none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reptrt.models.demo import scenes
+from reptrt.models.demo.dataset import write_dataset
+from reptrt.pipeline.data.preprocess import DataError
+
+DEMO_MODEL = "yolov6n_demo"
+NUM_EVALUATION = 200
+
+
+def calibration_scenes(model: str, folder: Path) -> Path:
+    """Folder of unlabelled scenes for the demo model.
+
+    Raises:
+        DataError: another model, which needs images of its own.
+    """
+    if model != DEMO_MODEL:
+        raise DataError(
+            f"{model}: calibration needs images like those it will see: --data FOLDER "
+            f"(make: DATA=folder), a folder of unlabelled images or an .npy file; only {DEMO_MODEL} "
+            "has its own"
+        )
+    return _write(folder / "calibration", scenes.CALIBRATION)
+
+
+def evaluation_scenes(model: str, folder: Path) -> Path | None:
+    """Folder of labelled scenes for the demo model, None for any other."""
+    if model != DEMO_MODEL:
+        return None
+    return _write(folder / "evaluation", scenes.EVALUATION[:NUM_EVALUATION])
+
+
+def _write(folder: Path, seeds: Sequence[int]) -> Path:
+    return write_dataset(folder, seeds).parent

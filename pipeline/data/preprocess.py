@@ -1,0 +1,143 @@
+"""From an image file to the network's input: any picture becomes RGB, is fitted and normalized."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from reptrt.engines.outputs.detection import FloatArray, Letterbox, letterbox
+from reptrt.models.spec import Preprocess
+
+# What Pillow's decoders raise on damaged files; a bare `Exception` would hide our own faults.
+_DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class DataError(ValueError):
+    """Images, labels or annotations that cannot be used as they are."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image as the network takes it.
+
+    Attributes:
+        tensor: `[3, h, w]` float32, normalized, channels in the network's order.
+        letterbox: Where the image lies on the canvas; None for the `crop` layout.
+        source_size: Height and width of the image before, in pixels.
+    """
+
+    tensor: FloatArray
+    letterbox: Letterbox | None
+    source_size: tuple[int, int]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a file to 8-bit RGB, upright as its EXIF orientation says.
+
+    Grey, palette and CMYK images are converted, 16-bit samples scaled, and alpha is dropped without
+    blending, as torchvision and timm do.
+
+    Raises:
+        DataError: The file is missing, damaged or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODING_ERRORS as error:
+        raise DataError(_unreadable(path, error)) from error
+
+
+def check_image(path: Path) -> str | None:
+    """Say in one line why a file is no readable image, or None; cheaper than decoding it fully."""
+    try:
+        with Image.open(path) as image:
+            image.draft(None, (1, 1))  # JPEG: all data is read, but only 1/8 of the pixels made
+            _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODING_ERRORS as error:
+        return _unreadable(path, error)
+    return None
+
+
+def prepare(image: Image.Image, preprocess: Preprocess) -> Prepared:
+    """Fit an RGB image to the network's input and normalize it.
+
+    Layout `crop`: an image that covers the crop and does not exceed the resize size on both sides is
+    only cropped (published validation crops are stored at 224-256 pixels, and resampling them again
+    costs accuracy); any other is first resized to just cover `image_size / crop_pct`. Layout
+    `letterbox`: the whole image, centred on grey 114.
+
+    Args:
+        image: RGB.
+        preprocess: What the network expects.
+
+    Raises:
+        DataError: `preprocess.interpolation` is no filter of Pillow.
+    """
+    source_size = (image.height, image.width)
+    if preprocess.layout == "letterbox":
+        canvas, placement = letterbox(np.asarray(image), preprocess.image_size)
+        return Prepared(_normalize(canvas, preprocess), placement, source_size)
+    cropped = np.asarray(_centre_crop(_resize(image, preprocess), preprocess.image_size))
+    return Prepared(_normalize(cropped, preprocess), None, source_size)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode of Pillow; its own conversion would clip 16-bit grey at 255."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: no such image"
+    if isinstance(error, UnidentifiedImageError):
+        return f"{path}: not an image, or one of an unknown format"
+    return f"{path}: unreadable image ({error})"
+
+
+def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Resize so that the image just covers `image_size / crop_pct`, unless it fits as it is."""
+    height, width = preprocess.image_size
+    full_height, full_width = (round(side / preprocess.crop_pct) for side in (height, width))
+    covers = image.height >= height and image.width >= width
+    if covers and (image.height <= full_height or image.width <= full_width):
+        return image
+    scale = max(full_height / image.height, full_width / image.width)
+    size = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    return image.resize(size, _filter(preprocess.interpolation))
+
+
+def _filter(name: str) -> Image.Resampling:
+    try:
+        return Image.Resampling[name.upper()]
+    except KeyError:
+        legal = ", ".join(sorted(member.name.lower() for member in Image.Resampling))
+        raise DataError(f"interpolation '{name}': unknown; use one of {legal}") from None
+
+
+def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Crop the centre; of an odd margin the smaller half is left and above."""
+    left, top = (image.width - size[1]) // 2, (image.height - size[0]) // 2
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def _normalize(pixels: NDArray[np.uint8], preprocess: Preprocess) -> FloatArray:
+    """Turn RGB `[h, w, 3]` uint8 into `[3, h, w]` float32: (pixels / 255 - mean) / std."""
+    planes = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    offset = np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
+    spread = np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
+    normalized: FloatArray = (planes - offset) / spread
+    return normalized if preprocess.channels == "rgb" else normalized[::-1].copy()

@@ -1,0 +1,46 @@
+"""Calibration images as tensors on the device that calibrates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from reptrt.pipeline.data.batches import ImageSet
+from reptrt.pipeline.data.preprocess import DataError
+
+CALIBRATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class TorchBatches:
+    """The first `count` batches of calibration images, as tensors on the device that calibrates."""
+
+    images: ImageSet
+    batch_size: int
+    count: int
+    device: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in islice(self.images.batches(self.batch_size), self.count):
+            yield torch.from_numpy(batch).to(self.device)
+
+
+def calibration_batches(images: ImageSet, batch_size: int | None, device: str) -> TorchBatches:
+    """All of `images`; a network with a fixed batch reads whole batches only.
+
+    Raises:
+        DataError: there are too few images for one batch.
+    """
+    if batch_size is None:
+        count = len(images.batches(CALIBRATION_BATCH))
+        return TorchBatches(images, CALIBRATION_BATCH, count, device)
+    count = len(images) // batch_size
+    if count == 0:
+        raise DataError(f"{len(images)} calibration images do not fill one batch of {batch_size}")
+    return TorchBatches(images, batch_size, count, device)

@@ -1,0 +1,1 @@
+"""What leaves the workspace: build kits and Triton's model repository."""

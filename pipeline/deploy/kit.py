@@ -1,0 +1,238 @@
+"""Gather a build kit: the typed ONNX file of a run, references, tolerances, expected precisions."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from reptrt.calibrators.state import read_result
+from reptrt.engines.artifacts import file_sha256
+from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.inspection.graph_tensors import read_tensors
+from reptrt.engines.inspection.qdq_graph import read_weighted_layers
+from reptrt.engines.kit.archive import write_kit
+from reptrt.engines.kit.manifest import Manifest
+from reptrt.engines.kit.verification import (
+    References,
+    derive_tolerances,
+    run_in_batches,
+    write_references,
+)
+from reptrt.engines.outputs.detection import DEPLOYMENT
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner
+from reptrt.models.card import ModelCard
+from reptrt.models.registry import find_model
+from reptrt.pipeline.build_options import build_options
+from reptrt.pipeline.data.datasets import open_images
+from reptrt.pipeline.data.demo_data import calibration_scenes
+from reptrt.pipeline.model_card import read_card
+from reptrt.pipeline.recipe import Recipe, slug
+from reptrt.pipeline.run import Run
+from reptrt.pipeline.stages import calibrate, export
+from reptrt.pipeline.workspace import installed_versions, stage_records
+
+NUM_REFERENCES = 8
+_REFERENCES = "references.npz"
+_LICENCES = """\
+build.pyz: Apache License 2.0, https://www.apache.org/licenses/LICENSE-2.0
+
+{onnx}: the weights of {model}. {weights}
+
+{references}: calibration images as the network sees them; they stay under the terms that you got them under.
+"""
+
+
+class KitError(ValueError):
+    """There is nothing that a kit could build."""
+
+    exit_code = 2
+
+
+def make_kit(run: Run, archive: Path | None = None) -> Path:
+    """Calibrate and export where that is not done yet, and write the kit; return its path.
+
+    Args:
+        run: what the engine is made of.
+        archive: a .tar.gz; None puts `<model>-<target>-kit.tar.gz` into the workspace.
+
+    Raises:
+        KitError: the target builds no engine, or `archive` is no .tar.gz.
+    """
+    name = slug(run.recipe.model)
+    archive = archive or run.workspace.folder / f"{name}-{run.target.name}-kit.tar.gz"
+    if run.target.backend == "onnxruntime":
+        raise KitError(
+            f"target '{run.target.name}' builds no engine: what `reptrt export` writes runs as it is"
+        )
+    if not archive.name.endswith(".tar.gz"):
+        raise KitError(f"{archive}: a kit is a .tar.gz file")
+    calibrate(run)
+    export(run)
+    card = read_card(run.workspace.trt_onnx)
+    run.progress("make kit", 0, 3)
+    floating, references = _references(run, card)
+    run.progress("make kit", 1, 3)
+    manifest = _describe(run, card, floating, references)
+    run.progress("make kit", 2, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder, _REFERENCES)
+        write_references(references, stored)
+        files: dict[str, bytes | Path] = {
+            run.engine_onnx.name: run.engine_onnx,
+            _REFERENCES: stored,
+            "recipe.yaml": _recipe_text(run.recipe).encode(),
+            "LICENCES.txt": _licences(run).encode(),
+        }
+        write_kit(archive, manifest, files)
+    run.progress("make kit", 3, 3)
+    return archive
+
+
+def expected_layers(run: Run) -> tuple[dict[str, str], str]:
+    """Return `int8` or `float` for each layer that could be INT8, and what says so.
+
+    That is fusion.json of an engine from the same ONNX file, of this target or of TensorRT-RTX; else
+    the Q/DQ nodes of the graph.
+    """
+    layers = [one for one in read_weighted_layers(run.engine_onnx) if one.op != "ConvTranspose"]
+    digest = file_sha256(run.engine_onnx)
+    folder = run.workspace.folder
+    for path in (
+        run.workspace.fusion,
+        folder.with_name("tensorrt-rtx") / run.workspace.fusion.name,
+    ):
+        fusion = _read_json(path)
+        if (
+            fusion
+            and _read_json(path.with_name(f"{path.name}.json")).get("inputs", {}).get("onnx")
+            == digest
+        ):
+            floats = {island["layer"] for island in fusion["float_islands"]}
+            precisions = {one.name: "float" if one.name in floats else "int8" for one in layers}
+            return precisions, f"the engine of {fusion['backend']}"
+    quantized = {one.name: one.quantized and not one.obstacle for one in layers}
+    return {name: "int8" if is_int8 else "float" for name, is_int8 in quantized.items()}, (
+        "the Q/DQ nodes of the graph"
+    )
+
+
+def _references(run: Run, card: ModelCard) -> tuple[dict[str, Any], References]:
+    """Outputs of FP32, and inputs and outputs of the Q/DQ graph, on a few calibration images.
+
+    ONNX Runtime's graph optimizations are off: each Q and DQ computes what ONNX says.
+    """
+    recipe = run.recipe
+    folder = recipe.data or calibration_scenes(recipe.model, run.scenes)
+    images = open_images(folder, card.preprocess, limit=NUM_REFERENCES, seed=recipe.seed)
+    values = np.concatenate(list(images.batches(NUM_REFERENCES)))
+    (tensor,), _ = read_tensors(run.engine_onnx)
+    inputs = {tensor.name: values}
+    outputs = []
+    for path in (run.workspace.fp32_onnx, run.engine_onnx):
+        with OnnxRuntimeRunner(path, optimize=False) as runner:
+            outputs.append(run_in_batches(runner, inputs, card.batch_size or 1))
+    floating, quantized = outputs
+    return {name: floating[name] for name in card.outputs}, References(inputs, quantized)
+
+
+def _describe(
+    run: Run, card: ModelCard, floating: dict[str, Any], references: References
+) -> Manifest:
+    recipe = run.recipe
+    inputs, outputs = read_tensors(run.engine_onnx)
+    layers, source = expected_layers(run)
+    tolerances = derive_tolerances(
+        floating,
+        references.outputs,
+        card.task,
+        card.strides,
+        recipe.suppression or DEPLOYMENT,
+    )
+    return Manifest(
+        name=slug(recipe.model),
+        model=recipe.model,
+        task=card.task,
+        target=run.target.name,
+        onnx=run.engine_onnx.name,
+        references=_REFERENCES,
+        build=_build_choices(run, card),
+        inputs=inputs,
+        outputs=outputs,
+        classes=card.classes,
+        strides=card.strides,
+        preprocess=asdict(card.preprocess),
+        layers=layers,
+        layers_source=source,
+        tolerances=tolerances,
+        run=_known(run),
+        files={},
+    )
+
+
+def _build_choices(run: Run, card: ModelCard) -> BuildChoices:
+    options, fixed = build_options(run.recipe, run.target), card.batch_size
+    return BuildChoices(
+        batch=options.batch if fixed is None else (fixed, fixed, fixed),
+        workspace_bytes=options.workspace_bytes,
+        optimization_level=options.optimization_level,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+    )
+
+
+def _known(run: Run) -> dict[str, Any]:
+    """Entries of report.json that are known before the engine is built."""
+    recipe, workspace = run.recipe, run.workspace
+    calibration = read_result(workspace.calibration)
+    records = stage_records(workspace)
+    measured = records.get("validate", {}).get("inputs", {}).get("trt_onnx")
+    is_measured = measured == file_sha256(workspace.trt_onnx)
+    return {
+        "model": recipe.model,
+        "calibrator": calibration.method,
+        "weight_bits": recipe.weight_bits,
+        "activation_bits": recipe.activation_bits,
+        "precision": run.precision,
+        "softmax": recipe.softmax,
+        "num_samples": calibration.num_samples,
+        "seed": recipe.seed,
+        "accuracy": _read_json(workspace.validation).get("accuracy") if is_measured else None,
+        "versions": installed_versions(),
+    }
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML; of files and folders only the names, which alone mean something elsewhere."""
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    for key in ("weights", "data", "evaluation"):
+        if key in values:
+            values[key] = Path(values[key]).name
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _licences(run: Run) -> str:
+    recipe = run.recipe
+    spec = find_model(recipe.model)
+    weights = "They keep the licence of those who published them."
+    if recipe.weights is None and spec.weights is not None:
+        weights = f"Published under {spec.weights.licence} ({spec.weights.source})."
+    elif recipe.weights is None and spec.bundled_weights is not None:
+        weights = "They come with reptrt, under the licence of its code."
+    return _LICENCES.format(
+        onnx=run.engine_onnx.name, model=recipe.model, weights=weights, references=_REFERENCES
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file of this project; empty where there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,1 @@
+"""The quantized network as ONNX with explicit Q/DQ."""

@@ -1,0 +1,164 @@
+"""Write PyTorch graphs as typed ONNX: the float reference, and the Q/DQ model.
+
+Opset 19, IR 10, FP32 inputs and outputs, int8 weight initializers behind DequantizeLinear,
+explicit zero points of 0. Convolutions and linears carry the name of their PyTorch layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+from onnxscript import ir
+from onnxscript import opset18 as op
+from torch import fx
+
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
+from reptrt.engines.artifacts import replace_when_done
+from reptrt.models.card import ModelCard
+from reptrt.models.graph import INPUT_NAME
+from reptrt.pipeline.export.lowering import lower, lower_float
+from reptrt.pipeline.model_card import write_card
+
+OPSET = 19
+Precision = Literal["fp32", "fp16"]
+WEIGHT_SUFFIXES = (".weight_codes", ".weight")
+
+
+class ExportError(ValueError):
+    """The graph cannot be written as ONNX."""
+
+    exit_code = 2
+
+
+def export_float(
+    module: fx.GraphModule,
+    path: Path,
+    card: ModelCard,
+    batch_size: int | None = None,
+    *,
+    precision: Precision = "fp32",
+) -> None:
+    """Write a traced float network.
+
+    Args:
+        module: without quantizers (`reptrt.pipeline.export.prepare.Network.float_graph`).
+        path: ONNX file to write, atomically.
+        card: names of the outputs; travels in the file's metadata.
+        batch_size: fixed N, or None for a dynamic batch.
+        precision: of everything but inputs and outputs, which are FP32.
+
+    Raises:
+        ExportError: an operator has no ONNX form.
+    """
+    _export(lower_float(module) if precision == "fp16" else module, path, card, batch_size)
+
+
+def export_qdq(
+    model: QuantizedModel,
+    path: Path,
+    card: ModelCard,
+    batch_size: int | None = None,
+    *,
+    precision: Precision = "fp32",
+) -> None:
+    """Write calibrated `model` with explicit QuantizeLinear/DequantizeLinear.
+
+    Arguments and errors as in `export_float`; `precision` is the type of everything that is not
+    INT8.
+    """
+    _export(lower(model, half=precision == "fp16"), path, card, batch_size)
+
+
+def _export(module: fx.GraphModule, path: Path, card: ModelCard, batch_size: int | None) -> None:
+    example = torch.zeros(
+        batch_size or 2,
+        3,
+        *card.preprocess.image_size,
+        device=next(iter(module.state_dict().values())).device,
+    )
+    shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=list(card.outputs),
+                dynamic_shapes=shapes,
+                custom_translation_table=_TRANSLATIONS,  # type: ignore[arg-type]  # its own example
+                verbose=False,
+                optimize=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ExportError(f"{path.name}: cannot be written as ONNX: {reason}") from error
+        assert program is not None
+        _name_layers(program.model.graph)
+        program.optimize()  # this folds transposed weights into nameless constants,
+        _name_layers(program.model.graph)  # and makes new nodes
+    proto = program.model_proto
+    write_card(card, proto)
+    with replace_when_done(path) as temporary:
+        onnx.save(proto, temporary)
+
+
+class _quiet:  # noqa: N801  # reads as a statement
+    """Raise the level of chatty third-party loggers for a while."""
+
+    def __init__(self, *names: str) -> None:
+        self._loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exception: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
+
+
+def _name_layers(graph: ir.Graph) -> None:
+    """Name each weighted node after its layer, and one that is called again `layer.call_2`, ..."""
+    calls: Counter[str] = Counter()
+    for node in graph:
+        weighted = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+        layer = _layer_of(node.inputs[1]) if weighted else None
+        if layer is not None:
+            calls[layer] += 1
+            node.name = layer if calls[layer] == 1 else f"{layer}.call_{calls[layer]}"
+
+
+def _layer_of(weight: ir.Value | None) -> str | None:
+    """Follow DQ, Cast and Transpose to the parameter that `weight` is made of."""
+    while weight is not None and not weight.is_initializer():
+        source = weight.producer()
+        if source is None or source.op_type not in ("DequantizeLinear", "Cast", "Transpose"):
+            return None
+        weight = source.inputs[0]
+    name = str(weight.name) if weight is not None else ""
+    suffix = next((s for s in WEIGHT_SUFFIXES if name.endswith(s)), None)
+    return None if suffix is None else name.removesuffix(suffix)
+
+
+def _to_quantize_linear(x: Any, scale: Any, zero_point: Any) -> Any:  # onnxscript's tensors
+    return op.QuantizeLinear(x, scale, zero_point)
+
+
+def _to_dequantize_linear(codes: Any, scale: Any, zero_point: Any) -> Any:
+    return op.DequantizeLinear(codes, scale, zero_point, axis=0)
+
+
+_TRANSLATIONS = {
+    torch.ops.reptrt.quantize_linear.default: _to_quantize_linear,
+    torch.ops.reptrt.dequantize_linear.default: _to_dequantize_linear,
+}

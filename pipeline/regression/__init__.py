@@ -1,0 +1,1 @@
+"""Runs held against what was measured before."""

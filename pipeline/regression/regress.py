@@ -1,0 +1,253 @@
+"""Run recipes and compare with their baselines, both ways.
+
+The rule is that of NNCF's conformance tests: worse than the baseline by more than its tolerance is a
+regression, and better by more is an improvement that has to be claimed, else the next change may
+lose it unnoticed. What cannot be compared here is skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.target import resolve_target
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.regression.baselines import (
+    Baseline,
+    Expected,
+    MissingFilesError,
+    choose,
+    entry_recipe,
+    line_of,
+    load_baselines,
+    recipes_without_baseline,
+)
+
+Outcome = Literal["ok", "regression", "improvement", "error", "skipped"]
+REGRESSION, IMPROVEMENT, NOTHING_CHECKED = 1, 3, 4
+_ROUNDING = 1e-9
+_KEPT = ("report.json", "report.html", "run.log")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison.
+
+    Attributes:
+        entry: name of the baseline.
+        metric: what was compared; "" for the whole entry.
+        outcome: how it ended.
+        measured: in the unit of the metric.
+        expected: what the baseline says.
+        message: what is wrong and what to do, or why nothing was compared.
+        exit_code: of the run, where that failed.
+    """
+
+    entry: str
+    metric: str
+    outcome: Outcome
+    measured: float | None = None
+    expected: Expected | None = None
+    message: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a report: is more of it better, and how to read it."""
+
+    name: Literal["accuracy", "agreement", "int8_coverage", "kernels", "latency_ratio"]
+    more_is_better: bool
+    read: Callable[[Mapping[str, Any]], float | None]
+
+
+def run_entries(
+    path: Path, names: Sequence[str], files: Path, folder: Path, options: Mapping[str, Any]
+) -> list[Finding]:
+    """Run each entry from scratch, in a process of its own, and judge its report.
+
+    Args:
+        path: YAML with the baselines.
+        names: of its entries; none for all, and for the recipes that have no entry.
+        files: folder of weights and images.
+        folder: gets one folder for each entry: recipe.yaml, report.json, report.html, run.log, and
+            all else in `run/`.
+        options: fields of `Recipe` that stand above the entries'; None for theirs.
+
+    Raises:
+        BaselineError: `path` is not legal or lacks one of `names`.
+        RecipeError, UnknownTargetError: the recipe of an entry is not legal.
+        WriteError: `folder` cannot be written.
+    """
+    known = load_baselines(path)
+    if options.get("target"):
+        resolve_target(options["target"])  # a wrong name is said before the first entry runs
+    recipes = {
+        name: _recipe_or_reason(baseline, files, options)
+        for name, baseline in choose(known, names).items()
+    }
+    findings = []
+    for name, recipe in recipes.items():
+        if isinstance(recipe, Recipe):
+            findings += _run_and_judge(path, name, known[name], recipe, folder / name)
+        else:
+            findings.append(Finding(name, "", "skipped", message=recipe))
+    for missing in [] if names else recipes_without_baseline(known):
+        findings.append(Finding(missing.name, "", "skipped", message=f"no baseline in {path}"))
+    return findings
+
+
+def _recipe_or_reason(baseline: Baseline, files: Path, options: Mapping[str, Any]) -> Recipe | str:
+    try:
+        return entry_recipe(baseline, files, options)
+    except MissingFilesError as error:
+        return str(error)
+
+
+def _run_and_judge(
+    path: Path, entry: str, baseline: Baseline, recipe: Recipe, folder: Path
+) -> list[Finding]:
+    with replace_when_done(folder / "recipe.yaml") as file:
+        chosen = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"model"})
+        file.write_text(yaml.safe_dump(chosen), encoding="utf-8")
+    with hold_lock(folder / ".lock"):
+        code = _run(recipe.model, folder)
+        if code != 0:
+            again = f"`reptrt engine {recipe.model} --recipe {folder / 'recipe.yaml'}`"
+            message = f"{again} left with {code}; what it said is above"
+            return [Finding(entry, "", "error", message=message, exit_code=code)]
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return judge(path, entry, baseline, report)
+
+
+def _run(model: str, folder: Path) -> int:
+    """Walk the whole road and keep what tells about it; return the exit code.
+
+    An earlier run goes first: its stages would count as fresh although our code has changed.
+    """
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    for name in _KEPT:
+        (folder / name).unlink(missing_ok=True)
+    recipe = str(folder / "recipe.yaml")
+    options = ["--recipe", recipe, "--workspace", str(run)]
+    command = [sys.executable, "-m", "pipeline", "engine", model, *options]
+    code = subprocess.run(command, check=False).returncode
+    for name in _KEPT:
+        for made in run.rglob(name):
+            with replace_when_done(folder / name) as file:
+                shutil.copyfile(made, file)
+    return code
+
+
+def judge(path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any]) -> list[Finding]:
+    """Compare a report with its baseline.
+
+    Args:
+        path: YAML that holds `baseline`, for messages.
+        entry: name of `baseline` in it.
+        baseline: what is expected.
+        report: content of report.json.
+    """
+    findings = []
+    for metric in _METRICS:
+        expected, keys = getattr(baseline, metric.name), [entry, metric.name]
+        if isinstance(expected, dict):
+            where, reason = _PLACES[metric.name](report)
+            matching = [key for key in expected if f"{where}.".startswith(f"{key}.")]
+            if reason or not matching:
+                measured = None if reason else metric.read(report)
+                reason = (
+                    reason or f"no baseline for {where}; one can be added at {line_of(path, *keys)}"
+                )
+                findings.append(Finding(entry, metric.name, "skipped", measured, None, reason))
+                continue
+            keys.append(max(matching, key=len))
+            expected = expected[keys[-1]]
+        if expected is not None:
+            findings.append(_compare(path, keys, metric, expected, metric.read(report)))
+    return findings
+
+
+def _compare(
+    path: Path, keys: list[str], metric: Metric, expected: Expected, measured: float | None
+) -> Finding:
+    """Apply the two-sided rule; what was not measured, though expected, is a regression."""
+    place = f"{line_of(path, *keys)}: {'.'.join(keys[1:])}"
+    found = Finding(keys[0], metric.name, "ok", measured, expected)
+    value, tolerance = expected.value, expected.tolerance
+    if measured is None:
+        message = f"{place}: not measured, but the baseline expects {value:g}"
+        return replace(found, outcome="regression", message=message)
+    gain = measured - value if metric.more_is_better else value - measured
+    if abs(gain) <= tolerance + _ROUNDING:
+        return found
+    comparison = (
+        f"{measured:g} is {'better' if gain > 0 else 'worse'} than {value:g} ± {tolerance:g}"
+    )
+    line = f"`{keys[-1]}: {{value: {measured:g}, tolerance: {tolerance:g}}}`"
+    if gain < 0:
+        message = f"{place}: {comparison}: mend it, or change this line to {line} and say why"
+        return replace(found, outcome="regression", message=message)
+    message = f"{place}: {comparison}: claim it, change this line to {line}"
+    return replace(found, outcome="improvement", message=message)
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """0 ok, 1 regression, 3 improvement that no baseline claims, 4 nothing checked, or a run's own."""
+    outcomes = {finding.outcome for finding in findings}
+    failed = [finding.exit_code for finding in findings if finding.outcome == "error"]
+    if "regression" in outcomes:
+        return REGRESSION
+    if failed:
+        return failed[0] if failed[0] > 0 else REGRESSION  # a signal's number is negative
+    if "improvement" in outcomes:
+        return IMPROVEMENT
+    return 0 if "ok" in outcomes else NOTHING_CHECKED
+
+
+def _latency_ratio(report: Mapping[str, Any]) -> float | None:
+    """Medians by the GPU's own clock, without the copies, where it was read."""
+    timed = report["latency_ms"].get("device_only") or report["latency_ms"]
+    rival = timed.get("fp16") or timed.get("fp32")
+    return round(timed["quantized"]["p50"] / rival["p50"], 3) if rival else None
+
+
+def _timed_on(report: Mapping[str, Any]) -> tuple[str, str]:
+    """The GPU, or for the target `cpu` the processor; and why its time says nothing, or ""."""
+    latency = report["latency_ms"]
+    if not latency:
+        return "", "no latency was measured"
+    library, builder = (str(part["backend"]).split()[0] for part in (latency, report))
+    if library != builder:
+        return "", f"no GPU here: the time of {library} says nothing about the engine"
+    if _latency_ratio(report) is None:
+        return "", "neither FP16 nor FP32 was timed beside INT8"
+    return str(latency["device"]), ""
+
+
+def _built_by(report: Mapping[str, Any]) -> tuple[str, str]:
+    return str(report["backend"]), ""
+
+
+_PLACES: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
+    "kernels": _built_by,
+    "latency_ratio": _timed_on,
+}
+_METRICS = (
+    Metric("accuracy", True, lambda report: (report["accuracy"] or {}).get("quantized")),
+    Metric("agreement", True, lambda report: (report["accuracy"] or {}).get("agreement")),
+    Metric("int8_coverage", True, lambda report: report["fusion"]["int8_coverage"]),
+    Metric("kernels", False, lambda report: report["fusion"]["kernels"]),
+    Metric("latency_ratio", False, _latency_ratio),
+)

@@ -1,0 +1,1 @@
+"""One page and one JSON file of what a run found."""

@@ -1,0 +1,213 @@
+"""Geometry of the report's charts: lengths in percent of the plot, for SVG without a viewBox.
+
+Percentages let a chart follow the width of the page while its text keeps its size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple, TypeGuard
+
+from reptrt.engines.report_schema import BlockLoss, LayerSnr
+from reptrt.pipeline.report.axes import log_axis
+
+_SNR_STEP = 10.0  # dB between grid lines
+_MAX_GRID_LINES = 7
+_COLUMN_FILL = 0.8  # of the width a column has
+
+
+class Bar(NamedTuple):
+    """One horizontal bar; `width` in percent of the plot, `y` in pixels."""
+
+    series: str
+    label: str
+    width: float
+    y: int
+
+
+class BarGroup(NamedTuple):
+    """Bars that are compared with each other, under one label; `y` is its middle in pixels."""
+
+    label: str
+    y: float
+    bars: list[Bar]
+
+
+class BarChart(NamedTuple):
+    """Grouped horizontal bars; `height` in pixels."""
+
+    groups: list[BarGroup]
+    height: int
+
+
+class Column(NamedTuple):
+    """One layer of the strip; `x`, `y`, `width`, `height` in percent of the plot."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    kind: str
+    layer: LayerSnr
+
+
+class GridLine(NamedTuple):
+    """One horizontal line at `y` percent from the top, which stands for `value`."""
+
+    y: float
+    value: float
+
+
+class Strip(NamedTuple):
+    """SNR of every layer in graph order."""
+
+    columns: list[Column]
+    grid: list[GridLine]
+
+
+class Fall(NamedTuple):
+    """From one block's loss before to that after; all but `kind` and `block` in percent."""
+
+    x: float
+    width: float
+    before: float
+    after: float
+    kind: str
+    block: BlockLoss
+
+
+class StageMark(NamedTuple):
+    """Where the blocks of a stage begin, in percent from the left."""
+
+    x: float
+    stage: int
+
+
+class LossChart(NamedTuple):
+    """Losses of every block in order, on a logarithmic axis."""
+
+    falls: list[Fall]
+    stages: list[StageMark]
+    grid: list[GridLine]
+
+
+def bar_chart(
+    groups: Sequence[tuple[str, Sequence[tuple[str, float | None, str]]]],
+    maximum: float | None = None,
+    bar: int = 18,
+    gap: int = 16,
+) -> BarChart:
+    """Lay out groups of (series, value, label) bars from zero.
+
+    Args:
+        groups: (label, bars) from the top down; a value that is no finite number has no bar.
+        maximum: The value that fills the plot; by default the largest of all.
+        bar: Height of a bar in pixels, 3 of them left free below it.
+        gap: Pixels between groups.
+    """
+    values = [value for _, bars in groups for _, value, _ in bars if is_finite(value)]
+    full = maximum or max((value for value in values if value > 0), default=1.0)
+    placed, y = [], 0
+    for label, bars in groups:
+        top = y
+        row = []
+        for series, value, text in bars:
+            width = 100 * value / full if is_finite(value) else 0.0
+            row.append(Bar(series, text, round(min(max(width, 0.0), 100.0), 3), y))
+            y += bar + 3
+        placed.append(BarGroup(label, (top + y - 3) / 2, row))
+        y += gap
+    return BarChart(placed, max(y - gap, bar))
+
+
+def worst_layers(layers: Sequence[LayerSnr], count: int) -> list[LayerSnr]:
+    """Return the `count` layers of lowest SNR, worst first; layers without one are left out."""
+    known = [layer for layer in layers if _is_number(layer.get("snr_db"))]
+    return sorted(known, key=lambda layer: layer.get("snr_db") or 0.0)[:count]
+
+
+def snr_strip(layers: Sequence[LayerSnr], worst: Sequence[LayerSnr]) -> Strip | None:
+    """Draw one column per layer, marking the `worst`; None where no SNR is finite.
+
+    An exact layer (infinite SNR) fills the plot; one that is unknown leaves its place empty.
+    """
+    values = [value for layer in layers if is_finite(value := layer.get("snr_db"))]
+    if not values:
+        return None
+    low = min(0.0, math.floor(min(values) / _SNR_STEP) * _SNR_STEP)
+    high = max(_SNR_STEP, math.ceil(max(values) / _SNR_STEP) * _SNR_STEP)
+    slot = 100 / len(layers)
+    marked = {id(layer) for layer in worst}
+    columns = [
+        _column(layer, index * slot, slot * _COLUMN_FILL, (low, high), id(layer) in marked)
+        for index, layer in enumerate(layers)
+        if _is_number(layer.get("snr_db"))
+    ]
+    return Strip(columns, _grid(low, high))
+
+
+def loss_chart(blocks: Sequence[BlockLoss]) -> LossChart | None:
+    """Draw what each block lost before and after it was learned; None where nothing can be drawn.
+
+    On the logarithmic axis equal lengths are equal shares. A block whose losses are not both
+    positive leaves its place empty.
+    """
+    drawn = [(index, block) for index, block in enumerate(blocks) if _has_losses(block)]
+    if not drawn:
+        return None
+    axis = log_axis([loss for _, block in drawn for loss in _losses(block)])
+    slot = 100 / len(blocks)
+    falls = []
+    for index, block in drawn:
+        before, after = (100 - axis.place(loss) for loss in _losses(block))
+        kind = "worst" if after < before else "quantized"
+        place = (round(index * slot, 4), round(slot * _COLUMN_FILL, 4))
+        falls.append(Fall(*place, round(before, 3), round(after, 3), kind, block))
+    stages = [
+        StageMark(round(next(members)[0] * slot, 4), stage)
+        for stage, members in groupby(enumerate(blocks), key=lambda pair: pair[1]["stage"])
+    ]
+    return LossChart(
+        falls, stages, [GridLine(round(100 - axis.place(tick), 3), tick) for tick in axis.ticks]
+    )
+
+
+def _losses(block: BlockLoss) -> tuple[float, float]:
+    return block["before"] or 0.0, block["after"] or 0.0
+
+
+def _has_losses(block: BlockLoss) -> bool:
+    return all(is_finite(loss) and loss > 0 for loss in (block["before"], block["after"]))
+
+
+def _column(
+    layer: LayerSnr, x: float, width: float, limits: tuple[float, float], marked: bool
+) -> Column:
+    low, high = limits
+    value = min(max(layer.get("snr_db") or 0.0, low), high)
+    top, bottom = (100 * (high - edge) / (high - low) for edge in (max(value, 0), min(value, 0)))
+    kind = "worst" if marked else "other"
+    if layer.get("snr_db") == math.inf:
+        kind = "exact"
+    return Column(
+        round(x, 4), round(top, 3), round(width, 4), round(max(bottom - top, 0.5), 3), kind, layer
+    )
+
+
+def _grid(low: float, high: float) -> list[GridLine]:
+    steps = round((high - low) / _SNR_STEP)
+    stride = _SNR_STEP * math.ceil(steps / _MAX_GRID_LINES)
+    first = math.ceil(low / stride)
+    lines = [index * stride for index in range(first, math.floor(high / stride) + 1)]
+    return [GridLine(round(100 * (high - value) / (high - low), 3), value) for value in lines]
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and not math.isnan(value)
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Say whether `value` can be drawn to scale: neither None, NaN nor infinite."""
+    return value is not None and math.isfinite(value)

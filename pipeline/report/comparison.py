@@ -1,0 +1,75 @@
+"""One model through several calibrators, as one self-contained HTML page: a table and a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reptrt.engines.report_schema import ComparisonRow, Report
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.report import number_format, summary
+from reptrt.pipeline.report.charts import is_finite
+from reptrt.pipeline.report.page import write_page
+from reptrt.pipeline.report.scatter_chart import Sample, ScatterChart, scatter_chart
+
+_SHORTEST = 0.01
+"""Seconds; a logarithmic axis has no zero."""
+
+
+def write_comparison(
+    rows: Sequence[ComparisonRow], recipe: Recipe, command: str, path: Path
+) -> None:
+    """Write `rows` as one HTML file without scripts or external references.
+
+    Args:
+        rows: One per calibrator, in the order of the table.
+        recipe: What they share.
+        command: What the user typed.
+        path: The file to write.
+    """
+    bits = Report(weight_bits=recipe.weight_bits, activation_bits=recipe.activation_bits)
+    accuracies = [row["accuracy"] for row in rows if row["accuracy"]]
+    accuracy = accuracies[0] if accuracies else None
+    view = {
+        "model": recipe.model,
+        "seed": recipe.seed,
+        "precision": summary.precision_name(bits),
+        "metric": summary.metric_name(accuracy.get("metric") or "accuracy") if accuracy else None,
+        "sample_note": summary.sample_note(accuracy),
+        "chart": _chart(rows),
+        "rows": [_cells(row) for row in rows],
+        "command": command,
+    }
+    write_page("comparison.html.j2", view, path)
+
+
+def _cells(row: ComparisonRow) -> dict[str, str]:
+    """Everything that the table shows of one calibrator."""
+    accuracy, memory = row["accuracy"] or {}, row["peak_rss_mb"]
+    return {
+        "calibrator": summary.calibrator_name(row),
+        "images": number_format.number(row["num_samples"], 0),
+        "fp32": number_format.percent(accuracy.get("fp32")),
+        "quantized": number_format.percent(accuracy.get("quantized")),
+        "drop": number_format.number(accuracy.get("drop"), 2),
+        "agreement": number_format.percent(accuracy.get("agreement")),
+        "snr": number_format.decibel(summary.worst_snr(row["numerics"])),
+        "seconds": number_format.duration(row["seconds"]),
+        "memory": number_format.file_size(None if memory is None else memory * 1e6),
+    }
+
+
+def _chart(rows: Sequence[ComparisonRow]) -> ScatterChart | None:
+    """Accuracy over seconds; where none was measured, SNR of the worst output."""
+    measured = any(row["accuracy"] for row in rows)
+    write = number_format.percent if measured else number_format.decibel
+    samples, levels = [], []
+    for row in rows:
+        accuracy, seconds = row["accuracy"] or {}, row["seconds"]
+        level = accuracy.get("quantized") if measured else summary.worst_snr(row["numerics"])
+        levels.append(accuracy.get("fp32"))
+        if is_finite(level) and is_finite(seconds):
+            name = summary.calibrator_name(row)
+            samples.append(Sample(max(seconds, _SHORTEST), level, name, write(level)))
+    reference = next((level for level in levels if is_finite(level)), None)
+    return scatter_chart(samples, reference) if samples else None

@@ -1,0 +1,105 @@
+"""Which images a detector's report shows, and what FP32 and INT8 found in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from reptrt.engines.outputs.detection import Detections
+from reptrt.engines.report_schema import Picture
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
+from reptrt.models.card import ModelCard
+from reptrt.pipeline.data.datasets import DetectionSet
+from reptrt.pipeline.data.preprocess import read_image
+from reptrt.pipeline.report.draw_boxes import DrawnBox, draw_boxes
+from reptrt.pipeline.validation.evaluate import detect_batch
+from reptrt.pipeline.validation.shown_boxes import ShownBoxes, shown_boxes
+from reptrt.pipeline.validation.validate import Trial, quantized_runner
+
+NUM_PICTURES = 6
+
+
+def draw_pictures(
+    trial: Trial,
+    card: ModelCard,
+    evaluation: DetectionSet,
+    tallies: Sequence[tuple[int, int]],
+) -> list[Picture]:
+    """Boxes of FP32 and of INT8 on some images of `evaluation`.
+
+    Args:
+        trial: what was validated; of an end-to-end engine, INT8's boxes are its own.
+        card: contract of the network.
+        evaluation: labelled images.
+        tallies: how many boxes are shown in each of them, and how many only one model has.
+    """
+    fp32 = OnnxRuntimeRunner(trial.workspace.fp32_onnx, name="FP32")
+    with fp32, quantized_runner(trial) as quantized:
+        return [
+            _picture(_one(evaluation, index), (fp32, quantized), trial, card)
+            for index in choose_images(tallies)
+        ]
+
+
+def choose_images(tallies: Sequence[tuple[int, int]]) -> list[int]:
+    """Indices of the images to show; images without boxes never are.
+
+    Up to half of them have the most boxes that only one model has. The others have as many of those as
+    most images have, and as many boxes.
+    """
+    images = [index for index, (boxes, _) in enumerate(tallies) if boxes]
+    if not images:
+        return []
+    usual = np.median([tallies[index] for index in images], axis=0)
+    different = sorted(
+        (index for index in images if tallies[index][1]), key=lambda i: -tallies[i][1]
+    )
+    chosen = different[: NUM_PICTURES // 2]
+    rest = sorted(
+        (index for index in images if index not in chosen),
+        key=lambda i: (abs(tallies[i][1] - usual[1]), abs(tallies[i][0] - usual[0])),
+    )
+    return chosen + rest[: NUM_PICTURES - len(chosen)]
+
+
+def _one(evaluation: DetectionSet, index: int) -> DetectionSet:
+    """The image at `index` alone."""
+    part = slice(index, index + 1)
+    return replace(
+        evaluation,
+        files=evaluation.files[part],
+        annotations=evaluation.annotations[part],
+        sizes=evaluation.sizes[part],
+    )
+
+
+def _picture(
+    one: DetectionSet, runners: tuple[Runner, Runner], trial: Trial, card: ModelCard
+) -> Picture:
+    fp32, quantized = shown_boxes(*(_detect(runner, one, trial, card) for runner in runners))
+    names = card.classes or one.class_names
+    image = np.asarray(read_image(one.files[0]))
+    lonely = int(fp32.is_lonely.sum() + quantized.is_lonely.sum())
+    boxes = "1 box" if lonely == 1 else f"{lonely} boxes"
+    return Picture(
+        title=one.files[0].name,
+        note=f"{boxes} in one of the two only" if lonely else "the same boxes",
+        fp32_png=draw_boxes(image, _drawn(fp32), names),
+        quantized_png=draw_boxes(image, _drawn(quantized), names),
+    )
+
+
+def _detect(runner: Runner, one: DetectionSet, trial: Trial, card: ModelCard) -> Detections:
+    (batch,) = one.batches(1)
+    return detect_batch(runner, card, batch, trial.batch_size)[0]
+
+
+def _drawn(shown: ShownBoxes) -> list[DrawnBox]:
+    found = shown.boxes
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    return [
+        DrawnBox((x1, y1, x2, y2), score, label, is_lonely=bool(lonely))
+        for ((x1, y1, x2, y2), score, label), lonely in zip(rows, shown.is_lonely, strict=True)
+    ]

@@ -1,0 +1,98 @@
+"""Which model to deploy: INT8 only where it is faster than float and as accurate as was asked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from reptrt.engines.report_schema import Deploy, Latency, Percentiles, Report
+from reptrt.pipeline.report.number_format import milliseconds, number, ratio
+from reptrt.pipeline.report.summary import metric_name, precision_name
+
+MIN_SPEEDUP = 1.02
+"""A smaller gain may be noise: the guard that NVIDIA/Model-Optimizer#2318 has too."""
+
+
+class Deployment(NamedTuple):
+    """What to deploy and why; None where that was not measured, or where neither can be."""
+
+    deploy: Deploy | None
+    reason: str
+
+
+class _Race(NamedTuple):
+    """Median latencies in milliseconds of the quantized model and of the float one it has to beat."""
+
+    rival: Deploy
+    rival_ms: float
+    quantized_ms: float
+
+    @property
+    def is_won(self) -> bool:
+        return self.rival_ms >= MIN_SPEEDUP * self.quantized_ms
+
+
+def choose_deployment(report: Report) -> Deployment:
+    """Judge by the report's accuracy, gate, latencies and FP16's outputs.
+
+    On a GPU the rival is the FP16 engine, and the copies to and from the GPU are left out; for the
+    target `cpu` it is FP32 in ONNX Runtime.
+    """
+    precision, race, loss = precision_name(report), _race(report), _loss(report)
+    if race is None:
+        return Deployment(
+            None, f"{precision} was not compared with FP16, since no GPU here runs the engine"
+        )
+    speed = f"{precision} {_speed(race)}"
+    failed = (report.get("gate") or {}).get("passed") is False
+    if race.rival == "fp16" and _overflows(report):
+        reason = f"FP16 overflows; {speed}, and {loss}"
+        return Deployment(None if failed else "int8", reason)
+    if failed:
+        limit = number((report.get("gate") or {}).get("max_drop"), 2)
+        return Deployment(race.rival, f"{precision} {loss}, and the limit is {limit}")
+    return (
+        Deployment("int8", f"{speed}, and {loss}") if race.is_won else Deployment(race.rival, speed)
+    )
+
+
+def _race(report: Report) -> _Race | None:
+    latency: Latency = report.get("latency_ms") or {}
+    alone = latency.get("device_only")
+    if alone:
+        return _medians("fp16", alone.get("fp16"), alone.get("quantized"))
+    if (report.get("backend") or "").startswith("onnxruntime"):
+        return _medians("fp32", latency.get("fp32"), latency.get("quantized"))
+    return None
+
+
+def _medians(
+    name: Deploy, rival: Percentiles | None, quantized: Percentiles | None
+) -> _Race | None:
+    rival_ms, quantized_ms = (rival or {}).get("p50"), (quantized or {}).get("p50")
+    if rival_ms is None or quantized_ms is None:
+        return None
+    return _Race(name, rival_ms, quantized_ms)
+
+
+def _overflows(report: Report) -> bool:
+    numerics = (report.get("fp16_numerics") or {}).values()
+    return any(output.get("cosine") is None for output in numerics)
+
+
+def _speed(race: _Race) -> str:
+    times = f"{milliseconds(race.quantized_ms)} against {milliseconds(race.rival_ms)}"
+    factor = ratio(race.rival_ms, race.quantized_ms, "faster", "slower")
+    is_close = 1 / MIN_SPEEDUP < race.rival_ms / race.quantized_ms < MIN_SPEEDUP
+    how = "not faster" if is_close else factor
+    return f"is {how} than {race.rival.upper()} ({times})"
+
+
+def _loss(report: Report) -> str:
+    accuracy = report.get("accuracy") or {}
+    drop = accuracy.get("drop")
+    if drop is None:
+        return "its accuracy was not measured"
+    metric = metric_name(accuracy.get("metric") or "accuracy")
+    if round(drop, 2) <= 0:
+        return f"loses no {metric}"
+    return f"loses {number(drop, 2)} points of {metric}"

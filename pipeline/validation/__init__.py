@@ -1,0 +1,1 @@
+"""Whether INT8 is as good as FP32, and how fast."""

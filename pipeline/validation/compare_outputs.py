@@ -1,0 +1,171 @@
+"""How far the quantized network's outputs are from the float one's: at the end, and layer by layer."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc, SnrCompareFunc
+from polygraphy.logger import G_LOGGER
+
+from reptrt.engines.inspection.qdq_graph import read_weighted_layers
+from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner
+
+Feeds = Sequence[Mapping[str, NDArray[Any]]]
+Numerics = dict[str, dict[str, float | None]]
+"""Output -> `snr_db` and `cosine`, None where they are not finite."""
+
+
+def compare_outputs(
+    runners: Sequence[Any], pairs: Sequence[tuple[int, int]], feeds: Feeds
+) -> list[Numerics]:
+    """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
+
+    Args:
+        runners: Polygraphy runners with names of their own; each runs once.
+        pairs: places in `runners` of a reference and of what is compared with it.
+        feeds: inputs by name.
+    """
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        results = Comparator.run(list(runners), data_loader=list(feeds))
+        snr, cosine = Comparator.compare_accuracy(
+            results,
+            comparisons=list(pairs),
+            compare_func=[SnrCompareFunc(), CosineSimilarityCompareFunc()],
+            check_average=True,
+        )
+    names = list(results.keys())
+    found = []
+    for pair in [(names[reference], names[test]) for reference, test in pairs]:
+        snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
+        found.append(
+            {
+                name: {
+                    "snr_db": _finite(snr_of[name].snr),
+                    "cosine": _finite(cosine_of[name].cosine_similarity),
+                }
+                for name in snr_of
+            }
+        )
+    return found
+
+
+def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[str, Any]]:
+    """SNR in dB of every weighted layer's output, in graph order: which layers lose most.
+
+    Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
+    bias and before their ReLU. Graph optimizations are off, so that every layer exists.
+    """
+    reference, test = _read_layers(fp32_onnx), _read_layers(qdq_onnx)
+    layers = [name for name in reference if name in test]
+    noise = {name: SignalNoise() for name in layers}
+    with tempfile.TemporaryDirectory() as folder:
+        runners = [
+            OnnxRuntimeRunner(
+                _mark_outputs(path, [found[name].output for name in layers], Path(folder)),
+                optimize=False,
+            )
+            for path, found in ((fp32_onnx, reference), (qdq_onnx, test))
+        ]
+        with runners[0] as float_runner, runners[1] as quantized_runner:
+            for feed in feeds:
+                expected, actual = float_runner.infer(feed), quantized_runner.infer(feed)
+                for name in layers:
+                    shift = np.float32(_shift(reference[name], test[name]))
+                    layer = expected[reference[name].output]
+                    quantized = actual[test[name].output].astype(np.float32).reshape(layer.shape)
+                    noise[name].update(layer, quantized + shift)
+    return [
+        {"layer": name, "op": reference[name].op, "snr_db": _finite(noise[name].snr_db)}
+        for name in layers
+    ]
+
+
+class _Layer(NamedTuple):
+    """A weighted layer, the tensor that it makes, and the operators that read it."""
+
+    op: str
+    output: str
+    readers: list[str]
+    scale: float
+    """Of the QuantizeLinear that alone reads the output; 0 where others do."""
+
+
+def _shift(reference: _Layer, test: _Layer) -> float:
+    """128 s, which a layer's output is too small by where INT8 saturation does its ReLU's work.
+
+    `reptrt.pipeline.export.shift_biases` makes such layers. One is known by its ReLU: the float model has it, the
+    Q/DQ model quantizes the layer's output as it is.
+    """
+    return 128 * test.scale if reference.readers == ["Relu"] else 0.0
+
+
+def _read_layers(path: Path) -> dict[str, _Layer]:
+    names = {layer.name for layer in read_weighted_layers(path)}
+    graph = onnx.load(path).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    readers = _readers(graph)
+    layers = {}
+    for node in graph.node:
+        if node.name not in names:
+            continue
+        output = _with_bias(node, readers, constants)
+        found = readers.get(output, [])
+        kinds = [reader.op_type for reader in found]
+        scale = 0.0
+        if kinds == ["QuantizeLinear"]:
+            scale = float(numpy_helper.to_array(constants[found[0].input[1]]))
+        layers[node.name] = _Layer(node.op_type, output, kinds, scale)
+    return layers
+
+
+def _with_bias(
+    node: onnx.NodeProto,
+    readers: Mapping[str, list[onnx.NodeProto]],
+    constants: Mapping[str, onnx.TensorProto],
+) -> str:
+    """The tensor behind the Add that gives a MatMul its bias; else what `node` makes.
+
+    What a reparameterization takes off the product it puts into the bias.
+    """
+    tensor = node.output[0]
+    while node.op_type == "MatMul" and len(found := readers.get(tensor, [])) == 1:
+        if found[0].op_type == "Add" and any(name in constants for name in found[0].input):
+            return str(found[0].output[0])
+        if found[0].op_type != "Reshape":
+            break
+        tensor = found[0].output[0]
+    return str(node.output[0])
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Tensor -> nodes that read it, directly or through Casts."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in reversed(graph.node):  # what reads a Cast is known before the Cast
+        found = readers.get(node.output[0], []) if node.op_type == "Cast" else [node]
+        for name in node.input:
+            readers.setdefault(name, []).extend(found)
+    return readers
+
+
+def _mark_outputs(path: Path, tensors: Sequence[str], folder: Path) -> Path:
+    model = onnx.load(path)
+    present = {output.name for output in model.graph.output}
+    for value in dict.fromkeys(tensors):
+        if value not in present:
+            model.graph.output.append(onnx.ValueInfoProto(name=value))
+    marked = folder / path.name
+    onnx.save(model, marked)
+    return marked
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 4) if math.isfinite(value) else None

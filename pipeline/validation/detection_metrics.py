@@ -1,0 +1,123 @@
+"""How well boxes are found: COCO's mean average precision."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+
+from reptrt.engines.outputs.detection import Detections, FloatArray, boxes_to_image, detect
+from reptrt.pipeline.data.batches import Batch
+from reptrt.pipeline.data.coco import Annotations
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MeanAveragePrecision:
+    """Averages over the annotated classes, in percent.
+
+    Attributes:
+        map_50_95: Over the IoU thresholds 0.50, 0.55 .. 0.95.
+        map_50: At IoU 0.50.
+    """
+
+    map_50_95: float
+    map_50: float
+
+
+class CocoAccuracy:
+    """Mean average precision as pycocotools measures it: all areas, the 100 best boxes per image.
+
+    Args:
+        annotations: Of each image of the set.
+        num_classes: Of the model.
+    """
+
+    def __init__(self, annotations: Sequence[Annotations], num_classes: int) -> None:
+        self._annotations = annotations
+        self._num_classes = num_classes
+        self._found: dict[int, Detections] = {}
+
+    def update(self, indices: Sequence[int], detections: Sequence[Detections]) -> None:
+        """Add the detections, in image pixels, of the images at `indices` of the set."""
+        for index, found in zip(indices, detections, strict=True):
+            self._found[int(index)] = found
+
+    @property
+    def num_images(self) -> int:
+        """How many images were added; only these are evaluated."""
+        return len(self._found)
+
+    def compute(self) -> MeanAveragePrecision:
+        """Evaluate what was added; 0 where none of these images is annotated."""
+        images: list[Mapping[str, object]] = [{"id": index} for index in sorted(self._found)]
+        categories = [{"id": label} for label in range(self._num_classes)]
+        truth = COCO(
+            {"images": images, "categories": categories, "annotations": self._truth()},
+            print_function=logger.debug,
+        )
+        evaluator = COCOeval_faster(
+            truth, truth.loadRes(self._results()), iouType="bbox", print_function=logger.debug
+        )
+        evaluator.evaluate()
+        evaluator.accumulate()
+        # [IoU thresholds, recalls, classes, areas (first: all), boxes per image (last: 100)]
+        precision = np.asarray(evaluator.eval["precision"], dtype=np.float64)[:, :, :, 0, -1]
+        return MeanAveragePrecision(_mean_percent(precision), _mean_percent(precision[0]))
+
+    def _truth(self) -> list[Mapping[str, object]]:
+        records: list[Mapping[str, object]] = []
+        for index in sorted(self._found):
+            objects = self._annotations[index]
+            for row, box in enumerate(_as_xywh(objects.boxes)):
+                records.append(
+                    {
+                        "id": len(records) + 1,
+                        "image_id": index,
+                        "category_id": int(objects.labels[row]),
+                        "bbox": box,
+                        "area": float(objects.areas[row]),
+                        "iscrowd": int(objects.crowd[row]),
+                    }
+                )
+        return records
+
+    def _results(self) -> list[Mapping[str, object]]:
+        return [
+            {"image_id": index, "category_id": int(label), "bbox": box, "score": float(score)}
+            for index, found in sorted(self._found.items())
+            for box, label, score in zip(
+                _as_xywh(found.boxes.astype(np.float64)), found.labels, found.scores, strict=True
+            )
+        ]
+
+
+def detect_in_images(
+    outputs: Sequence[FloatArray], strides: Sequence[int], batch: Batch
+) -> list[Detections]:
+    """Turn the network's maps of a letterboxed batch into boxes in pixels of each image."""
+    return boxes_in_images(detect(outputs, strides), batch)
+
+
+def boxes_in_images(found: Sequence[Detections], batch: Batch) -> list[Detections]:
+    """Move the boxes of a letterboxed batch from the canvas to pixels of each image."""
+    places = zip(found, batch.letterboxes, batch.image_sizes, strict=True)
+    return [
+        Detections(boxes_to_image(one.boxes, placement, size), one.scores, one.labels)
+        for one, placement, size in places
+    ]
+
+
+def _mean_percent(precision: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+    """Average what is defined: -1 stands for a class without annotations."""
+    defined = precision[precision > -1]
+    return 100.0 * float(defined.mean()) if defined.size else 0.0
+
+
+def _as_xywh(boxes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[list[float]]:
+    sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
+    return [[float(number) for number in box] for box in sides]

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from reptrt.calibrators.registry import list_calibrators
+from reptrt.engines.target import TARGETS
+from reptrt.models.registry import list_models
+from reptrt.pipeline.cli.options import RECIPE_OPTIONS
+from reptrt.pipeline.recipe import Recipe
+from tests.command_line import Outcome, TinyProject, reptrt
+
+COMMANDS = (
+    "engine", "calibrate", "export", "build", "validate", "report", "compare", "bench", "lint", "models",
+    "calibrators", "targets", "doctor",
+)  # fmt: skip
+
+
+def engine(tiny: TinyProject, workspace: Path, *more: object) -> Outcome:
+    """A whole run whose stages are all fresh."""
+    return reptrt("engine", *tiny.options, "--eval", tiny.photos, "--workspace", workspace, *more)
+
+
+def missing(outcome: Outcome, names: Sequence[str]) -> list[str]:
+    """Those of `names` that begin no line of a table."""
+    assert outcome.code == 0
+    first = {line.split(" ", 1)[0] for line in outcome.out.splitlines()}
+    return [name for name in names if name not in first]
+
+
+def test_help_lists_every_command() -> None:
+    outcome = reptrt("--help")
+    assert outcome.code == 0
+    assert [name for name in COMMANDS if f"\n  {name} " not in outcome.out] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    outcome = reptrt(command, "-h")
+    assert outcome.code == 0
+    usage, _, text = outcome.out.partition("\n")
+    assert f"reptrt {command} " in usage
+    assert text.strip().partition("\n\n")[0].endswith(".")
+
+
+def test_help_answers_without_loading_torch() -> None:
+    check = "import sys; from reptrt.pipeline.cli.main import cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_every_field_of_a_recipe_that_is_one_value_has_an_option() -> None:
+    options = {flag.removeprefix("--").replace("-", "_") for flag, _, _ in RECIPE_OPTIONS}
+    fields = {"eval" if name == "evaluation" else name for name in Recipe.model_fields}
+    assert fields - options == {"model", "keep_float"}
+    assert options - fields == set()
+
+
+def test_the_model_is_required_and_a_wrong_command_refused() -> None:
+    for arguments in (["engine"], ["egnine"], ["bench"]):
+        outcome = reptrt(*arguments)
+        assert outcome.code == 2
+        assert outcome.complaints[-1].startswith("Error: ")
+
+
+def test_models_lists_the_zoo() -> None:
+    assert missing(reptrt("models"), [spec.name for spec in list_models()]) == []
+
+
+def test_calibrators_are_listed_with_what_they_do() -> None:
+    outcome = reptrt("calibrators")
+    assert missing(outcome, list(list_calibrators())) == []
+    assert "no clipping" in outcome.out
+
+
+def test_targets_are_listed() -> None:
+    assert missing(reptrt("targets"), list(TARGETS)) == []
+
+
+def test_doctor_says_what_is_installed_and_what_auto_means() -> None:
+    outcome = reptrt("doctor")
+    assert outcome.code == 0
+    for fact in ("torch ", "onnxruntime ", "processor ", "GPU ", "--target auto "):
+        assert f"\n{fact}" in outcome.out
+
+
+def test_the_table_shows_accuracy_and_where_the_page_is(tiny: TinyProject, workspace: Path) -> None:
+    outcome = engine(tiny, workspace)
+    assert outcome.code == 0
+    assert "tiny_models:build · minmax · INT8 · tensorrt-rtx" in outcome.out
+    assert outcome.out.rstrip().endswith(str(tiny.files_of(workspace) / "report.html"))
+
+
+def test_json_is_all_that_reaches_stdout_even_from_native_code(
+    tiny: TinyProject, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome = reptrt("engine", *tiny.options, "--json", "--workspace", tmp_path)
+    assert outcome.code == 0
+    assert outcome.out == (tiny.files_of(tmp_path) / "report.json").read_text()
+    assert json.loads(outcome.out)["model"] == "tiny_models:build"
+    assert outcome.complaints == []
+    assert capfd.readouterr() == ("", "")  # what bypasses sys.stdout and sys.stderr
+
+
+@pytest.mark.parametrize(("margin", "code"), [(0.0, 0), (-0.01, 1)])
+def test_the_gate_decides_the_exit_code(
+    tiny: TinyProject, workspace: Path, margin: float, code: int
+) -> None:
+    measured = json.loads((tiny.files_of(workspace) / "report.json").read_text())["accuracy"]
+    outcome = engine(tiny, workspace, "--max-drop", measured["drop"] + margin)
+    assert outcome.code == code
+    report = json.loads((tiny.files_of(workspace) / "report.json").read_text())
+    assert report["gate"]["passed"] is (code == 0)
+    assert ("Gate passed" if code == 0 else "Gate failed") in outcome.out
+
+
+def test_a_gate_that_cannot_be_measured_is_failed(tiny: TinyProject, workspace: Path) -> None:
+    options = [*tiny.options, "--workspace", workspace, "--max-drop", 5, "--json"]
+    outcome = reptrt("engine", *options)
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["gate"] == {"max_drop": 5.0, "passed": False}
+
+
+def test_report_alone_shows_the_same_table(tiny: TinyProject, workspace: Path) -> None:
+    shown = reptrt("report", *tiny.options, "--eval", tiny.photos, "--workspace", workspace)
+    assert shown.code == 0
+    assert shown.out == engine(tiny, workspace).out
+
+
+def test_compare_makes_one_row_per_calibrator_and_reuses_what_is_there(
+    tiny: TinyProject, workspace: Path
+) -> None:
+    before = (tiny.files_of(workspace) / "scales.json").stat().st_mtime_ns
+    options = [*tiny.options, "--eval", tiny.photos, "--workspace", workspace]
+    outcome = reptrt("compare", *options, "--calibrators", "minmax, mae")
+    assert outcome.code == 0
+    assert [line.split()[0] for line in outcome.out.splitlines()[1:]] == ["minmax", "mae"]
+    table = json.loads((workspace / "tiny_models-build" / "compare-w8a8.json").read_text())
+    assert [row["calibrator"] for row in table["rows"]] == ["minmax", "mae"]
+    assert all(row["accuracy"]["num_images"] == 8 for row in table["rows"])
+    assert (tiny.files_of(workspace) / "scales.json").stat().st_mtime_ns == before
+    assert (tiny.files_of(workspace, "mae-w8a8") / "model.trt.onnx").exists()
+
+
+def test_compare_checks_every_name_before_it_starts(tiny: TinyProject, tmp_path: Path) -> None:
+    options = [*tiny.options, "--workspace", tmp_path / "build"]
+    outcome = reptrt("compare", *options, "--calibrators", "mse,mea")
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert line.startswith("reptrt: calibrator 'mea' is unknown: choose from auto, minmax, ")
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize("size", ["24", "24x24"])
+def test_an_image_size_is_one_number_or_two(tiny: TinyProject, tmp_path: Path, size: str) -> None:
+    options = [*tiny.options, "--data", tiny.photos, "--image-size", size]
+    outcome = reptrt("calibrate", *options, "--workspace", tmp_path)
+    assert outcome.code == 0
+    record = json.loads((tiny.files_of(tmp_path) / "scales.json.json").read_text())
+    assert "image_size=(24, 24)" in record["inputs"]["preprocess"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--image-size", "32x32x3"), ("--image-size", "big"), ("--mean", "0.5,0.5"),
+     ("--std", "a"), ("--weight-bits", "1"), ("--seed", "-1"), ("--precision", "int8"),
+     ("--first-last-bits", "9"), ("--reconstruction", "iterations"), ("--reconstruction", "=3"),
+     ("--reconstruction", "loss=l2,"), ("--softmax", "log10")],
+)  # fmt: skip
+def test_a_malformed_option_is_named(tiny: TinyProject, option: str, value: str) -> None:
+    outcome = reptrt("calibrate", tiny.model, option, value)
+    assert outcome.code == 2
+    assert outcome.complaints[-1].startswith(f"Error: Invalid value for '{option}': ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [("--reconstruction", "iteration=3",
+      "unknown key 'reconstruction.iteration'; did you mean 'iterations'?"),
+     ("--reconstruction", "iterations=3, loss=l3", "reconstruction.loss: input should be "),
+     ("--reconstruction", "iterations=few", "reconstruction.iterations: input should be "),
+     ("--max-memory", "much", "max_memory: 'much' is not a size; write 4GiB, 512MiB or ")],
+)  # fmt: skip
+def test_what_only_the_recipe_can_judge_is_named_in_one_line(
+    tiny: TinyProject, tmp_path: Path, option: str, value: str, reason: str
+) -> None:
+    outcome = reptrt("calibrate", *tiny.options, option, value, "--workspace", tmp_path / "build")
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert line.startswith(f"reptrt: {reason}")
+    assert not (tmp_path / "build").exists()

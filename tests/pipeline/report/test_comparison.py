@@ -1,0 +1,73 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from reptrt.engines.report_schema import ComparisonRow
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.report.comparison import write_comparison
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def row(
+    calibrator: str, quantized: float | None, snr_db: float | None, seconds: float = 10.0
+) -> ComparisonRow:
+    accuracy = None if quantized is None else {
+        "metric": "top1", "fp32": 78.86, "quantized": quantized, "drop": 78.86 - quantized,
+        "agreement": 88.0, "num_images": 700,
+    }  # fmt: skip
+    return ComparisonRow(
+        calibrator=calibrator, method=calibrator, num_samples=128, accuracy=accuracy,  # type: ignore[typeddict-item]
+        numerics={"logits": {"snr_db": snr_db}}, seconds=seconds, peak_rss_mb=1200.0,
+    )  # fmt: skip
+
+
+def page(rows: list[ComparisonRow], folder: Path, command: str = "reptrt compare toy") -> str:
+    path = folder / "compare-w8a8.html"
+    write_comparison(rows, Recipe(model="toy"), command, path)
+    assert list(folder.iterdir()) == [path]
+    return path.read_text(encoding="utf-8").replace("\u00a0", " ")
+
+
+def test_the_page_holds_every_number_of_the_table(tmp_path: Path) -> None:
+    rows = [row("mae", 76.0, 11.25, 11.0), row("repapq", 79.0, 18.9, 200.0)]
+    rows[1]["calibrator"] = "auto"
+    text = page(rows, tmp_path)
+    cells = re.findall(r"<t[hd] class=\"(?:name|num|num strong)\"[^>]*>([^<]*)</t[hd]>", text)
+    header = ["Images", "FP32", "INT8", "Drop", "Agreement", "SNR", "Time", "Peak memory"]
+    assert cells[:8] == header
+    assert cells[8:17] == [
+        "mae", "128", "78.86 %", "76.00 %", "2.86", "88.00 %", "11.2 dB", "11.0 s", "1 200 MB",
+    ]  # fmt: skip
+    assert cells[17] == "auto (repapq)"
+    assert cells[20:22] == ["79.00 %", "−0.14"]
+
+
+def test_the_chart_has_one_named_point_per_calibrator_and_fp32(tmp_path: Path) -> None:
+    text = page([row("mae", 76.0, 11.0), row("repapq", 79.0, 18.9, 200.0)], tmp_path)
+    assert text.count("<circle") == 2
+    assert "<title>repapq: 79.00 % after 3 min 20 s</title>" in text
+    assert text.count('class="level"') == 1
+
+
+def test_without_labels_the_chart_shows_the_worst_output(tmp_path: Path) -> None:
+    text = page([row("mae", None, 11.0), row("mse", None, None)], tmp_path)
+    assert "<title>mae: 11.0 dB after 10.0 s</title>" in text
+    assert text.count("<circle") == 1  # an exact output has no place on the axis
+    assert 'class="level"' not in text
+    assert "Agreement" not in text
+
+
+def test_nothing_measured_is_said(tmp_path: Path) -> None:
+    assert "Nothing was measured" in page([row("mae", None, None)], tmp_path)
+
+
+@pytest.mark.parametrize("quantized", [76.0, None])
+def test_the_page_is_self_contained_and_names_stay_text(
+    quantized: float | None, tmp_path: Path
+) -> None:
+    text = page([row(HOSTILE, quantized, 9.0)], tmp_path, command=HOSTILE)
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 4
+    assert not re.search(r"https?://|@import|url\(|\ssrc=|href=", text)

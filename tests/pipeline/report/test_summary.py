@@ -1,0 +1,98 @@
+import math
+
+import pytest
+
+from reptrt.engines.report_schema import BlockLoss, End2End, Report
+from reptrt.pipeline.report.summary import (
+    end2end_note,
+    latency_origin,
+    loss_change,
+    precision_name,
+    reconstruction_note,
+    sample_note,
+    verdict,
+    worst_snr,
+)
+
+
+def report(quantized: float, passed: bool | None = None) -> Report:
+    return Report(
+        weight_bits=8, activation_bits=8, gate={"max_drop": 1.0, "passed": passed},
+        accuracy={"metric": "map_50_95", "fp32": 70.0, "quantized": quantized,
+                  "drop": 70.0 - quantized},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quantized", "passed", "beginning"),
+    [(69.5, True, "INT8 loses 0.50 points of mAP 50–95"),
+     (60.0, False, "INT8 loses 10.00 points of mAP 50–95"),
+     (70.0, True, "INT8 keeps the mAP 50–95 of FP32"),
+     (70.3, True, "INT8 is 0.30 points of mAP 50–95 above FP32")],
+)  # fmt: skip
+def test_the_verdict_names_the_loss(quantized: float, passed: bool, beginning: str) -> None:
+    judged = verdict(report(quantized, passed))
+    assert judged.sentence.startswith(beginning)
+    assert judged.gate == ("passed" if passed else "failed")
+
+
+def test_without_a_judgement_there_is_no_gate() -> None:
+    assert verdict(report(69.0)).gate == "absent"
+    assert verdict(Report(accuracy=None, accuracy_note="no --eval")).sentence == (
+        "Accuracy was not measured: no --eval"
+    )
+
+
+def test_fewer_bits_are_not_called_int8() -> None:
+    assert precision_name(Report(weight_bits=4, activation_bits=8)) == "W4A8"
+
+
+@pytest.mark.parametrize(
+    ("backend", "caveat"),
+    [("onnxruntime 1.22.0", "no oracle for the speed of the TensorRT engine"),
+     ("ONNX Runtime 1.22.0", "no oracle for the speed of the TensorRT engine"),
+     ("tensorrt_rtx 1.7.0", "no oracle for the speed of classic TensorRT"),
+     ("tensorrt 11.1", "Measured with tensorrt 11.1 on X")],
+)  # fmt: skip
+def test_latency_says_what_it_does_not_tell(backend: str, caveat: str) -> None:
+    assert latency_origin(Report(latency_ms={"backend": backend, "device": "X"})).endswith(caveat)
+
+
+def test_few_images_are_named_with_their_grain() -> None:
+    note = sample_note({"metric": "top1", "num_images": 250})
+    assert note == "250 images: one image is 0.40 points"
+    assert sample_note({"metric": "map_50_95", "num_images": 1}) == "1 image"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [(0.08, 0.06, -25), (1.0, 1.5, 50), (0.0, 0.0, None), (None, 1.0, None), (1.0, None, None),
+     (1.0, math.inf, None), (math.nan, 1.0, None)],
+)  # fmt: skip
+def test_the_change_of_a_loss_is_a_share_of_what_it_was(
+    before: float | None, after: float | None, change: float | None
+) -> None:
+    block = BlockLoss(name="b", stage=0, before=before, after=after, seconds=1.0)
+    assert loss_change(block) == (None if change is None else pytest.approx(change))
+
+
+def test_one_block_without_a_change_is_only_counted() -> None:
+    block = BlockLoss(name="b", stage=0, before=0.0, after=0.0, seconds=2.0)
+    assert reconstruction_note([block]).replace("\u00a0", " ") == "1 block in 2.0 s"
+
+
+def test_the_worst_output_is_the_one_of_lowest_snr() -> None:
+    assert worst_snr({"a": {"snr_db": 9.0}, "b": {"snr_db": -2.0}, "c": {"snr_db": None}}) == -2
+    assert worst_snr({"a": {"snr_db": None}}) is None
+
+
+def test_an_engine_with_nms_is_judged_by_its_boxes() -> None:
+    compared = End2End(
+        score_threshold=0.25, iou_threshold=0.65, max_detections=100, identical=18.75,
+        agreement=99.62, num_images=16,
+    )  # fmt: skip
+    assert (
+        end2end_note(compared)
+        .replace("\u00a0", " ")
+        .endswith("equal to NumPy’s in 3 of 16 images, F1 99.62 %")
+    )
