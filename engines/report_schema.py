@@ -199,4 +199,5 @@ class Report(TypedDict, total=False):
     deploy: Deploy | None
     deploy_reason: str
     notes: list[str] | None
+    plan: dict[str, object] | None
     command: str | None

@@ -11,8 +11,8 @@ from reptrt.calibrators.state import read_result
 from reptrt.engines.report_schema import ComparisonRow
 from reptrt.pipeline.report.number_format import MISSING
 from reptrt.pipeline.report.summary import calibrator_name, worst_snr
-from reptrt.pipeline.run import Run
-from reptrt.pipeline.stages import build, calibrate, export, open_labelled, validate
+from reptrt.pipeline.run import Run, open_labelled
+from reptrt.pipeline.stages import build, calibrate, export, validate
 from reptrt.pipeline.validation.validate import engine_can_run
 from reptrt.pipeline.workspace import stage_records
 
@@ -34,8 +34,8 @@ def compare_calibrators(run: Run) -> ComparisonRow:
         "num_samples": found.num_samples,
         "accuracy": results["accuracy"],
         "numerics": results["numerics"],
-        "seconds": record["seconds"],
-        "peak_rss_mb": record["peak_rss_mb"],
+        "seconds": record.seconds,
+        "peak_rss_mb": record.peak_rss_mb,
     }
 
 

@@ -141,7 +141,7 @@ def _run(model: str, folder: Path) -> int:
         (folder / name).unlink(missing_ok=True)
     recipe = str(folder / "recipe.yaml")
     options = ["--recipe", recipe, "--workspace", str(run)]
-    command = [sys.executable, "-m", "pipeline", "engine", model, *options]
+    command = [sys.executable, "-m", "reptrt", "engine", model, *options]
     code = subprocess.run(command, check=False).returncode
     for name in _KEPT:
         for made in run.rglob(name):

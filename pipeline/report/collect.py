@@ -9,7 +9,7 @@ from reptrt.calibrators.state import read_result
 from reptrt.engines.report_schema import Report
 from reptrt.models.spec import Task
 from reptrt.pipeline.model_card import read_card
-from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.workspace import (
     Workspace,
@@ -25,9 +25,7 @@ FUSION_KEYS = (
 )
 
 
-def collect_report(
-    workspace: Workspace, recipe: Recipe, precision: str, target: str, command: str
-) -> dict[str, Any]:
+def collect_report(workspace: Workspace, plan: Plan, command: str) -> dict[str, Any]:
     """Content of report.json; `reptrt.engines.report_schema.Report` documents keys and units."""
     validation = read_artifact(workspace.validation, "validate")
     fusion = read_artifact(workspace.fusion, "build")
@@ -35,16 +33,16 @@ def collect_report(
     card = read_card(require(workspace.trt_onnx, "export"))
     records = stage_records(workspace)
     content = {
-        "model": recipe.model,
+        "model": plan.model,
         "calibrator": calibration.method,
-        "weight_bits": recipe.weight_bits,
-        "activation_bits": recipe.activation_bits,
-        "precision": precision,
-        "softmax": recipe.softmax,
-        "target": target,
+        "weight_bits": plan.weight_bits,
+        "activation_bits": plan.activation_bits,
+        "precision": plan.precision,
+        "softmax": plan.softmax,
+        "target": plan.target,
         "backend": fusion["backend"],
         "num_samples": calibration.num_samples,
-        "seed": recipe.seed,
+        "seed": plan.seed,
         "accuracy": validation["accuracy"],
         "accuracy_note": _accuracy_note(validation["accuracy"], card.task),
         "numerics": validation["numerics"],
@@ -60,11 +58,12 @@ def collect_report(
             "trt_onnx": workspace.trt_onnx.stat().st_size,
             "engine": require(workspace.engine, "build").stat().st_size,
         },
-        "seconds": {name: record["seconds"] for name, record in records.items()},
-        "peak_rss_mb": max((record["peak_rss_mb"] for record in records.values()), default=None),
+        "seconds": {name: record.seconds for name, record in records.items()},
+        "peak_rss_mb": max((record.peak_rss_mb for record in records.values()), default=None),
         "versions": installed_versions(),
-        "gate": _gate(validation["accuracy"], recipe.max_drop),
+        "gate": _gate(validation["accuracy"], plan.max_drop),
         "notes": [f"{label}: {text}" for label, text in calibration.notes.items()],
+        "plan": plan.model_dump(mode="json"),
         "command": command,
     }
     deploy, reason = choose_deployment(cast(Report, content))

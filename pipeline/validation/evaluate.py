@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from reptrt.engines.runtime.runners import Runner
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
 from reptrt.pipeline.data.datasets import Batch, ClassificationSet, DetectionSet, EvaluationSet
+from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction, as_predict
 from reptrt.pipeline.validation.classification_metrics import Accuracy, agreement, top_class
 from reptrt.pipeline.validation.detection_metrics import CocoAccuracy, boxes_in_images
 from reptrt.pipeline.validation.shown_boxes import count_boxes
@@ -43,6 +45,8 @@ def evaluate(
     `batch_size` is the fixed batch of the models, None where it is dynamic.
     """
     runners = {"fp32": fp32, "quantized": quantized}
+    if isinstance(evaluation, MetricFunction):
+        return _evaluate_by_function(runners, evaluation, batch_size, progress)
     if isinstance(evaluation, DetectionSet):
         return _evaluate_detector(runners, card, evaluation, batch_size, progress)
     return _evaluate_classifier(runners, card, evaluation, batch_size, progress)
@@ -118,7 +122,7 @@ def _mean_average_precision(
 def _evaluate_classifier(
     runners: dict[str, Runner],
     card: ModelCard,
-    evaluation: ClassificationSet,
+    evaluation: ClassificationSet | LabelledArrays,
     batch_size: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -140,6 +144,30 @@ def _evaluate_classifier(
         "num_images": len(evaluation),
         "extra": {"top5": top5},
     }
+
+
+def _evaluate_by_function(
+    runners: dict[str, Runner],
+    metric: MetricFunction,
+    batch_size: int | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Accuracy in the unit of the user's own metric."""
+    values = {}
+    for done, (key, runner) in enumerate(runners.items(), start=1):
+        values[key] = float(metric.function(as_predict(partial(_infer_any, runner, batch_size))))
+        progress(f"evaluate {metric.name}", done, len(runners))
+    return {**_summary(metric.name, values), "agreement": None, "num_images": None, "extra": None}
+
+
+def _infer_any(runner: Runner, batch_size: int | None, images: FloatArray) -> dict[str, Any]:
+    """Outputs for any number of images, in batches that the model takes."""
+    step = batch_size or BATCH
+    parts = [
+        infer(runner, images[start : start + step], batch_size)
+        for start in range(0, len(images), step)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def pad_batch(images: FloatArray, batch_size: int | None) -> FloatArray:
