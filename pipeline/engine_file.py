@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.build.builder import BuildOptions, build_engine
 from reptrt.engines.inspection.cpu_kernels import read_cpu_kernels
 from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
+from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.surgery import rewrite_for_cpu
 from reptrt.engines.target import Target, load_backend
 
@@ -19,7 +19,7 @@ def write_engine(
     target: Target,
     options: BuildOptions,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FusionReport:
     """Make `engine` of `onnx` and return the content of fusion.json.
 
     Args:
@@ -40,4 +40,4 @@ def write_engine(
     else:
         built = build_engine(onnx, engine, backend, options, progress)
         kernels, version = parse_kernels(built.layers), built.version
-    return {"backend": f"{target.backend} {version}", **fusion_report(kernels, onnx)}
+    return fusion_report(kernels, onnx, f"{target.backend} {version}")

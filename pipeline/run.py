@@ -14,6 +14,7 @@ from reptrt.calibrators.base import Progress
 from reptrt.calibrators.quantized.find_attention import has_attention
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.settings import Reconstruction
+from reptrt.engines.report_schema import Sensitivity
 from reptrt.engines.target import Target
 from reptrt.models.load import LoadedModel, load_model
 from reptrt.models.spec import PreprocessOverrides, Task
@@ -85,10 +86,10 @@ class Run:
         return prepare_network(self.loaded, self.recipe, self.sensitive, self.recording)
 
     @property
-    def sensitive(self) -> dict[str, float]:
+    def sensitive(self) -> Sensitivity:
         """Layers that stay float, as the stage `sensitivity` found; none where it did not run."""
         path = self.workspace.sensitivity
-        return read_artifact(path, "calibrate") if path.exists() else {}
+        return read_artifact(path, "calibrate", Sensitivity) if path.exists() else {}
 
     @property
     def min_snr(self) -> float:

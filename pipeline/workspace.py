@@ -20,12 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.file_lock import hold_lock
 from reptrt.pipeline.recipe import Recipe, slug
+from reptrt.pipeline.records import read_record
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 PACKAGES = (
@@ -215,19 +217,27 @@ def require(path: Path, stage: str) -> Path:
     return path
 
 
-def read_artifact(path: Path, stage: str) -> dict[str, Any]:
-    """Content of a JSON file that `stage` wrote.
+def read_artifact(path: Path, stage: str, record: type[T]) -> T:
+    """Content of a JSON file that `stage` wrote, as a `record` of `reptrt.engines.report_schema`.
 
     Raises:
         WorkspaceError: it is not there yet, or something else has changed it.
+        RecordError: it is no such record.
     """
-    record = _read_sidecar(require(path, stage)) or {}
-    if record.get("sha256") != _sha256_or_none(path):
+    written = _read_sidecar(require(path, stage)) or {}
+    if written.get("sha256") != _sha256_or_none(path):
         raise WorkspaceError(
             f"{path}: is not what was written there; run `reptrt {stage} MODEL` again"
         )
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_record(path, record)
+
+
+def made_from(path: Path, source: str) -> str | None:
+    """Hash of the input `source` that a finished artifact was made from; None where there is none."""
+    record = _read_sidecar(path)
+    inputs = record.get("inputs") if record and path.exists() else None
+    found = inputs.get(source) if isinstance(inputs, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def discard(artifact: Path) -> None:

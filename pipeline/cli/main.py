@@ -32,6 +32,7 @@ from reptrt.pipeline.regression.baselines import BASELINES
 from reptrt.pipeline.workspace import Workspace, hold_workspace, open_workspace
 
 if TYPE_CHECKING:
+    from reptrt.engines.report_schema import Report
     from reptrt.pipeline.run import Run
 
 GATE_FAILED = 1
@@ -318,7 +319,7 @@ def log_to(file: Path) -> Iterator[None]:
         own.handlers = []
 
 
-def show_report(report: dict[str, Any], workspace: Workspace, as_json: bool) -> None:
+def show_report(report: Report, workspace: Workspace, as_json: bool) -> None:
     """Print the report; leave with 1 when the gate failed."""
     from reptrt.pipeline.report.terminal import terminal_table
 
@@ -327,7 +328,7 @@ def show_report(report: dict[str, Any], workspace: Workspace, as_json: bool) -> 
     else:
         output.print(terminal_table(report))
         print_path(output, workspace.report_html)
-    if report["gate"]["passed"] is False:
+    if report.gate.passed is False:
         sys.exit(GATE_FAILED)
 
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def record_network(loaded: LoadedModel, recipe: Recipe) -> Recording:
 def prepare_network(
     loaded: LoadedModel,
     recipe: Recipe,
-    sensitive: Mapping[str, float] | None = None,
+    sensitive: Collection[str] = (),
     recording: Recording | None = None,
 ) -> Network:
     """Record, place and insert quantizers; all scales are still 1.
@@ -109,7 +109,7 @@ def prepare_network(
         graph_module.graph,
         recipe.keep_float,
         quantize_head=quantize_head,
-        sensitive=sensitive or {},
+        sensitive=sensitive,
         softmax=recipe.softmax,
     )
     quantized = insert_quantizers(
