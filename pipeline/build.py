@@ -11,6 +11,7 @@ from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
 from reptrt.engines.inspection.cpu_kernels import read_cpu_kernels
 from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
+from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.surgery import rewrite_for_cpu
 from reptrt.engines.target import Target, load_backend
 from reptrt.pipeline.recipe import Recipe, RecipeError
@@ -65,7 +66,7 @@ def write_engine(
     target: Target,
     options: BuildOptions,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FusionReport:
     """Make `engine` of `onnx` and return the content of fusion.json.
 
     Args:
@@ -86,4 +87,4 @@ def write_engine(
     else:
         built = build_engine(onnx, engine, backend, options, progress)
         kernels, version = parse_kernels(built.layers), built.version
-    return {"backend": f"{target.backend} {version}", **fusion_report(kernels, onnx)}
+    return fusion_report(kernels, onnx, f"{target.backend} {version}")

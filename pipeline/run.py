@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reptrt.calibrators.base import Progress
+from reptrt.engines.report_schema import Sensitivity
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.models.load import LoadedModel, load_model
@@ -105,10 +106,10 @@ class Run:
         return network_sha256(self.loaded, self.recording)
 
     @property
-    def sensitive(self) -> dict[str, float]:
+    def sensitive(self) -> Sensitivity:
         """Layers that stay float, as the stage `sensitivity` found; none where it did not run."""
         path = self.workspace.sensitivity
-        return read_artifact(path, "sensitivity") if path.exists() else {}
+        return read_artifact(path, "sensitivity", Sensitivity) if path.exists() else {}
 
     @property
     def engine_onnx(self) -> Path:

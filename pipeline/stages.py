@@ -21,6 +21,7 @@ from reptrt.calibrators.state import (
     save_calibration,
 )
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
+from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
 from reptrt.pipeline.build import build_inputs, build_options, write_engine
@@ -43,7 +44,7 @@ from reptrt.pipeline.workspace import discard, read_artifact, require, require_s
 logger = logging.getLogger(__name__)
 
 
-def run_pipeline(run: Run) -> dict[str, Any]:
+def run_pipeline(run: Run) -> Report:
     """Checkpoint in, validated engine and report out."""
     load_backend(run.target)  # what is missing is said now, not after calibration
     build_options(run.recipe, run.target)
@@ -211,7 +212,7 @@ def validate(run: Run) -> None:
     run.stage("validate", inputs, "validation").run(work)
 
 
-def report(run: Run) -> dict[str, Any]:
+def report(run: Run) -> Report:
     """Put everything known about this run into `report.json` and `report.html`."""
     workspace = run.workspace
     require(workspace.validation, "validate")
@@ -224,9 +225,9 @@ def report(run: Run) -> dict[str, Any]:
     evaluation = open_labelled(run, card)
     pictures = []
     if isinstance(evaluation, DetectionSet):
-        tallies = read_artifact(workspace.validation, "validate")["shown"]
+        tallies = read_artifact(workspace.validation, "validate", Validation).shown or ()
         pictures = draw_pictures(run.trial, card, evaluation, tallies)
-    kernels = read_artifact(workspace.fusion, "build")["fused_kernels"]
+    kernels = read_artifact(workspace.fusion, "build", FusionReport).fused_kernels
     write_json(content, workspace.report_json)
     write_html(content, kernels, pictures, workspace.report_html)
     return content

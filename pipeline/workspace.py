@@ -20,14 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.file_lock import hold_lock
 from reptrt.pipeline.recipe import Recipe, slug
+from reptrt.pipeline.records import read_record
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 PACKAGES = (
@@ -265,17 +267,21 @@ def require(path: Path, stage: str) -> Path:
     return path
 
 
-def read_artifact(path: Path, stage: str) -> dict[str, Any]:
-    """Content of a JSON file that `stage` wrote.
+def read_artifact(path: Path, stage: str, record: type[T]) -> T:
+    """Content of a JSON file that `stage` wrote, as a `record` of `reptrt.engines.report_schema`.
 
     Raises:
-        WorkspaceError: see `require`, or it is no JSON.
+        WorkspaceError: see `require`.
+        RecordError: it is no such record.
     """
-    try:
-        content: dict[str, Any] = json.loads(require(path, stage).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WorkspaceError(f"{path}: is no JSON file of reptrt: {error}") from None
-    return content
+    return read_record(require(path, stage), record)
+
+
+def made_from(folder: Path, stage: str, source: str) -> str | None:
+    """Hash of the input `source` of a finished stage in `folder`; None where there is none."""
+    record = read_records(folder).get(stage)
+    found = None if record is None else record.inputs.get(source)
+    return found if isinstance(found, str) else None
 
 
 def require_same(folder: Path, stage: str, inputs: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from reptrt.engines.device import find_gpu
 from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
 from reptrt.engines.kit.report import Trial, report_content, report_text
 from reptrt.engines.kit.verification import (
-    Verdict,
+    EngineCheck,
     compare,
     read_references,
     run_in_batches,
@@ -72,9 +72,9 @@ def run(options: argparse.Namespace) -> int:
     candidate = folder / f"{manifest.name}.engine.candidate"
     built = _build(manifest, target, trt, options, candidate)
     started = time.monotonic()
-    verdict, latency = _try_out(manifest, built, options)
-    trial = Trial(built, verdict, latency, time.monotonic() - started, options.verify)
-    passed = not verdict.failures
+    check, latency = _try_out(manifest, built, options)
+    trial = Trial(built, check, latency, time.monotonic() - started, options.verify)
+    passed = not check.failures
     final = folder / f"{manifest.name}.engine"
     candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
     content = report_content(manifest, target, trial, kit, notes, final if passed else None)
@@ -217,7 +217,7 @@ def _build(
 
 def _try_out(
     manifest: Manifest, built: BuildResult, options: argparse.Namespace
-) -> tuple[Verdict, Latency]:
+) -> tuple[EngineCheck, Latency]:
     """Run the references in the smallest and the largest batch; time the usual one."""
     references = read_references(options.kit / manifest.references, manifest)
     low, usual, high = _batches(manifest, options.max_batch)

@@ -26,6 +26,7 @@ from reptrt.pipeline.regression.baselines import BASELINES
 from reptrt.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
+    from reptrt.engines.report_schema import Report
     from reptrt.pipeline.run import Run
 
 
@@ -184,7 +185,7 @@ def say_waiting(workspace: Workspace) -> None:
     print_path(messages, workspace.folder, "another process works there, waiting for it: ")
 
 
-def show_report(report: dict[str, Any], workspace: Workspace, as_json: bool) -> None:
+def show_report(report: Report, workspace: Workspace, as_json: bool) -> None:
     """Print the report; leave with 1 when the gate failed."""
     from reptrt.pipeline.report.terminal import terminal_table
 
@@ -193,5 +194,5 @@ def show_report(report: dict[str, Any], workspace: Workspace, as_json: bool) -> 
     else:
         output.print(terminal_table(report))
         print_path(output, workspace.report_html)
-    if report["gate"]["passed"] is False:
+    if report.gate.passed is False:
         sys.exit(GATE_FAILED)

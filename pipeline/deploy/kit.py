@@ -24,6 +24,7 @@ from reptrt.engines.kit.verification import (
     write_references,
 )
 from reptrt.engines.outputs.detection import DEPLOYMENT
+from reptrt.engines.report_schema import FusionReport, RunFacts, Validation
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
@@ -32,9 +33,10 @@ from reptrt.pipeline.data.datasets import open_images
 from reptrt.pipeline.data.demo_data import calibration_scenes
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe, slug
+from reptrt.pipeline.report.collect import run_facts
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.stages import calibrate, export
-from reptrt.pipeline.workspace import installed_versions, read_artifact, read_records
+from reptrt.pipeline.workspace import made_from, read_artifact
 
 NUM_REFERENCES = 8
 _REFERENCES = "references.npz"
@@ -103,12 +105,11 @@ def expected_layers(run: Run) -> tuple[dict[str, str], str]:
     digest = file_sha256(run.engine_onnx)
     folder = run.workspace.folder
     for made in (folder, folder.with_name("tensorrt-rtx")):
-        record = read_records(made).get("build")
-        if record is not None and record.inputs.get("onnx") == digest:
-            fusion = read_artifact(made / run.workspace.fusion.name, "build")
-            floats = {island["layer"] for island in fusion["float_islands"]}
+        if made_from(made, "build", "onnx") == digest:
+            fusion = read_artifact(made / run.workspace.fusion.name, "build", FusionReport)
+            floats = {island.layer for island in fusion.float_islands}
             precisions = {one.name: "float" if one.name in floats else "int8" for one in layers}
-            return precisions, f"the engine of {fusion['backend']}"
+            return precisions, f"the engine of {fusion.backend}"
     quantized = {one.name: one.quantized and not one.obstacle for one in layers}
     return {name: "int8" if is_int8 else "float" for name, is_int8 in quantized.items()}, (
         "the Q/DQ nodes of the graph"
@@ -175,27 +176,12 @@ def _build_options(run: Run, card: ModelCard) -> BuildOptions:
     return replace(options, batch=batch, timing_cache=None)
 
 
-def _known(run: Run) -> dict[str, Any]:
-    """Entries of report.json that are known before the engine is built."""
-    recipe, workspace = run.recipe, run.workspace
-    calibration = read_result(workspace.calibration)
-    validated = read_records(workspace.folder).get("validate")
-    measured = None if validated is None else validated.inputs.get("trt_onnx")
-    accuracy = None
-    if measured == file_sha256(workspace.trt_onnx):
-        accuracy = read_artifact(workspace.validation, "validate")["accuracy"]
-    return {
-        "model": recipe.model,
-        "calibrator": calibration.method,
-        "weight_bits": recipe.weight_bits,
-        "activation_bits": recipe.activation_bits,
-        "precision": run.plan.precision,
-        "softmax": recipe.softmax,
-        "num_samples": calibration.num_samples,
-        "seed": recipe.seed,
-        "accuracy": accuracy,
-        "versions": installed_versions(),
-    }
+def _known(run: Run) -> RunFacts:
+    """What is known before the engine is built; the accuracy, where it is that of this very model."""
+    workspace, accuracy = run.workspace, None
+    if made_from(workspace.folder, "validate", "trt_onnx") == file_sha256(workspace.trt_onnx):
+        accuracy = read_artifact(workspace.validation, "validate", Validation).accuracy
+    return run_facts(run.plan, read_result(workspace.calibration), accuracy)
 
 
 def _recipe_text(recipe: Recipe) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,7 @@ def prepare_network(
     loaded: LoadedModel,
     plan: Plan,
     recording: Recording,
-    sensitive: Mapping[str, float] | None = None,
+    sensitive: Collection[str] = (),
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
 
@@ -103,7 +103,7 @@ def prepare_network(
         graph_module.graph,
         plan.keep_float,
         quantize_head=plan.quantize_head,
-        sensitive=sensitive or {},
+        sensitive=sensitive,
         softmax=plan.softmax,
     )
     quantized = insert_quantizers(

@@ -21,6 +21,7 @@ from reptrt.engines.kit.verification import (
     write_references,
 )
 from reptrt.engines.tensor_spec import Tensor
+from tests.reports import FACTS
 
 
 def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = ()) -> Manifest:
@@ -40,7 +41,7 @@ def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = (
         layers={},
         layers_source="",
         tolerances=tolerances,
-        run={},
+        run=FACTS,
         files={},
     )
 
@@ -103,7 +104,7 @@ def test_every_tolerance_that_is_missed_is_named():
     wanted = manifest(Tolerances({"y": 19.0}, (1,)), "y")
     verdict = compare(reference, [engine], wanted)
     assert verdict.failures == ()
-    assert verdict.numerics["y"]["snr_db"] == pytest.approx(20.0)
+    assert verdict.numerics["y"].snr_db == pytest.approx(20.0)
     assert verdict.top1 == 100.0
     strict = replace(wanted, tolerances=Tolerances({"y": 21.0}, (0,)))
     assert compare(reference, [engine], strict).failures == (

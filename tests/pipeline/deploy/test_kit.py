@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,9 @@ def test_the_manifest_says_what_the_engine_has_to_do(kit: Path):
     assert manifest.preprocess["image_size"] == [32, 32]
     assert len(manifest.tolerances.top1) == 8
     assert 3.0 <= manifest.tolerances.snr_db["logits"] <= 40.0
-    assert manifest.run["calibrator"] == "minmax"
-    assert manifest.run["num_samples"] == 12
-    assert manifest.run["accuracy"] is None
+    assert manifest.run.calibrator == "minmax"
+    assert manifest.run.num_samples == 12
+    assert manifest.run.accuracy is None
 
 
 def test_without_an_engine_the_graph_says_which_layers_are_int8(kit: Path):
@@ -111,7 +112,7 @@ def test_an_engine_of_the_same_file_says_which_layers_are_int8(
     floats = [name for name, precision in manifest.layers.items() if precision == "float"]
     assert len(manifest.layers) - len(floats) == fusion["int8_layers"]
     report = json.loads((tiny.files_of(workspace) / "report.json").read_text())
-    assert manifest.run["accuracy"] == report["accuracy"]
+    assert asdict(manifest.run.accuracy) == report["accuracy"]
 
 
 def test_an_engine_of_another_file_says_nothing(tiny: TinyProject, workspace: Path, tmp_path: Path):
