@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.quantized.half_range import producer_offset
-from reptrt.calibrators.quantized.placement import SELECTING
+from reptrt.calibrators.quantized.moving import SELECTING
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 

@@ -25,7 +25,7 @@ from operator import getitem
 import torch
 from torch import fx
 
-from reptrt.calibrators.quantized.placement import LAYOUT
+from reptrt.calibrators.quantized.moving import LAYOUT
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.quantizers import MIN_CHANNEL_RATIO, IntegerGrid, TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import concrete_size, run_nodes

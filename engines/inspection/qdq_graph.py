@@ -9,14 +9,9 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
+from reptrt.engines.commuting import CARRIED_OPS
+
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# TensorRT moves Q/DQ across these, so a DequantizeLinear before them still reaches the layer.
-_TRANSPARENT = frozenset(
-    (
-        *("Cast", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad"),
-        *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-    )
-)
 _INSIDE_ATTENTION = frozenset(
     (
         *("Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul"),
@@ -120,7 +115,7 @@ class _Walk:
         if node.op_type == "Concat":
             found = [self._dequantize(name) for name in node.input]
             return found[0] if all(found) else None
-        return self._dequantize(node.input[0]) if node.op_type in _TRANSPARENT else None
+        return self._dequantize(node.input[0]) if node.op_type in CARRIED_OPS else None
 
     def _obstacle(self, node: onnx.NodeProto, activation: str, weight: str) -> str:
         """Return why the compiler may have to multiply in float although both sides are Q/DQ."""
@@ -155,7 +150,7 @@ class _Walk:
             return {numpy_helper.to_array(scale).tobytes()}
         if node.op_type == "Concat":
             return set().union(*(self._activation_scales(name) for name in node.input))
-        return self._activation_scales(node.input[0]) if node.op_type in _TRANSPARENT else set()
+        return self._activation_scales(node.input[0]) if node.op_type in CARRIED_OPS else set()
 
 
 def _name(node: onnx.NodeProto) -> str:
