@@ -192,9 +192,9 @@ def _require_no_thresholds(recipe: Recipe) -> None:
     """Refuse thresholds that nothing would heed."""
     for name, default in vars(DEPLOYMENT).items():
         if getattr(recipe, name) != default:
-            flag = name.replace("_", "-")
             raise RecipeError(
-                f"--{flag} is of --end2end, which puts NMS into the engine: add it, or leave --{flag} out"
+                f"`{name}` is of `end2end`, which puts NMS into the engine: add it, or leave "
+                f"`{name}` out"
             )
 
 

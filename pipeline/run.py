@@ -159,11 +159,11 @@ def require_measurable(recipe: Recipe, task: Task) -> None:
     """
     asked = [
         flag
-        for flag, value in (("--eval", recipe.evaluation), ("--max-drop", recipe.max_drop))
+        for flag, value in (("`evaluate`", recipe.evaluation), ("`max_drop`", recipe.max_drop))
         if value is not None
     ]
     if task == "generic" and asked:
         raise DataError(
             f"{recipe.model}: the meaning of its outputs is unknown, so it has no accuracy for"
-            f" {' and '.join(asked)}: leave them out, or say --task classification or detection"
+            f" {' and '.join(asked)}: leave them out, or give `task`: classification or detection"
         )

@@ -57,8 +57,8 @@ ACTIVATIONS = (
     aten.gelu.default,
 )
 SCALINGS = (aten.mul.Tensor,)
-PREDICTION = "prediction layer of a detector (--quantize-head quantizes it)"
-SENSITIVE = "INT8 costs too much here (--min-snr 0 quantizes it all the same)"
+PREDICTION = "prediction layer of a detector (`quantize_head=True` quantizes it)"
+SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
 
 
 @dataclass(frozen=True)

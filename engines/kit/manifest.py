@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ManifestError(
-            f"{path}: cannot be read ({error.strerror}); give --kit the folder that the kit was"
+            f"{path}: cannot be read ({error.strerror}); give `kit` the folder that the kit was"
             " unpacked to"
         ) from None
     except ValueError:

@@ -28,6 +28,7 @@ from reptrt.engines.kit.verification import (
     run_in_batches,
     take_batch,
 )
+from reptrt.engines.option_names import as_flags
 from reptrt.engines.runtime.benchmark import Latency, measure_latency
 from reptrt.engines.runtime.cuda_stream import open_stream
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner, TensorRTRunner
@@ -42,15 +43,17 @@ _MIB = 1 << 20
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and leave with its exit code; one line for what a user can mend."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    options = _parse(arguments)
     try:
-        sys.exit(run(_parse(arguments)))
+        sys.exit(run(options))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
             raise
-        print(f"build.pyz: {error}", file=sys.stderr)
+        flags = {name: f"--{name.replace('_', '-')}" for name in vars(options)}
+        print(f"build.pyz: {as_flags(str(error), flags)}", file=sys.stderr)
         sys.exit(code)
 
 
@@ -178,7 +181,7 @@ def _require_execution() -> None:
     if find_gpu() is None:
         raise MissingComponentError(
             "no NVIDIA GPU here, so an engine can be built but not run: run this on the device, or"
-            " add --verify onnxruntime to check the ONNX file instead"
+            ' give `verify="onnxruntime"` to check the ONNX file instead'
         )
     open_stream().close()
 

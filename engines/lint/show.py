@@ -17,7 +17,7 @@ _INDENT = " " * 10
 def lint_json(
     path: Path, findings: Sequence[Finding], verdict: RtxVerdict, gone: Mapping[str, int] | None
 ) -> dict[str, Any]:
-    """Return what `--json` prints; `gone` are the repaired findings per rule, None without --fix."""
+    """Return the findings as JSON; `gone` are the repaired ones per rule, None where none were asked for."""
     return {
         "file": str(path),
         "counts": _counts(findings),
@@ -66,7 +66,7 @@ def _group_lines(group: Sequence[Finding]) -> list[str]:
         more = f", and {len(nodes) - _NODES_SHOWN} more" if len(nodes) > _NODES_SHOWN else ""
         title += f" · {len(nodes)} node{'s' * (len(nodes) > 1)}: {shown}{more}"
     whole_file = f": {first.detail}" if first.detail and not first.node else ""
-    remedy = f"--fix repairs it; or {first.remedy}" if first.fixable else first.remedy
+    remedy = f"`fix` repairs it; or {first.remedy}" if first.fixable else first.remedy
     return [title, f"{_INDENT}{first.reason}{whole_file}", f"{_INDENT}→ {remedy}", ""]
 
 

@@ -80,7 +80,7 @@ class FloatRemainder(Rule):
     name = "fp32-remainder"
     severity = Severity.NOTE
     reason = "what is not INT8 runs in FP32: TensorRT 11 and typed TensorRT 10 have no FP16 flag"
-    remedy = "export it in FP16 if its values fit (reptrt: --precision fp16)"
+    remedy = 'export it in FP16 if its values fit (reptrt: `precision="fp16"`)'
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the file where its layers work on FP32."""

@@ -25,6 +25,7 @@ from rich.table import Column, Table
 
 from reptrt.engines.artifacts import write_json
 from reptrt.engines.target import resolve_target
+from reptrt.pipeline.cli.flags import in_flags
 from reptrt.pipeline.cli.options import FILE, recipe_options
 from reptrt.pipeline.cli.progress import ProgressBars
 from reptrt.pipeline.recipe import Recipe, load_recipe, slug
@@ -198,7 +199,7 @@ def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(lint_json(file, findings, verdict, gone), indent=2))
     else:
-        print("\n".join(lint_lines(file, findings, verdict, gone)))
+        print(in_flags("\n".join(lint_lines(file, findings, verdict, gone)), cli))
     if any(finding.severity is Severity.ERROR for finding in findings):
         sys.exit(GATE_FAILED)
 
@@ -371,7 +372,13 @@ def explain(error: BaseException) -> int:
     code = getattr(error, "exit_code", None)
     if not isinstance(code, int):
         raise error
-    messages.print(f"reptrt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    messages.print(
+        f"reptrt: {in_flags(str(error), cli)}",
+        style="red",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return code
 
 

@@ -52,7 +52,7 @@ def require_detector(model: str, is_detector: bool) -> None:
     """
     if not is_detector:
         raise End2EndError(
-            f"{model}: --end2end needs a detector with maps [N, classes + 4, h, w], as YOLOv6 has; "
+            f"{model}: `end2end` needs a detector with maps [N, classes + 4, h, w], as YOLOv6 has; "
             "leave it out for this model"
         )
 

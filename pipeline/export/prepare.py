@@ -68,8 +68,8 @@ def record_network(loaded: LoadedModel, recipe: Recipe) -> Recording:
     """
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise MissingComponentError(
-            "--device cuda: PyTorch finds no CUDA GPU here; install its driver and a CUDA build of "
-            "PyTorch, or calibrate with --device cpu"
+            '`device="cuda"`: PyTorch finds no CUDA GPU here; install its driver and a CUDA build of '
+            'PyTorch, or calibrate with `device="cpu"`'
         )
     deploy_form = reparameterize(loaded.module)
     require_same_function(loaded.module, deploy_form, loaded.preprocess.image_size)
@@ -142,8 +142,8 @@ def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
     """
     if recipe.batch_size and loaded.batch_size and recipe.batch_size != loaded.batch_size:
         raise OutputError(
-            f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave --batch-size"
-            f" {recipe.batch_size} out, or export the model with a dynamic batch"
+            f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave"
+            f" `batch_size={recipe.batch_size}` out, or export the model with a dynamic batch"
         )
     return recipe.batch_size or loaded.batch_size
 

@@ -79,7 +79,7 @@ def _accuracy_note(accuracy: dict[str, Any] | None, task: Task) -> str | None:
         return (
             "the meaning of the outputs is unknown; SNR and cosine of each compare them with FP32"
         )
-    return "no labelled images (--eval)"
+    return "no labelled images (`evaluate`)"
 
 
 def _gate(accuracy: dict[str, Any] | None, max_drop: float | None) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def verdict(report: Report) -> Verdict:
     if passed:
         return Verdict(sentence, "passed", f"Gate passed, {text}")
     if not report.get("accuracy"):
-        text = f"{text}, but no accuracy was measured (--eval)"
+        text = f"{text}, but no accuracy was measured (`evaluate`)"
     return Verdict(sentence, "failed", f"Gate failed, {text}")
 
 

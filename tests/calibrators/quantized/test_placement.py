@@ -270,7 +270,7 @@ def test_prediction_layers_of_every_branch_stay_float_unless_asked_for() -> None
     kept = place_detector(forward, **layers)
     assert list(kept.layers.values()) == ["a"]
     assert list(kept.float_layers) == ["scores", "boxes", "up"]
-    assert "--quantize-head" in kept.float_layers["scores"]
+    assert "`quantize_head=True`" in kept.float_layers["scores"]
     assert list(place(forward, **layers).layers.values()) == ["a", "scores", "boxes"]
 
 

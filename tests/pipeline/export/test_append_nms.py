@@ -232,7 +232,7 @@ def test_the_card_of_the_file_says_what_comes_out_of_it(tmp_path: Path) -> None:
 
 def test_what_has_no_boxes_is_refused_in_one_line(tmp_path: Path) -> None:
     done = detector(tmp_path, 2).end2end(EVALUATION, "tensorrt")
-    with pytest.raises(End2EndError, match=r"^maps: --end2end needs a detector .*leave it out"):
+    with pytest.raises(End2EndError, match=r"^maps: `end2end` needs a detector .*leave it out"):
         append_end2end(done, tmp_path / "twice.onnx", EVALUATION)
     assert not (tmp_path / "twice.onnx").exists()
 
