@@ -14,7 +14,7 @@ from reptrt.engines.surgery import clean
 from reptrt.engines.target import Backend, load_backend
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.build_options import build_inputs, build_options
-from reptrt.pipeline.export.append_nms import append_end2end
+from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.export.export import export_float
 from reptrt.pipeline.export.prepare import code_sha256, fixed_batch
 from reptrt.pipeline.run import Run
@@ -22,7 +22,7 @@ from reptrt.pipeline.validation.validate import runs_on_gpu
 from reptrt.pipeline.workspace import discard
 
 
-def make_rival(run: Run) -> None:
+def make_fp16_engine(run: Run) -> None:
     """Write the float network in FP16 and its engine, built as INT8's, where that runs here.
 
     Raises:
@@ -45,14 +45,14 @@ def make_rival(run: Run) -> None:
 
     def work() -> None:
         network, onnx = run.network, workspace.fp16_onnx
-        write_rival(network.float_graph, network.card, onnx, recipe.suppression, target.backend)
+        write_fp16_onnx(network.float_graph, network.card, onnx, recipe.suppression, target.backend)
         trt, options = load_backend(target), build_options(recipe, target)
         build_engine(onnx, workspace.fp16_engine, trt, options, run.progress)
 
     run.stage("fp16", inputs, "fp16_onnx", "fp16_engine").run(work)
 
 
-def write_rival(
+def write_fp16_onnx(
     float_graph: fx.GraphModule,
     card: ModelCard,
     path: Path,
@@ -65,4 +65,4 @@ def write_rival(
         export_float(float_graph, exported, card, card.batch_size, precision="fp16")
         clean(exported, path if suppression is None else cleaned)
         if suppression is not None:
-            append_end2end(cleaned, path, suppression, backend)
+            write_with_nms(cleaned, path, suppression, backend)

@@ -27,7 +27,7 @@ from reptrt.pipeline.export.export import Precision
 from reptrt.pipeline.export.prepare import Network, Recording, prepare_network, record_network
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe
-from reptrt.pipeline.validation.validate import Trial
+from reptrt.pipeline.validation.validate import ValidationSetup
 from reptrt.pipeline.workspace import Stage, Workspace, read_artifact
 
 DETECTOR_SNR = 20.0
@@ -129,11 +129,13 @@ class Run:
         return self.workspace.end2end_onnx if self.recipe.end2end else self.workspace.trt_onnx
 
     @property
-    def trial(self) -> Trial:
+    def validation_setup(self) -> ValidationSetup:
         """What is validated, and how it runs."""
         recipe = self.recipe
         batch_size = read_card(self.workspace.trt_onnx).batch_size
-        return Trial(self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch)
+        return ValidationSetup(
+            self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch
+        )
 
     @cached_property
     def images(self) -> ImageSet:

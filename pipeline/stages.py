@@ -33,10 +33,10 @@ from reptrt.pipeline.data.datasets import (
 from reptrt.pipeline.data.demo_data import evaluation_scenes
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.engine_file import write_engine
-from reptrt.pipeline.export.append_nms import append_end2end, require_detector
+from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.export import export_float, export_qdq
 from reptrt.pipeline.export.prepare import code_sha256, fixed_batch, prepare_network
-from reptrt.pipeline.fp16_engine import make_rival
+from reptrt.pipeline.fp16_engine import make_fp16_engine
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.report.collect import collect_report
 from reptrt.pipeline.report.example_images import draw_pictures
@@ -173,7 +173,7 @@ def append_nms(run: Run) -> None:
         "backend": backend,
     }
     run.stage("end2end", inputs, "end2end_onnx").run(
-        lambda: append_end2end(workspace.trt_onnx, workspace.end2end_onnx, suppression, backend)
+        lambda: write_with_nms(workspace.trt_onnx, workspace.end2end_onnx, suppression, backend)
     )
 
 
@@ -201,7 +201,7 @@ def validate(run: Run) -> None:
     require(run.engine_onnx, "export")
     evaluation = open_labelled(run, card)
     samples = run.images if evaluation is None else evaluation.images
-    make_rival(run)
+    make_fp16_engine(run)
     inputs = {
         "fp32_onnx": file_sha256(require(workspace.fp32_onnx, "export")),
         "trt_onnx": file_sha256(workspace.trt_onnx),
@@ -214,7 +214,7 @@ def validate(run: Run) -> None:
     }
 
     def work() -> None:
-        results = validate_files(run.trial, card, samples, evaluation, run.progress)
+        results = validate_files(run.validation_setup, card, samples, evaluation, run.progress)
         write_json(results, workspace.validation)
 
     run.stage("validate", inputs, "validation").run(work)
@@ -229,7 +229,7 @@ def report(run: Run) -> dict[str, Any]:
     pictures = []
     if isinstance(evaluation, DetectionSet):
         tallies = read_artifact(workspace.validation, "validate")["shown"]
-        pictures = draw_pictures(run.trial, card, evaluation, tallies)
+        pictures = draw_pictures(run.validation_setup, card, evaluation, tallies)
     kernels = read_artifact(workspace.fusion, "build")["fused_kernels"]
     write_json(content, workspace.report_json)
     write_html(content, kernels, pictures, workspace.report_html)
@@ -240,7 +240,7 @@ def require_boxes(run: Run) -> None:
     """Refuse an end-to-end engine of a network without boxes.
 
     Raises:
-        End2EndError: the recipe asks for it.
+        AppendNmsError: the recipe asks for it.
     """
     if run.recipe.end2end:
         require_detector(run.recipe.model, run.loaded.task == "detection")

@@ -17,7 +17,7 @@ DAMPING = 0.01
 
 
 @torch.no_grad()
-def compensate(
+def gptq_round(
     weight: torch.Tensor, quantizer: TensorQuantizer, inputs: torch.Tensor
 ) -> torch.Tensor:
     """Values on the grid of `quantizer` whose products with `inputs` are closest to the float ones.

@@ -51,15 +51,15 @@ def read_attentions(onnx_path: Path) -> tuple[frozenset[str], ...]:
 
 def weighted_layers(graph: onnx.GraphProto) -> tuple[WeightedLayer, ...]:
     """As `read_weighted_layers`, of a graph that is in memory."""
-    return tuple(_Walk(graph).weighted_layers())
+    return tuple(_QdqGraph(graph).weighted_layers())
 
 
 def attentions(graph: onnx.GraphProto) -> tuple[frozenset[str], ...]:
     """As `read_attentions`, of a graph that is in memory."""
-    return tuple(_Walk(graph).attentions())
+    return tuple(_QdqGraph(graph).attentions())
 
 
-class _Walk:
+class _QdqGraph:
     """Producers and constants of one graph; nodes are in topological order, as ONNX demands."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:

@@ -20,9 +20,9 @@ from reptrt.engines.build.builder import BuildOptions, BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
 from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
-from reptrt.engines.kit.report import Trial, report_content, report_text
+from reptrt.engines.kit.report import TriedEngine, report_content, report_text
 from reptrt.engines.kit.verification import (
-    Verdict,
+    Verification,
     compare,
     read_references,
     run_in_batches,
@@ -74,12 +74,12 @@ def run(options: argparse.Namespace) -> int:
     candidate = folder / f"{manifest.name}.engine.candidate"
     built = _build(manifest, target, trt, options, candidate)
     started = time.monotonic()
-    verdict, latency = _try_out(manifest, built, options)
-    trial = Trial(built, verdict, latency, time.monotonic() - started, options.verify)
-    passed = not verdict.failures
+    verification, latency = _try_out(manifest, built, options)
+    tried = TriedEngine(built, verification, latency, time.monotonic() - started, options.verify)
+    passed = not verification.failures
     final = folder / f"{manifest.name}.engine"
     candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
-    content = report_content(manifest, target, trial, kit, notes, final if passed else None)
+    content = report_content(manifest, target, tried, kit, notes, final if passed else None)
     write_json(content, folder / "report.json")
     text = report_text(content)
     with replace_when_done(folder / "report.txt") as temporary:
@@ -218,7 +218,7 @@ def _build(
 
 def _try_out(
     manifest: Manifest, built: BuildResult, options: argparse.Namespace
-) -> tuple[Verdict, Latency]:
+) -> tuple[Verification, Latency]:
     """Run the references in the smallest and the largest batch; time the usual one."""
     references = read_references(options.kit / manifest.references, manifest)
     low, usual, high = _batches(manifest, options.max_batch)

@@ -16,25 +16,25 @@ from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.build.builder import BuildResult
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.kit.manifest import Manifest
-from reptrt.engines.kit.verification import Verdict
+from reptrt.engines.kit.verification import Verification
 from reptrt.engines.runtime.benchmark import Latency
 from reptrt.engines.target import Target
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedEngine:
     """An engine and how it did.
 
     Attributes:
         built: the engine.
-        verdict: how close it is to the references.
+        verification: how close it is to the references.
         latency: of the usual batch.
         seconds: that verification and measuring took.
         ran: `engine`, or `onnxruntime` where the ONNX file ran instead.
     """
 
     built: BuildResult
-    verdict: Verdict
+    verification: Verification
     latency: Latency
     seconds: float
     ran: str
@@ -53,13 +53,13 @@ def layer_precisions(names: Iterable[str], kernels: Sequence[Kernel]) -> dict[st
 def report_content(
     manifest: Manifest,
     target: Target,
-    trial: Trial,
+    tried: TriedEngine,
     kit: Path,
     notes: Sequence[str],
     engine: Path | None,
 ) -> dict[str, Any]:
     """Content of report.json; `engine` is None where it was refused."""
-    built, verdict, latency = trial.built, trial.verdict, trial.latency
+    built, verification, latency = tried.built, tried.verification, tried.latency
     layers = _layers(manifest, built)
     device_only = latency.device_only
     return {
@@ -67,12 +67,12 @@ def report_content(
         "target": target.name,
         "backend": f"{built.backend} {built.version}",
         "accuracy_note": "measured when the kit was made, not of this engine",
-        "numerics": verdict.numerics,
+        "numerics": verification.numerics,
         "verification": {
-            "ran": trial.ran,
-            "top1": verdict.top1,
-            "agreement": verdict.agreement,
-            "failures": verdict.failures,
+            "ran": tried.ran,
+            "top1": verification.top1,
+            "agreement": verification.agreement,
+            "failures": verification.failures,
         },
         "latency_ms": {
             "fp32": None,
@@ -87,7 +87,7 @@ def report_content(
             "trt_onnx": (kit / manifest.onnx).stat().st_size,
             "engine": built.size_bytes,
         },
-        "seconds": {"build": round(built.seconds, 2), "validate": round(trial.seconds, 2)},
+        "seconds": {"build": round(built.seconds, 2), "validate": round(tried.seconds, 2)},
         "peak_rss_mb": round(_peak_rss_bytes() / 1e6, 1),
         "versions": {
             "python": platform.python_version(),

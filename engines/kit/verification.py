@@ -28,11 +28,11 @@ from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import (
     DEPLOYMENT,
-    END2END_OUTPUTS,
+    NMS_OUTPUTS,
     Detections,
     Suppression,
     detect,
-    read_end2end,
+    read_nms_outputs,
 )
 from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.runtime.runners import Runner
@@ -62,7 +62,7 @@ class References:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """How close an engine is to the references.
 
     Attributes:
@@ -150,7 +150,7 @@ def derive_tolerances(
     return Tolerances(bounds, top1, agreement)
 
 
-def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> Verdict:
+def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> Verification:
     """Compare what an engine made of the reference inputs, once per batch size, with the reference.
 
     Raises:
@@ -188,7 +188,7 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
             failures.append(
                 f"boxes agree to {agreement:.1f} %, at least {tolerances.agreement:.1f} % wanted"
             )
-    return Verdict(numerics, top1, agreement, tuple(failures))
+    return Verification(numerics, top1, agreement, tuple(failures))
 
 
 def _find_boxes(
@@ -198,8 +198,8 @@ def _find_boxes(
     suppression: Suppression = DEPLOYMENT,
 ) -> list[Detections]:
     """Boxes of each image: those of an end-to-end model, else those in the maps."""
-    if END2END_OUTPUTS[0] in outputs:
-        return read_end2end(outputs)
+    if NMS_OUTPUTS[0] in outputs:
+        return read_nms_outputs(outputs)
     return detect([outputs[name] for name in maps], strides, suppression)
 
 

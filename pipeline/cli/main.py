@@ -185,7 +185,7 @@ def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
     """
     from reptrt.engines.lint import Severity, lint_file
     from reptrt.engines.lint.repair import repair_file, repaired
-    from reptrt.engines.lint.rtx import RtxVerdict, ask_rtx
+    from reptrt.engines.lint.rtx import RtxAnswer, ask_rtx
     from reptrt.engines.lint.show import lint_json, lint_lines
 
     findings, gone = lint_file(file), None
@@ -194,7 +194,7 @@ def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
         before, file = findings, fixed
         findings = lint_file(file)
         gone = repaired(before, findings)
-    verdict = RtxVerdict(skipped="not asked") if no_build else ask_rtx(file)
+    verdict = RtxAnswer(skipped="not asked") if no_build else ask_rtx(file)
     findings = (*verdict.findings(), *findings)
     if as_json:
         print(json.dumps(lint_json(file, findings, verdict, gone), indent=2))

@@ -40,7 +40,7 @@ _KEPT = ("report.json", "report.html", "run.log")
 
 
 @dataclass(frozen=True)
-class Finding:
+class BaselineCheck:
     """One comparison.
 
     Attributes:
@@ -73,7 +73,7 @@ class Metric:
 
 def run_entries(
     path: Path, names: Sequence[str], files: Path, folder: Path, options: Mapping[str, Any]
-) -> list[Finding]:
+) -> list[BaselineCheck]:
     """Run each entry from scratch, in a process of its own, and judge its report.
 
     Args:
@@ -101,9 +101,11 @@ def run_entries(
         if isinstance(recipe, Recipe):
             findings += _run_and_judge(path, name, known[name], recipe, folder / name)
         else:
-            findings.append(Finding(name, "", "skipped", message=recipe))
+            findings.append(BaselineCheck(name, "", "skipped", message=recipe))
     for missing in [] if names else recipes_without_baseline(known):
-        findings.append(Finding(missing.name, "", "skipped", message=f"no baseline in {path}"))
+        findings.append(
+            BaselineCheck(missing.name, "", "skipped", message=f"no baseline in {path}")
+        )
     return findings
 
 
@@ -116,7 +118,7 @@ def _recipe_or_reason(baseline: Baseline, files: Path, options: Mapping[str, Any
 
 def _run_and_judge(
     path: Path, entry: str, baseline: Baseline, recipe: Recipe, folder: Path
-) -> list[Finding]:
+) -> list[BaselineCheck]:
     with replace_when_done(folder / "recipe.yaml") as file:
         chosen = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"model"})
         file.write_text(yaml.safe_dump(chosen), encoding="utf-8")
@@ -125,7 +127,7 @@ def _run_and_judge(
         if code != 0:
             again = f"`reptrt engine {recipe.model} --recipe {folder / 'recipe.yaml'}`"
             message = f"{again} left with {code}; what it said is above"
-            return [Finding(entry, "", "error", message=message, exit_code=code)]
+            return [BaselineCheck(entry, "", "error", message=message, exit_code=code)]
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return judge(path, entry, baseline, report)
 
@@ -150,7 +152,9 @@ def _run(model: str, folder: Path) -> int:
     return code
 
 
-def judge(path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any]) -> list[Finding]:
+def judge(
+    path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any]
+) -> list[BaselineCheck]:
     """Compare a report with its baseline.
 
     Args:
@@ -170,7 +174,9 @@ def judge(path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any])
                 reason = (
                     reason or f"no baseline for {where}; one can be added at {line_of(path, *keys)}"
                 )
-                findings.append(Finding(entry, metric.name, "skipped", measured, None, reason))
+                findings.append(
+                    BaselineCheck(entry, metric.name, "skipped", measured, None, reason)
+                )
                 continue
             keys.append(max(matching, key=len))
             expected = expected[keys[-1]]
@@ -181,10 +187,10 @@ def judge(path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any])
 
 def _compare(
     path: Path, keys: list[str], metric: Metric, expected: Expected, measured: float | None
-) -> Finding:
+) -> BaselineCheck:
     """Apply the two-sided rule; what was not measured, though expected, is a regression."""
     place = f"{line_of(path, *keys)}: {'.'.join(keys[1:])}"
-    found = Finding(keys[0], metric.name, "ok", measured, expected)
+    found = BaselineCheck(keys[0], metric.name, "ok", measured, expected)
     value, tolerance = expected.value, expected.tolerance
     if measured is None:
         message = f"{place}: not measured, but the baseline expects {value:g}"
@@ -203,7 +209,7 @@ def _compare(
     return replace(found, outcome="improvement", message=message)
 
 
-def exit_code(findings: list[Finding]) -> int:
+def exit_code(findings: list[BaselineCheck]) -> int:
     """0 ok, 1 regression, 3 improvement that no baseline claims, 4 nothing checked, or a run's own."""
     outcomes = {finding.outcome for finding in findings}
     failed = [finding.exit_code for finding in findings if finding.outcome == "error"]
@@ -219,8 +225,8 @@ def exit_code(findings: list[Finding]) -> int:
 def _latency_ratio(report: Mapping[str, Any]) -> float | None:
     """Medians by the GPU's own clock, without the copies, where it was read."""
     timed = report["latency_ms"].get("device_only") or report["latency_ms"]
-    rival = timed.get("fp16") or timed.get("fp32")
-    return round(timed["quantized"]["p50"] / rival["p50"], 3) if rival else None
+    float_latency = timed.get("fp16") or timed.get("fp32")
+    return round(timed["quantized"]["p50"] / float_latency["p50"], 3) if float_latency else None
 
 
 def _timed_on(report: Mapping[str, Any]) -> tuple[str, str]:

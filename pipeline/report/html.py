@@ -115,7 +115,7 @@ def _setup(report: Report) -> list[tuple[str, str]]:
             None if samples is None else f"{samples} images, seed {report.get('seed')}",
         ),
         ("Evaluated on", None if images is None else f"{images} images"),
-        ("NMS in the engine", summary.end2end_note(report.get("end2end"))),
+        ("NMS in the engine", summary.nms_note(report.get("end2end"))),
         ("Target", report.get("target")),
         ("Backend", report.get("backend")),
         ("Time", summary.total_time(report)),

@@ -228,7 +228,7 @@ def sample_note(accuracy: Accuracy | None) -> str:
     return f"{images}: one image is {number(100 / count, 2)} points"
 
 
-def end2end_note(end2end: End2End | None) -> str:
+def nms_note(end2end: End2End | None) -> str:
     """Say what NMS inside the engine keeps, and whether its boxes are those NumPy finds."""
     if not end2end:
         return ""

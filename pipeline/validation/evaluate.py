@@ -10,12 +10,12 @@ import numpy as np
 from reptrt.calibrators.base import Progress
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import (
-    END2END_OUTPUTS,
     EVALUATION,
+    NMS_OUTPUTS,
     Detections,
     FloatArray,
     Suppression,
-    read_end2end,
+    read_nms_outputs,
 )
 from reptrt.engines.outputs.detection import detect as detect_in_maps
 from reptrt.engines.runtime.runners import Runner
@@ -78,8 +78,8 @@ def detections(
     suppression: Suppression = EVALUATION,
 ) -> list[Detections]:
     """Boxes in pixels of the canvas: an end-to-end model's own, else those in its maps."""
-    if END2END_OUTPUTS[0] in outputs:
-        return read_end2end(outputs)
+    if NMS_OUTPUTS[0] in outputs:
+        return read_nms_outputs(outputs)
     return detect_in_maps([outputs[name] for name in card.outputs], card.strides, suppression)
 
 
