@@ -1,4 +1,4 @@
-"""A recipe's choices about the engine, as the builder takes them."""
+"""The builder's options from a recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
     """Return how to build the engine of `recipe` for `target`.
 
     Raises:
-        RecipeError: the usual batch is larger than the largest, or the target knows no such engine.
+        RecipeError: `opt_batch` exceeds `max_batch`, or the target has no such option.
     """
     if recipe.opt_batch > recipe.max_batch:
         raise RecipeError(
@@ -39,7 +39,7 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
 
 
 def build_inputs(recipe: Recipe, target: Target) -> dict[str, Any]:
-    """What the engine depends on beside the ONNX file; where timings are kept is not among it."""
+    """What the engine depends on besides the ONNX file; the timing cache is left out."""
     gpu = find_gpu() if target.backend == "tensorrt" else None
     options = build_options(recipe, target)
     return {

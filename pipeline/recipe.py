@@ -73,8 +73,8 @@ class Recipe(BaseModel):
         task: what the outputs of a model of the user's own mean; None lets them tell.
         layout: how images are fitted to the input; None for the model's own.
         channels: order in which the network wants them; None for the model's own.
-        quantize_head: whether the layers behind which no other comes are quantized; None for yes in a
-            classifier and no in others, whose prediction layers set boxes.
+        quantize_head: whether the last layers are quantized too; None quantizes them in classifiers only,
+            for in detectors they set the boxes.
         min_snr: leave layers float, those that cost the most first, until the outputs reach this many
             dB with the best baseline; 0 quantizes all, None means 20 in detectors and 0 in others.
         image_size: (height, width) in pixels; None for the model's own.

@@ -8,7 +8,9 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
    concat ever requantizes. The quantizer stands in front of max-pool and concat, but behind an
    upsampling, which takes no integers (`reptrt.calibrators.quantized.moving`);
 3. a residual add reads the skip connection through the quantizer that a convolution already put
-   there, so the skip travels as INT8, also where it is multiplied by a constant on its way;
+   there, so the skip travels as INT8, also where it is multiplied by a constant on its way. Where
+   both sides are convolutions, the output of the shortcut, the one with fewer layers before it,
+   gets a quantizer: with a float skip TensorRT writes float behind the other convolution too;
 4. on request (`softmax`), both products of every attention read quantized operands: query, key,
    probabilities and value, each with a scale of its own, whatever layers the recipe names;
 5. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit

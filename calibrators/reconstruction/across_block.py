@@ -1,4 +1,4 @@
-"""Across-Block Calibration: learn every quantizer so that block and stage stay what they are in float.
+"""Across-Block Calibration: learn every quantizer so that the outputs of block and stage stay close to float.
 
 RepAPQ, "Towards Accurate Post-training Quantization for Reparameterized Models"
 (https://arxiv.org/abs/2402.16121). Block by block, on the outputs of the quantized blocks before it,
@@ -78,7 +78,7 @@ class AcrossBlockCalibrator(Calibrator):
         """Calibrate `model` without learning: where the learning starts, and what it must beat.
 
         Returns:
-            What compares the result with this start, and what turns the model into the float network.
+            A guard that compares the result with this start, and overrides for the float network.
         """
         guard = start_at_best_baseline(model, batches, chosen, progress)
         return guard, float_overrides(model)

@@ -68,7 +68,7 @@ class RepQVitCalibrator(Calibrator):
 
 
 class ReparameterizingPass:
-    """One node_inputs over the network that sets every quantizer of `model`.
+    """One pass over the network that sets every quantizer of `model`.
 
     Args:
         model: float weights behind LayerNorms change; its float network does not.
@@ -103,7 +103,7 @@ class ReparameterizingPass:
             set_best_range(channels, x)
 
     def fit_weight(self, node_inputs: NodeInputs, node: fx.Node) -> None:
-        """Calibrate the weight of the layer `node`, whose input `node_inputs` has reached."""
+        """Calibrate the weight of the layer `node`, whose input is in `node_inputs`."""
         layer = self._model.placement.layers[node.name]
         quantizer, weight = self._model.weight_quantizers[layer], self._model.weight_of(layer)
         if quantizer.grid.num_bits == 8:

@@ -1,4 +1,4 @@
-"""What TensorRT says when it refuses, in one line, and what to do about it.
+"""One line of TensorRT's error messages, and what to do about them.
 
 The messages are TensorRT's own (10.x, 11.x and RTX 1.7); an unknown one is passed on without its
 source positions.
@@ -70,6 +70,6 @@ def first_reason(messages: Sequence[str]) -> str:
 
 
 def find_remedy(reason: str) -> str:
-    """Return what to do about `reason`, empty where nobody knows."""
+    """Return what to do about `reason`; empty where that is unknown."""
     known = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason, re.IGNORECASE))
     return next(known, "")

@@ -1,4 +1,4 @@
-"""Which layers of an ONNX graph could be INT8, and what its Q/DQ nodes say about each of them."""
+"""The convolutions and matrix products of an ONNX graph, and whether their Q/DQ nodes make them INT8."""
 
 from __future__ import annotations
 

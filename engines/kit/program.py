@@ -1,4 +1,4 @@
-"""What `build.pyz` of a build kit does on the device: build, verify, measure, and install or refuse.
+"""The program `build.pyz` of a build kit: build, verify and measure the engine; install or refuse it.
 
 Needs NumPy, TensorRT and a CUDA library; no PyTorch, no ONNX. Exit codes: 0 installed, 1 refused, 2 usage or
 bad input, 4 a component is missing, 130 interrupted.
@@ -41,7 +41,7 @@ _MIB = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and leave with its exit code; one line for what a user can mend."""
+    """Run the program and exit with its code; errors that a user can fix are one line."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     options = _parse(arguments)
     try:

@@ -1,4 +1,4 @@
-"""What came out of a build kit on its device: report.json with the keys of `reptrt report`, and text."""
+"""Report of a build kit's run on its device: report.json, with the keys of `reptrt report`, and text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reptrt.engines.target import Target
 
 @dataclass(frozen=True)
 class TriedEngine:
-    """An engine and how it did.
+    """A built engine, how close it is to the references, and how fast.
 
     Attributes:
         built: the engine.

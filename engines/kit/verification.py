@@ -1,4 +1,4 @@
-"""Does an engine compute what its Q/DQ graph says: reference inputs and outputs, and tolerances.
+"""Verify an engine against its Q/DQ graph: reference inputs and outputs, and tolerances.
 
 The reference is the graph in ONNX Runtime without optimizations. An engine that is right still differs
 from it, since fused kernels add in another order and a sum on the border of two codes may fall either
@@ -55,7 +55,7 @@ class ReferenceFileError(ValueError):
 
 @dataclass(frozen=True)
 class References:
-    """Inputs and what the Q/DQ graph makes of them, by name; the first dimension counts images."""
+    """Inputs and outputs of the Q/DQ graph by name; the first dimension counts images."""
 
     inputs: Arrays
     outputs: Arrays
@@ -125,7 +125,7 @@ def derive_tolerances(
     strides: Sequence[int],
     suppression: Suppression = DEPLOYMENT,
 ) -> Tolerances:
-    """Measure what quantization changed.
+    """Derive tolerances from the differences between the Q/DQ graph and FP32.
 
     Args:
         floating: outputs of the FP32 network in their order, without NMS.
@@ -151,7 +151,7 @@ def derive_tolerances(
 
 
 def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> Verification:
-    """Compare what an engine made of the reference inputs, once per batch size, with the reference.
+    """Compare an engine's outputs on the reference inputs, one set per batch size, with the reference.
 
     Raises:
         ReferenceFileError: the shapes differ.

@@ -188,7 +188,7 @@ def _before_scaling(tensor: gs.Tensor) -> gs.Tensor:
 
 
 class BranchPair(Rule):
-    """NVIDIA's advice: Q/DQ on the skip input only. Seen: one more requantization before Add."""
+    """NVIDIA advises Q/DQ on the skip input only. Seen: one more requantization before Add."""
 
     name = "branch-pair"
     severity = Severity.SLOW

@@ -36,7 +36,7 @@ class RtxAnswer:
     kernels: tuple[tuple[str, str, str, str, int], ...] = ()
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return the parse_error as a finding, if there is one."""
+        """Return TensorRT-RTX's refusal as a finding, where it refuses."""
         if not self.refused:
             return ()
         return (

@@ -61,7 +61,7 @@ class PerChannelOpset(Rule):
 
 
 class NotQuantized(Rule):
-    """roboflow/rf-detr#1453: an FP32 file builds an FP32 engine on TensorRT 11, without a word."""
+    """roboflow/rf-detr#1453: an FP32 file builds an FP32 engine on TensorRT 11, without a warning."""
 
     name = "not-quantized"
     severity = Severity.NOTE

@@ -28,7 +28,7 @@ _READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Where the images lie in a file.
+    """Layout of an array file of images.
 
     Attributes:
         path: `.npy` or `.npz`.
@@ -51,7 +51,7 @@ class ArrayFile:
 
 
 def read_array_header(path: Path, image_size: tuple[int, int]) -> ArrayFile:
-    """Check that a file holds images and say where.
+    """Check that a file holds images, and return its layout.
 
     Legal are float `[n, 3, h, w]`, already normalized and of the network's size, and uint8
     `[n, h, w, 3]`, RGB of any size. Pickled arrays are refused.

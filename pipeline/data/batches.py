@@ -1,4 +1,4 @@
-"""LazyBatches that are read when they are asked for: any number of images in constant memory."""
+"""Batches that are read when they are asked for: any number of images in constant memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECODING_THREADS = 2  # Pillow releases the interpreter lock
 
 
 class LazyBatches(Generic[Item]):
-    """Something to iterate over, any number of times, in the same order each time.
+    """An iterable of batches; each pass yields the same batches in the same order.
 
     Args:
         count: How many batches there are.

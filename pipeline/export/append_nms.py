@@ -1,4 +1,4 @@
-"""Boxes out of the graph itself: decoding and NMS as standard ONNX operators behind a detector's maps.
+"""Append decoding and NMS to a detector, as standard ONNX operators behind its maps.
 
 The graph computes in FP32 what `reptrt.engines.outputs.detection.detect` computes, in the same order:
 
@@ -45,7 +45,7 @@ class AppendNmsError(ValueError):
 
 
 def require_detector(model: str, is_detector: bool) -> None:
-    """Refuse a model whose outputs are no maps of boxes.
+    """Refuse a model that is no detector.
 
     Raises:
         AppendNmsError: it is no detector.

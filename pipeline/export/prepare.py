@@ -31,10 +31,10 @@ from reptrt.pipeline.recipe import Recipe
 
 @dataclass(frozen=True)
 class Recording:
-    """What a network computes, before anything is decided about it.
+    """A network as it was traced, before quantizers are placed.
 
     Attributes:
-        float_graph: of the deploy form; nobody changes it.
+        float_graph: of the reparameterized network; read only.
         affines: layer -> BatchNorm of the dense branch that it was merged from.
     """
 
@@ -44,13 +44,13 @@ class Recording:
 
 @dataclass(frozen=True)
 class Network:
-    """A model on its way to an engine.
+    """A traced model with uncalibrated quantizers, and its float reference.
 
     Attributes:
         float_graph: the reference; calibration changes weights and biases of `quantized` only.
-        quantized: the same graph with quantizers, and with attention in parts where those are
+        quantized: the same graph with quantizers; fused attention is expanded where its products are
             quantized.
-        card: contract of both.
+        card: preprocessing, outputs and classes of both.
     """
 
     float_graph: fx.GraphModule
@@ -87,7 +87,7 @@ def prepare_network(
     sensitive: Mapping[str, float] | None = None,
     recording: Recording | None = None,
 ) -> Network:
-    """Record, place and insert quantizers; all scales are still 1.
+    """Trace the network and insert uncalibrated quantizers (all scales are 1).
 
     Args:
         loaded: float network.
@@ -126,7 +126,7 @@ def prepare_network(
 
 
 def code_sha256(module: nn.Module) -> str:
-    """Digest of what a network does beyond its weights: its structure, and its classes' files."""
+    """Digest of a network's structure and of the source files of its classes; weights are not part of it."""
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
     sources = {sys.modules[type(part).__module__].__file__ for part in module.modules()}
     for source in sorted(filter(None, sources)):
@@ -135,10 +135,10 @@ def code_sha256(module: nn.Module) -> str:
 
 
 def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
-    """Batch of the files: the recipe's, or the only one that the network can run; None for any.
+    """Batch size of the exported files: the recipe's, else the network's fixed one; None for a dynamic batch.
 
     Raises:
-        OutputError: they contradict each other.
+        OutputError: the recipe asks for another batch than the network's fixed one.
     """
     if recipe.batch_size and loaded.batch_size and recipe.batch_size != loaded.batch_size:
         raise OutputError(
@@ -150,7 +150,7 @@ def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
 
 @torch.no_grad()
 def describe(loaded: LoadedModel, quantized: QuantizedModel, recipe: Recipe) -> ModelCard:
-    """Run once in float and write down what the outputs are.
+    """Run the float network once and describe its outputs.
 
     Raises:
         OutputError: the network does not do its task.

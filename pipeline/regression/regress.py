@@ -1,4 +1,4 @@
-"""Run recipes and compare with their baselines, both ways.
+"""Run recipes and compare the results with their baselines; unclaimed improvements fail too.
 
 The rule is that of NNCF's conformance tests: worse than the baseline by more than its tolerance is a
 regression, and better by more is an improvement that has to be claimed, else the next change may
@@ -41,7 +41,7 @@ _KEPT = ("report.json", "report.html", "run.log")
 
 @dataclass(frozen=True)
 class BaselineCheck:
-    """One comparison.
+    """One value of a run against its baseline.
 
     Attributes:
         entry: name of the baseline.
@@ -64,7 +64,7 @@ class BaselineCheck:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a report: is more of it better, and how to read it."""
+    """One number of a report: whether higher is better, and how to read it."""
 
     name: Literal["accuracy", "agreement", "int8_coverage", "kernels", "latency_ratio"]
     more_is_better: bool
@@ -82,7 +82,7 @@ def run_entries(
         files: folder of weights and images.
         folder: gets one folder for each entry: recipe.yaml, report.json, report.html, run.log, and
             all else in `run/`.
-        options: fields of `Recipe` that stand above the entries'; None for theirs.
+        options: fields of `Recipe` that override the entries'; None keeps theirs.
 
     Raises:
         BaselineError: `path` is not legal or lacks one of `names`.
@@ -210,7 +210,7 @@ def _compare(
 
 
 def exit_code(findings: list[BaselineCheck]) -> int:
-    """0 ok, 1 regression, 3 improvement that no baseline claims, 4 nothing checked, or a run's own."""
+    """0 ok, 1 regression, 3 unclaimed improvement, 4 nothing compared; else the exit code of a failed run."""
     outcomes = {finding.outcome for finding in findings}
     failed = [finding.exit_code for finding in findings if finding.outcome == "error"]
     if "regression" in outcomes:

@@ -50,7 +50,7 @@ class DrawnBox:
 def draw_boxes(
     image: npt.NDArray[np.uint8], boxes: Sequence[DrawnBox], class_names: Sequence[str] = ()
 ) -> bytes:
-    """Draw boxes with class and score; unmatched ones and the best are drawn last, on top, and all labels above.
+    """Draw boxes with class and score: good boxes over poor ones, unmatched boxes over matched ones, labels over all.
 
     Args:
         image: `[h, w, 3]` uint8 RGB; large images are made smaller, small ones larger.

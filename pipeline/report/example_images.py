@@ -33,7 +33,7 @@ def draw_pictures(
         setup: what was validated; of an end-to-end engine, INT8's boxes are its own.
         card: contract of the network.
         evaluation: labelled images.
-        tallies: how many boxes are shown in each of them, and how many only one model has.
+        tallies: (boxes shown, boxes that only one model finds) of each image.
     """
     fp32 = OnnxRuntimeRunner(setup.workspace.fp32_onnx, name="FP32")
     with fp32, quantized_runner(setup) as quantized:
@@ -44,10 +44,10 @@ def draw_pictures(
 
 
 def choose_images(tallies: Sequence[tuple[int, int]]) -> list[int]:
-    """Indices of the images to show; images without boxes never are.
+    """Indices of the images to show; images without boxes are never chosen.
 
-    Up to half of them have the most boxes that only one model has. The others have as many of those as
-    most images have, and as many boxes.
+    Up to half of them are the worst: most boxes that only one of the two models finds. The others are
+    typical: about the median number of boxes, and of boxes that only one model finds.
     """
     images = [index for index, (boxes, _) in enumerate(tallies) if boxes]
     if not images:

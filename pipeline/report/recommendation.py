@@ -1,4 +1,4 @@
-"""Which model to deploy: INT8 only where it is faster than float and as accurate as was asked."""
+"""Which model to deploy: INT8 only where it is faster than the float model and meets the accuracy gate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIN_SPEEDUP = 1.02
 
 
 class Deployment(NamedTuple):
-    """What to deploy and why; None where that was not measured, or where neither can be."""
+    """Which model to deploy (None where speed or accuracy is unknown, or no model is usable), and why."""
 
     deploy: Deploy | None
     reason: str

@@ -136,15 +136,15 @@ def numerics_rows(report: Report) -> list[SummaryRow]:
 
 
 def engine_note(report: Report) -> str:
-    """Say how close what is deployed comes to the Q/DQ model; "" where it did not run."""
+    """Compare the outputs of the built engine with those of the Q/DQ model; "" where it did not run."""
     numerics = report.get("engine_numerics")
     if not numerics:
         return ""
     if any(output.get("cosine") is None for output in numerics.values()):
-        return "What is deployed: an output is not finite"
+        return "Engine against the Q/DQ model: an output of the engine is not finite"
     least = worst_snr(numerics)
-    close = "equals the Q/DQ model" if least is None else f"{decibel(least)} from the Q/DQ model"
-    return f"What is deployed: {close} in ONNX Runtime"
+    close = "equal outputs" if least is None else f"SNR {decibel(least)} at the worst output"
+    return f"Engine against the Q/DQ model in ONNX Runtime: {close}"
 
 
 def deployment_note(report: Report) -> str:
@@ -198,7 +198,7 @@ def _count(value: int | None) -> str:
 
 
 def latency_origin(report: Report) -> str:
-    """Say where the latency was measured and what it says nothing about; "" without latency."""
+    """Say where the latency was measured, and what it is no evidence for; "" without latency."""
     latency = report.get("latency_ms")
     if not latency:
         return ""
@@ -218,7 +218,7 @@ def latency_origin(report: Report) -> str:
 
 
 def sample_note(accuracy: Accuracy | None) -> str:
-    """Say on how many images the accuracy stands; "" where that is unknown."""
+    """Say how many images the accuracy was measured on; "" where that is unknown."""
     count = accuracy.get("num_images") if accuracy else None
     if not accuracy or not count:
         return ""
@@ -248,7 +248,7 @@ def total_time(report: Report) -> str:
 
 
 def reconstruction_note(blocks: Sequence[BlockLoss]) -> str:
-    """Say how much learning the blocks brought, and how long it took."""
+    """Say by how much block reconstruction reduced the losses, and how long it took."""
     changes = [value for block in blocks if (value := loss_change(block)) is not None]
     seconds = [block["seconds"] for block in blocks if block["seconds"] is not None]
     count = f"{number(len(blocks), 0)} {'block' if len(blocks) == 1 else 'blocks'}"
@@ -263,7 +263,7 @@ def change(value: float | None) -> str:
 
 
 def loss_change(block: BlockLoss) -> float | None:
-    """Change of a block's loss in percent of what it was; None where that says nothing."""
+    """Change of a block's loss in percent of its first value; None where that is not finite."""
     before, after = block["before"], block["after"]
     if before is None or after is None or not before > 0 or not math.isfinite(after / before):
         return None
@@ -271,12 +271,12 @@ def loss_change(block: BlockLoss) -> float | None:
 
 
 def calibrator_name(row: ComparisonRow) -> str:
-    """Return what the user asked for, and behind it what it became where that is another."""
+    """Return the calibrator that the user asked for, followed by the one that `auto` or `best` chose."""
     name, method = row["calibrator"], row["method"]
     return name if method == name else f"{name} ({method})"
 
 
 def worst_snr(numerics: Mapping[str, OutputNumerics]) -> float | None:
-    """SNR in dB of the output that lost most; None where every output is exact."""
+    """Lowest SNR in dB over the outputs; None where every output is exact."""
     values = [output.get("snr_db") for output in numerics.values()]
     return min((value for value in values if value is not None), default=None)

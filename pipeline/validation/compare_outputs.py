@@ -1,4 +1,4 @@
-"""How far the quantized network's outputs are from the float one's: at the end, and layer by layer."""
+"""SNR and cosine between the quantized and the float network: of the outputs, and of each layer."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def compare_outputs(
     """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
 
     Args:
-        runners: Polygraphy runners with names of their own; each runs once.
-        pairs: places in `runners` of a reference and of what is compared with it.
+        runners: Polygraphy runners with distinct names; each runs once.
+        pairs: (reference, compared) as indices into `runners`.
         feeds: inputs by name.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
@@ -59,7 +59,7 @@ def compare_outputs(
 
 
 def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[str, Any]]:
-    """SNR in dB of every weighted layer's output, in graph order: which layers lose most.
+    """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
     Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
     bias and before their ReLU. Graph optimizations are off, so that every layer exists.

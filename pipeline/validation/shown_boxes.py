@@ -1,4 +1,4 @@
-"""Which boxes of FP32 and of INT8 are put side by side, and which of them have no partner."""
+"""Which boxes of FP32 and INT8 the report shows side by side, and which of them only one model finds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN_SCORE = 0.4
 
 @dataclass(frozen=True)
 class ShownBoxes:
-    """What is drawn of one model's detections.
+    """The detections of one model that are drawn.
 
     Attributes:
         boxes: `[n]` detections.
@@ -38,7 +38,7 @@ def shown_boxes(fp32: Detections, quantized: Detections) -> tuple[ShownBoxes, Sh
 
 
 def count_boxes(fp32: Detections, quantized: Detections) -> tuple[int, int]:
-    """How many boxes of an image are shown, of both models together, and how many are unmatched."""
+    """(boxes shown, unmatched boxes) of an image, over both models."""
     both = shown_boxes(fp32, quantized)
     return sum(len(one.is_unmatched) for one in both), sum(
         int(one.is_unmatched.sum()) for one in both

@@ -1,4 +1,4 @@
-"""The evidence: is the quantized model as good as the float one, and how fast is it."""
+"""Measure the quantized model against the float one: accuracy, outputs, layers, latency."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NUM_COMPARED = 16
 
 @dataclass(frozen=True)
 class ValidationSetup:
-    """What is validated, and how it runs.
+    """The files to validate, and how to run them.
 
     Attributes:
         workspace: holds the files.
@@ -74,7 +74,7 @@ def validate_files(
     evaluation: EvaluationSet | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Compare the float ONNX, the Q/DQ ONNX and, where they can run, the engine and FP16's.
+    """Compare the FP32 ONNX, the Q/DQ ONNX and, where this machine runs them, the INT8 and FP16 engines.
 
     Args:
         setup: what is validated.
@@ -115,7 +115,7 @@ def validate_files(
 
 
 def engine_can_run(target: Target) -> bool:
-    """Whether what is deployed to `target` can be executed on this machine."""
+    """Whether this machine can run the engine (for a CPU: the ONNX file) that was built for `target`."""
     return target.backend == "onnxruntime" or runs_on_gpu(target)
 
 
@@ -128,9 +128,9 @@ def runs_on_gpu(target: Target) -> bool:
 
 
 def quantized_runner(setup: ValidationSetup) -> Runner:
-    """The engine where it can run, else the graph it is built from in ONNX Runtime.
+    """A runner of the engine where this machine can run it, else of its ONNX file in ONNX Runtime.
 
-    ONNX Runtime's graph optimizations are off: each Q and DQ then computes what ONNX says.
+    ONNX Runtime's graph optimizations are off, so that each Q and DQ computes what ONNX specifies.
     """
     workspace, target = setup.workspace, setup.target
     if target.backend == "onnxruntime":
@@ -143,11 +143,10 @@ def quantized_runner(setup: ValidationSetup) -> Runner:
 
 @contextmanager
 def evaluation_runner(setup: ValidationSetup) -> Iterator[Runner]:
-    """What the accuracy of INT8 is measured on.
+    """A runner of the model that INT8's accuracy is measured with.
 
-    An end-to-end engine drops what mAP needs, boxes of low scores. A copy that differs from it in
-    nothing but the thresholds, which are the evaluation's, takes its place: as an engine where that can
-    run, else in ONNX Runtime.
+    An engine with NMS drops boxes of low scores, which mAP needs. In its place runs a copy that
+    differs in its thresholds only: an engine where this machine can run one, else ONNX Runtime.
     """
     if setup.suppression is None:
         with quantized_runner(setup) as active:
