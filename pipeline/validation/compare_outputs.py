@@ -17,7 +17,8 @@ from polygraphy.logger import G_LOGGER
 
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.outputs.snr import SignalNoise
-from reptrt.engines.runtime.runners import OnnxRuntimeRunner
+from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 Numerics = dict[str, dict[str, float | None]]
@@ -25,17 +26,17 @@ Numerics = dict[str, dict[str, float | None]]
 
 
 def compare_outputs(
-    runners: Sequence[Any], pairs: Sequence[tuple[int, int]], feeds: Feeds
+    runners: Sequence[Runner], pairs: Sequence[tuple[int, int]], feeds: Feeds
 ) -> list[Numerics]:
     """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
 
     Args:
-        runners: Polygraphy runners with distinct names; each runs once.
+        runners: with distinct names; each is loaded, runs on all feeds, and is freed before the next.
         pairs: (reference, compared) as indices into `runners`.
         feeds: inputs by name.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        results = Comparator.run(list(runners), data_loader=list(feeds))
+        results = Comparator.run(list(map(PolygraphyRunner, runners)), data_loader=list(feeds))
         snr, cosine = Comparator.compare_accuracy(
             results,
             comparisons=list(pairs),

@@ -22,8 +22,6 @@ from reptrt.engines.runtime.runners import (
     OnnxRuntimeRunner,
     Runner,
     TensorRTRunner,
-    polygraphy_engine_runner,
-    polygraphy_onnx_runner,
 )
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
@@ -206,17 +204,17 @@ def _compare_outputs(setup: ValidationSetup, feeds: Feeds) -> dict[str, Numerics
     An end-to-end engine has the network's own outputs no more.
     """
     workspace, target = setup.workspace, setup.target
-    runners = [
-        polygraphy_onnx_runner(workspace.fp32_onnx, "FP32"),
-        polygraphy_onnx_runner(workspace.trt_onnx, "Q/DQ", optimize=False),
+    runners: list[Runner] = [
+        OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32"),
+        OnnxRuntimeRunner(workspace.trt_onnx, optimize=False, name="Q/DQ"),
     ]
     pairs = {"numerics": (0, 1)}
     if setup.suppression is None and runs_on_gpu(target):
-        runners.append(polygraphy_engine_runner(workspace.engine, target.backend, "INT8"))
-        runners.append(polygraphy_engine_runner(workspace.fp16_engine, target.backend, "FP16"))
+        runners.append(_engine_runner(workspace.engine, target, "INT8"))
+        runners.append(_engine_runner(workspace.fp16_engine, target, "FP16"))
         pairs |= {"engine_numerics": (1, 2), "fp16_numerics": (0, 3)}
     elif setup.suppression is None and engine_can_run(target):
-        runners.append(polygraphy_onnx_runner(workspace.engine, "INT8"))
+        runners.append(OnnxRuntimeRunner(workspace.engine, name="INT8"))
         pairs |= {"engine_numerics": (1, 2)}
     found = dict(zip(pairs, compare_outputs(runners, list(pairs.values()), feeds), strict=True))
     return {key: found.get(key) for key in ("numerics", "engine_numerics", "fp16_numerics")}
