@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +63,10 @@ def replace_when_done(path: Path) -> Iterator[Path]:
 
 
 def write_json(content: object, path: Path) -> None:
-    """Write strict, indented JSON atomically; NaN and infinities become null.
+    """Write strict, indented JSON atomically; NaN and infinities become null, records objects.
 
     Raises:
-        TypeError: a value is neither JSON nor a NumPy scalar or array, nor a path.
+        TypeError: a value is neither JSON, a dataclass, a NumPy scalar or array, nor a path.
     """
     text = json.dumps(_strict(content), indent=2, allow_nan=False)
     with replace_when_done(path) as temporary:
@@ -96,6 +97,8 @@ def _error_number(error: Exception) -> int:
 
 
 def _strict(value: object) -> object:
+    if is_dataclass(value):
+        return {field.name: _strict(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (np.generic, np.ndarray)):

@@ -13,10 +13,9 @@ from reptrt.engines.outputs.detection import Suppression
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import Backend, load_backend
 from reptrt.models.card import ModelCard
-from reptrt.pipeline.build_options import build_inputs, build_options
+from reptrt.pipeline.build import build_inputs, build_options
 from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.export.export import export_float
-from reptrt.pipeline.export.prepare import code_sha256, fixed_batch
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.validation.validate import runs_on_gpu
 from reptrt.pipeline.workspace import discard
@@ -28,17 +27,14 @@ def make_fp16_engine(run: Run) -> None:
     Raises:
         BuildError: TensorRT does not build it.
     """
-    recipe, loaded, workspace, target = run.recipe, run.loaded, run.workspace, run.target
+    recipe, workspace, target = run.recipe, run.workspace, run.target
     if not runs_on_gpu(target):
         discard(workspace.fp16_onnx)
         discard(workspace.fp16_engine)
         return
     inputs = {
-        "code": code_sha256(loaded.module),
-        "weights": loaded.weights_sha256,
-        "task": loaded.task,
-        "preprocess": repr(loaded.preprocess),
-        "batch_size": fixed_batch(loaded, recipe),
+        "network": run.network_sha256,
+        "batch_size": run.plan.batch_size,
         "suppression": None if recipe.suppression is None else asdict(recipe.suppression),
         **build_inputs(recipe, target),
     }

@@ -23,10 +23,9 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -105,7 +104,7 @@ def place_quantizers(
     keep_float: Sequence[str] = (),
     *,
     quantize_head: bool = True,
-    sensitive: Mapping[str, float] = MappingProxyType({}),
+    sensitive: Collection[str] = (),
     softmax: Softmax = "float",
 ) -> Placement:
     """Decide which edges of `graph` are quantized.

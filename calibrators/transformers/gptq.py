@@ -1,4 +1,4 @@
-"""Second-order, column-wise rounding of a weight: the next columns compensate each column's error.
+"""Second-order, column-wise rounding of a weight: the next columns gptq_round each column's error.
 
 Frantar et al., "GPTQ" (https://arxiv.org/abs/2210.17323), after Optimal Brain Surgeon: with
 H = X^T X of the layer's quantized input, rounding column j leaves an error that the columns behind it

@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TensorType = tuple[str, str]
-"""(tensor name, datatype), the datatype as TensorRT writes it: Float, Half, BFloat16, Int8, ..."""
+from reptrt.engines.report_schema import TensorType
 
 _LAYERS_PREFIX = "Layers:"
 _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[")

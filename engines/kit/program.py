@@ -12,17 +12,18 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from reptrt.engines.artifacts import replace_when_done, write_json
-from reptrt.engines.build.builder import BuildOptions, BuildResult, build_engine
+from reptrt.engines.build.builder import BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
 from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
 from reptrt.engines.kit.report import TriedEngine, report_content, report_text
 from reptrt.engines.kit.verification import (
-    Verification,
+    EngineCheck,
     compare,
     read_references,
     run_in_batches,
@@ -74,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
     candidate = folder / f"{manifest.name}.engine.candidate"
     built = _build(manifest, target, trt, options, candidate)
     started = time.monotonic()
-    verification, latency = _try_out(manifest, built, options)
-    tried = TriedEngine(built, verification, latency, time.monotonic() - started, options.verify)
-    passed = not verification.failures
+    check, latency = _try_out(manifest, built, options)
+    tried = TriedEngine(built, check, latency, time.monotonic() - started, options.verify)
+    passed = not check.failures
     final = folder / f"{manifest.name}.engine"
     candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
     content = report_content(manifest, target, tried, kit, notes, final if passed else None)
@@ -202,7 +203,8 @@ def _build(
 ) -> BuildResult:
     chosen, limit, level = manifest.build, options.workspace_limit, options.optimization_level
     is_classic = target.backend == "tensorrt"
-    build_options = BuildOptions(
+    build_options = replace(
+        chosen,
         compute_capabilities=target.compute_capabilities,
         batch=_batches(manifest, options.max_batch),
         workspace_bytes=chosen.workspace_bytes if limit is None else limit * _MIB,
@@ -218,7 +220,7 @@ def _build(
 
 def _try_out(
     manifest: Manifest, built: BuildResult, options: argparse.Namespace
-) -> tuple[Verification, Latency]:
+) -> tuple[EngineCheck, Latency]:
     """Run the references in the smallest and the largest batch; time the usual one."""
     references = read_references(options.kit / manifest.references, manifest)
     low, usual, high = _batches(manifest, options.max_batch)

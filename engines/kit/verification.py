@@ -35,6 +35,7 @@ from reptrt.engines.outputs.detection import (
     read_nms_outputs,
 )
 from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.report_schema import Numerics, OutputNumerics
 from reptrt.engines.runtime.runners import Runner
 
 Array = npt.NDArray[Any]
@@ -62,17 +63,17 @@ class References:
 
 
 @dataclass(frozen=True)
-class Verification:
+class EngineCheck:
     """How close an engine is to the references.
 
     Attributes:
-        numerics: `snr_db` and `cosine` by output.
+        numerics: by output.
         top1: percent of the images with a clear class that get it; None where there are none.
         agreement: mean F1 of the boxes in percent; None where the network is no detector.
         failures: one line for each tolerance that is missed.
     """
 
-    numerics: dict[str, dict[str, float]]
+    numerics: Numerics
     top1: float | None
     agreement: float | None
     failures: tuple[str, ...]
@@ -150,7 +151,7 @@ def derive_tolerances(
     return Tolerances(bounds, top1, agreement)
 
 
-def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> Verification:
+def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> EngineCheck:
     """Compare an engine's outputs on the reference inputs, one set per batch size, with the reference.
 
     Raises:
@@ -159,16 +160,14 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
     for one in outputs:
         _require_shapes(reference, one)
     tolerances = manifest.tolerances
-    numerics = {}
-    for name in tolerances.snr_db:
-        noise = SignalNoise()
+    noise = {name: SignalNoise() for name in tolerances.snr_db}
+    for name, found in noise.items():
         for one in outputs:
-            noise.update(reference[name], one[name])
-        numerics[name] = {"snr_db": noise.snr_db, "cosine": noise.cosine}
+            found.update(reference[name], one[name])
     failures = [
-        f"output {name}: {numerics[name]['snr_db']:.1f} dB, at least {least:.1f} dB wanted"
+        f"output {name}: {noise[name].snr_db:.1f} dB, at least {least:.1f} dB wanted"
         for name, least in tolerances.snr_db.items()
-        if numerics[name]["snr_db"] < least
+        if noise[name].snr_db < least
     ]
     top1 = agreement = None
     if clear := [(row, label) for row, label in enumerate(tolerances.top1) if label is not None]:
@@ -188,7 +187,8 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
             failures.append(
                 f"boxes agree to {agreement:.1f} %, at least {tolerances.agreement:.1f} % wanted"
             )
-    return Verification(numerics, top1, agreement, tuple(failures))
+    numerics = {name: OutputNumerics(one.snr_db, one.cosine) for name, one in noise.items()}
+    return EngineCheck(numerics, top1, agreement, tuple(failures))
 
 
 def _find_boxes(

@@ -11,9 +11,10 @@ import onnx
 
 from reptrt.engines.build.builder import BuildError, build_engine
 from reptrt.engines.build.parse import parse_error
-from reptrt.engines.inspection.fusion import FusionReport, fusion_report, parse_kernels
+from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
 from reptrt.engines.inspection.kernels import Kernel
 from reptrt.engines.lint.base import Finding, Severity
+from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.target import TARGETS, MissingComponentError, load_backend
 
 
@@ -73,7 +74,8 @@ def ask_rtx(path: Path) -> RtxAnswer:
         except BuildError as error:
             return RtxAnswer(version, str(error).removeprefix(f"{path}: "))
     kernels = parse_kernels(result.layers)
-    return RtxAnswer(version, fusion=fusion_report(kernels, path), kernels=tuple(_grouped(kernels)))
+    fusion = fusion_report(kernels, path, f"tensorrt_rtx {version}")
+    return RtxAnswer(version, fusion=fusion, kernels=tuple(_grouped(kernels)))
 
 
 def _has_open_sides(path: Path) -> bool:

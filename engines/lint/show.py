@@ -76,17 +76,17 @@ def _rtx_lines(answer: RtxAnswer) -> list[str]:
     fusion = answer.fusion
     if fusion is None:
         return []
-    fused, attentions = fusion["fused_attention"], fusion["attention_blocks"]
+    fused, attentions = fusion.fused_attention, fusion.attention_blocks
     lines = [
-        f"TensorRT-RTX {answer.version} parses and builds it: {fusion['int8_layers']} of "
-        f"{fusion['quantizable_layers']} layers in INT8, {fusion['kernels']} kernels"
+        f"TensorRT-RTX {answer.version} parses and builds it: {fusion.int8_layers} of "
+        f"{fusion.quantizable_layers} layers in INT8, {fusion.kernels} kernels"
         + (f", {fused} of {attentions} attentions fused" if attentions else ""),
         "",
         *_table([("kernels", "kind", "reads", "weights", "writes"), *_rows(answer)]),
     ]
     reasons: dict[str, list[str]] = {}
-    for island in fusion["float_islands"]:
-        reasons.setdefault(island["reason"], []).append(island["layer"])
+    for island in fusion.float_islands:
+        reasons.setdefault(island.reason, []).append(island.layer)
     for reason, layers in reasons.items():
         more = f", and {len(layers) - _NODES_SHOWN} more" if len(layers) > _NODES_SHOWN else ""
         lines += ["", f"float: {', '.join(layers[:_NODES_SHOWN])}{more}", f"{_INDENT}{reason}"]

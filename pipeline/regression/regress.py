@@ -7,7 +7,6 @@ lose it unnoticed. What cannot be compared here is skipped, with the reason.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,10 @@ import yaml
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.report_schema import Accuracy, ModelLatency, Percentiles, Report
 from reptrt.engines.target import resolve_target
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.records import read_record
 from reptrt.pipeline.regression.baselines import (
     Baseline,
     Expected,
@@ -68,7 +69,7 @@ class Metric:
 
     name: Literal["accuracy", "agreement", "int8_coverage", "kernels", "latency_ratio"]
     more_is_better: bool
-    read: Callable[[Mapping[str, Any]], float | None]
+    read: Callable[[Report], float | None]
 
 
 def run_entries(
@@ -90,8 +91,8 @@ def run_entries(
         WriteError: `folder` cannot be written.
     """
     known = load_baselines(path)
-    if options.get("target"):
-        resolve_target(options["target"])  # a wrong name is said before the first entry runs
+    if target := options.get("target"):
+        resolve_target(target)  # a wrong name is said before the first entry runs
     recipes = {
         name: _recipe_or_reason(baseline, files, options)
         for name, baseline in choose(known, names).items()
@@ -128,7 +129,7 @@ def _run_and_judge(
             again = f"`reptrt engine {recipe.model} --recipe {folder / 'recipe.yaml'}`"
             message = f"{again} left with {code}; what it said is above"
             return [BaselineCheck(entry, "", "error", message=message, exit_code=code)]
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_record(folder / "report.json", Report)
     return judge(path, entry, baseline, report)
 
 
@@ -143,7 +144,7 @@ def _run(model: str, folder: Path) -> int:
         (folder / name).unlink(missing_ok=True)
     recipe = str(folder / "recipe.yaml")
     options = ["--recipe", recipe, "--workspace", str(run)]
-    command = [sys.executable, "-m", "pipeline", "engine", model, *options]
+    command = [sys.executable, "-m", "reptrt", "engine", model, *options]
     code = subprocess.run(command, check=False).returncode
     for name in _KEPT:
         for made in run.rglob(name):
@@ -152,16 +153,14 @@ def _run(model: str, folder: Path) -> int:
     return code
 
 
-def judge(
-    path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any]
-) -> list[BaselineCheck]:
+def judge(path: Path, entry: str, baseline: Baseline, report: Report) -> list[BaselineCheck]:
     """Compare a report with its baseline.
 
     Args:
         path: YAML that holds `baseline`, for messages.
         entry: name of `baseline` in it.
         baseline: what is expected.
-        report: content of report.json.
+        report: what the run gave.
     """
     findings = []
     for metric in _METRICS:
@@ -222,38 +221,54 @@ def exit_code(findings: list[BaselineCheck]) -> int:
     return 0 if "ok" in outcomes else NOTHING_CHECKED
 
 
-def _latency_ratio(report: Mapping[str, Any]) -> float | None:
+def _latency_ratio(report: Report) -> float | None:
     """Medians by the GPU's own clock, without the copies, where it was read."""
-    timed = report["latency_ms"].get("device_only") or report["latency_ms"]
-    float_latency = timed.get("fp16") or timed.get("fp32")
-    return round(timed["quantized"]["p50"] / float_latency["p50"], 3) if float_latency else None
+    if report.latency_ms is None:
+        return None
+    reference, quantized = _timed(report.latency_ms)
+    if reference is None or quantized is None or not reference.p50 or quantized.p50 is None:
+        return None
+    return round(quantized.p50 / reference.p50, 3)
 
 
-def _timed_on(report: Mapping[str, Any]) -> tuple[str, str]:
+def _timed(latency: ModelLatency) -> tuple[Percentiles | None, Percentiles | None]:
+    """What INT8 has to beat, and INT8."""
+    if latency.device_only is not None:
+        return latency.device_only.fp16, latency.device_only.quantized
+    return latency.fp16 or latency.fp32, latency.quantized
+
+
+def _timed_on(report: Report) -> tuple[str, str]:
     """The GPU, or for the target `cpu` the processor; and why its time says nothing, or ""."""
-    latency = report["latency_ms"]
-    if not latency:
+    latency = report.latency_ms
+    if latency is None:
         return "", "no latency was measured"
-    library, builder = (str(part["backend"]).split()[0] for part in (latency, report))
+    library, builder = (str(backend).split()[0] for backend in (latency.backend, report.backend))
     if library != builder:
         return "", f"no GPU here: the time of {library} says nothing about the engine"
     if _latency_ratio(report) is None:
         return "", "neither FP16 nor FP32 was timed beside INT8"
-    return str(latency["device"]), ""
+    return str(latency.device), ""
 
 
-def _built_by(report: Mapping[str, Any]) -> tuple[str, str]:
-    return str(report["backend"]), ""
+def _built_by(report: Report) -> tuple[str, str]:
+    return report.backend, ""
 
 
-_PLACES: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
+def _accuracy(report: Report) -> Accuracy:
+    return report.accuracy or Accuracy(metric="")
+
+
+_PLACES: dict[str, Callable[[Report], tuple[str, str]]] = {
     "kernels": _built_by,
     "latency_ratio": _timed_on,
 }
 _METRICS = (
-    Metric("accuracy", True, lambda report: (report["accuracy"] or {}).get("quantized")),
-    Metric("agreement", True, lambda report: (report["accuracy"] or {}).get("agreement")),
-    Metric("int8_coverage", True, lambda report: report["fusion"]["int8_coverage"]),
-    Metric("kernels", False, lambda report: report["fusion"]["kernels"]),
+    Metric("accuracy", True, lambda report: _accuracy(report).quantized),
+    Metric("agreement", True, lambda report: _accuracy(report).agreement),
+    Metric(
+        "int8_coverage", True, lambda report: report.fusion.int8_coverage if report.fusion else None
+    ),
+    Metric("kernels", False, lambda report: report.fusion.kernels if report.fusion else None),
     Metric("latency_ratio", False, _latency_ratio),
 )

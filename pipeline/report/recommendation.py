@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from reptrt.engines.report_schema import Deploy, Latency, Percentiles, Report
+from reptrt.engines.report_schema import Deploy, Percentiles, Report
 from reptrt.pipeline.report.number_format import milliseconds, number, ratio
 from reptrt.pipeline.report.summary import metric_name, precision_name
 
@@ -43,12 +43,12 @@ def choose_deployment(report: Report) -> Deployment:
             None, f"{precision} was not compared with FP16, since no GPU here runs the engine"
         )
     speed = f"{precision} {_speed(race)}"
-    failed = (report.get("gate") or {}).get("passed") is False
+    failed = report.gate.passed is False
     if race.float_name == "fp16" and _overflows(report):
         reason = f"FP16 overflows; {speed}, and {loss}"
         return Deployment(None if failed else "int8", reason)
     if failed:
-        limit = number((report.get("gate") or {}).get("max_drop"), 2)
+        limit = number(report.gate.max_drop, 2)
         return Deployment(race.float_name, f"{precision} {loss}, and the limit is {limit}")
     return (
         Deployment("int8", f"{speed}, and {loss}")
@@ -58,27 +58,31 @@ def choose_deployment(report: Report) -> Deployment:
 
 
 def _race(report: Report) -> _Race | None:
-    latency: Latency = report.get("latency_ms") or {}
-    alone = latency.get("device_only")
-    if alone:
-        return _medians("fp16", alone.get("fp16"), alone.get("quantized"))
-    if (report.get("backend") or "").startswith("onnxruntime"):
-        return _medians("fp32", latency.get("fp32"), latency.get("quantized"))
+    latency = report.latency_ms
+    if latency is None:
+        return None
+    if latency.device_only is not None:
+        return _medians("fp16", latency.device_only.fp16, latency.device_only.quantized)
+    if report.backend.startswith("onnxruntime"):
+        return _medians("fp32", latency.fp32, latency.quantized)
     return None
 
 
 def _medians(
     name: Deploy, float_latency: Percentiles | None, quantized: Percentiles | None
 ) -> _Race | None:
-    float_ms, quantized_ms = (float_latency or {}).get("p50"), (quantized or {}).get("p50")
-    if float_ms is None or quantized_ms is None:
+    if (
+        float_latency is None
+        or float_latency.p50 is None
+        or quantized is None
+        or quantized.p50 is None
+    ):
         return None
-    return _Race(name, float_ms, quantized_ms)
+    return _Race(name, float_latency.p50, quantized.p50)
 
 
 def _overflows(report: Report) -> bool:
-    numerics = (report.get("fp16_numerics") or {}).values()
-    return any(output.get("cosine") is None for output in numerics)
+    return any(output.cosine is None for output in (report.fp16_numerics or {}).values())
 
 
 def _speed(race: _Race) -> str:
@@ -90,11 +94,10 @@ def _speed(race: _Race) -> str:
 
 
 def _loss(report: Report) -> str:
-    accuracy = report.get("accuracy") or {}
-    drop = accuracy.get("drop")
-    if drop is None:
+    accuracy = report.accuracy
+    if accuracy is None or accuracy.drop is None:
         return "its accuracy was not measured"
-    metric = metric_name(accuracy.get("metric") or "accuracy")
-    if round(drop, 2) <= 0:
+    metric = metric_name(accuracy.metric)
+    if round(accuracy.drop, 2) <= 0:
         return f"loses no {metric}"
-    return f"loses {number(drop, 2)} points of {metric}"
+    return f"loses {number(accuracy.drop, 2)} points of {metric}"

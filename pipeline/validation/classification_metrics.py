@@ -12,7 +12,7 @@ IntArray = NDArray[np.int64]
 _TOP = 5
 
 
-class Accuracy:
+class TopAccuracy:
     """Top-1 and top-5 over all batches, in percent; top-5 is top-C with fewer than 5 classes."""
 
     def __init__(self) -> None:

@@ -17,12 +17,11 @@ from polygraphy.logger import G_LOGGER
 
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.report_schema import LayerSnr, Numerics, OutputNumerics
 from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-Numerics = dict[str, dict[str, float | None]]
-"""Output -> `snr_db` and `cosine`, None where they are not finite."""
 
 
 def compare_outputs(
@@ -44,22 +43,21 @@ def compare_outputs(
             check_average=True,
         )
     names = list(results.keys())
-    found = []
+    found: list[Numerics] = []
     for pair in [(names[reference], names[test]) for reference, test in pairs]:
         snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
         found.append(
             {
-                name: {
-                    "snr_db": _finite(snr_of[name].snr),
-                    "cosine": _finite(cosine_of[name].cosine_similarity),
-                }
+                name: OutputNumerics(
+                    _finite(snr_of[name].snr), _finite(cosine_of[name].cosine_similarity)
+                )
                 for name in snr_of
             }
         )
     return found
 
 
-def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[str, Any]]:
+def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> tuple[LayerSnr, ...]:
     """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
     Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
@@ -84,10 +82,7 @@ def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[s
                     layer = expected[reference[name].output]
                     quantized = actual[test[name].output].astype(np.float32).reshape(layer.shape)
                     noise[name].update(layer, quantized + shift)
-    return [
-        {"layer": name, "op": reference[name].op, "snr_db": _finite(noise[name].snr_db)}
-        for name in layers
-    ]
+    return tuple(LayerSnr(name, reference[name].op, _finite(noise[name].snr_db)) for name in layers)
 
 
 class _Layer(NamedTuple):

@@ -17,6 +17,14 @@ from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.device import find_gpu
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import EVALUATION, Detections, Suppression
+from reptrt.engines.report_schema import (
+    DeviceLatency,
+    End2End,
+    ModelLatency,
+    Numerics,
+    Percentiles,
+    Validation,
+)
 from reptrt.engines.runtime.benchmark import Latency, compare_latency
 from reptrt.engines.runtime.runners import (
     OnnxRuntimeRunner,
@@ -26,12 +34,11 @@ from reptrt.engines.runtime.runners import (
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
+from reptrt.pipeline.build import write_engine
 from reptrt.pipeline.data.datasets import EvaluationSet, ImageSet
-from reptrt.pipeline.engine_file import write_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.validation.compare_outputs import (
     Feeds,
-    Numerics,
     compare_layers,
     compare_outputs,
 )
@@ -71,7 +78,7 @@ def validate_files(
     samples: ImageSet,
     evaluation: EvaluationSet | None,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Validation:
     """Compare the FP32 ONNX, the Q/DQ ONNX and, where this machine runs them, the INT8 and FP16 engines.
 
     Args:
@@ -80,11 +87,6 @@ def validate_files(
         samples: images for the comparison of outputs and the latency.
         evaluation: labelled images; None leaves the accuracy out.
         progress: called as work advances.
-
-    Returns:
-        The entries `accuracy`, `numerics`, `engine_numerics`, `fp16_numerics`, `layers`, `latency_ms`
-        and `end2end` of report.json, and `shown`: `reptrt.pipeline.validation.shown_boxes.count_boxes` of each labelled
-        image; None for a classifier.
     """
     workspace = setup.workspace
     feeds = list(_feeds(samples, setup))
@@ -96,20 +98,21 @@ def validate_files(
     latency = _latency(setup, feeds)
     end2end = _compare_nms(setup, card, feeds)
     progress("compare outputs", 3, 3)
-    accuracy, shown = None, None
+    found = None
     if evaluation is not None:
         fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
         with fp32, evaluation_runner(setup) as quantized:
-            accuracy = evaluate(fp32, quantized, card, evaluation, setup.batch, progress)
-            shown = accuracy.pop("shown", None)
-    return {
-        "accuracy": accuracy,
-        **numerics,
-        "layers": layers,
-        "latency_ms": latency,
-        "end2end": end2end,
-        "shown": shown,
-    }
+            found = evaluate(fp32, quantized, card, evaluation, setup.batch, progress)
+    return Validation(
+        accuracy=found.accuracy if found else None,
+        numerics=numerics["numerics"],
+        engine_numerics=numerics["engine_numerics"],
+        fp16_numerics=numerics["fp16_numerics"],
+        layers=layers,
+        latency_ms=latency,
+        end2end=end2end,
+        shown=found.shown if found else None,
+    )
 
 
 def engine_can_run(target: Target) -> bool:
@@ -165,7 +168,7 @@ def evaluation_runner(setup: ValidationSetup) -> Iterator[Runner]:
             yield active
 
 
-def _compare_nms(setup: ValidationSetup, card: ModelCard, feeds: Feeds) -> dict[str, Any] | None:
+def _compare_nms(setup: ValidationSetup, card: ModelCard, feeds: Feeds) -> End2End | None:
     """Compare the boxes that come out of the engine, or its graph, with those NumPy finds in the maps.
 
     The maps are the Q/DQ graph's in ONNX Runtime.
@@ -180,13 +183,13 @@ def _compare_nms(setup: ValidationSetup, card: ModelCard, feeds: Feeds) -> dict[
         for feed in feeds:
             wanted += detections(maps.infer(feed), card, suppression)
             found += detections(end2end.infer(feed), card)
-    return {
+    return End2End(
         **asdict(suppression),
-        "identical": 100 * sum(map(_is_same, wanted, found)) / len(wanted),
-        "agreement": round(detection_agreement(wanted, found), 2),
-        "num_images": len(wanted),
-        "backend": end2end.backend,
-    }
+        identical=100 * sum(map(_is_same, wanted, found)) / len(wanted),
+        agreement=round(detection_agreement(wanted, found), 2),
+        num_images=len(wanted),
+        backend=end2end.backend,
+    )
 
 
 def _is_same(wanted: Detections, found: Detections) -> bool:
@@ -230,7 +233,7 @@ def _feeds(samples: ImageSet, setup: ValidationSetup) -> Iterator[dict[str, Any]
         yield {INPUT_NAME: pad_batch(batch, setup.batch_size)}
 
 
-def _latency(setup: ValidationSetup, feeds: Feeds) -> dict[str, Any]:
+def _latency(setup: ValidationSetup, feeds: Feeds) -> ModelLatency:
     """Latency of one inference: of INT8's engine and FP16's on a GPU, else of both ONNX files on the CPU.
 
     The two take turns. On the CPU, ONNX Runtime's graph optimizations are on, and both are without NMS.
@@ -253,19 +256,21 @@ def _latency(setup: ValidationSetup, feeds: Feeds) -> dict[str, Any]:
 
 def _latency_entry(
     quantized: Latency, fp32: Latency | None = None, fp16: Latency | None = None
-) -> dict[str, Any]:
-    def percentiles(latency: Latency | None) -> dict[str, float] | None:
-        if latency is None:
-            return None
-        return {key: round(getattr(latency, key), 4) for key in ("p50", "p90", "p99")}
+) -> ModelLatency:
+    alone = None
+    if fp16 is not None:
+        alone = DeviceLatency(_percentiles(fp16.device_only), _percentiles(quantized.device_only))
+    return ModelLatency(
+        fp32=_percentiles(fp32),
+        fp16=_percentiles(fp16),
+        quantized=_percentiles(quantized),
+        device_only=alone,
+        backend=quantized.backend,
+        device=quantized.device,
+    )
 
-    both = {"fp16": fp16, "quantized": quantized}
-    alone = {name: percentiles(latency and latency.device_only) for name, latency in both.items()}
-    return {
-        "fp32": percentiles(fp32),
-        "fp16": percentiles(fp16),
-        "quantized": percentiles(quantized),
-        "device_only": alone if fp16 else None,
-        "backend": quantized.backend,
-        "device": quantized.device,
-    }
+
+def _percentiles(latency: Latency | None) -> Percentiles | None:
+    if latency is None:
+        return None
+    return Percentiles(*(round(value, 4) for value in (latency.p50, latency.p90, latency.p99)))

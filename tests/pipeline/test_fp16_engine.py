@@ -38,7 +38,7 @@ def test_it_is_made_once_and_goes_where_it_cannot_run(
     make_fp16_engine(run)
     assert workspace.fp16_engine.stat().st_size > 1000
     record = stage_records(workspace)["fp16"]
-    assert (record["inputs"]["batch"], record["inputs"]["suppression"]) == ([1, 1, 8], None)
+    assert (record.inputs["batch"], record.inputs["suppression"]) == ([1, 1, 8], None)
     written = workspace.fp16_engine.stat().st_mtime_ns
     make_fp16_engine(run)
     assert workspace.fp16_engine.stat().st_mtime_ns == written

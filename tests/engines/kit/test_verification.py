@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.kit.verification import (
     ReferenceFileError,
@@ -21,6 +21,7 @@ from reptrt.engines.kit.verification import (
     write_references,
 )
 from reptrt.engines.tensor_spec import Tensor
+from tests.reports import FACTS
 
 
 def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = ()) -> Manifest:
@@ -31,7 +32,7 @@ def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = (
         target="tensorrt",
         onnx="",
         references="",
-        build=BuildChoices((1, 1, 1)),
+        build=BuildOptions(batch=(1, 1, 1)),
         inputs=(Tensor("images", "float32", (-1, 1)),),
         outputs=tuple(Tensor(name, "float32", (-1,)) for name in outputs),
         classes=None,
@@ -40,7 +41,7 @@ def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = (
         layers={},
         layers_source="",
         tolerances=tolerances,
-        run={},
+        run=FACTS,
         files={},
     )
 
@@ -101,10 +102,10 @@ def test_every_tolerance_that_is_missed_is_named():
     reference = {"y": array([3.0, 4.0])}
     engine = {"y": array([3.5, 4.0])}  # 20 dB, and the same class
     wanted = manifest(Tolerances({"y": 19.0}, (1,)), "y")
-    verification = compare(reference, [engine], wanted)
-    assert verification.failures == ()
-    assert verification.numerics["y"]["snr_db"] == pytest.approx(20.0)
-    assert verification.top1 == 100.0
+    verdict = compare(reference, [engine], wanted)
+    assert verdict.failures == ()
+    assert verdict.numerics["y"].snr_db == pytest.approx(20.0)
+    assert verdict.top1 == 100.0
     strict = replace(wanted, tolerances=Tolerances({"y": 21.0}, (0,)))
     assert compare(reference, [engine], strict).failures == (
         "output y: 20.0 dB, at least 21.0 dB wanted",
@@ -115,9 +116,9 @@ def test_every_tolerance_that_is_missed_is_named():
 def test_one_image_of_another_class_is_enough_to_fail():
     reference = {"y": array([9.0, 0.0], [0.0, 9.0], [4.0, 4.1])}
     engine = {"y": array([9.0, 0.0], [9.0, 8.9], [4.1, 4.0])}
-    verification = compare(reference, [engine], manifest(Tolerances({}, (0, 1, None)), "y"))
-    assert verification.failures == ("1 of 2 images get another class",)
-    assert verification.top1 == 50.0
+    verdict = compare(reference, [engine], manifest(Tolerances({}, (0, 1, None)), "y"))
+    assert verdict.failures == ("1 of 2 images get another class",)
+    assert verdict.top1 == 50.0
 
 
 def test_one_bad_batch_size_is_enough_to_fail():

@@ -45,7 +45,7 @@ def typed(folder: Path, name: str, precision: Precision) -> Path:
 def test_no_kernel_is_float_that_need_not_be(tmp_path: Path, name: str) -> None:
     path = typed(tmp_path, name, "fp16")
     kernels = kernels_of(path)
-    assert fusion_report(kernels, path)["int8_layers"] > 0
+    assert fusion_report(kernels, path).int8_layers > 0
     assert needless_float_kernels(kernels, path) == []
 
 

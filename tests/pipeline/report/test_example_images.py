@@ -61,12 +61,12 @@ def test_pictures_show_the_boxes_of_both_models_side_by_side(tmp_path: Path) -> 
     (picture,) = draw_pictures(
         ValidationSetup(workspace, TARGET), card, images, [(0, 0), (2, 0), (0, 0)]
     )
-    assert (picture["title"], picture["note"]) == ("1.png", "the same boxes")
-    for name in ("fp32_png", "quantized_png"):
-        assert abs(decode(picture[name]) - 40).max() > 50
+    assert (picture.title, picture.note) == ("1.png", "the same boxes")
+    for png in (picture.fp32_png, picture.quantized_png):
+        assert abs(decode(png) - 40).max() > 50
     write_detector(workspace.trt_onnx, score=0.2)
     (picture,) = draw_pictures(
         ValidationSetup(workspace, TARGET), card, images, [(0, 0), (1, 1), (0, 0)]
     )
-    assert picture["note"] == "1 box in one of the two only"
-    assert abs(decode(picture["quantized_png"]) - 40).max() <= 3  # only the image
+    assert picture.note == "1 box in one of the two only"
+    assert abs(decode(picture.quantized_png) - 40).max() <= 3  # only the image
