@@ -29,8 +29,8 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
         )
     if target.backend != "tensorrt" and (recipe.version_compatible or recipe.hardware_compatible):
         raise RecipeError(
-            f"target '{target.name}': --version-compatible and --hardware-compatible are options of"
-            " classic TensorRT; leave them out, or build with --target tensorrt"
+            f"target '{target.name}': `version_compatible` and `hardware_compatible` are options of"
+            ' classic TensorRT; leave them out, or build with `target="tensorrt"`'
         )
     limit = recipe.workspace_limit
     return BuildOptions(

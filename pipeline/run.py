@@ -32,8 +32,8 @@ from reptrt.pipeline.export.prepare import (
 )
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
-from reptrt.pipeline.recipe import Recipe, flag
-from reptrt.pipeline.validation.validate import Trial
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.validation.validate import ValidationSetup
 from reptrt.pipeline.workspace import Stage, Workspace, read_artifact
 
 
@@ -117,11 +117,13 @@ class Run:
         return self.workspace.end2end_onnx if self.recipe.end2end else self.workspace.trt_onnx
 
     @property
-    def trial(self) -> Trial:
+    def validation_setup(self) -> ValidationSetup:
         """What is validated, and how it runs."""
         recipe = self.recipe
         batch_size = read_card(self.workspace.trt_onnx).batch_size
-        return Trial(self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch)
+        return ValidationSetup(
+            self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch
+        )
 
     @cached_property
     def images(self) -> ImageSet:
@@ -162,10 +164,11 @@ def require_measurable(recipe: Recipe, task: Task, measure: EvaluationSet | None
     Raises:
         DataError: the recipe asks for it.
     """
-    asked = [name for name in ("evaluation", "max_drop") if getattr(recipe, name) is not None]
+    options = (("`evaluate`", recipe.evaluation), ("`max_drop`", recipe.max_drop))
+    asked = [name for name, value in options if value is not None]
     if task == "generic" and asked and not isinstance(measure, MetricFunction):
         raise DataError(
             f"{recipe.model}: the meaning of its outputs is unknown, so it has no accuracy for"
-            f" {' and '.join(map(flag, asked))}: leave them out, say --task classification or"
-            " detection, or measure it with a function of your own (Python: evaluate=)"
+            f" {' and '.join(asked)}: leave them out, give `task` (classification or detection), or"
+            " measure it with a function of your own (in Python)"
         )

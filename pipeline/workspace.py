@@ -234,7 +234,7 @@ def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
         (folder / ARTIFACTS["log"]).open("a").close()
     except OSError as error:
         raise WorkspaceError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --workspace"
+            f"{folder}: cannot be written ({error.strerror}); choose another `workspace`"
         ) from None
     files = ARTIFACTS if target != CPU else {**ARTIFACTS, "engine": CPU_ENGINE}
     return Workspace(folder, **{name: folder / file for name, file in files.items()})

@@ -17,6 +17,7 @@ import click
 
 from reptrt.pipeline.cli import run_commands, tool_commands
 from reptrt.pipeline.cli.console import INTERRUPTED, messages
+from reptrt.pipeline.cli.flags import in_flags
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,7 +69,13 @@ def explain(error: BaseException) -> int:
     code = getattr(error, "exit_code", None)
     if not isinstance(code, int):
         raise error
-    messages.print(f"reptrt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    messages.print(
+        f"reptrt: {in_flags(str(error), cli)}",
+        style="red",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return code
 
 

@@ -25,7 +25,7 @@ from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.array_images import ArrayImages, read_array_header
-from reptrt.pipeline.data.batches import Batch, Batches, ImageSet
+from reptrt.pipeline.data.batches import Batch, ImageSet, LazyBatches
 from reptrt.pipeline.data.preprocess import DataError
 
 ImageSource: TypeAlias = "str | Path | NDArray[Any] | torch.Tensor | Iterable[Any]"
@@ -82,7 +82,7 @@ class LabelledArrays:
         """Hex digest of the images and their labels."""
         return hashlib.sha256(self.images.fingerprint.encode() + self.labels.tobytes()).hexdigest()
 
-    def batches(self, batch_size: int) -> Batches[Batch]:
+    def batches(self, batch_size: int) -> LazyBatches[Batch]:
         """Return batches in order; an image stands for itself, so nothing is said of its canvas."""
         arrays = self.images.batches(batch_size)
 
@@ -92,7 +92,7 @@ class LabelledArrays:
                 indices = np.arange(first, first + len(images), dtype=np.int64)
                 yield Batch(images, indices, (), ())
 
-        return Batches(len(arrays), read)
+        return LazyBatches(len(arrays), read)
 
 
 def store_images(images: ImageSource, folder: Path, limit: int | None = None) -> Path:

@@ -90,7 +90,7 @@ def _accuracy_note(accuracy: Accuracy | None, task: Task) -> str | None:
         return (
             "the meaning of the outputs is unknown; SNR and cosine of each compare them with FP32"
         )
-    return "no labelled images (--eval)"
+    return "no labelled images (`evaluate`)"
 
 
 def _gate(accuracy: Accuracy | None, max_drop: float | None) -> Gate:

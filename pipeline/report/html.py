@@ -127,7 +127,7 @@ def _setup(report: Report) -> list[tuple[str, str]]:
         ("Not in INT8", report.precision.upper()),
         ("Calibrated on", f"{report.num_samples} images, seed {report.seed}"),
         ("Evaluated on", None if images is None else f"{images} images"),
-        ("NMS in the engine", summary.end2end_note(report.end2end)),
+        ("NMS in the engine", summary.nms_note(report.end2end)),
         ("Target", report.target),
         ("Backend", report.backend),
         ("Time", summary.total_time(report)),

@@ -10,7 +10,7 @@ import pytest
 
 from reptrt.calibrators.base import no_progress
 from reptrt.engines.device import Gpu
-from reptrt.engines.outputs.detection import END2END_OUTPUTS, Suppression
+from reptrt.engines.outputs.detection import NMS_OUTPUTS, Suppression
 from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.target import TARGETS
@@ -68,10 +68,10 @@ def test_it_computes_the_network_in_half_precision(tmp_path: Path) -> None:
         assert 45 < noise.snr_db < 90
     suppression = Suppression(0.25, 0.65, 5)
     write_fp16_onnx(graph, card, path, suppression, "tensorrt_rtx")
-    assert tuple(output.name for output in onnx.load(path).graph.output) == END2END_OUTPUTS
+    assert tuple(output.name for output in onnx.load(path).graph.output) == NMS_OUTPUTS
 
 
-def test_on_a_cpu_the_rival_is_fp32_and_no_other_file_is_made(
+def test_on_a_cpu_the_float_model_is_fp32_and_no_other_file_is_made(
     tiny: TinyProject, tmp_path: Path
 ) -> None:
     options = [*tiny.options[:-1], "cpu", "--workspace", tmp_path]

@@ -129,7 +129,7 @@ def test_the_report_tells_what_was_run(tiny: TinyProject, finished: Path) -> Non
 def test_without_labelled_images_the_accuracy_is_left_out(tiny: TinyProject, plain: Path) -> None:
     report = json.loads((tiny.files_of(plain) / "report.json").read_text())
     assert report["accuracy"] is None
-    assert "--eval" in report["accuracy_note"]
+    assert "`evaluate`" in report["accuracy_note"]
     assert report["numerics"]["logits"]["snr_db"] > 25.0
 
 
