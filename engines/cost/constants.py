@@ -1,0 +1,52 @@
+"""The constants of the cost model: few, physical, fitted once.
+
+    python benchmarks/fit_cost.py --data $REPTRT_DATA
+
+prints these lines anew, and what each engine's time is when the fit never saw it (docs/cost.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Constants:
+    """How much of a data sheet kernels reach.
+
+    Attributes:
+        product_us: start and end of a kernel that multiplies, in a CUDA graph.
+        move_us: the same of one that only moves or computes pointwise.
+        compute: part of the tensor cores' peak that full waves of tiles reach in floats.
+        compute_int8: the same in INT8: twice as fast, they wait for operands more often.
+        image: the same of the first convolution, whose 3 channels are padded to 4.
+        depthwise: part of the FP32 cores' peak that a depthwise convolution reaches.
+        memory: part of the bandwidth that a product reaches.
+        move: the same of pooling and pointwise kernels.
+        reformat: the same where the type or the layout changes.
+        image_reformat: the same for an image of at most 4 channels, which is written in pieces.
+        tile: rows and columns of the output that one block of threads computes.
+        overlap: exponent a of (compute^a + memory^a)^(1/a): 1 adds the two, infinity hides one.
+    """
+
+    product_us: float
+    move_us: float
+    compute: float
+    compute_int8: float
+    image: float
+    depthwise: float
+    memory: float
+    move: float
+    reformat: float
+    image_reformat: float
+    tile: tuple[int, int] = (128, 64)
+    overlap: float = 1.5
+
+
+FITTED = Constants(
+    product_us=3.5, move_us=2.8, compute=0.76, compute_int8=0.7, image=0.35, depthwise=0.28, memory=0.9, move=0.75,
+    reformat=0.48, image_reformat=0.19,
+)  # fmt: skip
+
+SPREAD = 0.3
+"""Of a whole engine's time: the interval is milliseconds / (1 + SPREAD) to milliseconds * (1 + SPREAD)."""
