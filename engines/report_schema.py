@@ -105,17 +105,6 @@ class Fusion(TypedDict, total=False):
     float_islands: list[Island] | None
 
 
-class TableKernel(TypedDict, total=False):
-    """One kernel of fusion.json; tensors are [name, datatype] pairs."""
-
-    name: str
-    kind: str
-    onnx_layers: list[str]
-    inputs: list[list[str]]
-    weights: list[list[str]]
-    outputs: list[list[str]]
-
-
 class End2End(TypedDict, total=False):
     """What decoding and NMS inside the engine keep, and how that compares with NumPy's.
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from reptrt.engines.inspection.kernel_record import KernelEntry, kernel_entry
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
 
@@ -30,17 +31,6 @@ class FloatIsland(TypedDict):
     layer: str
     op: str
     reason: str
-
-
-class KernelEntry(TypedDict):
-    """One kernel; tensors are [name, datatype] pairs."""
-
-    name: str
-    kind: str
-    onnx_layers: list[str]
-    inputs: list[list[str]]
-    weights: list[list[str]]
-    outputs: list[list[str]]
 
 
 class FusionReport(TypedDict):
@@ -74,7 +64,7 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
         fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
         kernels=len(kernels),
         float_islands=islands,
-        fused_kernels=[_entry(kernel) for kernel in kernels],
+        fused_kernels=[kernel_entry(kernel) for kernel in kernels],
     )
 
 
@@ -118,18 +108,7 @@ def _choice(kernels: Sequence[Kernel]) -> str:
     if not kernels:
         return "no kernel names it: the compiler folded it away or lost its name"
     kernel = kernels[0]
-    if kernel.inputs and kernel.inputs[0][1] == "Int8":
+    if kernel.inputs and kernel.inputs[0].dtype == "Int8":
         return f"kernel '{kernel.name}' reads Int8 and multiplies in float"
-    read = ", ".join(dict.fromkeys(dtype for _, dtype in kernel.inputs)) or "no tensor"
+    read = ", ".join(dict.fromkeys(tensor.dtype for tensor in kernel.inputs)) or "no tensor"
     return f"the compiler chose float: kernel '{kernel.name}' reads {read}"
-
-
-def _entry(kernel: Kernel) -> KernelEntry:
-    return KernelEntry(
-        name=kernel.name,
-        kind=kernel.kind,
-        onnx_layers=list(kernel.onnx_layers),
-        inputs=[list(tensor) for tensor in kernel.inputs],
-        weights=[list(tensor) for tensor in kernel.weights],
-        outputs=[list(tensor) for tensor in kernel.outputs],
-    )

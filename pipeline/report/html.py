@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from reptrt.engines.inspection.kernels import Kernel
-from reptrt.engines.report_schema import LayerSnr, Picture, Report, TableKernel
+from reptrt.engines.inspection.kernel_record import KernelEntry, read_kernel_entry
+from reptrt.engines.report_schema import LayerSnr, Picture, Report
 from reptrt.pipeline.report import number_format, summary
 from reptrt.pipeline.report.charts import (
     BarChart,
@@ -28,7 +28,7 @@ _PNG_MAGIC = b"\x89PNG"
 
 def write_html(
     report: Mapping[str, object],
-    fusion_table: Sequence[TableKernel],
+    fusion_table: Sequence[KernelEntry],
     pictures: Sequence[Picture],
     path: Path,
 ) -> None:
@@ -44,7 +44,7 @@ def write_html(
 
 
 def _view(
-    report: Report, fusion_table: Sequence[TableKernel], pictures: Sequence[Picture]
+    report: Report, fusion_table: Sequence[KernelEntry], pictures: Sequence[Picture]
 ) -> dict[str, object]:
     """Compute everything the template shows; layout is the template's."""
     blocks = report.get("blocks") or []
@@ -156,7 +156,7 @@ def _latency_chart(report: Report) -> BarChart | None:
     return bar_chart(groups)
 
 
-def _kernels(report: Report, table: Sequence[TableKernel]) -> list[dict[str, object]]:
+def _kernels(report: Report, table: Sequence[KernelEntry]) -> list[dict[str, object]]:
     """Reduce each kernel to what the table shows.
 
     A kernel is INT8 where it reads Int8 activations and weights and none of its layers is a float
@@ -166,29 +166,20 @@ def _kernels(report: Report, table: Sequence[TableKernel]) -> list[dict[str, obj
     floats = {island.get("layer") for island in fusion.get("float_islands") or []}
     rows: list[dict[str, object]] = []
     for entry in table:
-        kernel = _kernel(entry)
-        reads_int8 = bool(kernel.inputs) and kernel.inputs[0][1] == "Int8"
+        kernel = read_kernel_entry(entry)
+        reads_int8 = bool(kernel.inputs) and kernel.inputs[0].dtype == "Int8"
         multiplies = kernel.multiplies_weights
         rows.append(
             {
                 "name": kernel.name,
                 "kind": kernel.kind,
                 "layers": kernel.onnx_layers,
-                "inputs": list(dict.fromkeys(dtype for _, dtype in kernel.inputs)),
-                "outputs": list(dict.fromkeys(dtype for _, dtype in kernel.outputs)),
+                "inputs": list(dict.fromkeys(one.dtype for one in kernel.inputs)),
+                "outputs": list(dict.fromkeys(one.dtype for one in kernel.outputs)),
                 "int8": multiplies and reads_int8 and floats.isdisjoint(kernel.onnx_layers),
             }
         )
     return rows
-
-
-def _kernel(entry: TableKernel) -> Kernel:
-    inputs, weights, outputs = (
-        tuple((str(name), str(dtype)) for name, dtype in tensors)
-        for tensors in (entry.get("inputs", ()), entry.get("weights", ()), entry.get("outputs", ()))
-    )
-    layers = tuple(entry.get("onnx_layers", ()))
-    return Kernel(entry.get("name", ""), entry.get("kind", ""), inputs, weights, outputs, layers)
 
 
 def _picture(picture: Picture) -> dict[str, str]:
