@@ -15,7 +15,7 @@ class RemoveConcat(Rule):
     """Guide: "concat elimination". ultralytics/ultralytics#17640 and #6471: copies of some inputs.
 
     Copied are what another layer reads too ("Add_output_0 copy"), parts of a Split ("Split_output_0
-    copy"), and what Resize writes ("Resize_output_0 copy"). That parts which start within a vector
+    copy"), and what Resize writes ("Resize_output_0 copy"); so, it is assumed, is a part of what twins write. That parts which start within a vector
     of channels (32 in INT8, 8 in FP16) are copied too is assumed.
     """
 
@@ -44,7 +44,7 @@ class RemoveConcat(Rule):
         self, network: Network, concat: Node, tensor: str, starts: dict[str, int]
     ) -> bool:
         writer = network.writer(tensor)
-        if writer is None or writer.op in (*_VIEWS, "Resize"):
+        if writer is None or writer.op in (*_VIEWS, "Resize") or len(writer.outputs) > 1:
             return True
         at_once = _CHANNELS_AT_ONCE.get(network.tensors[tensor].dtype, 1)
         if len(network.tensors[tensor].dims) == 4 and starts[tensor] % at_once:

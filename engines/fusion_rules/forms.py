@@ -89,15 +89,19 @@ def written_form(network: Network, build: Build, node: Node, tensor: str) -> For
 def _reformatted(network: Network, build: Build, node: Node, tensor: str) -> Form:
     """Q, DQ, Cast and copies write what the first reader with a wish wants."""
     dtype = network.tensors[tensor].dtype
+    source = network.tensors[node.inputs[0]]
+    if tensor in network.outputs:
+        return Form(network.output_types[tensor])
+    if node.op == "Copy":
+        return source.form
     for reader in network.readers(tensor):
         if node.op == DEQUANTIZE and build.is_weakly_typed and reader.skip == tensor:
             return Form("Float")
         form = wanted_form(network, build, reader, tensor)
         if form is not None and form.dtype == dtype:
-            if node.op == QUANTIZE and network.tensors[node.inputs[0]].form.layout == "c2":
+            if node.op == QUANTIZE and source.form.layout == "c2":
                 return Form(dtype, "c4")
             return form
-    source = network.tensors[node.inputs[0]]
     if node.op == QUANTIZE and len(source.dims) == 4:
         return Form(dtype, "c32")
     return Form(dtype, source.form.layout)

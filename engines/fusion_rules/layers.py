@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from reptrt.engines.fusion_rules.convolutions import is_depthwise
-from reptrt.engines.fusion_rules.network import DEQUANTIZE, QUANTIZE, Network, Node
+from reptrt.engines.fusion_rules.network import DEQUANTIZE, QUANTIZE, Form, Network, Node
 from reptrt.engines.fusion_rules.points import VIEWS
-from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.inspection.kernel import Kernel, Product, Tensor, convolution
 
 _KINDS = {
     "ConvTranspose": "CaskDeconvolution",
@@ -22,6 +24,7 @@ _KINDS = {
     DEQUANTIZE: "Reformat",
     **dict.fromkeys(VIEWS, "NoOp"),
 }
+_WIDTHS = {"c2": "Two", "c4": "Four", "c32": "Thirty-two"}
 _UNLISTED = ("Concat", "Split")  # no layer: others write into it, or read from it
 
 
@@ -52,11 +55,62 @@ def _kernel(network: Network, node: Node) -> Kernel:
         weights=_tensors(network, node.weights),
         outputs=_tensors(network, node.outputs),
         onnx_layers=tuple(part for part in node.parts if part != "||"),
+        product=_product(network, node),
     )
 
 
-def _tensors(network: Network, names: list[str]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, network.tensors[name].dtype) for name in names)
+def _tensors(network: Network, names: list[str]) -> tuple[Tensor, ...]:
+    tensors = (network.tensors[name] for name in names)
+    return tuple(
+        Tensor(one.name, one.dtype, one.dims or (1,), format=_format(one.form)) for one in tensors
+    )
+
+
+def _format(form: Form) -> str:
+    """The layout in the words of TensorRT's inspector."""
+    dtype = {"Float": "FP32", "Half": "FP16"}.get(form.dtype, form.dtype)
+    if form.layout == "nhwc":
+        return f"Channel major {dtype} format where channel % 8 == 0"
+    if form.layout in _WIDTHS:
+        return f"{_WIDTHS[form.layout]} wide channel vectorized row major {dtype} format"
+    return f"Row major linear {dtype}"
+
+
+def _product(network: Network, node: Node) -> Product | None:
+    """What `node` multiplies; twins are one product with the channels of both."""
+    if node.op not in ("Attention", "Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return None
+    source = network.tensors[node.inputs[0]].dims
+    result = network.tensors[node.outputs[0]].dims
+    if node.op == "Attention":
+        rows, size = source[-2], source[-1]
+        keys = network.tensors[node.inputs[1]].dims[-1]
+        return Product(rows, keys, 2 * size, groups=math.prod(source[:-2]))
+    if node.op in ("Gemm", "MatMul"):
+        return _matrix_product(network, node, source, result)
+    channels = sum(network.tensors[name].channels for name in node.outputs)
+    window = network.tensors[node.weights[0]].dims[2:]
+    if node.layer == "ConvActPool":  # its output is the pooled one, half as large
+        result = (*result[:2], *(2 * size for size in result[2:]))
+    return convolution(
+        source,
+        (result[0], channels, *result[2:]),
+        window,
+        node.integer("group", 1),
+        node.ints("strides", (1,) * len(window)),
+        transposed=node.op == "ConvTranspose",
+    )
+
+
+def _matrix_product(
+    network: Network, node: Node, source: tuple[int, ...], result: tuple[int, ...]
+) -> Product:
+    if node.layer == "CaskConvolution":
+        return Product(result[0], result[1], source[1], window=(1, 1), stride=(1, 1))
+    columns, depth = result[-1], source[-1]
+    if node.weights:
+        return Product(math.prod(result[:-1]), columns, depth)
+    return Product(result[-2], columns, depth, groups=math.prod(result[:-2]))
 
 
 def _kind(network: Network, node: Node) -> str:

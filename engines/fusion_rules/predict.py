@@ -46,7 +46,7 @@ from reptrt.engines.fusion_rules.transformers import (
     FuseNormalization,
     FuseProductResidual,
 )
-from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.inspection.kernel import Kernel
 
 Remainder = Literal["as typed", "fp16"]
 
