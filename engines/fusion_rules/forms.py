@@ -115,9 +115,10 @@ def _convolved(network: Network, build: Build, node: Node, dtype: str) -> Form:
     if dtype == "Int8":
         return Form(dtype, "c32")
     if build.is_weakly_typed or dtype == "Float":
-        skip = network.tensors[node.skip] if node.skip else None
-        stem = source.channels <= _STEM_CHANNELS
-        if _leaves(network, node.outputs[0]) or stem or (skip and skip.dtype == "Float"):
+        skip = network.writer(node.skip)
+        reads_pair = skip is not None and skip.op == DEQUANTIZE
+        is_stem = source.channels <= _STEM_CHANNELS
+        if _leaves(network, node.outputs[0]) or is_stem or reads_pair:
             return Form("Float")
     return Form(dtype, "c32")
 
@@ -154,6 +155,8 @@ def _convolution_wants(network: Network, build: Build, node: Node, tensor: str) 
     if tensor == node.skip:
         return network.tensors[node.outputs[0]].form
     source = network.tensors[tensor]
+    if len(source.dims) < 3:
+        return source.form
     if source.dtype == "Int8":
         if node.layer == "ConvActPool":
             return Form("Int8")
