@@ -68,5 +68,3 @@ class _Pairs:
     def _add(self, op: str, inputs: list[str], output: str) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], f"{op}_{output}"))
         return output
-
-

@@ -74,10 +74,11 @@ class FoldBatchNorm(Rule):
         """Fold BatchNormalization into the convolution that it alone reads."""
         for norm in network.nodes("BatchNormalization"):
             layer = network.writer(norm.inputs[0])
-            if layer is not None and layer.op in ("Conv", "ConvTranspose", "Gemm"):
-                if network.only_reader(norm.inputs[0]) is norm:
-                    norm.weights = []
-                    network.absorb_reader(layer, norm)
+            if layer is None or layer.op not in ("Conv", "ConvTranspose", "Gemm"):
+                continue
+            if network.only_reader(norm.inputs[0]) is norm:
+                norm.weights = []
+                network.absorb_reader(layer, norm)
 
 
 class FoldScale(Rule):

@@ -15,6 +15,7 @@ from reptrt.engines.fusion_rules.rule import Build, Evidence, Rule
 
 _REFORMATS = (QUANTIZE, DEQUANTIZE, "Cast", "Copy")
 _KEEPS_LAYOUT = ("AveragePool", "Concat", "MaxPool", "Pointwise", "Resize", "Slice", "Split")
+_FOLLOWS_LAYOUT = ("Concat", "Pointwise")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _STEM_CHANNELS = 4
 
@@ -79,6 +80,8 @@ def written_form(network: Network, build: Build, node: Node, tensor: str) -> For
         return Form(source.dtype, layout)
     if node.op in ("AveragePool", "MaxPool"):
         return source
+    if node.op == "Concat":
+        return Form(dtype, _joined_layout(network, node))
     if node.op in _KEEPS_LAYOUT:
         return Form(dtype, source.layout)
     if node.op in VIEWS:
@@ -95,6 +98,8 @@ def _reformatted(network: Network, build: Build, node: Node, tensor: str) -> For
     if node.op == "Copy":
         return source.form
     for reader in network.readers(tensor):
+        if reader.op in _FOLLOWS_LAYOUT:
+            continue
         if node.op == DEQUANTIZE and build.is_weakly_typed and reader.skip == tensor:
             return Form("Float")
         form = wanted_form(network, build, reader, tensor)
@@ -105,6 +110,18 @@ def _reformatted(network: Network, build: Build, node: Node, tensor: str) -> For
     if node.op == QUANTIZE and len(source.dims) == 4:
         return Form(dtype, "c32")
     return Form(dtype, source.form.layout)
+
+
+def _joined_layout(network: Network, concat: Node) -> str:
+    """The layout of the first input that no Reformat writes; Reformats then write it too."""
+    writers = {name: network.writer(name) for name in concat.inputs}
+    free = [name for name, node in writers.items() if node is not None and node.op in _REFORMATS]
+    bound = [name for name in concat.inputs if name not in free]
+    layout = network.tensors[(bound or free)[0]].form.layout
+    for name in free:
+        if network.only_reader(name) is concat:
+            network.set_form(name, Form(network.tensors[name].dtype, layout))
+    return layout
 
 
 def _convolved(network: Network, build: Build, node: Node, dtype: str) -> Form:
@@ -145,7 +162,7 @@ def wanted_form(network: Network, build: Build, node: Node, tensor: str) -> Form
         return Form("Half", "c2")
     if node.op in VIEWS:
         return Form(actual.dtype)
-    if node.op in ("Concat", "Pointwise") and len(node.inputs) > 1:
+    if node.op in _FOLLOWS_LAYOUT and len(node.inputs) > 1:
         layout = network.tensors[node.outputs[0]].form.layout
         return Form(actual.dtype, layout)
     return None
@@ -192,4 +209,3 @@ class OutputForms(Rule):
         network.set_form(tensor, wanted)
         part = f"Reformatting CopyNode for Output Tensor {index} to {' + '.join(node.parts)}"
         network.add(Node("Reformat", [inner], [tensor], [part], node.order, layer="Reformat"))
-

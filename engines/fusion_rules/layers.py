@@ -6,6 +6,7 @@ import math
 
 from reptrt.engines.fusion_rules.convolutions import is_depthwise
 from reptrt.engines.fusion_rules.network import DEQUANTIZE, QUANTIZE, Form, Network, Node
+from reptrt.engines.fusion_rules.network import Tensor as NetworkTensor
 from reptrt.engines.fusion_rules.points import VIEWS
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor, convolution
 
@@ -62,8 +63,13 @@ def _kernel(network: Network, node: Node) -> Kernel:
 def _tensors(network: Network, names: list[str]) -> tuple[Tensor, ...]:
     tensors = (network.tensors[name] for name in names)
     return tuple(
-        Tensor(one.name, one.dtype, one.dims or (1,), format=_format(one.form)) for one in tensors
+        Tensor(one.name, one.dtype, _sides(one), format=_format(one.form)) for one in tensors
     )
+
+
+def _sides(tensor: NetworkTensor) -> tuple[int, ...]:
+    """Sides of a shape; a constant without any is one value, another tensor is unknown."""
+    return tensor.dims or ((1,) if tensor.is_constant else ())
 
 
 def _format(form: Form) -> str:
@@ -82,6 +88,8 @@ def _product(network: Network, node: Node) -> Product | None:
         return None
     source = network.tensors[node.inputs[0]].dims
     result = network.tensors[node.outputs[0]].dims
+    if len(source) < 2 or not result or min(*source, *result) < 1:
+        return None
     if node.op == "Attention":
         rows, size = source[-2], source[-1]
         keys = network.tensors[node.inputs[1]].dims[-1]

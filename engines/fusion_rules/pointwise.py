@@ -44,7 +44,12 @@ class FuseNeighbours(Rule):
             absorb_writer(network, node, writer)
 
     def _is_lone_cast(self, network: Network, node: Node) -> bool:
-        return node.op == "Cast" and network.tensors[node.inputs[0]].dtype in FLOATS
+        source = node.inputs[0]
+        if node.op != "Cast" or network.tensors[source].dtype not in FLOATS:
+            return False
+        writer = network.writer(source)
+        joins = writer is not None and writer.op == "Pointwise"
+        return not joins or node.outputs[0] in network.outputs or len(network.readers(source)) > 1
 
 
 def absorb_writer(network: Network, node: Node, writer: Node) -> None:

@@ -20,6 +20,7 @@ from reptrt.engines.fusion_rules.network import (
     Tensor,
 )
 
+_IR_VERSION = 8  # from 4 on, initializers need not be inputs
 _LARGEST_VALUES = 4096  # elements: scales, shapes and bounds, not weights
 _DTYPES = {
     TensorProto.FLOAT: "Float",
@@ -86,7 +87,7 @@ def _load(model: onnx.ModelProto | Path) -> onnx.ModelProto:
 
 def _infer_shapes(model: onnx.ModelProto, batch: int | None) -> onnx.GraphProto:
     """Return a graph without large weights, whose tensors all have a type and sizes."""
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light = onnx.ModelProto(ir_version=_IR_VERSION, opset_import=model.opset_import)
     light.graph.name = model.graph.name or "graph"
     light.graph.node.extend(model.graph.node)
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -134,7 +135,9 @@ def _tensors(graph: onnx.GraphProto) -> dict[str, Tensor]:
     for value in (*graph.input, *graph.value_info, *graph.output):
         name = value.name.removeprefix(_WEIGHT_PREFIX)
         kind = value.type.tensor_type
-        dims = tuple(max(size.dim_value, 1) for size in kind.shape.dim)
+        dims = tuple(
+            size.dim_value if size.HasField("dim_value") else -1 for size in kind.shape.dim
+        )
         tensors[name] = Tensor(name, dims, Form(_DTYPES.get(kind.elem_type, "Float")))
     for constant in graph.initializer:
         form = Form(_DTYPES.get(constant.data_type, "Float"))
@@ -167,9 +170,7 @@ def _fold(proto: onnx.NodeProto, inputs: list[str], tensors: dict[str, Tensor]) 
                 tensors[name] = _constant(tensors[name], False, values)
 
 
-def _node(
-    proto: onnx.NodeProto, inputs: list[str], order: int, tensors: dict[str, Tensor]
-) -> Node:
+def _node(proto: onnx.NodeProto, inputs: list[str], order: int, tensors: dict[str, Tensor]) -> Node:
     is_pair = proto.op_type in (QUANTIZE, DEQUANTIZE)
     computed = inputs[:1] if is_pair else [n for n in inputs if not tensors[n].is_constant]
     weights = [] if is_pair else [n for n in inputs if tensors[n].is_constant]
@@ -195,4 +196,6 @@ def _scale_key(scale: Tensor) -> bytes:
 def _constant(tensor: Tensor, quantized: bool, values: np.ndarray | None = None) -> Tensor:
     form = Form("Int8") if quantized and tensor.dtype in FLOATS else tensor.form
     kept = tensor.values if values is None else values
-    return Tensor(tensor.name, tensor.dims, form, is_constant=True, quantized=quantized, values=kept)
+    return Tensor(
+        tensor.name, tensor.dims, form, is_constant=True, quantized=quantized, values=kept
+    )

@@ -49,19 +49,15 @@ class FuseAttention(Rule):
         chain: list[Node] = []
         tensor = softmax.inputs[0]
         while True:
-            node = next(self._candidates(network, tensor), None)
-            if node is None:
+            node = network.writer(tensor)
+            if node is None or network.only_reader(tensor) is None:
+                return None
+            if node.op != "MatMul" and node.op not in _BETWEEN:
                 return None
             chain.append(node)
             if node.op == "MatMul":
                 return chain if not node.weights else None
             tensor = self._main_input(network, node)
-
-    def _candidates(self, network: Network, tensor: str) -> Iterator[Node]:
-        writer = network.writer(tensor)
-        if writer is not None and len(network.readers(tensor)) == 1:
-            if writer.op == "MatMul" or writer.op in _BETWEEN:
-                yield writer
 
     def _main_input(self, network: Network, node: Node) -> str:
         """The input of `node` that is no mask: as large as its output, and not a constant."""

@@ -93,9 +93,7 @@ def test_resnet18_with_pairs_on_skips(resnet18: onnx.ModelProto, reptrt_data: Pa
 
 def test_resnet18_in_fp16(resnet18: onnx.ModelProto, reptrt_data: Path) -> None:
     real = real_layers(reptrt_data, "a100_resnet18_b32_fp16")
-    predicted = predict_kernels(
-        resnet18, batch=32, compute_capability=A100, remainder="fp16"
-    )
+    predicted = predict_kernels(resnet18, batch=32, compute_capability=A100, remainder="fp16")
     assert not differences(work(predicted), work(real))
 
 
