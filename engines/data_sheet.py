@@ -110,14 +110,18 @@ T4 = DataSheet(
     "data sheet; sustained: 24 of 65 TFLOPS in a cuBLAS product of 4096 under the 70 W limit "
     "(forums.developer.nvidia.com/t/264462), of which 0.79 are reached",
 )  # fmt: skip
-A100 = DataSheet("A100 80GB PCIe", (8, 0), 108, 1.41, 1935, 20, source="data sheet; L2 in two halves")
+A100 = DataSheet(
+    "A100 80GB PCIe", (8, 0), 108, 1.41, 1935, 20, source="data sheet; L2 in two halves"
+)
 A10 = DataSheet("A10", (8, 6), 72, 1.695, 600, 6)
 L4 = DataSheet(
     "L4", (8, 9), 58, 2.04, 300, 48, 0.5,
     "data sheet; sustained: assumed as for the T4, under 72 W",
 )  # fmt: skip
 L40S = DataSheet("L40S", (8, 9), 142, 2.52, 864, 96)
-H100 = DataSheet("H100 80GB SXM", (9, 0), 132, 1.83, 3350, 25, source="data sheet; L2 in two halves")
+H100 = DataSheet(
+    "H100 80GB SXM", (9, 0), 132, 1.83, 3350, 25, source="data sheet; L2 in two halves"
+)
 H200 = DataSheet("H200 SXM", (9, 0), 132, 1.83, 4800, 25, source="data sheet; L2 in two halves")
 B200 = DataSheet("B200", (10, 0), 148, 1.85, 8000, 63, source="data sheet; L2 in two halves")
 RTX_3080 = DataSheet("GeForce RTX 3080 10GB", (8, 6), 68, 1.71, 760, 5)

@@ -32,7 +32,9 @@ def read_device_info(path: Path) -> DataSheet:
         raise CostError(f"{path}: no profile.metadata.json: {error}") from error
     info = content.get("device_information") if isinstance(content, dict) else None
     if not isinstance(info, dict):
-        raise CostError(f"{path}: it has no 'device_information'; TREx's profiling script writes one")
+        raise CostError(
+            f"{path}: it has no 'device_information'; TREx's profiling script writes one"
+        )
     capability, sms, clock, bus, memory_clock = (_positive(info, key, path) for key in _KEYS)
     name = str(info.get("Selected Device", "GPU"))
     like = _like(name, (int(capability), round(10 * (capability % 1))))

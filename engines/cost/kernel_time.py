@@ -2,10 +2,10 @@
 
     t = t0 + (c^a + m^a)^(1/a)
     m = bytes / (bandwidth x reached)
-    c = 2 tile_rows tile_columns depth ceil(tiles / SMs) SMs / (peak of the type x reached)
-    tiles = ceil(rows / tile_rows) ceil(columns / tile_columns) groups
+    c = 2 R C depth ceil(tiles / SMs) SMs / (peak of the type x reached)
+    tiles = ceil(rows / R) ceil(columns / C) groups
 
-A wave is one tile on every SM; a last wave that is half empty takes as long as a full one.
+A wave is one tile of R x C on every SM; a last wave that is half empty takes as long as a full one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from typing import Literal
 from reptrt.engines.cost.constants import Constants
 from reptrt.engines.data_sheet import DataSheet
 from reptrt.engines.inspection.kernel import Kernel, Product
+from reptrt.engines.inspection.traffic import has_work
 
 Bound = Literal["compute", "memory", "launch", "nothing"]
-Work = Literal["none", "product", "image product", "depthwise", "move", "reformat", "image reformat"]
+Work = Literal[
+    "none", "product", "image product", "depthwise", "move", "reformat", "image reformat"
+]
 
-_FREE = ("noop", "constant", "signal", "wait", "shape_call", "shape call")
 _REFORMATS = ("reformat", "copy", "shuffle", "transpose")
 _IMAGE_CHANNELS = 4
+_TILE = (128, 64)
+"""Rows and columns of the output that one block of threads computes. TensorRT times many tiles; this one
+explains the V100's INT8 convolutions and the A100's best (docs/cost.md)."""
 _MICROSECONDS = 1e6
 
 
@@ -52,9 +57,9 @@ def kernel_time(kernel: Kernel, sheet: DataSheet, constants: Constants) -> Kerne
 
 def work_of(kernel: Kernel) -> Work:
     """Class of the kernel: each has its own share of the data sheet."""
-    kind = kernel.kind.lower()
-    if kind in _FREE or not (kernel.inputs or kernel.outputs):
+    if not has_work(kernel):
         return "none"
+    kind = kernel.kind.lower()
     is_image = bool(kernel.inputs) and _is_image(kernel.inputs[0].dims)
     if kernel.product is not None:
         if kernel.product.is_depthwise:
@@ -78,17 +83,23 @@ def _changes_layout(kernel: Kernel) -> bool:
 
 def _memory_us(kernel: Kernel, sheet: DataSheet, work: Work, constants: Constants) -> float:
     """Time to move its bytes; those that fit beside each other into L2 come from there."""
-    reached = {
-        "move": constants.move, "reformat": constants.reformat,
-        "image reformat": constants.image_reformat,
-    }.get(work, constants.memory)  # fmt: skip
+    if work == "image reformat":
+        return _image_reformat_us(kernel, sheet, constants)
+    reached = {"move": constants.move, "reformat": constants.reformat}.get(work, constants.memory)
     moved = kernel.bytes_in + kernel.bytes_constant + kernel.bytes_out
-    cached = 0.0 if work == "image reformat" else max(0.0, 1 - moved / (sheet.l2_mb * 1e6))
+    cached = max(0.0, 1 - moved / (sheet.l2_mb * 1e6))
     seconds = moved * (
         cached / max(sheet.l2_bandwidth, sheet.bandwidth_gbs * 1e9)
         + (1 - cached) / (sheet.bandwidth_gbs * 1e9)
     )
     return _MICROSECONDS * seconds / reached
+
+
+def _image_reformat_us(kernel: Kernel, sheet: DataSheet, constants: Constants) -> float:
+    """Pixel by pixel: the SMs are slower than the memory."""
+    image = kernel.inputs[0]
+    pixels = image.elements / image.dims[1]
+    return _MICROSECONDS * pixels / (sheet.sms * sheet.clock_ghz * 1e9 * constants.image_pixels)
 
 
 def _compute_us(kernel: Kernel, work: Work, sheet: DataSheet, constants: Constants) -> float:
@@ -99,7 +110,7 @@ def _compute_us(kernel: Kernel, work: Work, sheet: DataSheet, constants: Constan
     sustained = sheet.sustained
     if work == "image product":
         return _image_us(product, kernel.product_dtype, sheet, constants) / sustained
-    rows, columns = constants.tile
+    rows, columns = _TILE
     tiles = math.ceil(product.rows / rows) * math.ceil(product.columns / columns) * product.groups
     waves = math.ceil(tiles / sheet.sms)
     operations = 2 * rows * columns * product.depth * waves * sheet.sms
