@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 from onnx import TensorProto, numpy_helper
 
 from reptrt.engines.fusion_rules.network import (
