@@ -82,9 +82,12 @@ class FoldBatchNorm(Rule):
 
 
 class FoldScale(Rule):
-    """Guide: "Convolution and Scale"; in a quantized convolution it is not confirmed, nor done."""
+    """Guide: "Convolution and Scale". hmorimitsu/ptlflow#65: "fc2/Conv + Mul + Add".
 
-    evidence: ClassVar[Evidence] = Evidence.DOCUMENTED
+    In a quantized convolution it is not confirmed, nor done.
+    """
+
+    evidence: ClassVar[Evidence] = Evidence.REPORTED
 
     def apply(self, network: Network, build: Build) -> None:
         """Fold Mul and Add of a constant per channel into float convolutions and products."""

@@ -90,9 +90,11 @@ class FuseResidual(Rule):
 class FusePointwise(Rule):
     """Any other activation that depends on the convolution alone, such as SiLU or Sigmoid.
 
-    INT8: NVIDIA/TensorRT#3205; not behind depthwise kernels, nor with an Add in it. FP16 on Orin:
-    ultralytics/ultralytics#17640; elsewhere the two stay apart (#6471), taken to be Turing and
-    older.
+    INT8: NVIDIA/TensorRT#3205, but not behind depthwise kernels. FP16: on Orin
+    (ultralytics/ultralytics#17640), and not on Xavier (open-mmlab/mmdeploy#1059), so from compute
+    capability 8.0 on is assumed; not in FP32 (ultralytics/ultralytics#6471), nor with an Add in it
+    (all three), nor behind twins (#17640). Products of transformers take theirs too
+    (TensorRT-RTX; assumed).
     """
 
     evidence: ClassVar[Evidence] = Evidence.REPORTED
@@ -100,20 +102,21 @@ class FusePointwise(Rule):
     def apply(self, network: Network, build: Build) -> None:
         """Fuse a pointwise kernel into the convolution that it alone reads."""
         for node in network.nodes("Conv", "Gemm", "MatMul"):
-            if not is_product(node) or node.activation or node.skip:
-                continue
-            if is_depthwise(network, node):
-                continue
-            quantized = has_quantized_weights(network, node)
-            if node.op != "MatMul" and not quantized and build.compute_capability < (8, 0):
-                continue
-            if node.op != "Conv" and quantized:
+            if not is_product(node) or not self._fits(network, build, node):
                 continue
             reader = network.only_reader(node.outputs[0])
             if reader is not None and reader.op == "Pointwise" and self._is_unary(network, reader):
                 node.activation = "Pointwise"
                 reader.weights = []
                 network.absorb_reader(node, reader)
+
+    def _fits(self, network: Network, build: Build, node: Node) -> bool:
+        if node.activation or node.skip or len(node.outputs) > 1 or is_depthwise(network, node):
+            return False
+        if has_quantized_weights(network, node):
+            return node.op == "Conv"
+        is_half = network.tensors[node.weights[0]].dtype in ("Half", "BFloat16")
+        return is_half and (node.op == "MatMul" or build.compute_capability >= (8, 0))
 
     def _is_unary(self, network: Network, node: Node) -> bool:
         same = network.tensors[node.inputs[0]].dims == network.tensors[node.outputs[0]].dims
@@ -125,7 +128,8 @@ class MergeTwins(Rule):
     """Convolutions of one tensor with one kernel, stride and activation become one layer.
 
     NVIDIA/TensorRT#1602 ("Conv_45 + Relu_46 || Conv_52 + Relu_53"), which says too that Q/DQ
-    prevents it; ultralytics/ultralytics#6471 with the activations apart.
+    prevents it; with SiLU the activations of both stay apart (ultralytics/ultralytics#17640, FP16
+    or INT8 on Orin; #6471, FP32).
     """
 
     evidence: ClassVar[Evidence] = Evidence.REPORTED

@@ -98,11 +98,10 @@ def _reformatted(network: Network, build: Build, node: Node, tensor: str) -> For
     if node.op == "Copy":
         return source.form
     for reader in network.readers(tensor):
-        if reader.op in _FOLLOWS_LAYOUT:
-            continue
         if node.op == DEQUANTIZE and build.is_weakly_typed and reader.skip == tensor:
             return Form("Float")
-        form = wanted_form(network, build, reader, tensor)
+        follows = reader.op in _FOLLOWS_LAYOUT or _is_only_skip(reader, tensor)
+        form = None if follows else wanted_form(network, build, reader, tensor)
         if form is not None and form.dtype == dtype:
             if node.op == QUANTIZE and source.form.layout == "c2":
                 return Form(dtype, "c4")
@@ -168,8 +167,12 @@ def wanted_form(network: Network, build: Build, node: Node, tensor: str) -> Form
     return None
 
 
+def _is_only_skip(node: Node, tensor: str) -> bool:
+    return tensor == node.skip and tensor != node.inputs[0]
+
+
 def _convolution_wants(network: Network, build: Build, node: Node, tensor: str) -> Form:
-    if tensor == node.skip:
+    if _is_only_skip(node, tensor):
         return network.tensors[node.outputs[0]].form
     source = network.tensors[tensor]
     if len(source.dims) < 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from reptrt.engines.fusion_rules.convolutions import (
@@ -52,19 +53,36 @@ class QuantizeProducts(Rule):
     def apply(self, network: Network, build: Build) -> None:
         """Let quantized convolutions and products read, and where they can write, INT8."""
         for node in network.nodes("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            if not is_product(node) or not self._is_int8(network, node):
+            if not is_product(node) or not has_quantized_weights(network, node):
                 continue
-            read_int8(network, node, node.inputs[0])
-            if node.op == "ConvTranspose":
+            if not self._is_int8(network, node):
+                self._dequantize_weights(network, node)
                 continue
-            if not node.skip:
-                write_int8(network, node)
-            elif dequantizer(network, node.skip) is not None and write_int8(network, node):
+            joins = node.op != "ConvTranspose"
+            if node.skip:
+                joins = dequantizer(network, node.skip) is not None
+            if joins and write_int8(network, node) and node.skip:
                 read_int8(network, node, node.skip)
+            self._read_codes(network, node)
+
+    def _read_codes(self, network: Network, node: Node) -> None:
+        """Let the product read INT8; a float skip may be the same tensor, and stays float."""
+        dequantize = dequantizer(network, node.inputs[0])
+        if dequantize is not None:
+            network.remove(node)
+            node.inputs[0] = dequantize.inputs[0]
+            network.add(node)
+            drop_unread(network, dequantize)
+
+    def _dequantize_weights(self, network: Network, node: Node) -> None:
+        """The engine stores the weights of a float product in float."""
+        weight = network.tensors[node.weights[0]]
+        dtype = network.tensors[node.outputs[0]].dtype
+        stored = network.fresh_tensor(weight.name, Form(dtype))
+        network.tensors[stored] = replace(network.tensors[stored], is_constant=True)
+        node.weights = [stored, *node.weights[1:]]
 
     def _is_int8(self, network: Network, node: Node) -> bool:
-        if not has_quantized_weights(network, node):
-            return False
         source = dequantizer(network, node.inputs[0])
         if source is None or network.tensors[source.inputs[0]].dtype not in ("Int8", "UInt8"):
             return False

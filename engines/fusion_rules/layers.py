@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from reptrt.engines.fusion_rules.convolutions import is_depthwise
-from reptrt.engines.fusion_rules.network import DEQUANTIZE, QUANTIZE, Form, Network, Node
+from reptrt.engines.fusion_rules.network import DEQUANTIZE, QUANTIZE, Network, Node
 from reptrt.engines.fusion_rules.network import Tensor as NetworkTensor
 from reptrt.engines.fusion_rules.points import VIEWS
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor, convolution
@@ -63,7 +63,9 @@ def _kernel(network: Network, node: Node) -> Kernel:
 def _tensors(network: Network, names: list[str]) -> tuple[Tensor, ...]:
     tensors = (network.tensors[name] for name in names)
     return tuple(
-        Tensor(one.name, one.dtype, _sides(one), format=_format(one.form)) for one in tensors
+        Tensor(one.name, one.dtype, _sides(one), format=_format(one))
+        for one in tensors
+        if one.dtype != "Int64"  # shapes and axes are no data
     )
 
 
@@ -72,11 +74,13 @@ def _sides(tensor: NetworkTensor) -> tuple[int, ...]:
     return tensor.dims or ((1,) if tensor.is_constant else ())
 
 
-def _format(form: Form) -> str:
+def _format(tensor: NetworkTensor) -> str:
     """The layout in the words of TensorRT's inspector."""
+    form = tensor.form
     dtype = {"Float": "FP32", "Half": "FP16"}.get(form.dtype, form.dtype)
     if form.layout == "nhwc":
-        return f"Channel major {dtype} format where channel % 8 == 0"
+        step = 4 if tensor.channels <= 4 or form.dtype == "Float" else 8
+        return f"Channel major {dtype} format where channel % {step} == 0"
     if form.layout in _WIDTHS:
         return f"{_WIDTHS[form.layout]} wide channel vectorized row major {dtype} format"
     return f"Row major linear {dtype}"

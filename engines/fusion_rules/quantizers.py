@@ -78,7 +78,7 @@ class MoveQuantizeUp(Rule):
 
     def _may_move(self, network: Network, mover: Node) -> bool:
         """Whether nothing but Q of one scale reads the outputs of `mover`."""
-        scales = set()
+        scales: set[bytes] = set()
         for output in mover.outputs:
             readers = network.readers(output)
             if output in network.outputs or any(node.op != QUANTIZE for node in readers):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 from onnx import TensorProto, numpy_helper
 
 from reptrt.engines.fusion_rules.network import (
@@ -164,10 +164,16 @@ def _fold(proto: onnx.NodeProto, inputs: list[str], tensors: dict[str, Tensor]) 
     quantized = proto.op_type == DEQUANTIZE or any(tensors[name].quantized for name in inputs)
     for name in proto.output:
         tensors[name] = _constant(tensors[name], quantized)
-        for attribute in proto.attribute:
-            if proto.op_type == "Constant" and attribute.name == "value":
-                values = numpy_helper.to_array(attribute.t)
-                tensors[name] = _constant(tensors[name], False, values)
+    if proto.op_type == "Constant":
+        name, attribute = proto.output[0], proto.attribute[0]
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            value = numpy_helper.to_array(value)
+        elif attribute.name.startswith(("value_int", "value_float")):
+            value = np.asarray(value)
+        else:
+            return
+        tensors[name] = _constant(tensors[name], False, value)
 
 
 def _node(proto: onnx.NodeProto, inputs: list[str], order: int, tensors: dict[str, Tensor]) -> Node:
