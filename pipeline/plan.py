@@ -99,10 +99,16 @@ def make_plan(
         "precision": recipe.precision or _choose_precision(target, float_graph),
         "batch_size": fixed_batch(loaded, recipe),
         "quantize_head": is_classifier if recipe.quantize_head is None else recipe.quantize_head,
+        "quantize": recipe.quantize if _has_price(target) else "all",
         "min_snr": min_snr if recipe.min_snr is None else recipe.min_snr,
         "reconstruction": _choose_units(recipe.reconstruction, loaded),
     }
     return Plan.model_validate({**dict(recipe), **choices})
+
+
+def _has_price(target: Target) -> bool:
+    """Whether there is a data sheet by which engines for `target` are priced."""
+    return target.backend != "onnxruntime" and target.data_sheet is not None
 
 
 def _choose_precision(target: Target, float_graph: fx.GraphModule) -> Precision:

@@ -95,6 +95,11 @@ class Quantization(Section):
     first_last_bits: Bits | None = Field(
         8, description="fewest bits of the first and the last layers and of their inputs"
     )
+    quantize: Literal["pays", "all"] = Field(
+        "pays",
+        description="pays: a layer is INT8 where the target is predicted to be faster for it; all: "
+        "every layer that can be",
+    )
     softmax: Literal["float", "uniform", "log2"] = Field(
         "float", description="grid of attention's probabilities; float leaves attention float"
     )

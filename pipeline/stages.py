@@ -20,10 +20,12 @@ from reptrt.calibrators.state import (
     save_calibration,
 )
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
+from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
 from reptrt.pipeline.build import build_inputs, build_options, write_engine
+from reptrt.pipeline.cost_placement import choose_by_cost
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches
@@ -66,6 +68,24 @@ def network_inputs(run: Run) -> dict[str, object]:
     }
 
 
+def place(run: Run) -> None:
+    """Write `placement.json`, the layers that stay FP16 since INT8 is not faster there."""
+    plan, workspace, sheet = run.plan, run.workspace, run.target.data_sheet
+    if plan.quantize == "all" or sheet is None:
+        discard(workspace.placement)
+        return
+    inputs = {
+        **network_inputs(run),
+        "target": run.target.name,
+        "end2end": plan.end2end,
+        "opt_batch": plan.opt_batch,
+        "cost": repr(FITTED),
+    }
+    run.stage("placement", inputs, "placement").run(
+        lambda: write_json(choose_by_cost(run, sheet), workspace.placement)
+    )
+
+
 def choose_float_layers(run: Run) -> None:
     """Write `sensitivity.json`, the layers that INT8 would cost too much, if there is a bound."""
     plan, workspace = run.plan, run.workspace
@@ -74,23 +94,30 @@ def choose_float_layers(run: Run) -> None:
         return
 
     def work() -> None:
-        network = prepare_network(run.loaded, plan, run.recording)
+        network = prepare_network(run.loaded, plan, run.recording, costly=run.costly)
         batches = calibration_batches(run.images, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
         write_json(found, workspace.sensitivity)
 
-    inputs = {**network_inputs(run), "images": run.images.fingerprint, "device": plan.device}
+    inputs = {
+        **network_inputs(run),
+        "images": run.images.fingerprint,
+        "device": plan.device,
+        "costly": sorted(run.costly),
+    }
     run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
 
 
 def calibrate(run: Run) -> None:
     """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
     plan, workspace = run.plan, run.workspace
+    place(run)
     choose_float_layers(run)
     inputs = {
         **network_inputs(run),
         "images": run.images.fingerprint,
         "calibration": plan.section(Calibration),
+        "costly": sorted(run.costly),
         "sensitive": sorted(run.sensitive),
     }
     stage = run.stage("calibrate", inputs, "calibration", "scales", shared=True)

@@ -84,6 +84,7 @@ def prepare_network(
     plan: Plan,
     recording: Recording,
     sensitive: Collection[str] = (),
+    costly: Collection[str] = (),
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
 
@@ -92,6 +93,7 @@ def prepare_network(
         plan: what to do.
         recording: of `loaded`.
         sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
+        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`).
 
     Raises:
         OutputError: the network does not do its task.
@@ -104,6 +106,7 @@ def prepare_network(
         plan.keep_float,
         quantize_head=plan.quantize_head,
         sensitive=sensitive,
+        costly=costly,
         softmax=plan.softmax,
     )
     quantized = insert_quantizers(
