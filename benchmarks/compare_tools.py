@@ -180,7 +180,7 @@ def quantize_here(recipe: Recipe, target: Target, root: Path) -> Workspace:
     arguments += ["--precision", str(recipe.precision)]
     arguments += ["--weights", str(recipe.weights)] if recipe.weights else []
     for stage in ("calibrate", "export"):
-        stage_command = [sys.executable, "-m", "pipeline", stage, recipe.model]
+        stage_command = [sys.executable, "-m", "reptrt", stage, recipe.model]
         run_command([*stage_command, *arguments, "--workspace", str(root)])
     return open_workspace(root, recipe, target.name)
 

@@ -346,6 +346,7 @@ class Report(RunFacts):
     deploy: Deploy | None = None
     deploy_reason: str = ""
     notes: tuple[str, ...] = ()
+    plan: Mapping[str, object] | None = None
     command: str | None = None
 
 

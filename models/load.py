@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from dataclasses import dataclass, replace
@@ -115,6 +116,37 @@ def load_model(
             f"{path}: names {len(checkpoint.classes)} classes, its head has {found.num_classes}"
         )
     return _describe(spec, module, found, checkpoint.classes, path, checkpoint.sha256)
+
+
+def load_module(
+    module: nn.Module,
+    name: str,
+    overrides: PreprocessOverrides | None = None,
+    task: Task | None = None,
+) -> LoadedModel:
+    """A network that the caller holds, as if it had been read: a copy in float32, on the CPU.
+
+    Args:
+        module: takes images [N, 3, H, W]; may be defined anywhere, a notebook's cell too.
+        name: that files and reports get.
+        overrides: how images are prepared; without it, as its task usually wants them.
+        task: what its outputs mean; None lets them tell.
+
+    Raises:
+        ModelRunError, OutputError: it does not run on images, or returns what its task does not.
+    """
+    own = copy.deepcopy(module).float().eval().cpu()
+    spec = ModelSpec(
+        name=name,
+        task=None,
+        build=lambda num_classes, image_size: own,
+        num_classes=None,
+        preprocess=None,
+        description="a network in memory",
+        brings_weights=True,
+    )
+    found = _examine(spec, own, task, overrides or PreprocessOverrides())
+    return _describe(spec, own, found, None, None, _digest(own))
 
 
 def load_random(

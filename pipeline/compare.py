@@ -10,8 +10,8 @@ from reptrt.calibrators.state import read_result
 from reptrt.engines.report_schema import Accuracy, ComparisonRow, Validation
 from reptrt.pipeline.report.number_format import MISSING
 from reptrt.pipeline.report.summary import calibrator_name, worst_snr
-from reptrt.pipeline.run import Run
-from reptrt.pipeline.stages import build, calibrate, export, open_labelled, validate
+from reptrt.pipeline.run import Run, open_labelled
+from reptrt.pipeline.stages import build, calibrate, export, validate
 from reptrt.pipeline.validation.validate import engine_can_run
 from reptrt.pipeline.workspace import read_artifact, stage_records
 
@@ -33,8 +33,8 @@ def compare_calibrators(run: Run) -> ComparisonRow:
         num_samples=calibration.num_samples,
         accuracy=found.accuracy,
         numerics=found.numerics or {},
-        seconds=record["seconds"],
-        peak_rss_mb=record["peak_rss_mb"],
+        seconds=record.seconds,
+        peak_rss_mb=record.peak_rss_mb,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.report_schema import Accuracy, MetricPair, RunFacts
 from reptrt.engines.tensor_spec import Tensor
 
@@ -69,7 +69,7 @@ class Manifest:
     target: str
     onnx: str
     references: str
-    build: BuildChoices
+    build: BuildOptions
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     classes: tuple[str, ...] | None
@@ -134,8 +134,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 def _from_json(values: Mapping[str, Any]) -> Manifest:
     known = {field.name: values[field.name] for field in fields(Manifest)}
     known["inputs"], known["outputs"] = map(_tensors, (values["inputs"], values["outputs"]))
-    build = values["build"]
-    known["build"] = BuildChoices(**{**build, "batch": tuple(build["batch"])})
+    known["build"] = _build_options(values["build"])
     known["strides"] = tuple(values["strides"])
     known["classes"] = None if values["classes"] is None else tuple(values["classes"])
     tolerances = values["tolerances"]
@@ -147,6 +146,17 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
     known["run"] = _facts(values["run"])
     known["files"] = {str(name): str(digest) for name, digest in values["files"].items()}
     return Manifest(**known)
+
+
+def _build_options(values: Mapping[str, Any]) -> BuildOptions:
+    """What the kit's maker chose; where timings are kept and for which GPU is the device's own."""
+    return BuildOptions(
+        batch=tuple(values["batch"]),
+        workspace_bytes=values["workspace_bytes"],
+        optimization_level=values["optimization_level"],
+        version_compatible=values["version_compatible"],
+        hardware_compatible=values["hardware_compatible"],
+    )
 
 
 def _facts(values: Mapping[str, Any]) -> RunFacts:

@@ -12,11 +12,12 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from reptrt.engines.artifacts import replace_when_done, write_json
-from reptrt.engines.build.builder import BuildOptions, BuildResult, build_engine
+from reptrt.engines.build.builder import BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
 from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
@@ -199,7 +200,8 @@ def _build(
 ) -> BuildResult:
     chosen, limit, level = manifest.build, options.workspace_limit, options.optimization_level
     is_classic = target.backend == "tensorrt"
-    build_options = BuildOptions(
+    build_options = replace(
+        chosen,
         compute_capabilities=target.compute_capabilities,
         batch=_batches(manifest, options.max_batch),
         workspace_bytes=chosen.workspace_bytes if limit is None else limit * _MIB,

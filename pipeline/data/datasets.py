@@ -29,6 +29,7 @@ from reptrt.pipeline.data.image_folder import (
     find_images,
     fingerprint_files,
 )
+from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction
 from reptrt.pipeline.data.labels import LABELS_FILE, read_class_folders, read_labels_file
 from reptrt.pipeline.data.preprocess import DataError, Prepared, check_image, prepare, read_image
 
@@ -166,7 +167,7 @@ class DetectionSet:
         return prepared
 
 
-EvaluationSet = ClassificationSet | DetectionSet
+EvaluationSet = ClassificationSet | DetectionSet | LabelledArrays | MetricFunction
 
 
 def open_images(

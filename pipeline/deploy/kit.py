@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 
 from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.inspection.graph_tensors import read_tensors
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.kit.archive import write_kit
@@ -28,7 +28,7 @@ from reptrt.engines.report_schema import FusionReport, RunFacts, Validation
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
-from reptrt.pipeline.build_options import build_options
+from reptrt.pipeline.build import build_options
 from reptrt.pipeline.data.datasets import open_images
 from reptrt.pipeline.data.demo_data import calibration_scenes
 from reptrt.pipeline.model_card import read_card
@@ -104,12 +104,9 @@ def expected_layers(run: Run) -> tuple[dict[str, str], str]:
     layers = [one for one in read_weighted_layers(run.engine_onnx) if one.op != "ConvTranspose"]
     digest = file_sha256(run.engine_onnx)
     folder = run.workspace.folder
-    for path in (
-        run.workspace.fusion,
-        folder.with_name("tensorrt-rtx") / run.workspace.fusion.name,
-    ):
-        if made_from(path, "onnx") == digest:
-            fusion = read_artifact(path, "build", FusionReport)
+    for made in (folder, folder.with_name("tensorrt-rtx")):
+        if made_from(made, "build", "onnx") == digest:
+            fusion = read_artifact(made / run.workspace.fusion.name, "build", FusionReport)
             floats = {island.layer for island in fusion.float_islands}
             precisions = {one.name: "float" if one.name in floats else "int8" for one in layers}
             return precisions, f"the engine of {fusion.backend}"
@@ -158,7 +155,7 @@ def _describe(
         target=run.target.name,
         onnx=run.engine_onnx.name,
         references=_REFERENCES,
-        build=_build_choices(run, card),
+        build=_build_options(run, card),
         inputs=inputs,
         outputs=outputs,
         classes=card.classes,
@@ -172,24 +169,19 @@ def _describe(
     )
 
 
-def _build_choices(run: Run, card: ModelCard) -> BuildChoices:
+def _build_options(run: Run, card: ModelCard) -> BuildOptions:
+    """As for an engine that is built here, but that timings are kept on the device."""
     options, fixed = build_options(run.recipe, run.target), card.batch_size
-    return BuildChoices(
-        batch=options.batch if fixed is None else (fixed, fixed, fixed),
-        workspace_bytes=options.workspace_bytes,
-        optimization_level=options.optimization_level,
-        version_compatible=options.version_compatible,
-        hardware_compatible=options.hardware_compatible,
-    )
+    batch = options.batch if fixed is None else (fixed, fixed, fixed)
+    return replace(options, batch=batch, timing_cache=None)
 
 
 def _known(run: Run) -> RunFacts:
     """What is known before the engine is built; the accuracy, where it is that of this very model."""
     workspace, accuracy = run.workspace, None
-    if made_from(workspace.validation, "trt_onnx") == file_sha256(workspace.trt_onnx):
+    if made_from(workspace.folder, "validate", "trt_onnx") == file_sha256(workspace.trt_onnx):
         accuracy = read_artifact(workspace.validation, "validate", Validation).accuracy
-    calibration = read_result(workspace.calibration)
-    return run_facts(run.recipe, run.precision, calibration, accuracy)
+    return run_facts(run.plan, read_result(workspace.calibration), accuracy)
 
 
 def _recipe_text(recipe: Recipe) -> str:

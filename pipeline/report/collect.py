@@ -18,7 +18,7 @@ from reptrt.engines.report_schema import (
 )
 from reptrt.models.spec import Task
 from reptrt.pipeline.model_card import read_card
-from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.workspace import (
     Workspace,
@@ -29,19 +29,17 @@ from reptrt.pipeline.workspace import (
 )
 
 
-def collect_report(
-    workspace: Workspace, recipe: Recipe, precision: str, target: str, command: str
-) -> Report:
+def collect_report(workspace: Workspace, plan: Plan, command: str) -> Report:
     """What is known about a run when all stages have finished."""
     validation = read_artifact(workspace.validation, "validate", Validation)
     fusion = read_artifact(workspace.fusion, "build", FusionReport)
     calibration = read_result(require(workspace.calibration, "calibrate"))
     card = read_card(require(workspace.trt_onnx, "export"))
     records = stage_records(workspace)
-    facts = run_facts(recipe, precision, calibration, validation.accuracy)
+    facts = run_facts(plan, calibration, validation.accuracy)
     report = Report(
         **vars(facts),
-        target=target,
+        target=plan.target,
         backend=fusion.backend,
         accuracy_note=_accuracy_note(validation.accuracy, card.task),
         numerics=validation.numerics,
@@ -57,29 +55,28 @@ def collect_report(
             trt_onnx=workspace.trt_onnx.stat().st_size,
             engine=require(workspace.engine, "build").stat().st_size,
         ),
-        seconds={name: record["seconds"] for name, record in records.items()},
-        peak_rss_mb=max((record["peak_rss_mb"] for record in records.values()), default=None),
-        gate=_gate(validation.accuracy, recipe.max_drop),
+        seconds={name: record.seconds for name, record in records.items()},
+        peak_rss_mb=max((record.peak_rss_mb for record in records.values()), default=None),
+        gate=_gate(validation.accuracy, plan.max_drop),
         notes=tuple(f"{label}: {text}" for label, text in calibration.notes.items()),
+        plan=plan.model_dump(mode="json"),
         command=command,
     )
     chosen = choose_deployment(report)
     return replace(report, deploy=chosen.deploy, deploy_reason=chosen.reason)
 
 
-def run_facts(
-    recipe: Recipe, precision: str, calibration: CalibrationResult, accuracy: Accuracy | None
-) -> RunFacts:
+def run_facts(plan: Plan, calibration: CalibrationResult, accuracy: Accuracy | None) -> RunFacts:
     """What is known when the files are exported, and the accuracy where it was measured."""
     return RunFacts(
-        model=recipe.model,
+        model=plan.model,
         calibrator=calibration.method,
-        weight_bits=recipe.weight_bits,
-        activation_bits=recipe.activation_bits,
-        precision=precision,
-        softmax=recipe.softmax,
+        weight_bits=plan.weight_bits,
+        activation_bits=plan.activation_bits,
+        precision=plan.precision,
+        softmax=plan.softmax,
         num_samples=calibration.num_samples,
-        seed=recipe.seed,
+        seed=plan.seed,
         accuracy=accuracy,
         versions=installed_versions(),
     )

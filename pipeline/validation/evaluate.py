@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from reptrt.engines.runtime.runners import Runner
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
 from reptrt.pipeline.data.datasets import Batch, ClassificationSet, DetectionSet, EvaluationSet
+from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction, as_predict
 from reptrt.pipeline.validation.classification_metrics import TopAccuracy, agreement, top_class
 from reptrt.pipeline.validation.detection_metrics import (
     CocoAccuracy,
@@ -65,6 +67,8 @@ def evaluate(
     `batch_size` is the fixed batch of the models, None where it is dynamic.
     """
     runners = {"fp32": fp32, "quantized": quantized}
+    if isinstance(evaluation, MetricFunction):
+        return _evaluate_by_function(runners, evaluation, batch_size, progress)
     if isinstance(evaluation, DetectionSet):
         return _evaluate_detector(runners, card, evaluation, batch_size, progress)
     return _evaluate_classifier(runners, card, evaluation, batch_size, progress)
@@ -138,7 +142,7 @@ def _mean_average_precision(
 def _evaluate_classifier(
     runners: dict[str, Runner],
     card: ModelCard,
-    evaluation: ClassificationSet,
+    evaluation: ClassificationSet | LabelledArrays,
     batch_size: int | None,
     progress: Progress,
 ) -> Evaluation:
@@ -162,6 +166,35 @@ def _evaluate_classifier(
             {"top5": (fp32.top5, quantized.top5)},
         )
     )
+
+
+def _evaluate_by_function(
+    runners: dict[str, Runner],
+    metric: MetricFunction,
+    batch_size: int | None,
+    progress: Progress,
+) -> Evaluation:
+    """Accuracy in the unit of the user's own metric."""
+    values = []
+    for done, runner in enumerate((runners["fp32"], runners["quantized"]), start=1):
+        values.append(float(metric.function(as_predict(partial(_infer_any, runner, batch_size)))))
+        progress(f"evaluate {metric.name}", done, len(runners))
+    fp32, quantized = values
+    return Evaluation(
+        Accuracy(metric=metric.name, fp32=fp32, quantized=quantized, drop=fp32 - quantized)
+    )
+
+
+def _infer_any(
+    runner: Runner, batch_size: int | None, images: FloatArray
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Outputs for any number of images, in batches that the model takes."""
+    step = batch_size or BATCH
+    parts = [
+        infer(runner, images[start : start + step], batch_size)
+        for start in range(0, len(images), step)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def pad_batch(images: FloatArray, batch_size: int | None) -> FloatArray:

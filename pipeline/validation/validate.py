@@ -36,8 +36,8 @@ from reptrt.engines.runtime.runners import (
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
+from reptrt.pipeline.build import write_engine
 from reptrt.pipeline.data.datasets import EvaluationSet, ImageSet
-from reptrt.pipeline.engine_file import write_engine
 from reptrt.pipeline.export.append_nms import append_end2end
 from reptrt.pipeline.validation.compare_outputs import (
     Feeds,

@@ -16,7 +16,7 @@ from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.target import TARGETS
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
-from reptrt.pipeline.fp16_engine import make_rival, write_rival
+from reptrt.pipeline.fp16_engine import make_fp16_engine, write_fp16_onnx
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.validation import validate
@@ -35,15 +35,15 @@ def test_it_is_made_once_and_goes_where_it_cannot_run(
     workspace = open_workspace(tmp_path, recipe, TARGET.name)
     run = Run(recipe, TARGET, workspace, "reptrt", no_progress)
     monkeypatch.setattr(validate, "find_gpu", lambda: Gpu("Pretended GPU", (8, 9)))
-    make_rival(run)
+    make_fp16_engine(run)
     assert workspace.fp16_engine.stat().st_size > 1000
     record = stage_records(workspace)["fp16"]
-    assert (record["inputs"]["batch"], record["inputs"]["suppression"]) == ([1, 1, 8], None)
+    assert (record.inputs["batch"], record.inputs["suppression"]) == ([1, 1, 8], None)
     written = workspace.fp16_engine.stat().st_mtime_ns
-    make_rival(run)
+    make_fp16_engine(run)
     assert workspace.fp16_engine.stat().st_mtime_ns == written
     monkeypatch.setattr(validate, "find_gpu", lambda: None)
-    make_rival(run)
+    make_fp16_engine(run)
     assert not list(workspace.folder.glob("model.fp16*"))
 
 
@@ -51,7 +51,7 @@ def test_it_computes_the_network_in_half_precision(tmp_path: Path) -> None:
     layout = Preprocess((SIZE, SIZE), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), layout="letterbox")
     card = ModelCard("m", "detection", layout, 3, None, ("p1", "p2"), (2, 4))
     path, graph = tmp_path / "fp16.onnx", traced("detector")
-    write_rival(graph, card, path)
+    write_fp16_onnx(graph, card, path)
     model = onnx.load(path).graph
     types = {tensor.name: tensor.data_type for tensor in model.initializer}
     convolutions = [node for node in model.node if node.op_type.startswith("Conv")]
@@ -66,7 +66,7 @@ def test_it_computes_the_network_in_half_precision(tmp_path: Path) -> None:
         noise.update(expected.detach().numpy(), outputs[name])
         assert 45 < noise.snr_db < 90
     suppression = Suppression(0.25, 0.65, 5)
-    write_rival(graph, card, path, suppression, "tensorrt_rtx")
+    write_fp16_onnx(graph, card, path, suppression, "tensorrt_rtx")
     assert tuple(output.name for output in onnx.load(path).graph.output) == END2END_OUTPUTS
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.device import find_gpu
 from reptrt.engines.inspection.graph_tensors import read_tensors
 from reptrt.engines.inspection.kernels import Kernel
@@ -73,7 +73,7 @@ def make_kit(folder: Path, target: str = "jetson-orin-nx") -> Path:
         target=target,
         onnx=onnx.name,
         references="references.npz",
-        build=BuildChoices((1, 1, 2)),
+        build=BuildOptions(batch=(1, 1, 2)),
         inputs=inputs,
         outputs=declared,
         classes=None,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.kit.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -40,7 +40,7 @@ def manifest(tmp_path: Path) -> Manifest:
         target="server-t4",
         onnx="model.trt.onnx",
         references="references.npz",
-        build=BuildChoices((1, 2, 4), workspace_bytes=1 << 30, version_compatible=True),
+        build=BuildOptions(batch=(1, 2, 4), workspace_bytes=1 << 30, version_compatible=True),
         inputs=(Tensor("images", "float32", (-1, 3, 8, 8)),),
         outputs=(Tensor("logits", "float32", (-1, 2)),),
         classes=("cat", "dog"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.kit.verification import (
     ReferenceFileError,
@@ -32,7 +32,7 @@ def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = (
         target="tensorrt",
         onnx="",
         references="",
-        build=BuildChoices((1, 1, 1)),
+        build=BuildOptions(batch=(1, 1, 1)),
         inputs=(Tensor("images", "float32", (-1, 1)),),
         outputs=tuple(Tensor(name, "float32", (-1,)) for name in outputs),
         classes=None,

@@ -16,6 +16,7 @@ from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.kit.manifest import check_files, read_manifest
 from reptrt.engines.kit.verification import read_references
 from tests.command_line import TinyProject, reptrt
+from tests.run_records import edit_record, record_of
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -115,10 +116,8 @@ def test_an_engine_of_the_same_file_says_which_layers_are_int8(
 
 
 def test_an_engine_of_another_file_says_nothing(tiny: TinyProject, workspace: Path, tmp_path: Path):
-    sidecar = tiny.files_of(workspace) / "fusion.json.json"
-    record = json.loads(sidecar.read_text())
-    record["inputs"]["onnx"] = "0" * 64
-    sidecar.write_text(json.dumps(record))
+    files = tiny.files_of(workspace)
+    edit_record(files, "build", inputs={**record_of(files, "build")["inputs"], "onnx": "0" * 64})
     archive = tmp_path / "mine.tar.gz"
     assert reptrt("kit", *tiny.options, "--workspace", workspace, "--output", archive).code == 0
     manifest = read_manifest(unpack(archive, tmp_path / "device"))

@@ -14,7 +14,7 @@ from reptrt.engines.target import TARGETS, load_backend
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.export.export import Precision, export_qdq
-from reptrt.pipeline.fp16_engine import write_rival
+from reptrt.pipeline.fp16_engine import write_fp16_onnx
 from tests.float_kernels import needless_float_kernels
 from tests.tiny_networks import SIZE, calibrated, traced
 
@@ -58,7 +58,7 @@ def test_the_float_remainder_of_the_fp32_twin_is_seen(tmp_path: Path, name: str)
 @pytest.mark.parametrize("name", ["detector", "vit"])
 def test_the_fp16_rival_has_no_float_kernel_either(tmp_path: Path, name: str) -> None:
     path = tmp_path / "fp16.onnx"
-    write_rival(traced(name), card(name), path)
+    write_fp16_onnx(traced(name), card(name), path)
     kernels = kernels_of(path)
     assert {dtype for kernel in kernels for _, dtype in kernel.inputs} >= {"Half"}
     assert needless_float_kernels(kernels, path) == []

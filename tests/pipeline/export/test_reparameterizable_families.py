@@ -25,7 +25,7 @@ from reptrt.models.card import ModelCard
 from reptrt.models.load import LoadedModel
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.export.export import Precision, export_qdq
-from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.export.prepare import open_network
 from reptrt.pipeline.recipe import Recipe
 from tests import user_blocks
 from tests.command_line import Outcome, TinyProject, reptrt
@@ -60,7 +60,7 @@ class Deployed:
 def prepared(request: pytest.FixtureRequest) -> Prepared:
     """Fused, traced and placed; not to be calibrated."""
     module = NETWORKS[request.param]()
-    network = prepare_network(loaded(module), Recipe(model="m"))
+    network = open_network(loaded(module), Recipe(model="m"))
     return Prepared(module, network.float_graph.graph, network.quantized, network.card)
 
 
