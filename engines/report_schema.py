@@ -256,6 +256,9 @@ class Verdict:
         return self.decision == "failed" and not self.forced
 
 
+NOT_JUDGED = Verdict(reason="no gate was asked for")
+
+
 @dataclass(frozen=True)
 class Picture:
     """One image with the detections of both models drawn on it; PNG or JPEG bytes.
@@ -317,7 +320,7 @@ class RunFacts:
     num_samples: int
     seed: int
     accuracy: Accuracy | None = None
-    verdict: Verdict = Verdict()
+    verdict: Verdict = NOT_JUDGED
     versions: Mapping[str, str | None] | None = None
 
 
@@ -348,41 +351,3 @@ class Report(RunFacts):
     notes: tuple[str, ...] = ()
     plan: Mapping[str, object] | None = None
     command: str | None = None
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How an engine that a kit built did on the kit's references; `failures` say what it missed.
-
-    `top1`: percent of the images with a clear class that get it. `agreement`: mean F1 of the boxes, in
-    percent. `ran`: `engine`, or `onnxruntime` where the ONNX file ran instead.
-    """
-
-    ran: str
-    top1: float | None
-    agreement: float | None
-    failures: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LayerDifference:
-    """A layer that runs in another precision than the kit expects: `int8`, `float` or `absent`."""
-
-    layer: str
-    expected: str
-    found: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class KitReport(Report):
-    """Content of the report.json that a build kit writes on its device.
-
-    `accuracy` was measured where the kit was made, with `kit_versions`. `engine` and its hash are
-    None where the engine was refused.
-    """
-
-    verification: Verification
-    layer_differences: tuple[LayerDifference, ...] = ()
-    kit_versions: Mapping[str, str | None] | None = None
-    engine: str | None = None
-    engine_sha256: str | None = None

@@ -16,13 +16,13 @@ from reptrt.pipeline.report.summary import (
     end2end_note,
     engine_note,
     engine_rows,
+    headline,
     latency_origin,
     latency_rows,
     numerics_rows,
     precision_name,
     sample_note,
     total_time,
-    verdict,
 )
 
 _MAX_OUTPUTS = 4
@@ -31,7 +31,7 @@ _GATE_STYLES = {"passed": "bold green", "failed": "bold red", "absent": "dim"}
 
 def terminal_table(report: Report) -> Group:
     """Return a rich renderable of about 20 lines, made for 80 columns or more."""
-    judged = verdict(report)
+    judged = headline(report)
     return Group(
         _table(report),
         _text(judged.sentence, "bold"),

@@ -127,6 +127,15 @@ class CocoAccuracy:
         ]
 
 
+def match_boxes(
+    annotations: Sequence[Annotations], num_classes: int, found: Sequence[Detections]
+) -> Matches:
+    """Match the boxes `found` in every image, in its pixels, with what it is annotated with."""
+    accuracy = CocoAccuracy(annotations, num_classes)
+    accuracy.update(range(len(found)), found)
+    return accuracy.match()
+
+
 def detect_in_images(
     outputs: Sequence[FloatArray], strides: Sequence[int], batch: Batch
 ) -> list[Detections]:

@@ -24,22 +24,22 @@ _STEPS = 60
 _MOST_IMAGES = 10_000_000
 
 
-class Interval(NamedTuple):
+class Ends(NamedTuple):
     """Where the true value lies with 95 % confidence."""
 
     low: float
     high: float
 
 
-def share_interval(hits: float, count: float) -> Interval:
+def share_interval(hits: float, count: float) -> Ends:
     """Wilson's interval of a share, of which `hits` of `count` were seen."""
     share, spread = hits / count, Z * Z / count
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+    return Ends(max(0.0, middle - half), min(1.0, middle + half))
 
 
-def paired_drop_interval(lost: float, gained: float, count: float) -> Interval:
+def paired_drop_interval(lost: float, gained: float, count: float) -> Ends:
     """Tango's interval of a drop in accuracy, `(lost - gained) / count`.
 
     Args:
@@ -50,18 +50,24 @@ def paired_drop_interval(lost: float, gained: float, count: float) -> Interval:
     drop = (lost - gained) / count
     high = _bisect(lambda at: _tango(lost, gained, count, at) > -Z, drop, 1.0)
     low = -_bisect(lambda at: _tango(gained, lost, count, at) > -Z, -drop, 1.0)
-    return Interval(low, high)
+    return Ends(low, high)
 
 
-def resampled_interval(measure: Callable[[NDArray[np.int64]], float], count: int) -> Interval:
-    """Bootstrap interval of `measure`, which gets `[count]` indices of images drawn with replacement.
+def resampled_intervals(
+    measure: Callable[[NDArray[np.int64]], Sequence[float]], count: int
+) -> list[Ends]:
+    """Bootstrap interval of each value of `measure`.
 
-    The seed is fixed: equal images and outputs give an equal interval.
+    The seed is fixed: equal images and outputs give equal intervals.
+
+    Args:
+        measure: gets `[count]` indices of images, drawn with replacement.
+        count: all images.
     """
     generator = np.random.default_rng(0)
     values = [measure(generator.integers(0, count, count)) for _ in range(RESAMPLES)]
-    low, high = np.quantile(np.array(values, dtype=np.float64), [0.025, 0.975])
-    return Interval(float(low), float(high))
+    ends = np.quantile(np.array(values, dtype=np.float64), [0.025, 0.975], axis=0)
+    return [Ends(float(low), float(high)) for low, high in ends.T]
 
 
 def images_for(is_decided: Callable[[float], bool], count: int) -> int | None:

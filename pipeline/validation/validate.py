@@ -114,6 +114,7 @@ def validate_files(
         latency_ms=latency,
         end2end=end2end,
         shown=found.shown if found else None,
+        is_constant_input=_is_constant(feeds),
     )
 
 
@@ -234,6 +235,11 @@ def _engine_runner(engine: Path, target: Target, name: str) -> TensorRTRunner:
 def _feeds(samples: ImageSet, trial: Trial) -> Iterator[dict[str, Any]]:
     for batch in islice(samples.batches(trial.batch), max(1, NUM_COMPARED // trial.batch)):
         yield {INPUT_NAME: pad_batch(batch, trial.batch_size)}
+
+
+def _is_constant(feeds: Feeds) -> bool:
+    first = feeds[0][INPUT_NAME].flat[0]
+    return all(bool((feed[INPUT_NAME] == first).all()) for feed in feeds)
 
 
 def _latency(trial: Trial, feeds: Feeds) -> ModelLatency:

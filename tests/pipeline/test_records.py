@@ -10,19 +10,18 @@ from typing import Any
 import pytest
 
 from reptrt.engines.artifacts import write_json
+from reptrt.engines.kit.report import KitReport, Verification
 from reptrt.engines.report_schema import (
     Accuracy,
     End2End,
     FloatIsland,
     FusionReport,
     KernelEntry,
-    KitReport,
     MetricPair,
     OutputNumerics,
     Report,
     Sensitivity,
     Validation,
-    Verification,
 )
 from reptrt.pipeline.records import RecordError, read_record
 from tests.reports import make_report

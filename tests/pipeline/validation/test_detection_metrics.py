@@ -87,7 +87,9 @@ def test_maps_of_a_letterboxed_batch_become_boxes_in_image_pixels() -> None:
 
 def test_an_image_that_is_drawn_twice_counts_as_two() -> None:
     boxes = np.array([[0.0, 0.0, 10.0, 10.0]])
-    truth = Annotations(boxes, np.zeros(1, dtype=np.int64), np.array([100.0]), np.zeros(1, dtype=bool))
+    truth = Annotations(
+        boxes, np.zeros(1, dtype=np.int64), np.array([100.0]), np.zeros(1, dtype=bool)
+    )
     hit = Detections(boxes.astype(np.float32), np.array([0.9], np.float32), np.zeros(1, np.int64))
     miss = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     accuracy = CocoAccuracy([truth] * 3, num_classes=2)

@@ -10,7 +10,7 @@ from reptrt.pipeline.validation.intervals import (
     chance_agreement,
     images_for,
     paired_drop_interval,
-    resampled_interval,
+    resampled_intervals,
     share_interval,
 )
 
@@ -82,9 +82,14 @@ def test_chance_is_what_a_constant_answer_and_shuffled_labels_reach() -> None:
 
 def test_a_resampled_mean_has_the_width_of_its_standard_error_every_time() -> None:
     values = np.random.default_rng(2).normal(5.0, 2.0, 400)
-    low, high = resampled_interval(lambda drawn: float(values[drawn].mean()), 400)
-    assert high - low == pytest.approx(2 * Z * 2.0 / 20, rel=0.15)
-    assert (low, high) == resampled_interval(lambda drawn: float(values[drawn].mean()), 400)
+
+    def measure(drawn: np.ndarray) -> tuple[float, float]:
+        return float(values[drawn].mean()), 7.0
+
+    mean, constant = resampled_intervals(measure, 400)
+    assert mean.high - mean.low == pytest.approx(2 * Z * 2.0 / 20, rel=0.15)
+    assert constant == (7.0, 7.0)
+    assert [mean, constant] == resampled_intervals(measure, 400)
 
 
 def test_the_images_that_would_decide_are_the_fewest_within_a_percent() -> None:
