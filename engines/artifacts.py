@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -49,6 +50,7 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
         temporary.replace(path)
     except Exception as error:
         reason = _UNWRITABLE.get(_error_number(error))
@@ -78,6 +80,12 @@ def file_sha256(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _error_number(error: Exception) -> int:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from reptrt.engines.inspection.kernel import Kernel
+
 Deploy = Literal["int8", "fp16", "fp32"]
-TensorType = tuple[str, str]
-"""(tensor name, datatype), the datatype as TensorRT writes it: Float, Half, BFloat16, Int8, ..."""
 
 Interval = tuple[float, float]
 """Lower and upper end, in percent or points."""
@@ -137,18 +137,6 @@ class FloatIsland:
     reason: str
 
 
-@dataclass(frozen=True)
-class KernelEntry:
-    """One kernel of fusion.json."""
-
-    name: str
-    kind: str
-    onnx_layers: tuple[str, ...] = ()
-    inputs: tuple[TensorType, ...] = ()
-    weights: tuple[TensorType, ...] = ()
-    outputs: tuple[TensorType, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
     """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
@@ -173,7 +161,7 @@ class FusionReport(Fusion):
     fused_attention: int
     float_islands: tuple[FloatIsland, ...]
     backend: str = ""
-    fused_kernels: tuple[KernelEntry, ...] = ()
+    fused_kernels: tuple[Kernel, ...] = ()
 
     @property
     def summary(self) -> Fusion:

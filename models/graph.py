@@ -85,7 +85,7 @@ def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
     if is_concrete_int(placeholder.meta["val"].shape[0]):
         raise TraceError(
             "the network fixes its batch size while it is traced, so it has no dynamic batch; "
-            "set `batch_size: 1` in the recipe (--batch-size 1)"
+            "give `batch_size=1`"
         )
 
 

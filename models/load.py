@@ -98,7 +98,7 @@ def load_model(
     spec = find_model(name)
     overrides = overrides or PreprocessOverrides()
     if task is not None and spec.task not in (None, task):
-        raise OutputError(f"{name} is made for {spec.task}; --task is for models of your own")
+        raise OutputError(f"{name} is made for {spec.task}; `task` is for models of your own")
     if spec.onnx is not None:
         return _load_onnx(spec, spec.onnx, weights, overrides, task)
     path = weights or _find_weights(spec, progress)
@@ -206,7 +206,7 @@ def _load_onnx(
     task: Task | None,
 ) -> LoadedModel:
     if weights is not None:
-        raise CheckpointError(f"{weights}: {path} brings its own weights; leave --weights out")
+        raise CheckpointError(f"{weights}: {path} brings its own weights; leave `weights` out")
     file = read_onnx(path)
     default = PREPROCESS[task].image_size if task else None
     size = file.image_size(overrides.image_size, default)
@@ -225,7 +225,7 @@ def _find_weights(spec: ModelSpec, progress: Progress | None) -> Path | None:
         return None
     raise MissingWeightsError(
         f"{spec.name}: no published weights that can be loaded; bring a checkpoint:"
-        f" make engine MODEL={spec.name} WEIGHTS=file (or reptrt ... --weights)"
+        f" make engine MODEL={spec.name} WEIGHTS=file (or give `weights`)"
     )
 
 
@@ -312,7 +312,7 @@ def _run(
     except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ModelRunError(
             f"{spec.name} cannot run on {'x'.join(map(str, shape))} images:"
-            f" {one_line(error)}; check --image-size"
+            f" {one_line(error)}; check `image_size`"
         ) from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.build.builder import BuildOptions, build_engine
@@ -29,8 +28,8 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
         )
     if target.backend != "tensorrt" and (recipe.version_compatible or recipe.hardware_compatible):
         raise RecipeError(
-            f"target '{target.name}': --version-compatible and --hardware-compatible are options of"
-            " classic TensorRT; leave them out, or build with --target tensorrt"
+            f"target '{target.name}': `version_compatible` and `hardware_compatible` are options of"
+            ' classic TensorRT; leave them out, or build with `target="tensorrt"`'
         )
     limit = recipe.workspace_limit
     return BuildOptions(
@@ -44,7 +43,7 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
     )
 
 
-def build_inputs(recipe: Recipe, target: Target) -> dict[str, Any]:
+def build_inputs(recipe: Recipe, target: Target) -> dict[str, object]:
     """What the engine depends on beside the ONNX file; where timings are kept is not among it."""
     gpu = find_gpu() if target.backend == "tensorrt" else None
     options = build_options(recipe, target)

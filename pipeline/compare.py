@@ -1,4 +1,4 @@
-"""The same model through several calibrators: one row each."""
+"""Run one model with several calibrators and tabulate the results."""
 
 from __future__ import annotations
 

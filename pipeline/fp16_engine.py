@@ -1,4 +1,4 @@
-"""The same network as an FP16 engine: what an INT8 engine has to beat."""
+"""Build the FP16 engine of the same network, which the INT8 engine is compared with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reptrt.engines.surgery import clean
 from reptrt.engines.target import Backend, load_backend
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.build import build_inputs, build_options
-from reptrt.pipeline.export.append_nms import append_end2end
+from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.export.export import export_float
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.validation.validate import runs_on_gpu
@@ -22,7 +22,7 @@ from reptrt.pipeline.workspace import discard
 
 
 def make_fp16_engine(run: Run) -> None:
-    """Write the float network in FP16 and its engine, built as INT8's, where that runs here.
+    """Write the network in FP16, and where this machine can run it also its engine, built as INT8's is.
 
     Raises:
         BuildError: TensorRT does not build it.
@@ -55,10 +55,10 @@ def write_fp16_onnx(
     suppression: Suppression | None = None,
     backend: Backend = "tensorrt",
 ) -> None:
-    """Write the float network in FP16, after the surgery and with the NMS that INT8 gets."""
+    """Write the network in FP16, with the same surgery and NMS as the INT8 model."""
     with tempfile.TemporaryDirectory() as folder:
         exported, cleaned = Path(folder, "exported.onnx"), Path(folder, "cleaned.onnx")
         export_float(float_graph, exported, card, card.batch_size, precision="fp16")
         clean(exported, path if suppression is None else cleaned)
         if suppression is not None:
-            append_end2end(cleaned, path, suppression, backend)
+            write_with_nms(cleaned, path, suppression, backend)

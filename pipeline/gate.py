@@ -6,7 +6,7 @@ from reptrt.engines.report_schema import Validation, Verdict
 from reptrt.pipeline.data.datasets import DataError
 from reptrt.pipeline.data.demo_data import DEMO_MODEL
 from reptrt.pipeline.model_card import read_card
-from reptrt.pipeline.recipe import Recipe, flag
+from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.validation.verdict import Bounds, bounds_of, judge
 from reptrt.pipeline.workspace import read_artifact
@@ -28,9 +28,9 @@ def require_labels(run: Run) -> None:
     recipe = run.recipe
     is_labelled = recipe.evaluation or run.measure or recipe.model == DEMO_MODEL
     if is_gated(recipe) and not is_labelled:
-        asked = [flag(name) for name in _ASKING if getattr(recipe, name) is not None]
+        asked = [f"`{name}`" for name in _ASKING if getattr(recipe, name) is not None]
         raise DataError(
-            f"{' and '.join(asked)}: nothing can be judged without labelled images; add --eval FOLDER,"
+            f"{' and '.join(asked)}: nothing can be judged without labelled images; add them (`evaluate`),"
             " or leave the gate out"
         )
 

@@ -50,8 +50,8 @@ def choose_device(recipe: Recipe) -> Device:
     has_cuda = torch.cuda.is_available()
     if recipe.device == "cuda" and not has_cuda:
         raise MissingComponentError(
-            "--device cuda: PyTorch finds no CUDA GPU here; install its driver and a CUDA build of "
-            "PyTorch, or calibrate with --device cpu"
+            '`device="cuda"`: PyTorch finds no CUDA GPU here; install its driver and a CUDA build of '
+            'PyTorch, or calibrate with `device="cpu"`'
         )
     if recipe.device == "auto":
         return "cuda" if has_cuda else "cpu"
@@ -59,15 +59,15 @@ def choose_device(recipe: Recipe) -> Device:
 
 
 def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
-    """Batch of the files: the recipe's, or the only one that the network can run; None for any.
+    """Batch size of the exported files: the recipe's, else the network's fixed one; None for a dynamic batch.
 
     Raises:
-        OutputError: they contradict each other.
+        OutputError: the recipe asks for another batch than the network's fixed one.
     """
     if recipe.batch_size and loaded.batch_size and recipe.batch_size != loaded.batch_size:
         raise OutputError(
-            f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave --batch-size"
-            f" {recipe.batch_size} out, or export the model with a dynamic batch"
+            f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave"
+            f" `batch_size={recipe.batch_size}` out, or export the model with a dynamic batch"
         )
     return recipe.batch_size or loaded.batch_size
 

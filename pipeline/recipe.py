@@ -304,8 +304,8 @@ def _require_no_thresholds(recipe: Recipe) -> None:
     for name, default in vars(DEPLOYMENT).items():
         if getattr(recipe, name) != default:
             raise RecipeError(
-                f"{flag(name)} is of --end2end, which puts NMS into the engine: add it, or leave "
-                f"{flag(name)} out"
+                f"`{name}` is of `end2end`, which puts NMS into the engine: add it, or leave "
+                f"`{name}` out"
             )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.report_schema import Sensitivity
@@ -32,9 +30,11 @@ from reptrt.pipeline.export.prepare import (
 )
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
-from reptrt.pipeline.recipe import Recipe, flag
-from reptrt.pipeline.validation.validate import Trial
-from reptrt.pipeline.workspace import Stage, Workspace, read_artifact
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.run_records import Inputs
+from reptrt.pipeline.stage import Stage
+from reptrt.pipeline.validation.validate import ValidationSetup
+from reptrt.pipeline.workspace import Workspace, read_artifact
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,13 @@ class Run:
         return self.workspace.end2end_onnx if self.recipe.end2end else self.workspace.trt_onnx
 
     @property
-    def trial(self) -> Trial:
+    def validation_setup(self) -> ValidationSetup:
         """What is validated, and how it runs."""
         recipe = self.recipe
         batch_size = read_card(self.workspace.trt_onnx).batch_size
-        return Trial(self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch)
+        return ValidationSetup(
+            self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch
+        )
 
     @cached_property
     def images(self) -> ImageSet:
@@ -131,9 +133,7 @@ class Run:
         preprocess = self.loaded.preprocess
         return open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
 
-    def stage(
-        self, name: str, inputs: Mapping[str, Any], *artifacts: str, shared: bool = False
-    ) -> Stage:
+    def stage(self, name: str, inputs: Inputs, *artifacts: str, shared: bool = False) -> Stage:
         """Stage `name` that writes the workspace's `artifacts`; see `Stage` for `shared`."""
         paths = [getattr(self.workspace, artifact) for artifact in artifacts]
         return Stage(name, self.command, self.recipe.seed, inputs, paths, shared)
@@ -162,10 +162,11 @@ def require_measurable(recipe: Recipe, task: Task, measure: EvaluationSet | None
     Raises:
         DataError: the recipe asks for it.
     """
-    asked = [name for name in ("evaluation", "max_drop") if getattr(recipe, name) is not None]
+    options = (("`evaluate`", recipe.evaluation), ("`max_drop`", recipe.max_drop))
+    asked = [name for name, value in options if value is not None]
     if task == "generic" and asked and not isinstance(measure, MetricFunction):
         raise DataError(
             f"{recipe.model}: the meaning of its outputs is unknown, so it has no accuracy for"
-            f" {' and '.join(map(flag, asked))}: leave them out, say --task classification or"
-            " detection, or measure it with a function of your own (Python: evaluate=)"
+            f" {' and '.join(asked)}: leave them out, give `task` (classification or detection), or"
+            " measure it with a function of your own (in Python)"
         )

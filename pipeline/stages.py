@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
-from typing import Any
 
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.registry import create_calibrator
@@ -28,7 +27,7 @@ from reptrt.pipeline.build import build_inputs, build_options, write_engine
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches
-from reptrt.pipeline.export.append_nms import append_end2end, require_detector
+from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.export import export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.fp16_engine import make_fp16_engine
@@ -60,7 +59,7 @@ def run_pipeline(run: Run) -> Report:
     return report(run)
 
 
-def network_inputs(run: Run) -> dict[str, Any]:
+def network_inputs(run: Run) -> dict[str, object]:
     """What placement depends on: known to every stage that traces the network."""
     return {
         "network": run.network_sha256,
@@ -165,7 +164,7 @@ def append_nms(run: Run) -> None:
         "backend": backend,
     }
     run.stage("end2end", inputs, "end2end_onnx").run(
-        lambda: append_end2end(workspace.trt_onnx, workspace.end2end_onnx, suppression, backend)
+        lambda: write_with_nms(workspace.trt_onnx, workspace.end2end_onnx, suppression, backend)
     )
 
 
@@ -209,7 +208,7 @@ def validate(run: Run) -> None:
     }
 
     def work() -> None:
-        results = validate_files(run.trial, card, samples, evaluation, run.progress)
+        results = validate_files(run.validation_setup, card, samples, evaluation, run.progress)
         write_json(results, workspace.validation)
 
     run.stage("validate", inputs, "validation").run(work)
@@ -230,7 +229,7 @@ def report(run: Run) -> Report:
     pictures = []
     if isinstance(evaluation, DetectionSet):
         tallies = read_artifact(workspace.validation, "validate", Validation).shown or ()
-        pictures = draw_pictures(run.trial, card, evaluation, tallies)
+        pictures = draw_pictures(run.validation_setup, card, evaluation, tallies)
     kernels = read_artifact(workspace.fusion, "build", FusionReport).fused_kernels
     write_json(content, workspace.report_json)
     write_html(content, kernels, pictures, workspace.report_html)
@@ -257,7 +256,7 @@ def require_boxes(run: Run) -> None:
     """Refuse an end-to-end engine of a network without boxes.
 
     Raises:
-        End2EndError: the recipe asks for it.
+        AppendNmsError: the recipe asks for it.
     """
     if run.recipe.end2end:
         require_detector(run.recipe.model, run.loaded.task == "detection")

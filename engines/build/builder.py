@@ -212,7 +212,7 @@ def _set_compatibility(trt: ModuleType, config: Any, options: BuildOptions) -> N
         return
     if is_rtx(trt):
         raise BuildError(
-            "TensorRT-RTX engines know neither --version-compatible nor --hardware-compatible: "
+            "TensorRT-RTX engines know neither `version_compatible` nor `hardware_compatible`: "
             "they are compiled for all GPUs of their target as it is"
         )
     if options.version_compatible:

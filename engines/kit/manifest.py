@@ -1,4 +1,4 @@
-"""manifest.json: what a build kit holds, and what an engine that is built from it has to do."""
+"""manifest.json: the files of a build kit, how to build its engine, and what the engine must reach."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tolerances:
 
     Attributes:
         snr_db: least signal-to-noise ratio in dB against the reference, by output.
-        top1: class that each image must get, None where it is too close to call; empty where the
+        top1: class of each image, None where the two best are too close; empty where the
             network is no classifier.
         agreement: least mean F1 of the boxes in percent; None where the network is no detector.
     """
@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ManifestError(
-            f"{path}: cannot be read ({error.strerror}); give --kit the folder that the kit was"
+            f"{path}: cannot be read ({error.strerror}); give `kit` the folder that the kit was"
             " unpacked to"
         ) from None
     except ValueError:

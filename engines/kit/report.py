@@ -1,4 +1,4 @@
-"""What came out of a build kit on its device: report.json with the keys of `reptrt report`, and text."""
+"""Report of a build kit's run on its device: report.json, with the keys of `reptrt report`, and text."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class KitReport(Report):
 
 
 @dataclass(frozen=True)
-class Trial:
-    """An engine and how it did.
+class TriedEngine:
+    """A built engine, how close it is to the references, and how fast.
 
     Attributes:
         built: the engine.
@@ -99,13 +99,13 @@ def layer_precisions(names: Iterable[str], kernels: Sequence[Kernel]) -> dict[st
 def report_content(
     manifest: Manifest,
     target: Target,
-    trial: Trial,
+    tried: TriedEngine,
     kit: Path,
     notes: Sequence[str],
     engine: Path | None,
 ) -> KitReport:
     """What is known of the engine; `engine` is None where it was refused."""
-    built, check = trial.built, trial.check
+    built, check = tried.built, tried.check
     layers = _layers(manifest, built)
     here = {"python": platform.python_version(), "numpy": np.__version__}
     facts = replace(manifest.run, versions={**here, built.backend: built.version})
@@ -115,14 +115,14 @@ def report_content(
         backend=f"{built.backend} {built.version}",
         accuracy_note="measured when the kit was made, not of this engine",
         numerics=check.numerics,
-        verification=Verification(trial.ran, check.top1, check.agreement, check.failures),
-        latency_ms=_model_latency(trial.latency),
+        verification=Verification(tried.ran, check.top1, check.agreement, check.failures),
+        latency_ms=_model_latency(tried.latency),
         fusion=layers.fusion,
         layer_differences=layers.differences,
         size_bytes=FileSizes(
             trt_onnx=(kit / manifest.onnx).stat().st_size, engine=built.size_bytes
         ),
-        seconds={"build": round(built.seconds, 2), "validate": round(trial.seconds, 2)},
+        seconds={"build": round(built.seconds, 2), "validate": round(tried.seconds, 2)},
         peak_rss_mb=round(_peak_rss_bytes() / 1e6, 1),
         kit_versions=manifest.run.versions,
         gate=Gate(passed=engine is not None),

@@ -1,4 +1,4 @@
-"""Does an engine compute what its Q/DQ graph says: reference inputs and outputs, and tolerances.
+"""Verify an engine against its Q/DQ graph: reference inputs and outputs, and tolerances.
 
 The reference is the graph in ONNX Runtime without optimizations. An engine that is right still differs
 from it, since fused kernels add in another order and a sum on the border of two codes may fall either
@@ -28,11 +28,11 @@ from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import (
     DEPLOYMENT,
-    END2END_OUTPUTS,
+    NMS_OUTPUTS,
     Detections,
     Suppression,
     detect,
-    read_end2end,
+    read_nms_outputs,
 )
 from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.report_schema import Numerics, OutputNumerics
@@ -56,7 +56,7 @@ class ReferenceFileError(ValueError):
 
 @dataclass(frozen=True)
 class References:
-    """Inputs and what the Q/DQ graph makes of them, by name; the first dimension counts images."""
+    """Inputs and outputs of the Q/DQ graph by name; the first dimension counts images."""
 
     inputs: Arrays
     outputs: Arrays
@@ -126,7 +126,7 @@ def derive_tolerances(
     strides: Sequence[int],
     suppression: Suppression = DEPLOYMENT,
 ) -> Tolerances:
-    """Measure what quantization changed.
+    """Derive tolerances from the differences between the Q/DQ graph and FP32.
 
     Args:
         floating: outputs of the FP32 network in their order, without NMS.
@@ -152,7 +152,7 @@ def derive_tolerances(
 
 
 def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> EngineCheck:
-    """Compare what an engine made of the reference inputs, once per batch size, with the reference.
+    """Compare an engine's outputs on the reference inputs, one set per batch size, with the reference.
 
     Raises:
         ReferenceFileError: the shapes differ.
@@ -198,8 +198,8 @@ def _find_boxes(
     suppression: Suppression = DEPLOYMENT,
 ) -> list[Detections]:
     """Boxes of each image: those of an end-to-end model, else those in the maps."""
-    if END2END_OUTPUTS[0] in outputs:
-        return read_end2end(outputs)
+    if NMS_OUTPUTS[0] in outputs:
+        return read_nms_outputs(outputs)
     return detect([outputs[name] for name in maps], strides, suppression)
 
 

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 
 import click
 
-from reptrt.pipeline.cli import run_commands, tool_commands
+from reptrt.pipeline.cli import cost_command, run_commands, tool_commands
 from reptrt.pipeline.cli.console import INTERRUPTED, messages
+from reptrt.pipeline.cli.flags import in_flags
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -36,6 +37,7 @@ for command in (
     run_commands.kit,
     run_commands.triton,
     run_commands.regress,
+    cost_command.cost,
     tool_commands.bench,
     tool_commands.lint,
     tool_commands.models,
@@ -68,7 +70,13 @@ def explain(error: BaseException) -> int:
     code = getattr(error, "exit_code", None)
     if not isinstance(code, int):
         raise error
-    messages.print(f"reptrt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    messages.print(
+        f"reptrt: {in_flags(str(error), cli)}",
+        style="red",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return code
 
 

@@ -10,6 +10,7 @@ import click
 
 from reptrt.engines.target import resolve_target
 from reptrt.pipeline.cli.console import GATE_FAILED, output, print_table
+from reptrt.pipeline.cli.flags import in_flags
 from reptrt.pipeline.cli.options import FILE
 
 
@@ -37,7 +38,7 @@ def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
     """
     from reptrt.engines.lint import Severity, lint_file
     from reptrt.engines.lint.repair import repair_file, repaired
-    from reptrt.engines.lint.rtx import RtxVerdict, ask_rtx
+    from reptrt.engines.lint.rtx import RtxAnswer, ask_rtx
     from reptrt.engines.lint.show import lint_json, lint_lines
 
     findings, gone = lint_file(file), None
@@ -46,12 +47,13 @@ def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
         before, file = findings, fixed
         findings = lint_file(file)
         gone = repaired(before, findings)
-    verdict = RtxVerdict(skipped="not asked") if no_build else ask_rtx(file)
-    findings = (*verdict.findings(), *findings)
+    answer = RtxAnswer(skipped="not asked") if no_build else ask_rtx(file)
+    findings = (*answer.findings(), *findings)
     if as_json:
-        print(json.dumps(lint_json(file, findings, verdict, gone), indent=2))
+        print(json.dumps(lint_json(file, findings, answer, gone), indent=2))
     else:
-        print("\n".join(lint_lines(file, findings, verdict, gone)))
+        shown = "\n".join(lint_lines(file, findings, answer, gone))
+        print(in_flags(shown, click.get_current_context().find_root().command))
     if any(finding.severity is Severity.ERROR for finding in findings):
         sys.exit(GATE_FAILED)
 

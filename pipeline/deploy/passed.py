@@ -15,7 +15,7 @@ from reptrt.pipeline.gate import is_gated, verdict_of
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.stages import build, validate
 from reptrt.pipeline.validation.validate import engine_can_run
-from reptrt.pipeline.workspace import made_from
+from reptrt.pipeline.run_records import made_from
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def refuse_failed(verdict: Verdict, artifact: str) -> None:
     """
     if verdict.stops:
         raise GateError(
-            f"{artifact}: not written, the gate failed: {verdict.reason}; --force writes it all the same"
+            f"{artifact}: not written, the gate failed: {verdict.reason}; `force` writes it all the same"
         )
     if verdict.forced:
         logger.warning("%s: the gate failed, written all the same: %s", artifact, verdict.reason)

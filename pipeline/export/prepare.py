@@ -29,10 +29,10 @@ from reptrt.pipeline.recipe import Device, Recipe
 
 @dataclass(frozen=True)
 class Recording:
-    """What a network computes, before anything is decided about it.
+    """A network as it was traced, before quantizers are placed.
 
     Attributes:
-        float_graph: of the deploy form; nobody changes it.
+        float_graph: of the reparameterized network; read only.
         affines: layer -> BatchNorm of the dense branch that it was merged from.
     """
 
@@ -42,13 +42,13 @@ class Recording:
 
 @dataclass(frozen=True)
 class Network:
-    """A model on its way to an engine.
+    """A traced model with uncalibrated quantizers, and its float reference.
 
     Attributes:
         float_graph: the reference; calibration changes weights and biases of `quantized` only.
-        quantized: the same graph with quantizers, and with attention in parts where those are
+        quantized: the same graph with quantizers; fused attention is expanded where its products are
             quantized.
-        card: contract of both.
+        card: preprocessing, outputs and classes of both.
     """
 
     float_graph: fx.GraphModule
@@ -141,7 +141,7 @@ def network_sha256(loaded: LoadedModel, recording: Recording) -> str:
 
 @torch.no_grad()
 def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> ModelCard:
-    """Run once in float and write down what the outputs are.
+    """Run the float network once and describe its outputs.
 
     Raises:
         OutputError: the network does not do its task.

@@ -1,4 +1,4 @@
-"""Run recipes and compare with their baselines, both ways.
+"""Run recipes and compare the results with their baselines; unclaimed improvements fail too.
 
 The rule is that of NNCF's conformance tests: worse than the baseline by more than its tolerance is a
 regression, and better by more is an improvement that has to be claimed, else the next change may
@@ -42,8 +42,8 @@ _KEPT = ("report.json", "report.html", "run.log")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One comparison.
+class BaselineCheck:
+    """One value of a run against its baseline.
 
     Attributes:
         entry: name of the baseline.
@@ -66,7 +66,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a report: is more of it better, and how to read it."""
+    """One number of a report: whether higher is better, and how to read it."""
 
     name: Literal["accuracy", "agreement", "int8_coverage", "kernels", "latency_ratio"]
     more_is_better: bool
@@ -75,7 +75,7 @@ class Metric:
 
 def run_entries(
     path: Path, names: Sequence[str], files: Path, folder: Path, options: Mapping[str, Any]
-) -> list[Finding]:
+) -> list[BaselineCheck]:
     """Run each entry from scratch, in a process of its own, and judge its report.
 
     Args:
@@ -84,7 +84,7 @@ def run_entries(
         files: folder of weights and images.
         folder: gets one folder for each entry: recipe.yaml, report.json, report.html, run.log, and
             all else in `run/`.
-        options: fields of `Recipe` that stand above the entries'; None for theirs.
+        options: fields of `Recipe` that override the entries'; None keeps theirs.
 
     Raises:
         BaselineError: `path` is not legal or lacks one of `names`.
@@ -103,9 +103,11 @@ def run_entries(
         if isinstance(recipe, Recipe):
             findings += _run_and_judge(path, name, known[name], recipe, folder / name)
         else:
-            findings.append(Finding(name, "", "skipped", message=recipe))
+            findings.append(BaselineCheck(name, "", "skipped", message=recipe))
     for missing in [] if names else recipes_without_baseline(known):
-        findings.append(Finding(missing.name, "", "skipped", message=f"no baseline in {path}"))
+        findings.append(
+            BaselineCheck(missing.name, "", "skipped", message=f"no baseline in {path}")
+        )
     return findings
 
 
@@ -118,7 +120,7 @@ def _recipe_or_reason(baseline: Baseline, files: Path, options: Mapping[str, Any
 
 def _run_and_judge(
     path: Path, entry: str, baseline: Baseline, recipe: Recipe, folder: Path
-) -> list[Finding]:
+) -> list[BaselineCheck]:
     with replace_when_done(folder / "recipe.yaml") as file:
         chosen = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"model"})
         file.write_text(yaml.safe_dump(chosen), encoding="utf-8")
@@ -129,16 +131,18 @@ def _run_and_judge(
         if report is None:
             again = f"`reptrt engine {recipe.model} --recipe {folder / 'recipe.yaml'}`"
             message = f"{again} left with {code}; what it said is above"
-            return [Finding(entry, "", "error", message=message, exit_code=code)]
+            return [BaselineCheck(entry, "", "error", message=message, exit_code=code)]
     return [*_gate(entry, report.verdict), *judge(path, entry, baseline, report)]
 
 
-def _gate(entry: str, verdict: Verdict) -> list[Finding]:
+def _gate(entry: str, verdict: Verdict) -> list[BaselineCheck]:
     """What the recipe's own gate says, where it asks for one."""
     if verdict.decision == "not judged":
         return []
     outcome: Outcome = "regression" if verdict.stops else "ok"
-    return [Finding(entry, "gate", outcome, message="" if outcome == "ok" else verdict.reason)]
+    return [
+        BaselineCheck(entry, "gate", outcome, message="" if outcome == "ok" else verdict.reason)
+    ]
 
 
 def _run(model: str, folder: Path) -> int:
@@ -161,7 +165,7 @@ def _run(model: str, folder: Path) -> int:
     return code
 
 
-def judge(path: Path, entry: str, baseline: Baseline, report: Report) -> list[Finding]:
+def judge(path: Path, entry: str, baseline: Baseline, report: Report) -> list[BaselineCheck]:
     """Compare a report with its baseline.
 
     Args:
@@ -181,7 +185,9 @@ def judge(path: Path, entry: str, baseline: Baseline, report: Report) -> list[Fi
                 reason = (
                     reason or f"no baseline for {where}; one can be added at {line_of(path, *keys)}"
                 )
-                findings.append(Finding(entry, metric.name, "skipped", measured, None, reason))
+                findings.append(
+                    BaselineCheck(entry, metric.name, "skipped", measured, None, reason)
+                )
                 continue
             keys.append(max(matching, key=len))
             expected = expected[keys[-1]]
@@ -192,10 +198,10 @@ def judge(path: Path, entry: str, baseline: Baseline, report: Report) -> list[Fi
 
 def _compare(
     path: Path, keys: list[str], metric: Metric, expected: Expected, measured: float | None
-) -> Finding:
+) -> BaselineCheck:
     """Apply the two-sided rule; what was not measured, though expected, is a regression."""
     place = f"{line_of(path, *keys)}: {'.'.join(keys[1:])}"
-    found = Finding(keys[0], metric.name, "ok", measured, expected)
+    found = BaselineCheck(keys[0], metric.name, "ok", measured, expected)
     value, tolerance = expected.value, expected.tolerance
     if measured is None:
         message = f"{place}: not measured, but the baseline expects {value:g}"
@@ -214,8 +220,8 @@ def _compare(
     return replace(found, outcome="improvement", message=message)
 
 
-def exit_code(findings: list[Finding]) -> int:
-    """0 ok, 1 regression, 3 improvement that no baseline claims, 4 nothing checked, or a run's own."""
+def exit_code(findings: list[BaselineCheck]) -> int:
+    """0 ok, 1 regression, 3 unclaimed improvement, 4 nothing compared; else the exit code of a failed run."""
     outcomes = {finding.outcome for finding in findings}
     failed = [finding.exit_code for finding in findings if finding.outcome == "error"]
     if "regression" in outcomes:

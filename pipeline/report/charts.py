@@ -68,7 +68,7 @@ class Strip(NamedTuple):
 
 
 class Fall(NamedTuple):
-    """From one block's loss before to that after; all but `kind` and `block` in percent."""
+    """The loss of one block before and after learning, as a line; positions in percent of the plot."""
 
     x: float
     width: float
@@ -79,7 +79,7 @@ class Fall(NamedTuple):
 
 
 class StageMark(NamedTuple):
-    """Where the blocks of a stage begin, in percent from the left."""
+    """Where a stage begins on the axis of blocks, in percent from the left."""
 
     x: float
     stage: int
@@ -149,10 +149,10 @@ def snr_strip(layers: Sequence[LayerSnr], worst: Sequence[LayerSnr]) -> Strip | 
 
 
 def loss_chart(blocks: Sequence[BlockLoss]) -> LossChart | None:
-    """Draw what each block lost before and after it was learned; None where nothing can be drawn.
+    """Draw each block's loss before and after learning; None where no block has two positive losses.
 
-    On the logarithmic axis equal lengths are equal shares. A block whose losses are not both
-    positive leaves its place empty.
+    The axis is logarithmic, so lines of equal length are equal ratios. A block whose losses are not
+    both positive leaves its place empty.
     """
     drawn = [(index, block) for index, block in enumerate(blocks) if _has_losses(block)]
     if not drawn:

@@ -21,13 +21,8 @@ from reptrt.models.spec import Task
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
-from reptrt.pipeline.workspace import (
-    Workspace,
-    installed_versions,
-    read_artifact,
-    require,
-    stage_records,
-)
+from reptrt.pipeline.run_records import installed_versions
+from reptrt.pipeline.workspace import Workspace, read_artifact, require, stage_records
 
 
 def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: str) -> Report:
@@ -99,7 +94,7 @@ def _accuracy_note(accuracy: Accuracy | None, task: Task) -> str | None:
         return (
             "the meaning of the outputs is unknown; SNR and cosine of each compare them with FP32"
         )
-    return "no labelled images (--eval)"
+    return "no labelled images (`evaluate`)"
 
 
 def _gate(verdict: Verdict, max_drop: float | None) -> Gate:

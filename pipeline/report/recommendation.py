@@ -1,4 +1,4 @@
-"""Which model to deploy: INT8 only where it is faster than float and as accurate as was asked."""
+"""Which model to deploy: INT8 only where it is faster than the float model and meets the accuracy gate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_FP32 = ("FP32 accuracy", "input", "accuracy")
 
 
 class Deployment(NamedTuple):
-    """What to deploy and why; None where that was not measured, or where neither can be."""
+    """Which model to deploy (None where speed or accuracy is unknown, or no model is usable), and why."""
 
     deploy: Deploy | None
     reason: str
@@ -26,19 +26,19 @@ class Deployment(NamedTuple):
 class _Race(NamedTuple):
     """Median latencies in milliseconds of the quantized model and of the float one it has to beat."""
 
-    rival: Deploy
-    rival_ms: float
+    float_name: Deploy
+    float_ms: float
     quantized_ms: float
 
     @property
     def is_won(self) -> bool:
-        return self.rival_ms >= MIN_SPEEDUP * self.quantized_ms
+        return self.float_ms >= MIN_SPEEDUP * self.quantized_ms
 
 
 def choose_deployment(report: Report) -> Deployment:
     """Judge by the report's accuracy, gate, latencies and FP16's outputs.
 
-    On a GPU the rival is the FP16 engine, and the copies to and from the GPU are left out; for the
+    On a GPU the float model is the FP16 engine, and the copies to and from the GPU are left out; for the
     target `cpu` it is FP32 in ONNX Runtime.
     """
     precision, race, loss = precision_name(report), _race(report), _loss(report)
@@ -48,7 +48,7 @@ def choose_deployment(report: Report) -> Deployment:
         )
     speed = f"{precision} {_speed(race)}"
     failed = report.gate.passed is False
-    if race.rival == "fp16" and _overflows(report):
+    if race.float_name == "fp16" and _overflows(report):
         reason = f"FP16 overflows; {speed}, and {loss}"
         return Deployment(None if failed else "int8", reason)
     if failed:
@@ -56,9 +56,11 @@ def choose_deployment(report: Report) -> Deployment:
             return Deployment(None, report.verdict.reason)
         limit = number(report.gate.max_drop, 2)
         reason = report.verdict.reason or f"{precision} {loss}, and the limit is {limit}"
-        return Deployment(race.rival, reason)
+        return Deployment(race.float_name, reason)
     return (
-        Deployment("int8", f"{speed}, and {loss}") if race.is_won else Deployment(race.rival, speed)
+        Deployment("int8", f"{speed}, and {loss}")
+        if race.is_won
+        else Deployment(race.float_name, speed)
     )
 
 
@@ -74,11 +76,16 @@ def _race(report: Report) -> _Race | None:
 
 
 def _medians(
-    name: Deploy, rival: Percentiles | None, quantized: Percentiles | None
+    name: Deploy, float_latency: Percentiles | None, quantized: Percentiles | None
 ) -> _Race | None:
-    if rival is None or rival.p50 is None or quantized is None or quantized.p50 is None:
+    if (
+        float_latency is None
+        or float_latency.p50 is None
+        or quantized is None
+        or quantized.p50 is None
+    ):
         return None
-    return _Race(name, rival.p50, quantized.p50)
+    return _Race(name, float_latency.p50, quantized.p50)
 
 
 def _overflows(report: Report) -> bool:
@@ -86,11 +93,11 @@ def _overflows(report: Report) -> bool:
 
 
 def _speed(race: _Race) -> str:
-    times = f"{milliseconds(race.quantized_ms)} against {milliseconds(race.rival_ms)}"
-    factor = ratio(race.rival_ms, race.quantized_ms, "faster", "slower")
-    is_close = 1 / MIN_SPEEDUP < race.rival_ms / race.quantized_ms < MIN_SPEEDUP
+    times = f"{milliseconds(race.quantized_ms)} against {milliseconds(race.float_ms)}"
+    factor = ratio(race.float_ms, race.quantized_ms, "faster", "slower")
+    is_close = 1 / MIN_SPEEDUP < race.float_ms / race.quantized_ms < MIN_SPEEDUP
     how = "not faster" if is_close else factor
-    return f"is {how} than {race.rival.upper()} ({times})"
+    return f"is {how} than {race.float_name.upper()} ({times})"
 
 
 def _loss(report: Report) -> str:

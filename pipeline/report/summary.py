@@ -144,15 +144,15 @@ def numerics_rows(report: Report) -> list[SummaryRow]:
 
 
 def engine_note(report: Report) -> str:
-    """Say how close what is deployed comes to the Q/DQ model; "" where it did not run."""
+    """Compare the outputs of the built engine with those of the Q/DQ model; "" where it did not run."""
     numerics = report.engine_numerics
     if not numerics:
         return ""
     if any(output.cosine is None for output in numerics.values()):
-        return "What is deployed: an output is not finite"
+        return "Engine against the Q/DQ model: an output of the engine is not finite"
     least = worst_snr(numerics)
-    close = "equals the Q/DQ model" if least is None else f"{decibel(least)} from the Q/DQ model"
-    return f"What is deployed: {close} in ONNX Runtime"
+    close = "equal outputs" if least is None else f"SNR {decibel(least)} at the worst output"
+    return f"Engine against the Q/DQ model in ONNX Runtime: {close}"
 
 
 def deployment_note(report: Report) -> str:
@@ -207,7 +207,7 @@ def _count(value: int | None) -> str:
 
 
 def latency_origin(report: Report) -> str:
-    """Say where the latency was measured and what it says nothing about; "" without latency."""
+    """Say where the latency was measured, and what it is no evidence for; "" without latency."""
     latency = report.latency_ms
     if latency is None:
         return ""
@@ -227,7 +227,7 @@ def latency_origin(report: Report) -> str:
 
 
 def sample_note(accuracy: Accuracy | None) -> str:
-    """Say on how many images the accuracy stands; "" where that is unknown."""
+    """Say how many images the accuracy was measured on; "" where that is unknown."""
     if accuracy is None or not accuracy.num_images:
         return ""
     count = accuracy.num_images
@@ -237,7 +237,7 @@ def sample_note(accuracy: Accuracy | None) -> str:
     return f"{images}: one image is {number(100 / count, 2)} points"
 
 
-def end2end_note(end2end: End2End | None) -> str:
+def nms_note(end2end: End2End | None) -> str:
     """Say what NMS inside the engine keeps, and whether its boxes are those NumPy finds."""
     if not end2end:
         return ""
@@ -257,7 +257,7 @@ def total_time(report: Report) -> str:
 
 
 def reconstruction_note(blocks: Sequence[BlockLoss]) -> str:
-    """Say how much learning the blocks brought, and how long it took."""
+    """Say by how much block reconstruction reduced the losses, and how long it took."""
     changes = [value for block in blocks if (value := loss_change(block)) is not None]
     seconds = [block.seconds for block in blocks if block.seconds is not None]
     count = f"{number(len(blocks), 0)} {'block' if len(blocks) == 1 else 'blocks'}"
@@ -272,7 +272,7 @@ def change(value: float | None) -> str:
 
 
 def loss_change(block: BlockLoss) -> float | None:
-    """Change of a block's loss in percent of what it was; None where that says nothing."""
+    """Change of a block's loss in percent of its first value; None where one of the two is not positive."""
     before, after = block.before, block.after
     if before is None or after is None or not before > 0 or not math.isfinite(after / before):
         return None
@@ -280,12 +280,12 @@ def loss_change(block: BlockLoss) -> float | None:
 
 
 def calibrator_name(row: ComparisonRow) -> str:
-    """Return what the user asked for, and behind it what it became where that is another."""
+    """Return the calibrator that the user asked for, followed by the one that `auto` or `best` chose."""
     name, method = row.calibrator, row.method
     return name if method == name else f"{name} ({method})"
 
 
 def worst_snr(numerics: Numerics) -> float | None:
-    """SNR in dB of the output that lost most; None where every output is exact."""
+    """Lowest SNR in dB over the outputs; None where every output is exact."""
     values = [output.snr_db for output in numerics.values()]
     return min((value for value in values if value is not None), default=None)

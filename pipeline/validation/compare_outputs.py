@@ -1,4 +1,4 @@
-"""How far the quantized network's outputs are from the float one's: at the end, and layer by layer."""
+"""SNR and cosine between the quantized and the float network: of the outputs, and of each layer."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from polygraphy.logger import G_LOGGER
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.report_schema import LayerSnr, Numerics, OutputNumerics
-from reptrt.engines.runtime.runners import OnnxRuntimeRunner
+from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 
 def compare_outputs(
-    runners: Sequence[Any], pairs: Sequence[tuple[int, int]], feeds: Feeds
+    runners: Sequence[Runner], pairs: Sequence[tuple[int, int]], feeds: Feeds
 ) -> list[Numerics]:
     """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
 
     Args:
-        runners: Polygraphy runners with names of their own; each runs once.
-        pairs: places in `runners` of a reference and of what is compared with it.
+        runners: with distinct names; each is loaded, runs on all feeds, and is freed before the next.
+        pairs: (reference, compared) as indices into `runners`.
         feeds: inputs by name.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        results = Comparator.run(list(runners), data_loader=list(feeds))
+        results = Comparator.run(list(map(PolygraphyRunner, runners)), data_loader=list(feeds))
         snr, cosine = Comparator.compare_accuracy(
             results,
             comparisons=list(pairs),
@@ -57,7 +58,7 @@ def compare_outputs(
 
 
 def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> tuple[LayerSnr, ...]:
-    """SNR in dB of every weighted layer's output, in graph order: which layers lose most.
+    """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
     Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
     bias and before their ReLU. Graph optimizations are off, so that every layer exists.

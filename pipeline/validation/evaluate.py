@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from reptrt.calibrators.base import Progress
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import (
-    END2END_OUTPUTS,
     EVALUATION,
+    NMS_OUTPUTS,
     Detections,
     FloatArray,
     Suppression,
-    read_end2end,
+    read_nms_outputs,
 )
 from reptrt.engines.outputs.detection import detect as detect_in_maps
 from reptrt.engines.report_schema import Accuracy, Interval, MetricPair
@@ -114,9 +114,9 @@ def detections(
     card: ModelCard,
     suppression: Suppression = EVALUATION,
 ) -> list[Detections]:
-    """Boxes in pixels of the canvas: an end-to-end model's own, else those in its maps."""
-    if END2END_OUTPUTS[0] in outputs:
-        return read_end2end(outputs)
+    """Boxes in pixels of the canvas: those that NMS in the model returns, else decoded from its maps."""
+    if NMS_OUTPUTS[0] in outputs:
+        return read_nms_outputs(outputs)
     return detect_in_maps([outputs[name] for name in card.outputs], card.strides, suppression)
 
 
@@ -257,7 +257,7 @@ def pad_batch(images: FloatArray, batch_size: int | None) -> FloatArray:
 
 
 def infer(runner: Runner, images: FloatArray, batch_size: int | None) -> dict[str, Any]:
-    """Outputs for `images` `[n, 3, h, w]`, also where the model's batch is larger and fixed."""
+    """Outputs for `images` `[n, 3, h, w]`; padded with zeros where the model has a larger, fixed batch."""
     outputs = runner.infer({INPUT_NAME: pad_batch(images, batch_size)})
     return {name: value[: len(images)] for name, value in outputs.items()}
 

@@ -28,7 +28,7 @@ LEAST_SNR = 3.0
 STATED_TOLERANCE = 1.0
 """Points that FP32 may be below the accuracy its checkpoint states: other resize filters cost as much."""
 _FULL_BITS = 8
-_REMEDY = "check mean, std, channels, labels and weights, or state --min-accuracy"
+_REMEDY = "check mean, std, channels, labels and weights, or state `min_accuracy`"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _checks(validation: Validation, bounds: Bounds) -> Iterator[Check]:
     accuracy = validation.accuracy
     if accuracy is None:
         if bounds.are_asked:
-            reason = "no accuracy was measured: add labelled images with --eval"
+            reason = "no accuracy was measured: add labelled images (`evaluate`)"
             yield Check("accuracy", None, reason)
     else:
         yield _floor(accuracy, bounds)
@@ -195,7 +195,7 @@ def _agreement(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
     if least is None and bounds.is_full_bits:
         is_detector = accuracy.metric.startswith("map")
         least = DETECTOR_AGREEMENT if is_detector else CLASSIFIER_AGREEMENT
-        default = " (the default of --min-agreement)"
+        default = " (the default of `min_agreement`)"
     if least is None or (
         found is None and default
     ):  # a user's own metric says nothing of each image

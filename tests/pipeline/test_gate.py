@@ -174,7 +174,7 @@ def test_a_gate_without_labelled_images_is_refused_before_anything_runs(
     outcome = reptrt(command, *tiny.options, "--workspace", tmp_path, "--max-drop", 1, *more)
     assert outcome.code == 2
     assert outcome.complaints == [
-        "reptrt: --max-drop: nothing can be judged without labelled images; add --eval FOLDER, or"
+        "reptrt: --max-drop: nothing can be judged without labelled images; add them (--eval), or"
         " leave the gate out"
     ]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["run.log"]

@@ -128,5 +128,5 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str):
 
 
 def test_a_folder_without_manifest_says_what_to_give(tmp_path: Path):
-    with pytest.raises(ManifestError, match="give --kit the folder"):
+    with pytest.raises(ManifestError, match="give `kit` the folder"):
         read_manifest(tmp_path)

@@ -56,9 +56,9 @@ def test_the_float_remainder_of_the_fp32_twin_is_seen(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("name", ["detector", "vit"])
-def test_the_fp16_rival_has_no_float_kernel_either(tmp_path: Path, name: str) -> None:
+def test_the_fp16_engine_has_no_float_kernel_either(tmp_path: Path, name: str) -> None:
     path = tmp_path / "fp16.onnx"
     write_fp16_onnx(traced(name), card(name), path)
     kernels = kernels_of(path)
-    assert {dtype for kernel in kernels for _, dtype in kernel.inputs} >= {"Half"}
+    assert {tensor.dtype for kernel in kernels for tensor in kernel.inputs} >= {"Half"}
     assert needless_float_kernels(kernels, path) == []

@@ -19,7 +19,7 @@ from reptrt.engines.report_schema import (
 )
 from reptrt.pipeline.records import read_record
 from reptrt.pipeline.regression.baselines import load_baselines
-from reptrt.pipeline.regression.regress import Finding, exit_code, judge
+from reptrt.pipeline.regression.regress import BaselineCheck, exit_code, judge
 from tests.command_line import Outcome, TinyProject, reptrt
 
 GPU = "NVIDIA L4"
@@ -44,7 +44,7 @@ def entry(**metrics: Any) -> dict[str, Any]:
     return {"recipe": {"model": "repvgg_a0"}, **expected, **metrics}
 
 
-def findings(folder: Path, report: Report, **metrics: Any) -> dict[str, Finding]:
+def findings(folder: Path, report: Report, **metrics: Any) -> dict[str, BaselineCheck]:
     path = folder / "baselines.yaml"
     path.write_text(yaml.safe_dump({"net": entry(**metrics)}, sort_keys=False))
     found = judge(path, "net", load_baselines(path)["net"], report)
@@ -119,7 +119,7 @@ def test_what_is_expected_and_was_not_measured_fails(tmp_path: Path, measured: R
 def test_latency_counts_on_the_gpu_that_its_baseline_names(
     tmp_path: Path, measured: Report
 ) -> None:
-    def found(report: Report, gpu: str = GPU) -> Finding:
+    def found(report: Report, gpu: str = GPU) -> BaselineCheck:
         return findings(tmp_path, report, latency_ratio={gpu: near(0.5, 0.05)})["latency_ratio"]
 
     slow = found(on_gpu(measured, fp32=10, quantized=5.6))
@@ -160,12 +160,14 @@ def test_latency_without_a_gpu_or_a_float_engine_is_skipped_with_the_reason(
 )
 def test_the_worst_outcome_decides_the_exit_code(outcomes: list[Any], code: int) -> None:
     codes = {"error": 2}
-    found = [Finding("net", "", outcome, exit_code=codes.get(outcome, 0)) for outcome in outcomes]
+    found = [
+        BaselineCheck("net", "", outcome, exit_code=codes.get(outcome, 0)) for outcome in outcomes
+    ]
     assert exit_code(found) == code
 
 
 def test_a_run_that_was_killed_fails() -> None:
-    assert exit_code([Finding("net", "", "error", exit_code=-9)]) == 1
+    assert exit_code([BaselineCheck("net", "", "error", exit_code=-9)]) == 1
 
 
 def regress(tiny: TinyProject, folder: Path, entries: dict[str, Any], *options: object) -> Outcome:

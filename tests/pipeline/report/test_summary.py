@@ -12,10 +12,10 @@ from reptrt.engines.report_schema import (
     Report,
 )
 from reptrt.pipeline.report.summary import (
-    end2end_note,
     headline,
     latency_origin,
     loss_change,
+    nms_note,
     precision_name,
     reconstruction_note,
     sample_note,
@@ -102,7 +102,7 @@ def test_an_engine_with_nms_is_judged_by_its_boxes() -> None:
         agreement=99.62, num_images=16, backend="onnxruntime",
     )  # fmt: skip
     assert (
-        end2end_note(compared)
+        nms_note(compared)
         .replace("\u00a0", " ")
         .endswith("equal to NumPy’s in 3 of 16 images, F1 99.62 %")
     )

@@ -16,7 +16,7 @@ from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.reconstruction.baseline_guard import use_all_codes
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.engines.report_schema import OutputNumerics
-from reptrt.engines.runtime.runners import polygraphy_onnx_runner
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.surgery import clean
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
@@ -51,7 +51,7 @@ def network(path: Path, first: float, second: float, head: str = "head") -> Path
 
 def outputs(reference: Path, test: Path) -> dict[str, dict[str, float | None]]:
     runners = [
-        polygraphy_onnx_runner(path, path.stem, optimize=False) for path in (reference, test)
+        OnnxRuntimeRunner(path, optimize=False, name=path.stem) for path in (reference, test)
     ]
     (found,) = compare_outputs(runners, [(0, 1)], FEEDS)
     return found

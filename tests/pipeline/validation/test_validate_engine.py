@@ -18,7 +18,7 @@ from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.datasets import ClassificationSet
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.recommendation import choose_deployment
-from reptrt.pipeline.validation.validate import Trial, validate_files
+from reptrt.pipeline.validation.validate import ValidationSetup, validate_files
 from reptrt.pipeline.workspace import Workspace, open_workspace
 from tests.fake_tensorrt import GPU, pretend_gpu, write_fake_engine
 from tests.pipeline.validation.test_validate import colours, write_classifier
@@ -47,8 +47,8 @@ def validate(workspace: Workspace, folder: Path, max_batch: int = 8) -> dict[str
     card = ModelCard("m", "classification", PLAIN, 2, None, ("logits",))
     files = colours(folder, (100, 95, 0), (100, 80, 0), (0, 100, 0))  # the engine errs on the first
     labelled = ClassificationSet(files, np.array([0, 0, 1]), PLAIN)
-    trial = Trial(workspace, TARGET, max_batch=max_batch)
-    found = validate_files(trial, card, labelled.images, labelled, no_progress)
+    setup = ValidationSetup(workspace, TARGET, max_batch=max_batch)
+    found = validate_files(setup, card, labelled.images, labelled, no_progress)
     json.dumps(asdict(found), allow_nan=False)
     return found
 
