@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +51,14 @@ class PreprocessOverrides:
             raise PreprocessError(
                 f"image size {self.image_size}: height and width must be at least 1 pixel"
             )
-        if self.mean is not None and not all(map(math.isfinite, self.mean)):
-            raise PreprocessError(f"mean {self.mean}: must be three finite numbers")
-        if self.std is not None and not all(math.isfinite(s) and s > 0 for s in self.std):
-            raise PreprocessError(f"std {self.std}: must be three finite numbers above 0")
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
+            raise PreprocessError(
+                f"mean {self.mean}: must be three numbers of 0 to 1, the scale of pixels / 255"
+            )
+        if self.std is not None and not all(0 < value <= 1 for value in self.std):
+            raise PreprocessError(
+                f"std {self.std}: must be three numbers above 0 and up to 1, the scale of pixels / 255"
+            )
 
     def override(self, overrides: PreprocessOverrides) -> PreprocessOverrides:
         """What `overrides` state, and for the rest what these do."""

@@ -188,6 +188,17 @@ class Gate(Section):
     title = "The gate"
 
     max_drop: float | None = Field(None, description="most points of accuracy that INT8 may lose")
+    min_accuracy: float | None = Field(
+        None, description="least accuracy of FP32 and of INT8, as 70; default: better than chance"
+    )
+    min_agreement: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="least agreement of INT8 with FP32 in percent; default of a gate at 8 bits: 90 of"
+        " the classes, 85 of the boxes (F1)",
+    )
+    force: bool = Field(
+        False, description="deploy although the gate fails; the artifacts say that it did"
+    )
 
 
 class Machine(Section):

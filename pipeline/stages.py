@@ -33,6 +33,7 @@ from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.export import export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.fp16_engine import make_fp16_engine
+from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Calibration, Quantization
 from reptrt.pipeline.report.collect import collect_report
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 def run_pipeline(run: Run) -> Report:
     """Checkpoint in, validated engine and report out."""
+    require_labels(run)
     load_backend(run.target)  # what is missing is said now, not after calibration
     build_options(run.recipe, run.target)
     require_boxes(run)
@@ -209,6 +211,7 @@ def build(run: Run) -> None:
 
 def validate(run: Run) -> None:
     """Compare the Q/DQ model with the float one, and the engine where it can run."""
+    require_labels(run)
     workspace, suppression = run.workspace, run.recipe.suppression
     require_exported(run)
     card = read_card(workspace.trt_onnx)
@@ -240,13 +243,14 @@ def validate(run: Run) -> None:
 
 def report(run: Run) -> Report:
     """Put everything known about this run into `report.json` and `report.html`."""
+    require_labels(run)
     workspace = run.workspace
     require(workspace.validation, "validate")
     require_exported(run)
     require_same(workspace.folder, "validate", {"trt_onnx": file_sha256(workspace.trt_onnx)})
     require(workspace.fusion, "build")
     require_same(workspace.folder, "build", {"onnx": file_sha256(run.engine_onnx)})
-    content = collect_report(workspace, run.plan, run.command)
+    content = collect_report(workspace, run.plan, verdict_of(run), run.command)
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
     pictures = []

@@ -10,11 +10,12 @@ from typing import Any
 
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.build.builder import BuildOptions
-from reptrt.engines.report_schema import Accuracy, MetricPair, RunFacts
+from reptrt.engines.report_schema import Accuracy, Check, MetricPair, RunFacts, Verdict
 from reptrt.engines.tensor_spec import Tensor
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+_INTERVALS = ("fp32_interval", "drop_interval")
 
 
 class ManifestError(ValueError):
@@ -164,8 +165,12 @@ def _facts(values: Mapping[str, Any]) -> RunFacts:
     accuracy = values["accuracy"]
     if accuracy is not None:
         extra = {name: MetricPair(**pair) for name, pair in (accuracy["extra"] or {}).items()}
-        accuracy = Accuracy(**{**accuracy, "extra": extra})
-    return RunFacts(**{**values, "accuracy": accuracy})
+        ends = {key: accuracy[key] and tuple(accuracy[key]) for key in _INTERVALS}
+        accuracy = Accuracy(**{**accuracy, **ends, "extra": extra or None})
+    verdict = values["verdict"]
+    checks = tuple(Check(**check) for check in verdict["checks"])
+    verdict = Verdict(**{**verdict, "checks": checks})
+    return RunFacts(**{**values, "accuracy": accuracy, "verdict": verdict})
 
 
 def _tensors(rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:

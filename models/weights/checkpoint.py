@@ -28,6 +28,9 @@ from reptrt.models.weights.torch_files.records import CorruptFileError, RefusedP
 _NESTED_KEYS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 
 
+_ACCURACY_KEYS = ("top1", "map_50_95")
+
+
 class CheckpointError(ValueError):
     """A checkpoint file that cannot be used as it is."""
 
@@ -46,6 +49,7 @@ class Checkpoint:
         mean: Per RGB channel, on the 0-1 scale.
         std: Per RGB channel, on the 0-1 scale.
         sha256: Hex digest of the file.
+        accuracy: Top-1, or mAP 50-95, of the float network in percent: `top1` or `map_50_95`.
         activations: Class names of the backbone's activations, where the file pickles a module.
     """
 
@@ -57,6 +61,7 @@ class Checkpoint:
     std: Triple | None
     sha256: str
     activations: tuple[str, ...] = ()
+    accuracy: float | None = None
 
     @property
     def preprocess(self) -> PreprocessOverrides:
@@ -83,7 +88,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from error
     classes = _classes(path, content.get("classes"))
     activations = _names(content.get("activations"))
-    return Checkpoint(path, tensors, classes, image_size, mean, std, file_sha256(path), activations)
+    accuracy = _accuracy(path, content)
+    digest = file_sha256(path)
+    return Checkpoint(path, tensors, classes, image_size, mean, std, digest, activations, accuracy)
 
 
 def file_sha256(path: Path) -> str:
@@ -120,7 +127,7 @@ def _read_safetensors(path: Path) -> dict[str, object]:
             " download or export it again"
         ) from error
     content: dict[str, object] = {"state_dict": state_dict}
-    for key in ("classes", "image_size", "mean", "std"):
+    for key in ("classes", "image_size", "mean", "std", *_ACCURACY_KEYS):
         if key in metadata:
             content[key] = _parse_json(path, key, metadata[key])
     return content
@@ -222,6 +229,18 @@ def _image_size(path: Path, value: object) -> tuple[int, int] | None:
             f"{path}: image_size is {one_line(value)}; expected pixels or [height, width]"
         )
     return int(sides[0]), int(sides[1])
+
+
+def _accuracy(path: Path, content: Mapping[str, object]) -> float | None:
+    for key in _ACCURACY_KEYS:
+        if content.get(key) is not None:
+            found = _numbers([content[key]])
+            if found is None or not 0 <= found[0] <= 100:
+                raise CheckpointError(
+                    f"{path}: {key} is {one_line(content[key])}; expected percent, 0 to 100"
+                )
+            return found[0]
+    return None
 
 
 def _triple(path: Path, key: str, value: object) -> Triple | None:

@@ -167,6 +167,7 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         outputs=loaded.output_names or _output_names(loaded.task, len(shapes), strides),
         strides=strides,
         batch_size=batch_size,
+        stated_accuracy=loaded.stated_accuracy,
     )
 
 

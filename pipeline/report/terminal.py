@@ -15,6 +15,7 @@ from reptrt.pipeline.report.summary import (
     deployment_note,
     engine_note,
     engine_rows,
+    headline,
     latency_origin,
     latency_rows,
     nms_note,
@@ -22,7 +23,6 @@ from reptrt.pipeline.report.summary import (
     precision_name,
     sample_note,
     total_time,
-    verdict,
 )
 
 _MAX_OUTPUTS = 4
@@ -31,7 +31,7 @@ _GATE_STYLES = {"passed": "bold green", "failed": "bold red", "absent": "dim"}
 
 def terminal_table(report: Report) -> Group:
     """Return a rich renderable of about 20 lines, made for 80 columns or more."""
-    judged = verdict(report)
+    judged = headline(report)
     return Group(
         _table(report),
         _text(judged.sentence, "bold"),

@@ -82,7 +82,10 @@ def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> tuple[Layer
                     layer = expected[reference[name].output]
                     quantized = actual[test[name].output].astype(np.float32).reshape(layer.shape)
                     noise[name].update(layer, quantized + shift)
-    return tuple(LayerSnr(name, reference[name].op, _finite(noise[name].snr_db)) for name in layers)
+    return tuple(
+        LayerSnr(name, reference[name].op, _finite(one.snr_db), one.is_finite)
+        for name, one in noise.items()
+    )
 
 
 class _Layer(NamedTuple):
