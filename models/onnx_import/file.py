@@ -16,7 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 from onnx import TensorProto, numpy_helper
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.data import (
     OnnxFileError,
     list_tensors,

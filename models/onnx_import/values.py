@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.data import OnnxFileError
 
 Array = NDArray[Any]

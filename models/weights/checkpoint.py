@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.spec import PreprocessError, PreprocessOverrides, Triple
 from reptrt.models.weights.torch_files.archive import is_torch_archive
 from reptrt.models.weights.torch_files.inert_pickle import check_inert

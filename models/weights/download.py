@@ -20,7 +20,7 @@ from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError as HubError  # type: ignore[attr-defined]
 from huggingface_hub.errors import XetDownloadError
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.spec import PublishedWeights
 from reptrt.models.weights.checkpoint import file_sha256
 
