@@ -82,12 +82,14 @@ def make_folder_once(
 
     Args:
         folder: to make; one that is there and not complete is replaced.
-        is_complete: whether `folder` is there and needs nothing; it is asked under the lock.
+        is_complete: whether `folder` is there and needs nothing; it is asked again under the lock.
         fill: writes the content into an empty folder.
 
     Raises:
         WriteError: it cannot be made.
     """
+    if is_complete():  # needs no lock, and perhaps lies where nothing can be written
+        return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with hold_lock(folder.with_name(f".{folder.name}.lock")):

@@ -37,8 +37,6 @@ def explain(error: BaseException) -> str:
         return "it needs more memory than there is"
     if isinstance(error, OverflowError):
         return "a number in it is too large"
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnicodeError):

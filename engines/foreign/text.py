@@ -44,8 +44,8 @@ def visible_tree(value: object) -> object:
 
 
 def path_part(name: str) -> str:
-    """Return `name` as one part of a path: letters, digits and `._-`, never hidden, `..` or empty."""
-    part = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:_MAX_PART].rstrip(".")
+    """Return `name` as one part of a path: letters, digits and `._-`; it begins with none of these."""
+    part = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:_MAX_PART].rstrip(".")
     return part or "model"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reptrt.engines.foreign.border import read_json, reading
+from reptrt.engines.foreign.limits import MAX_JSON_BYTES
+from reptrt.engines.foreign.text import one_line
 from reptrt.pipeline.data.preprocess import DataError
 
 ANNOTATIONS_FILE = "annotations.json"
@@ -92,6 +94,11 @@ def read_coco(path: Path, num_classes: int | None, classes: Sequence[str] | None
     Raises:
         DataError: The file is malformed, an image is missing, or nothing is annotated.
     """
+    with reading(path, DataError, "cannot be used as COCO annotations"):
+        return _read(path, num_classes, classes)
+
+
+def _read(path: Path, num_classes: int | None, classes: Sequence[str] | None) -> CocoData:
     root = _parse(path)
     indices, names = _class_indices(path, _records(root, "categories", path), num_classes, classes)
     images = _records(root, "images", path)
@@ -106,7 +113,9 @@ def read_coco(path: Path, num_classes: int | None, classes: Sequence[str] | None
     for annotation in annotations:
         image_id = _field(annotation, "image_id", path, "annotations")
         if image_id not in by_image:
-            raise DataError(f"{path}: an annotation is of image {image_id!r}, not in 'images'")
+            raise DataError(
+                f"{path}: an annotation is of image {one_line(image_id)}, not in 'images'"
+            )
         by_image[image_id].append(annotation)
     return CocoData(
         files=_find_files(path, [_file_name(image, path) for image in images]),
@@ -119,12 +128,7 @@ def read_coco(path: Path, num_classes: int | None, classes: Sequence[str] | None
 
 
 def _parse(path: Path) -> Record:
-    try:
-        root: object = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: unreadable ({error})") from error
+    root = read_json(path, MAX_JSON_BYTES, DataError)
     if not isinstance(root, dict):
         raise DataError(
             f"{path}: no COCO file; needs an object with images, annotations, categories"
@@ -142,7 +146,9 @@ def _records(root: Record, key: str, path: Path) -> list[Record]:
 def _field(record: Record, key: str, path: Path, place: str) -> object:
     value = record.get(key)
     if not isinstance(value, (int, str)):
-        raise DataError(f"{path}: an entry of '{place}' has no usable '{key}' (found {value!r})")
+        raise DataError(
+            f"{path}: an entry of '{place}' has no usable '{key}' (found {one_line(value)})"
+        )
     return value
 
 
@@ -187,7 +193,7 @@ def _find_files(path: Path, names: Sequence[str]) -> tuple[Path, ...]:
             return tuple(folder / name for name in names)
     missing = next(name for name in names if not (path.parent / name).is_file())
     raise DataError(
-        f"{path}: no image '{missing}' in {path.parent}; all images must lie in one folder: beside"
+        f"{path}: no image '{one_line(missing)}' in {path.parent}; all images must lie in one folder: beside"
         f" the JSON file, in images/, or in a folder next to it"
     )
 
@@ -208,7 +214,7 @@ def _annotations(
         category = record.get("category_id")
         if not isinstance(category, int) or category not in indices:
             raise DataError(
-                f"{path}: annotation {record.get('id')!r}: category_id {category!r} is not in"
+                f"{path}: annotation {one_line(record.get('id'))}: category_id {one_line(category)} is not in"
                 f" 'categories'"
             )
         area = record.get("area")
@@ -233,8 +239,8 @@ def _box(record: Record, path: Path) -> tuple[float, float, float, float]:
     ]
     if not isinstance(value, list) or len(numbers) != 4 or len(value) != 4 or min(numbers[2:]) < 0:
         raise DataError(
-            f"{path}: annotation {record.get('id')!r}: bbox must be [x, y, width, height] in pixels,"
-            f" found {value!r}"
+            f"{path}: annotation {one_line(record.get('id'))}: bbox must be [x, y, width, height] in pixels,"
+            f" found {one_line(value)}"
         )
     x, y, width, height = numbers
     return x, y, x + width, y + height
