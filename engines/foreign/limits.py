@@ -23,7 +23,8 @@ MAX_INPUT_PIXELS = 1 << 23  # of a network's input: 3840 x 2160
 MAX_IMAGES = 10_000_000  # in one array
 
 # Graphs
-MAX_TENSOR_BYTES = 2 * GIB  # of one tensor in a graph, for one image
+MAX_MODEL_BYTES = 2 * GIB - 1  # of a protobuf message
+MAX_TENSOR_BYTES = GIB  # of one tensor in a graph
 MAX_NODES = 1_000_000  # after functions are unfolded
 MAX_CALL_DEPTH = 256  # of functions in each other; C++ libraries walk them on the stack
 MAX_FOLDED_BYTES = 64 * MIB  # that constants may take beyond the weights that they are made of

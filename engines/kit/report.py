@@ -14,6 +14,7 @@ import numpy as np
 
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.build.builder import BuildResult
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.kit.manifest import Manifest
 from reptrt.engines.kit.verification import Verdict
@@ -99,14 +100,14 @@ def report_content(
         "notes": [*notes, *layers["notes"]],
         "command": " ".join(sys.argv),
         "engine": None if engine is None else str(engine),
-        "engine_sha256": None if engine is None else file_sha256(engine),
+        "engine_sha256": None if engine is None else file_sha256(built.engine_path),
     }
 
 
 def report_text(content: Mapping[str, Any]) -> str:
     """Return the same in a few lines."""
     passed, verification = content["gate"]["passed"], content["verification"]
-    lines = [f"{content['model']} · {content['target']} · {content['backend']}"]
+    lines = [f"{content.get('model', '')} · {content['target']} · {content['backend']}"]
     for name, numbers in content["numerics"].items():
         lines.append(f"output {name}: {numbers['snr_db']:.1f} dB, cosine {numbers['cosine']:.5f}")
     if verification["top1"] is not None:
@@ -128,7 +129,7 @@ def report_text(content: Mapping[str, Any]) -> str:
     lines += [f"note: {note}" for note in content["notes"]]
     lines += [f"FAILED: {failure}" for failure in verification["failures"]]
     lines.append(f"installed: {content['engine']}" if passed else "REFUSED: nothing is installed")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(visible, lines)) + "\n"
 
 
 def _layers(manifest: Manifest, built: BuildResult) -> dict[str, Any]:
