@@ -119,7 +119,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """
     for name in (manifest.onnx, manifest.references):
         if name not in manifest.files:
-            raise ManifestError(f"{folder / MANIFEST_FILE}: lists no hash of {one_line(name)}")
+            raise ManifestError(f"{folder / MANIFEST_FILE}: lists no hash of {one_line(name)!r}")
     for name in (manifest.name, *manifest.files):
         if path_part(name) != name or (folder / name).is_symlink():
             raise ManifestError(

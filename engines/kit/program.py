@@ -20,6 +20,7 @@ from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.build.builder import BuildOptions, BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
+from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.engines.foreign.text import visible
 from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
 from reptrt.engines.kit.report import Trial, report_content, report_text
@@ -44,7 +45,9 @@ _MIB = 1 << 20
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and leave with its exit code; one line for what a user can mend."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     try:
         sys.exit(run(_parse(arguments)))
     except KeyboardInterrupt:

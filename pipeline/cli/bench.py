@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reptrt.engines.foreign.border import reading
-from reptrt.engines.foreign.graphs import require_small_tensors
+from reptrt.engines.foreign.graphs import GraphError, require_small_tensors
 from reptrt.engines.foreign.limits import MAX_FEED_BYTES
 from reptrt.engines.foreign.text import visible
 from reptrt.engines.runtime.benchmark import Latency, measure_latency, measure_throughput
@@ -61,8 +61,7 @@ def bench_file(path: Path, batch: int, seconds: float, trusted: bool = False) ->
     if not path.is_file() or path.suffix not in (".onnx", ".engine"):
         raise BenchInputError(f"{path}: no such .onnx or .engine file")
     if path.suffix == ".onnx":
-        with reading(path, BenchInputError, "cannot be measured"):
-            require_small_tensors(path, batch)
+        _require_small(path, batch)
     runner: Runner = (
         OnnxRuntimeRunner(path, seconds_per_run=_SECONDS_PER_RUN)
         if path.suffix == ".onnx"
@@ -70,6 +69,14 @@ def bench_file(path: Path, batch: int, seconds: float, trusted: bool = False) ->
     )
     with reading(path, BenchInputError, "cannot be measured"):
         return _measure(runner, batch, seconds)
+
+
+def _require_small(path: Path, batch: int) -> None:
+    try:
+        with reading(path, BenchInputError, "is no ONNX file that can be measured"):
+            require_small_tensors(path, batch)
+    except GraphError as error:
+        raise BenchInputError(f"--batch {batch}: {error}") from error
 
 
 def _measure(runner: Runner, batch: int, seconds: float) -> Bench:

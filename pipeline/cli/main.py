@@ -1,7 +1,7 @@
 """The command line: `reptrt`, or `python -m reptrt`.
 
 Exit codes: 0 ok, 1 accuracy gate failed, 2 usage or bad input, 3 improvement that the stored
-baseline does not claim yet, 4 missing component, 130 interrupted.
+baseline does not claim yet, 4 missing component, 70 a fault of reptrt, 130 interrupted.
 
 PyTorch is imported inside the commands that need it, so that `--help` answers at once.
 """
@@ -24,7 +24,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from reptrt.engines.artifacts import write_json
+from reptrt.engines.foreign.log_format import VisibleFormatter
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.target import resolve_target
+from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.cli.options import FILE, recipe_options
 from reptrt.pipeline.cli.progress import ProgressBars
 from reptrt.pipeline.recipe import Recipe, load_recipe, slug
@@ -303,10 +306,10 @@ def log_to(file: Path) -> Iterator[None]:
     """Log of our packages into `file`, warnings on the screen too."""
     logging.raiseExceptions = False  # on a full disk, who writes the artifact says so once
     handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    screen.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
     own = logging.getLogger("reptrt")
     own.setLevel(logging.INFO)
     own.handlers = [handler, screen]
@@ -333,7 +336,8 @@ def show_report(report: dict[str, Any], workspace: Workspace, as_json: bool) -> 
 
 def print_path(console: Console, path: Path, before: str = "") -> None:
     """Print `path` on one line, so that it can be copied."""
-    console.print(f"{before}{path}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    line = visible(f"{before}{path}")
+    console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def command_line() -> str:
@@ -358,21 +362,9 @@ def main() -> None:
             sys.exit(stop.exit_code)
         except (Exception, KeyboardInterrupt) as error:
             if not interrupts and not isinstance(error, (KeyboardInterrupt, click.Abort)):
-                sys.exit(explain(error))
+                sys.exit(explain(error, messages))
             messages.print("\ninterrupted: the same command goes on where this one stopped")
             sys.exit(INTERRUPTED)
-
-
-def explain(error: BaseException) -> int:
-    """Print what the user can mend and return its exit code; a bug keeps its traceback."""
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    code = getattr(error, "exit_code", None)
-    if not isinstance(code, int):
-        raise error
-    messages.print(f"reptrt: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    return code
 
 
 @contextmanager
