@@ -15,6 +15,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def replace_when_done(path: Path) -> Iterator[Path]:
             yield temporary
             if not temporary.stat().st_size:
                 raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
+            temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
             temporary.replace(path)
     except Exception as error:
         reason = _UNWRITABLE.get(_error_number(error))
@@ -124,10 +126,10 @@ def cache_folder() -> Path:
 
 
 def write_json(content: object, path: Path) -> None:
-    """Write strict, indented JSON atomically; NaN and infinities become null.
+    """Write strict, indented JSON atomically; NaN and infinities become null, records objects.
 
     Raises:
-        TypeError: a value is neither JSON nor a NumPy scalar or array, nor a path.
+        TypeError: a value is neither JSON, a dataclass, a NumPy scalar or array, nor a path.
     """
     text = json.dumps(_strict(content), indent=2, allow_nan=False)
     with replace_when_done(path) as temporary:
@@ -208,6 +210,8 @@ def _error_number(error: Exception) -> int:
 
 
 def _strict(value: object) -> object:
+    if is_dataclass(value):
+        return {field.name: _strict(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (np.generic, np.ndarray)):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import onnx
 
-from reptrt.engines.inspection.kernels import Kernel, TensorType
+from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.report_schema import TensorType
 from reptrt.engines.runtime.runners import save_optimized
 
 _SUFFIX = re.compile(r"(_token_\d+|_nhwc|_quant)+$")

@@ -1,4 +1,4 @@
-"""The kernels of an engine, read from what TensorRT says about its own build.
+"""The kernels of an engine, read from TensorRT's build log or its engine inspector.
 
 Two sources: the "Layers:" message that TensorRT-RTX logs at VERBOSE with DETAILED profiling (no GPU
 needed; its format is undocumented, and pinned by tests to 1.7), and the engine inspector's JSON of
@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TensorType = tuple[str, str]
-"""(tensor name, datatype), the datatype as TensorRT writes it: Float, Half, BFloat16, Int8, ..."""
+from reptrt.engines.report_schema import TensorType
 
 _LAYERS_PREFIX = "Layers:"
 _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[")

@@ -1,4 +1,4 @@
-"""Which layers of an ONNX graph could be INT8, and what its Q/DQ nodes say about each of them."""
+"""The convolutions and matrix products of an ONNX graph, and whether their Q/DQ nodes make them INT8."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
+from reptrt.engines.commuting import CARRIED_OPS
+
 _Scales = dict[str, frozenset[bytes]]
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# TensorRT moves Q/DQ across these, so a DequantizeLinear before them still reaches the layer.
-_TRANSPARENT = frozenset(
-    (
-        *("Cast", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad"),
-        *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-    )
-)
 _INSIDE_ATTENTION = frozenset(
     (
         *("Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul"),
@@ -58,15 +53,15 @@ def read_attentions(onnx_path: Path) -> tuple[frozenset[str], ...]:
 
 def weighted_layers(graph: onnx.GraphProto) -> tuple[WeightedLayer, ...]:
     """As `read_weighted_layers`, of a graph that is in memory."""
-    return tuple(_Walk(graph).weighted_layers())
+    return tuple(_QdqGraph(graph).weighted_layers())
 
 
 def attentions(graph: onnx.GraphProto) -> tuple[frozenset[str], ...]:
     """As `read_attentions`, of a graph that is in memory."""
-    return tuple(_Walk(graph).attentions())
+    return tuple(_QdqGraph(graph).attentions())
 
 
-class _Walk:
+class _QdqGraph:
     """Producers and constants of one graph; nodes are in topological order, as ONNX demands."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -148,7 +143,7 @@ def _behind(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto | None]:
         elif node.op_type == "Concat":
             parts = [found.get(name) for name in node.input]
             reached = parts[0] if parts and all(parts) else None
-        elif node.op_type in _TRANSPARENT and node.input:
+        elif node.op_type in CARRIED_OPS and node.input:
             reached = found.get(node.input[0])
         found.update(dict.fromkeys(node.output, reached))
     return found
@@ -166,7 +161,7 @@ def _scales(graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto]
         elif node.op_type == "Concat":
             parts = set[bytes]().union(*(found.get(name, frozenset()) for name in node.input))
             reached = frozenset(sorted(parts)[:2])
-        elif node.op_type in _TRANSPARENT and node.input:
+        elif node.op_type in CARRIED_OPS and node.input:
             reached = found.get(node.input[0], frozenset())
         found.update(dict.fromkeys(node.output, reached))
     return found

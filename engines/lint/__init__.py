@@ -34,7 +34,7 @@ def lint_file(path: Path) -> tuple[Finding, ...]:
         LintError: It is missing, damaged or no valid ONNX.
     """
     with (
-        G_LOGGER.suppress(G_LOGGER.ERROR),  # it prints to where --json prints
+        G_LOGGER.suppress(G_LOGGER.ERROR),  # it prints to standard output, where JSON may go
         reading(path, LintError, "cannot be linted"),
     ):
         model = read_model(path)

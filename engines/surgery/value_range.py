@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-from reptrt.engines.surgery.commuting import commutes
+from reptrt.engines.commuting import commutes
 from reptrt.engines.surgery.qdq import (
     DEQUANTIZE,
     QUANTIZE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Callable
 
 import click
 from rich.console import Console
@@ -19,14 +20,20 @@ _NO_MEMORY = re.compile(
 )
 
 
-def explain(error: BaseException, console: Console) -> int:
-    """Print one line on what the user can mend, a traceback on a fault of ours; return the code."""
+def explain(error: BaseException, console: Console, in_flags: Callable[[str], str]) -> int:
+    """Print one line on what the user can mend, a traceback on a fault of ours; return the code.
+
+    Args:
+        error: that a command ended with.
+        console: where to.
+        in_flags: names arguments in a message as the command line does.
+    """
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
-        _say(console, visible(str(error)))
+        _say(console, visible(in_flags(str(error))))
         return code
     if is_out_of_memory(error):
         _say(

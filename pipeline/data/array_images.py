@@ -19,7 +19,7 @@ from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.limits import MAX_IMAGES
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess
-from reptrt.pipeline.data.batches import Batches, ImageSet, num_batches
+from reptrt.pipeline.data.batches import ImageSet, LazyBatches, num_batches
 from reptrt.pipeline.data.image_folder import fingerprint_files
 from reptrt.pipeline.data.preprocess import DataError, prepare, require_size
 
@@ -29,7 +29,7 @@ _PREFERRED_KEY = "images"
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Where the images lie in a file.
+    """Layout of an array file of images.
 
     Attributes:
         path: `.npy` or `.npz`.
@@ -52,7 +52,7 @@ class ArrayFile:
 
 
 def read_array_header(path: Path, image_size: tuple[int, int]) -> ArrayFile:
-    """Check that a file holds images and say where.
+    """Check that a file holds images, and return its layout.
 
     Legal are float `[n, 3, h, w]`, already normalized and of the network's size, and uint8
     `[n, h, w, 3]`, RGB of any size. Pickled arrays are refused.
@@ -100,7 +100,7 @@ class ArrayImages(ImageSet):
         """Hex digest of the whole file and of the chosen indices."""
         return fingerprint_files([self._array.path], np.array(self._indices).tobytes())
 
-    def batches(self, batch_size: int) -> Batches[FloatArray]:
+    def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32; iterating raises DataError on NaN or infinity."""
 
         def read() -> Iterator[FloatArray]:
@@ -109,7 +109,7 @@ class ArrayImages(ImageSet):
                     chosen = self._indices[start : start + batch_size]
                     yield np.stack([self._image(stream, index) for index in chosen])
 
-        return Batches(num_batches(len(self), batch_size), read)
+        return LazyBatches(num_batches(len(self), batch_size), read)
 
     def _image(self, stream: IO[bytes], index: int) -> FloatArray:
         array = self._array

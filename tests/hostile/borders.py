@@ -225,6 +225,11 @@ def _read_array(path: Path) -> object:
 
 # Kits and what a workspace holds
 
+RUN: dict[str, object] = {
+    "model": "m", "calibrator": "minmax", "weight_bits": 8, "activation_bits": 8,
+    "precision": "fp32", "softmax": "float", "num_samples": 8, "seed": 0, "accuracy": None,
+    "versions": {"torch": "2"},
+}  # fmt: skip
 MANIFEST: dict[str, object] = {
     "format": 1, "name": "net", "model": "m", "task": "classification", "target": "tensorrt",
     "onnx": "m.onnx", "references": "references.npz",
@@ -234,7 +239,7 @@ MANIFEST: dict[str, object] = {
     "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, 5]}],
     "classes": ["a"], "strides": [8], "preprocess": {}, "layers": {"fc": "int8"},
     "layers_source": "x", "tolerances": {"snr_db": {"logits": 20.0}, "top1": [1], "agreement": None},
-    "run": {"model": "m"}, "files": {"m.onnx": "00", "references.npz": "00"},
+    "run": RUN, "files": {"m.onnx": "00", "references.npz": "00"},
 }  # fmt: skip
 
 
