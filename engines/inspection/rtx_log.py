@@ -143,9 +143,8 @@ def matrix_product(
         return None
     if weight_elements is not None:
         sides = [abs(side) for side in reversed(result)]
-        made = next(
-            (side for side in sides if side and weight_elements / side in map(abs, left)), columns
-        )
+        depths = {abs(side) for side in left}
+        made = next((side for side in sides if side and weight_elements / side in depths), columns)
         return Product(rows * columns // made, made, max(1, weight_elements // made))
     groups = math.prod(abs(side) for side in result[:-2]) or 1
     depth = math.prod(abs(side) for side in left) // rows

@@ -7,7 +7,6 @@ a dict that holds one, or a pickled module, beside `classes`, `image_size`, `mea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.artifacts import file_sha256
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.spec import PreprocessError, PreprocessOverrides, Triple
 from reptrt.models.weights.torch_files.archive import is_torch_archive
-from reptrt.models.weights.torch_files.inert_pickle import check_inert
+from reptrt.models.weights.torch_files.old_file import check_old_file
 from reptrt.models.weights.torch_files.pickled_module import read_torch_archive
 from reptrt.models.weights.torch_files.records import CorruptFileError, RefusedPickleError
 
@@ -76,6 +77,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: The file is missing, empty, truncated, no checkpoint, would run code, or
             holds NaN or infinite weights; the message says which, on one line.
     """
+    with reading(path, CheckpointError, "cannot be used as a checkpoint"):
+        return _read_checkpoint(path)
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
     is_safetensors = _looks_like_safetensors(path)
     content = _read_safetensors(path) if is_safetensors else _read_torch(path)
     tensors = _promote(path, _find_state_dict(path, content))
@@ -91,15 +97,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     accuracy = _accuracy(path, content)
     digest = file_sha256(path)
     return Checkpoint(path, tensors, classes, image_size, mean, std, digest, activations, accuracy)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -159,8 +156,7 @@ def _read_torch(path: Path) -> dict[str, object]:
 
 def _read_old_torch(path: Path) -> dict[str, object]:
     """Read a state dict that torch saved before its version 1.6, after a look at its pickles."""
-    with path.open("rb") as file:
-        check_inert(file)
+    check_old_file(path)
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

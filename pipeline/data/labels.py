@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from timm.data.imagenet_info import ImageNetInfo
 
+from reptrt.engines.foreign.border import read_bytes, reading
+from reptrt.engines.foreign.limits import MAX_TABLE_BYTES
+from reptrt.engines.foreign.text import one_line
 from reptrt.pipeline.data.image_folder import find_images
 from reptrt.pipeline.data.preprocess import DataError
 
@@ -27,22 +31,20 @@ def read_labels_file(path: Path, num_classes: int) -> list[tuple[Path, int]]:
     Raises:
         DataError: A column or a file is missing, or a label is no integer in 0..num_classes-1.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            _check_columns(path, reader.fieldnames)
-            rows = [
-                (reader.line_num, row[_COLUMNS[0]], row[_COLUMNS[1]])
-                for row in reader
-            ]  # fmt: skip
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: unreadable ({error})") from error
-    if not rows:
-        raise DataError(f"{path}: names no images; needs one row 'file,label' per image")
-    return [
-        _labelled(path.parent, name, label, num_classes, where=f"{path}:{line}")
-        for line, name, label in rows
-    ]
+    with reading(path, DataError, "unreadable"):
+        text = read_bytes(path, MAX_TABLE_BYTES, DataError).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        _check_columns(path, reader.fieldnames)
+        rows = [
+            (reader.line_num, row[_COLUMNS[0]], row[_COLUMNS[1]])
+            for row in reader
+        ]  # fmt: skip
+        if not rows:
+            raise DataError(f"{path}: names no images; needs one row 'file,label' per image")
+        return [
+            _labelled(path.parent, name, label, num_classes, where=f"{path}:{line}")
+            for line, name, label in rows
+        ]
 
 
 def read_class_folders(
@@ -76,7 +78,7 @@ def _check_columns(path: Path, columns: Sequence[str] | None) -> None:
     if missing:
         raise DataError(
             f"{path}:1: no column '{missing[0]}'; the first line must be '{','.join(_COLUMNS)}',"
-            f" found '{','.join(columns or ())}'"
+            f" found '{one_line(','.join(columns or ()))}'"
         )
 
 
@@ -84,11 +86,11 @@ def _labelled(
     folder: Path, name: str | None, label: str | None, num_classes: int, where: str
 ) -> tuple[Path, int]:
     if not name or not (folder / name).is_file():
-        raise DataError(f"{where}: no file '{name or ''}' in {folder}")
+        raise DataError(f"{where}: no file '{one_line(name or '')}' in {folder}")
     try:
         index = int(label or "")
     except ValueError:
-        raise DataError(f"{where}: label '{label or ''}' is no integer") from None
+        raise DataError(f"{where}: label '{one_line(label or '')}' is no integer") from None
     if not 0 <= index < num_classes:
         raise DataError(
             f"{where}: label {index} is out of range; the model has the classes"
@@ -125,7 +127,7 @@ def _known_indices(
     unknown = [name for name in names if name not in indices]
     if unknown:
         raise DataError(
-            f"{folder / unknown[0]}: not one of {what} ({known[0]}, {known[1 % len(known)]}, ...);"
+            f"{folder / one_line(unknown[0])}: not one of {what} ({known[0]}, {known[1 % len(known)]}, ...);"
             f" rename or remove the folder"
         )
     return indices
