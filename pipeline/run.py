@@ -15,6 +15,7 @@ from reptrt.calibrators.quantized.find_attention import has_attention
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.settings import Reconstruction
 from reptrt.engines.target import Target
+from reptrt.models.graph import merged_layers
 from reptrt.models.load import LoadedModel, load_model
 from reptrt.models.spec import PreprocessOverrides, Task
 from reptrt.pipeline.data.datasets import (
@@ -104,7 +105,9 @@ class Run:
         if recipe.calibrator != AUTO:
             return recipe.calibrator
         bits = min(recipe.weight_bits, recipe.activation_bits)
-        return choose_calibrator(self.loaded.module, self.recording.float_graph.graph, bits)
+        recorded = self.recording.float_graph
+        is_merged = bool(merged_layers(recorded))
+        return choose_calibrator(self.loaded.module, recorded.graph, bits, is_merged=is_merged)
 
     @property
     def reconstruction(self) -> Reconstruction:
