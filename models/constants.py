@@ -99,6 +99,45 @@ def fold_weights(graph_module: fx.GraphModule) -> int:
     return len(stored)
 
 
+@torch.no_grad()
+def share_weights(graph_module: fx.GraphModule) -> int:
+    """Let layers of equal weights read one: a head that a file holds once per level; return how many.
+
+    A weight of one value everywhere is left alone: such ones are equal by chance.
+    """
+    first: dict[tuple[object, ...], list[fx.Node]] = {}
+    shared = 0
+    for layer in list(graph_module.graph.nodes):
+        weight = layer.args[1] if layer.target in _WEIGHTED else None
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            continue
+        value = get_tensor(graph_module, weight)
+        if not value.numel() or value.min() == value.max():
+            continue
+        key = (layer.target, value.shape, value.dtype, float(value.double().sum()))
+        alike = first.setdefault(key, [])
+        same = next((w for w in alike if torch.equal(get_tensor(graph_module, w), value)), None)
+        if same is None:
+            alike.append(weight)
+        elif same is not weight:
+            layer.update_arg(1, same)
+            shared += 1
+    graph_module.graph.eliminate_dead_code()
+    _drop_unread(graph_module)
+    graph_module.recompile()
+    return shared
+
+
+def _drop_unread(graph_module: fx.GraphModule) -> None:
+    """Forget the parameters and modules that nothing reads any more."""
+    read = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    for path, module in graph_module.named_modules():
+        for name in [*module._parameters]:
+            if (f"{path}.{name}" if path else name) not in read:
+                del module._parameters[name]
+    graph_module.delete_all_unused_submodules()
+
+
 def parameters_behind(node: fx.Node) -> list[fx.Node]:
     """The parameters that a constant `node` is computed from, in the order of the graph."""
     found: dict[fx.Node, None] = {}

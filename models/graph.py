@@ -19,7 +19,7 @@ from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from reptrt.models.branches.merge import MergedLayer, merge_branches
-from reptrt.models.constants import fold_weights
+from reptrt.models.constants import fold_weights, share_weights
 from reptrt.models.parameters import free_path, get_tensor, set_parameter
 
 __all__ = [
@@ -83,6 +83,7 @@ def trace(
     merged = merge_branches(traced)
     fold_weights(traced)
     fold_batch_norm(traced)
+    share_weights(traced)
     named = name_by_operator(traced)
     named.meta[_MERGED] = merged
     return named

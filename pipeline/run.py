@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,8 @@ from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.validation.validate import Trial
 from reptrt.pipeline.workspace import Stage, Workspace, read_artifact
+
+logger = logging.getLogger(__name__)
 
 DETECTOR_SNR = 20.0
 """Of a detector's outputs, in dB: what YOLOv6Lite needs (docs/results.md)."""
@@ -144,7 +147,13 @@ class Run:
         recipe = self.recipe
         folder = recipe.data or calibration_scenes(recipe.model, self.scenes)
         limit = recipe.num_samples or create_calibrator(self.calibrator).default_num_samples
-        return open_images(folder, self.loaded.preprocess, limit=limit, seed=recipe.seed)
+        images = open_images(folder, self.loaded.preprocess, limit=limit, seed=recipe.seed)
+        if recipe.num_samples and len(images) < recipe.num_samples:
+            logger.warning(
+                "%s: holds %d images that can be used, --num-samples asks for %d",
+                folder, len(images), recipe.num_samples,
+            )  # fmt: skip
+        return images
 
     def stage(
         self, name: str, inputs: dict[str, Any], *artifacts: str, shared: bool = False

@@ -31,7 +31,7 @@ from reptrt.pipeline.data.datasets import (
     open_evaluation,
 )
 from reptrt.pipeline.data.demo_data import evaluation_scenes
-from reptrt.pipeline.data.torch_batches import calibration_batches
+from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.engine_file import write_engine
 from reptrt.pipeline.export.append_nms import append_end2end, require_detector
 from reptrt.pipeline.export.export import export_float, export_qdq
@@ -93,7 +93,8 @@ def choose_float_layers(run: Run) -> None:
         write_json(found, workspace.sensitivity)
 
     inputs = {**network_inputs(run), "min_snr": run.min_snr}
-    run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
+    with naming_images(run.images):
+        run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
 
 
 def calibrate(run: Run) -> None:
@@ -121,7 +122,8 @@ def calibrate(run: Run) -> None:
         with replace_when_done(workspace.scales) as path:
             path.write_text(dump_scales(readable_scales(quantized)))
 
-    stage.run(work)
+    with naming_images(run.images):
+        stage.run(work)
 
 
 def export(run: Run) -> None:

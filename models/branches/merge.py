@@ -197,7 +197,7 @@ class _Merger:
         products = 0.0
         for step in branch.steps:
             assert whole is not None
-            products += step.read().num_products * _pixels(step.node) / _pixels(root)
+            products += step.map.num_products * _pixels(step.node) / _pixels(root)
             whole = follow(step, whole, sizes=self.axis == CHANNELS_OF_IMAGES)
             if whole is None:
                 return None
@@ -333,5 +333,5 @@ def _closing_norm(
     if not closed:
         return None, None
     dense = max(closed, key=lambda branch: branch.num_taps)
-    norm, sign = dense.steps[-1].read(), dense.operand.sign
+    norm, sign = dense.steps[-1].map, dense.operand.sign
     return sign * norm.weight.view(-1), sign * norm.bias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from operator import getitem
 
 import torch
@@ -42,6 +43,11 @@ class Step:
     border: Callable[[LinearMap], bool] | None = None
     is_layer: bool = False
     is_norm: bool = False
+
+    @cached_property
+    def map(self) -> LinearMap:
+        """What `read` returns, read once."""
+        return self.read()
 
 
 class Reader:
@@ -223,7 +229,7 @@ def follow(step: Step, inner: LinearMap, *, sizes: bool = True) -> LinearMap | N
     without bias from pixel to pixel. Where the step writes its own border, that must be what `inner`
     makes of zeros.
     """
-    outer = step.read()
+    outer = step.map
     if step.border is not None:
         return compose(outer, inner) if inner.is_pointwise and step.border(inner) else None
     if sizes:

@@ -51,6 +51,10 @@ class ImageSet(ABC):
         """Count the images."""
 
     @abstractmethod
+    def name_of(self, index: int) -> str:
+        """How messages name an image."""
+
+    @abstractmethod
     def batches(self, batch_size: int) -> Batches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32 of `batch_size` images, the last one of the rest."""
 

@@ -45,7 +45,7 @@ class Prepared:
 def read_image(path: Path) -> Image.Image:
     """Decode a file to 8-bit RGB, upright as its EXIF orientation says.
 
-    Grey, palette and CMYK images are converted, 16-bit samples scaled, and alpha is dropped without
+    Grey, palette and CMYK images are converted, 16-bit and float samples scaled, and alpha is dropped without
     blending, as torchvision and timm do.
 
     Raises:
@@ -97,7 +97,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(_to_bytes(np.asarray(image)))
     return image.convert("RGB")
+
+
+def _to_bytes(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Float samples on the scale that their largest one suggests: 0..1, 0..255 or 0..65535."""
+    largest = float(np.nanmax(samples, initial=0.0))
+    scale = next(255 / top for top in (1, 255, 65535, largest) if largest <= top)
+    bytes_: NDArray[np.uint8] = np.clip(np.rint(np.nan_to_num(samples) * scale), 0, 255).astype(
+        np.uint8
+    )
+    return bytes_
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -5,13 +5,9 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from reptrt.models.branches.merge import MergedLayer, merge_branches
-from reptrt.models.graph import drop_layout_copies
-from tests.models.branches.blocks import (
-    CHANNELS,
-    KEPT,
-    MERGED,
-)
+from reptrt.models.branches.merge import MergedLayer, describe_merged, merge_branches
+from reptrt.models.graph import drop_layout_copies, merged_layers, trace
+from tests.models.branches.blocks import CHANNELS, KEPT, MERGED, Branches, conv_norm
 from tests.tiny_networks import randomize
 
 SIZE = (14, 10)
@@ -79,3 +75,38 @@ def test_what_is_not_one_cheaper_convolution_stays(name: str) -> None:
     assert merged == ()
     assert num_layers(graph_module) == before
     torch.testing.assert_close(graph_module(images()), expected)
+
+
+class CalledTwice(nn.Module):
+    """One block, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Branches(conv_norm(CHANNELS, 3), conv_norm(CHANNELS, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.block(x).relu())
+
+
+def test_a_block_that_is_called_twice_is_stored_once_under_its_largest_branchs_name() -> None:
+    graph_module, merged = merge(network(CalledTwice()))
+    assert [layer.layer for layer in merged] == ["block.block.branches.0.0"] * 2
+    weights = {n.target for n in graph_module.graph.nodes if str(n.target).startswith("block.")}
+    assert weights == {"block.block.branches.0.0.weight", "block.block.branches.0.0.bias"}
+
+
+def test_gain_and_shift_are_those_of_the_largest_branchs_norm() -> None:
+    module = network(Branches(conv_norm(8, 1), conv_norm(8, 3), conv_norm(8, 1)))
+    norm = module.block.branches[1][1]
+    ((layer),) = merge(module)[1]
+    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    assert layer.branches == 3
+    torch.testing.assert_close(layer.gain, gain.detach())
+    torch.testing.assert_close(layer.shift, (norm.bias - norm.running_mean * gain).detach())
+
+
+def test_what_was_merged_is_said_on_one_line() -> None:
+    module = network(Branches(conv_norm(8, 3), conv_norm(8, 1))).float()
+    merged = merged_layers(trace(module, SIZE))
+    assert describe_merged(merged) == "merged 2 parallel branches into 1 layer: block.branches.0.0"
+    assert describe_merged(()) == "no parallel branches were found to merge"
