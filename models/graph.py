@@ -7,6 +7,7 @@ them. Parameters keep their state-dict names.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
@@ -29,10 +30,12 @@ __all__ = [
     "drop_layout_copies",
     "fold_batch_norm",
     "get_tensor",
+    "graph_sha256",
     "layer_name",
     "merged_layers",
     "name_by_operator",
     "set_parameter",
+    "tensor_bytes",
     "trace",
 ]
 
@@ -114,7 +117,7 @@ def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
     if is_concrete_int(placeholder.meta["val"].shape[0]):
         raise TraceError(
             "the network fixes its batch size while it is traced, so it has no dynamic batch; "
-            "set `batch_size: 1` in the recipe (--batch-size 1)"
+            "give `batch_size=1`"
         )
 
 
@@ -157,6 +160,24 @@ def layer_name(node: fx.Node) -> str:
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         return str(weight.target).removesuffix(".weight")
     return node.name
+
+
+def graph_sha256(graph_module: fx.GraphModule) -> str:
+    """Digest of a traced graph: its operators in order, their arguments, and all constants."""
+    digest = hashlib.sha256()
+    for node in graph_module.graph.nodes:
+        digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+        if node.op == "get_attr":
+            digest.update(tensor_bytes(get_tensor(graph_module, node)))
+        if node.op == "call_module":
+            digest.update(repr(graph_module.get_submodule(str(node.target))).encode())
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Type, shape and values of a tensor, the same wherever it lies."""
+    values = tensor.detach().cpu().contiguous()
+    return f"{values.dtype} {list(values.shape)}".encode() + values.numpy().tobytes()
 
 
 @torch.no_grad()
