@@ -13,6 +13,7 @@ from reptrt.calibrators.quantized.find_attention import has_attention
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.settings import Reconstruction, Settings
 from reptrt.engines.target import MissingComponentError, Target
+from reptrt.models.graph import merged_layers
 from reptrt.models.load import LoadedModel
 from reptrt.models.task import OutputError
 from reptrt.pipeline.recipe import Device, Precision, Recipe
@@ -86,7 +87,9 @@ def make_plan(
     calibrator = recipe.calibrator
     if calibrator == AUTO:
         bits = min(recipe.weight_bits, recipe.activation_bits)
-        calibrator = choose_calibrator(loaded.module, float_graph.graph, bits)
+        calibrator = choose_calibrator(
+            loaded.module, float_graph.graph, bits, is_merged=bool(merged_layers(float_graph))
+        )
     settings = Settings(recipe.seed)
     min_snr = DETECTOR_SNR if loaded.task == "detection" else 0.0
     is_classifier = loaded.task == "classification"

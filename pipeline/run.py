@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,8 @@ from reptrt.pipeline.run_records import Inputs
 from reptrt.pipeline.stage import Stage
 from reptrt.pipeline.validation.validate import ValidationSetup
 from reptrt.pipeline.workspace import Workspace, read_artifact
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,12 @@ class Run:
         plan = self.plan
         folder = plan.data or calibration_scenes(plan.model, self.scenes)
         preprocess = self.loaded.preprocess
-        return open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
+        images = open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
+        asked = self.recipe.num_samples
+        if asked and len(images) < asked:
+            text = "%s: has %d images that can be used, --num-samples asks for %d"
+            logger.warning(text, folder, len(images), asked)
+        return images
 
     def stage(self, name: str, inputs: Inputs, *artifacts: str, shared: bool = False) -> Stage:
         """Stage `name` that writes the workspace's `artifacts`; see `Stage` for `shared`."""

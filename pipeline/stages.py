@@ -28,7 +28,7 @@ from reptrt.pipeline.build import build_inputs, build_options, write_engine
 from reptrt.pipeline.cost_placement import choose_by_cost
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.in_memory import MetricFunction
-from reptrt.pipeline.data.torch_batches import calibration_batches
+from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.export import export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
@@ -107,7 +107,8 @@ def choose_float_layers(run: Run) -> None:
         "device": plan.device,
         "costly": sorted(run.costly),
     }
-    run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
+    with naming_images(run.images):
+        run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
 
 
 def calibrate(run: Run) -> None:
@@ -137,7 +138,8 @@ def calibrate(run: Run) -> None:
         with replace_when_done(workspace.scales) as path:
             path.write_text(dump_scales(readable_scales(quantized)))
 
-    stage.run(work)
+    with naming_images(run.images):
+        stage.run(work)
 
 
 def export(run: Run) -> None:
