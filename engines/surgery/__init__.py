@@ -17,6 +17,7 @@ from reptrt.engines.surgery.drop_no_ops import DropNoOps
 from reptrt.engines.surgery.drop_output_qdq import DropOutputQdq
 from reptrt.engines.surgery.floor_scales import FloorScales
 from reptrt.engines.surgery.fold_constants import FoldConstants
+from reptrt.engines.surgery.forms import Form, form_for, form_passes
 from reptrt.engines.surgery.fuse_pad_into_conv import FusePadIntoConv
 from reptrt.engines.surgery.quantize_bias import QuantizeBias
 from reptrt.engines.surgery.quantize_weights import QuantizeWeights
@@ -31,9 +32,11 @@ from reptrt.engines.surgery.tie_concat_scales import TieConcatScales
 __all__ = [
     "CPU_PASSES",
     "DEFAULT_PASSES",
+    "Form",
     "Pass",
     "SurgeryError",
     "clean",
+    "form_for",
     "rewrite_for_cpu",
     "run_passes",
 ]
@@ -63,13 +66,26 @@ CPU_PASSES: tuple[Pass, ...] = (
 )
 
 
-def clean(qdq_path: Path, trt_path: Path) -> dict[str, int]:
-    """Run `DEFAULT_PASSES` on `qdq_path` and write `trt_path`; return changed sites per pass.
+def clean(
+    qdq_path: Path,
+    trt_path: Path,
+    form: Form = "channel-scales",
+    *,
+    float_depthwise: bool = True,
+) -> dict[str, int]:
+    """Run `DEFAULT_PASSES` on `qdq_path` and write `trt_path` in `form`; return changed sites per pass.
+
+    Args:
+        qdq_path: any Q/DQ ONNX file with scales per channel.
+        trt_path: file to write, atomically.
+        form: how its scales are written; `form_for` says which suits a target.
+        float_depthwise: as for `form_passes`.
 
     Raises:
         SurgeryError: the file is no valid ONNX model up to 2 GB, or holds what no pass can repair.
     """
-    return clean_file(qdq_path, trt_path, DEFAULT_PASSES)
+    passes = (*DEFAULT_PASSES, *form_passes(form, float_depthwise=float_depthwise))
+    return clean_file(qdq_path, trt_path, passes, form)
 
 
 def rewrite_for_cpu(trt_path: Path, cpu_path: Path) -> dict[str, int]:

@@ -11,16 +11,19 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.surgery.base import Pass, SurgeryError, run_passes
+from reptrt.engines.surgery.forms import Form, write_form
 
 # What one protobuf file can hold; onnx.checker and shape inference need the model as one.
 MAX_BYTES = 2**31 - 1
 
 
-def clean_file(source: Path, target: Path, passes: Sequence[Pass]) -> dict[str, int]:
+def clean_file(
+    source: Path, target: Path, passes: Sequence[Pass], form: Form | None = None
+) -> dict[str, int]:
     """Apply `passes` to the model in `source`, write it to `target`, return sites per pass.
 
     The two paths may be the same. Weights of `source` may lie beside it as external data; `target`
-    holds everything.
+    holds everything, and names `form` in its metadata; None leaves what is there.
 
     Raises:
         SurgeryError: `source` is missing, no valid ONNX model or over 2 GB, or a pass refuses it.
@@ -30,6 +33,8 @@ def clean_file(source: Path, target: Path, passes: Sequence[Pass]) -> dict[str, 
     changed = run_passes(graph.toposort(), passes)
     cleaned = gs.export_onnx(graph)
     cleaned.metadata_props.extend(model.metadata_props)
+    if form is not None:
+        write_form(cleaned, form)
     _require_valid(cleaned, f"{source}: not valid ONNX after surgery", full_check=True)
     with replace_when_done(target) as temporary:
         temporary.write_bytes(cleaned.SerializeToString())
