@@ -43,8 +43,7 @@ class Recipe(BaseModel):
         calibrator: key of a calibrator.
         weight_bits: bits of the weights.
         activation_bits: bits of the activations.
-        precision: type of everything that is not INT8; None for FP16 in networks with attention, which
-            TensorRT fuses in FP16 only, and FP32 in others.
+        precision: type of everything that is not INT8; None for FP16 on a GPU, FP32 on a CPU.
         first_last_bits: least bits of the first and the last layers and of what they read; None
             treats them as all others.
         softmax: grid of attention's probabilities; its other operands get the activations' bits.

@@ -11,9 +11,9 @@ from torch import fx
 
 from reptrt.calibrators.auto import choose_calibrator
 from reptrt.calibrators.base import Progress
-from reptrt.calibrators.quantized.find_attention import has_attention
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.settings import Reconstruction
+from reptrt.engines.form import Form, form_for
 from reptrt.engines.target import Target
 from reptrt.models.load import LoadedModel, load_model
 from reptrt.models.spec import PreprocessOverrides, Task
@@ -117,11 +117,14 @@ class Run:
 
     @cached_property
     def precision(self) -> Precision:
-        """Type of everything that is not INT8: what the recipe says, or what suits the network."""
-        if self.recipe.precision is not None:
-            return self.recipe.precision
+        """Type of everything that is not INT8: what the recipe says, or what suits the target."""
         on_gpu = self.target.backend != "onnxruntime"
-        return "fp16" if on_gpu and has_attention(self.recording.float_graph.graph) else "fp32"
+        return self.recipe.precision or ("fp16" if on_gpu else "fp32")
+
+    @property
+    def form(self) -> Form:
+        """How scales are written in the graph that is built."""
+        return form_for(self.target.backend, half=self.precision == "fp16")
 
     @property
     def engine_onnx(self) -> Path:

@@ -137,6 +137,7 @@ def export(run: Run) -> None:
         "preprocess": repr(run.loaded.preprocess),
         "batch_size": fixed_batch(run.loaded, recipe),
         "precision": run.precision,
+        "form": run.form,
     }
 
     def work() -> None:
@@ -153,7 +154,7 @@ def export(run: Run) -> None:
             precision=run.precision,
         )
         run.progress("export ONNX", 2, steps)
-        clean(workspace.qdq_onnx, workspace.trt_onnx)
+        clean(workspace.qdq_onnx, workspace.trt_onnx, run.form)
         run.progress("export ONNX", 3, steps)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)

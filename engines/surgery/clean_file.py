@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 
 from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.form import Form, write_form
 from reptrt.engines.surgery.base import Pass, SurgeryError, run_passes
-from reptrt.engines.surgery.forms import Form, write_form
 
 # What one protobuf file can hold; onnx.checker and shape inference need the model as one.
 MAX_BYTES = 2**31 - 1

@@ -25,6 +25,7 @@ from reptrt.engines.surgery.qdq import (
     producer,
     scale_of,
 )
+from reptrt.engines.surgery.rewire import is_any
 
 # Behind one of these an exporter has left no activation function to the saturation of Q.
 _ACTIVATIONS = frozenset(
@@ -67,7 +68,15 @@ class FloatDepthwise(Pass):
 
 
 def _before_pair(graph: gs.Graph, names: Names, tensor: gs.Tensor) -> gs.Tensor:
-    """What the Q/DQ pair in front of `tensor` reads, in FP16 and clipped if need be; else `tensor`."""
+    """What the Q/DQ pair in front of `tensor` reads, in FP16 and clipped if need be; else `tensor`.
+
+    What moves or joins values for this reader alone reads in front of its pairs too.
+    """
+    mover = producer(tensor)
+    if mover is not None and _moves_for_one(graph, mover):
+        for index, part in enumerate(mover.inputs if mover.op == "Concat" else mover.inputs[:1]):
+            mover.inputs[index] = _before_pair(graph, names, part)
+        return tensor
     dequantize = _behind_casts(tensor)
     quantize = None
     if dequantize is not None and dequantize.op == DEQUANTIZE:
@@ -87,6 +96,14 @@ def _before_pair(graph: gs.Graph, names: Names, tensor: gs.Tensor) -> gs.Tensor:
         gs.Node("Clip", names.fresh(f"{stem}_clip"), {}, [source, *bounds], [clipped])
     )
     return clipped
+
+
+def _moves_for_one(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether `node` moves or joins FP16 values that one node reads."""
+    result = node.outputs[0]
+    is_own = len(result.outputs) == 1 and len(node.outputs) == 1
+    moves = node.op == "Concat" or commutes(node)
+    return moves and is_own and result.dtype == np.float16 and not is_any(result, graph.outputs)
 
 
 def _behind_casts(tensor: gs.Tensor) -> gs.Node | None:

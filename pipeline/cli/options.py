@@ -78,7 +78,7 @@ RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     (
         "--precision",
         click.Choice(["fp32", "fp16"]),
-        "type of all that is not INT8; FP16 if there is attention",
+        "type of all that is not INT8; FP16 on a GPU",
     ),
     ("--num-samples", click.IntRange(1), "number of calibration images"),
     ("--seed", click.IntRange(0), "of every random choice"),
