@@ -18,8 +18,9 @@ from reptrt.engines.cost.layer_times import layer_neighbours, layer_times
 from reptrt.engines.cost.placement import ROUNDS, CostPlacement, Priced, place_by_cost
 from reptrt.engines.cost.sources import read_model
 from reptrt.engines.data_sheet import DataSheet
+from reptrt.engines.form import Form, form_for
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
-from reptrt.engines.surgery import DEFAULT_PASSES
+from reptrt.engines.surgery import DEFAULT_PASSES, FORM_PASSES
 from reptrt.engines.surgery.clean_file import clean_file
 from reptrt.engines.surgery.leave_float import LeaveFloat
 from reptrt.engines.target import Target
@@ -38,18 +39,21 @@ class _Pricing:
         target: where the engine will run.
         sheet: its GPU.
         batch: that is priced.
+        form: of the Q/DQ graph that the target gets.
     """
 
     qdq: Path
     target: Target
     sheet: DataSheet
     batch: int
+    form: Form
 
     def variant(self, float_layers: frozenset[str]) -> Priced:
         """The engine in which `float_layers` stay FP16."""
         with TemporaryDirectory() as folder:
             path = Path(folder, "variant.onnx")
-            clean_file(self.qdq, path, (LeaveFloat(float_layers), *DEFAULT_PASSES))
+            passes = (LeaveFloat(float_layers), *DEFAULT_PASSES, *FORM_PASSES[self.form])
+            clean_file(self.qdq, path, passes, self.form)
             return self.file(path)
 
     def file(self, path: Path) -> Priced:
@@ -81,7 +85,8 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
         qdq, fp16 = Path(folder, "all.onnx"), Path(folder, "fp16.onnx")
         export_qdq(network.quantized, qdq, network.card, batch, precision="fp16")
         write_fp16_onnx(network.float_graph, network.card, fp16)
-        pricing = _Pricing(qdq, run.target, sheet, batch or plan.opt_batch)
+        form = form_for(run.target.backend, half=True)
+        pricing = _Pricing(qdq, run.target, sheet, batch or plan.opt_batch, form)
         layers = [one.name for one in read_weighted_layers(qdq) if one.quantized]
         graph = onnx.load(qdq, load_external_data=False).graph
         placement = place_by_cost(

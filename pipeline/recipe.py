@@ -141,7 +141,7 @@ class Build(Section):
 
     target: str = Field(AUTO, description="where the engine will run; see `reptrt targets`")
     precision: Precision | None = Field(
-        None, description="type of all that is not INT8; default: FP16 if there is attention"
+        None, description="type of all that is not INT8; default: FP16 on a GPU"
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="fixed batch of the engine; default: dynamic"

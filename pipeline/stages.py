@@ -157,6 +157,7 @@ def export(run: Run) -> None:
         "calibration": file_sha256(workspace.calibration),
         "batch_size": plan.batch_size,
         "precision": plan.precision,
+        "form": plan.form,
     }
 
     def work() -> None:
@@ -173,7 +174,7 @@ def export(run: Run) -> None:
             precision=plan.precision,
         )
         run.progress("export ONNX", 2, steps)
-        clean(workspace.qdq_onnx, workspace.trt_onnx)
+        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form)
         run.progress("export ONNX", 3, steps)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
