@@ -15,6 +15,7 @@ from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, nodes_of, producer
 from reptrt.engines.surgery.rewire import is_any, replace_reads
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LAYOUT = ("Cast", "Reshape", "Transpose")
 
 
 class LeaveFloat(Pass):
@@ -49,17 +50,19 @@ class LeaveFloat(Pass):
         return changed
 
     def _float_weight(self, names: Names, node: gs.Node) -> int:
-        """Fold the DequantizeLinear of its weight; 0 where there is none."""
-        for index, tensor in enumerate(node.inputs[:2]):
-            dequantize = _behind_casts(tensor)
+        """Fold the DequantizeLinear of its weight; 0 where there is none, or an INT8 layer reads it."""
+        for tensor in node.inputs[:2]:
+            dequantize = _behind_layout(tensor)
             if dequantize is None or dequantize.op != DEQUANTIZE:
                 continue
-            codes = dequantize.inputs[0]
-            if isinstance(codes, gs.Constant):
-                values = dequantize_constant(np.asarray(codes.values), dequantize)
-                dtype = tensor.dtype or values.dtype
-                node.inputs[index] = names.constant(f"{_name(node)}_float", values.astype(dtype))
-                return 1
+            codes, target = dequantize.inputs[0], dequantize.outputs[0]
+            if not isinstance(codes, gs.Constant) or any(map(self._needs_codes, _readers(target))):
+                continue
+            values = dequantize_constant(np.asarray(codes.values), dequantize)
+            dtype = target.dtype or values.dtype
+            weight = names.constant(f"{_name(node)}_float", values.astype(dtype))
+            replace_reads(target, weight)
+            return 1
         return 0
 
     def _needs_codes(self, reader: gs.Node) -> bool:
@@ -108,19 +111,17 @@ def _makers(tensor: gs.Tensor) -> Iterator[gs.Node]:
 
 
 def _is_weight(tensor: gs.Tensor) -> bool:
-    if isinstance(tensor, gs.Constant):
-        return True
-    dequantize = _behind_casts(tensor)
-    return (
-        dequantize is not None
-        and dequantize.op == DEQUANTIZE
-        and isinstance(dequantize.inputs[0], gs.Constant)
-    )
-
-
-def _behind_casts(tensor: gs.Tensor) -> gs.Node | None:
+    """Whether it is a constant, or what casts, moves or dequantizes one."""
     node = producer(tensor)
-    while node is not None and node.op in ("Cast", "Transpose", "Reshape"):
+    while node is not None and node.op in (*_LAYOUT, DEQUANTIZE):
+        tensor = node.inputs[0]
+        node = producer(tensor)
+    return isinstance(tensor, gs.Constant)
+
+
+def _behind_layout(tensor: gs.Tensor) -> gs.Node | None:
+    node = producer(tensor)
+    while node is not None and node.op in _LAYOUT:
         node = producer(node.inputs[0])
     return node
 

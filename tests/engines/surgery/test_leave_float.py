@@ -74,3 +74,21 @@ def test_other_layers_are_left_alone() -> None:
     graph, changed = left_float("third")
     assert changed == 0
     assert ops(graph).count("DequantizeLinear") == 4
+
+
+def test_a_transposed_weight_keeps_its_transpose() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 19]>
+        linear (float[2,3] x) => (float[2,4] y)
+        <float s = {0.5}, int8 z = {0}, float step = {0.25}, int8[4,3] codes = {1,2,3,4,5,6,7,8,9,10,11,12}> {
+            q = QuantizeLinear(x, s, z)
+            d = DequantizeLinear(q, s, z)
+            w = DequantizeLinear(codes, step, z)
+            t = Transpose <perm = [1, 0]> (w)
+            [layer] y = MatMul(d, t)
+        }""")
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    run_passes(graph, [LeaveFloat({"layer"})])
+    onnx.checker.check_model(gs.export_onnx(graph), full_check=True)
+    assert ops(graph) == ["Transpose", "MatMul"]
+    assert graph.nodes[0].inputs[0].values[3, 2] == 3.0
