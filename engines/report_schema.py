@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from reptrt.engines.inspection.kernel import Kernel
+
 Deploy = Literal["int8", "fp16", "fp32"]
-TensorType = tuple[str, str]
-"""(tensor name, datatype), the datatype as TensorRT writes it: Float, Half, BFloat16, Int8, ..."""
 
 Sensitivity = dict[str, float | None]
 """Content of sensitivity.json: layer that stays float -> SNR at the outputs in dB with it in INT8."""
@@ -120,18 +120,6 @@ class FloatIsland:
     reason: str
 
 
-@dataclass(frozen=True)
-class KernelEntry:
-    """One kernel of fusion.json."""
-
-    name: str
-    kind: str
-    onnx_layers: tuple[str, ...] = ()
-    inputs: tuple[TensorType, ...] = ()
-    weights: tuple[TensorType, ...] = ()
-    outputs: tuple[TensorType, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
     """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
@@ -156,7 +144,7 @@ class FusionReport(Fusion):
     fused_attention: int
     float_islands: tuple[FloatIsland, ...]
     backend: str = ""
-    fused_kernels: tuple[KernelEntry, ...] = ()
+    fused_kernels: tuple[Kernel, ...] = ()
 
     @property
     def summary(self) -> Fusion:

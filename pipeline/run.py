@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.report_schema import Sensitivity
@@ -33,8 +31,10 @@ from reptrt.pipeline.export.prepare import (
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.run_records import Inputs
+from reptrt.pipeline.stage import Stage
 from reptrt.pipeline.validation.validate import ValidationSetup
-from reptrt.pipeline.workspace import Stage, Workspace, read_artifact
+from reptrt.pipeline.workspace import Workspace, read_artifact
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,7 @@ class Run:
         preprocess = self.loaded.preprocess
         return open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
 
-    def stage(
-        self, name: str, inputs: Mapping[str, Any], *artifacts: str, shared: bool = False
-    ) -> Stage:
+    def stage(self, name: str, inputs: Inputs, *artifacts: str, shared: bool = False) -> Stage:
         """Stage `name` that writes the workspace's `artifacts`; see `Stage` for `shared`."""
         paths = [getattr(self.workspace, artifact) for artifact in artifacts]
         return Stage(name, self.command, self.recipe.seed, inputs, paths, shared)

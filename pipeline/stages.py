@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
-from typing import Any
 
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.registry import create_calibrator
@@ -58,7 +57,7 @@ def run_pipeline(run: Run) -> Report:
     return report(run)
 
 
-def network_inputs(run: Run) -> dict[str, Any]:
+def network_inputs(run: Run) -> dict[str, object]:
     """What placement depends on: known to every stage that traces the network."""
     return {
         "network": run.network_sha256,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
-from reptrt.engines.report_schema import FloatIsland, FusionReport, KernelEntry
+from reptrt.engines.report_schema import FloatIsland, FusionReport
 
 __all__ = [
     "Kernel",
@@ -44,7 +44,7 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "")
         fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
         kernels=len(kernels),
         float_islands=tuple(islands),
-        fused_kernels=tuple(_entry(kernel) for kernel in kernels),
+        fused_kernels=tuple(kernels),
     )
 
 
@@ -88,18 +88,7 @@ def _choice(kernels: Sequence[Kernel]) -> str:
     if not kernels:
         return "no kernel names it: the compiler folded it away or lost its name"
     kernel = kernels[0]
-    if kernel.inputs and kernel.inputs[0][1] == "Int8":
+    if kernel.inputs and kernel.inputs[0].dtype == "Int8":
         return f"kernel '{kernel.name}' reads Int8 and multiplies in float"
-    read = ", ".join(dict.fromkeys(dtype for _, dtype in kernel.inputs)) or "no tensor"
+    read = ", ".join(dict.fromkeys(tensor.dtype for tensor in kernel.inputs)) or "no tensor"
     return f"the compiler chose float: kernel '{kernel.name}' reads {read}"
-
-
-def _entry(kernel: Kernel) -> KernelEntry:
-    return KernelEntry(
-        name=kernel.name,
-        kind=kernel.kind,
-        onnx_layers=kernel.onnx_layers,
-        inputs=kernel.inputs,
-        weights=kernel.weights,
-        outputs=kernel.outputs,
-    )

@@ -35,8 +35,9 @@ from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe, slug
 from reptrt.pipeline.report.collect import run_facts
 from reptrt.pipeline.run import Run
+from reptrt.pipeline.run_records import made_from
 from reptrt.pipeline.stages import calibrate, export
-from reptrt.pipeline.workspace import made_from, read_artifact
+from reptrt.pipeline.workspace import read_artifact
 
 NUM_REFERENCES = 8
 _REFERENCES = "references.npz"

@@ -20,13 +20,8 @@ from reptrt.models.spec import Task
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
-from reptrt.pipeline.workspace import (
-    Workspace,
-    installed_versions,
-    read_artifact,
-    require,
-    stage_records,
-)
+from reptrt.pipeline.run_records import installed_versions
+from reptrt.pipeline.workspace import Workspace, read_artifact, require, stage_records
 
 
 def collect_report(workspace: Workspace, plan: Plan, command: str) -> Report:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from reptrt.engines.artifacts import file_sha256
 from tests.command_line import Outcome, TinyProject, reptrt
+from tests.run_records import edit_record
 
 
 class Attack:
@@ -326,14 +327,12 @@ def test_a_result_that_somebody_changed_is_not_reported(
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"accuracy": {"metric": "top1", "drop": "0"}}'])
-def test_a_forged_result_with_a_forged_sidecar_is_one_line(
+def test_a_forged_result_with_a_forged_record_is_one_line(
     tiny: TinyProject, workspace: Path, content: bytes
 ) -> None:
     path = tiny.files_of(workspace) / "validation.json"
     path.write_bytes(content)
-    sidecar = path.with_name("validation.json.json")
-    record = {**json.loads(sidecar.read_text()), "sha256": file_sha256(path)}
-    sidecar.write_text(json.dumps(record))
+    edit_record(path.parent, "validate", artifacts={path.name: file_sha256(path)})
     options = [*tiny.options, "--eval", tiny.photos, "--workspace", workspace]
     outcome = reptrt("report", *options)
     assert outcome.code == 2
