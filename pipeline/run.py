@@ -146,7 +146,7 @@ class Run:
         images = open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
         asked = self.recipe.num_samples
         if asked and len(images) < asked:
-            text = "%s: has %d images that can be used, --num-samples asks for %d"
+            text = "%s: has %d images that can be used, `num_samples` asks for %d"
             logger.warning(text, folder, len(images), asked)
         return images
 

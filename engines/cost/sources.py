@@ -80,7 +80,7 @@ def read_model(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
     """
     if target is not None and target.backend == "onnxruntime":
         raise CostError(
-            f"--target {target.name}: there is a model for GPUs only; `reptrt bench` times it"
+            f"target '{target.name}': there is a model for GPUs only; `reptrt bench` times it"
         )
     if target is not None and target.backend == "tensorrt_rtx":
         trt = load_backend(target)

@@ -106,7 +106,7 @@ class OtherCompilersForm(Rule):
     name = "multiplier-form"
     severity = Severity.NOTE
     reason = "its scales are written for TensorRT-RTX; classic TensorRT fuses scales per channel"
-    remedy = "for classic TensorRT, export it with such a target (reptrt: --target tensorrt)"
+    remedy = 'for classic TensorRT, export it with such a target (reptrt: `target="tensorrt"`)'
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the file where its form is the multiplier form."""

@@ -78,7 +78,7 @@ def fetch_hub_file(repository: str, filename: str, model_name: str) -> Path:
     except (OSError, ValueError, HubError, XetDownloadError, http.client.HTTPException) as error:
         raise DownloadError(
             f"{model_name}: cannot read {url} ({one_line(error)}); run it once where there is a"
-            " network, or name the architecture (timm:NAME) and give --weights"
+            " network, or name the architecture (timm:NAME) and give `weights`"
         ) from error
 
 
