@@ -13,9 +13,9 @@ from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.report_schema import NOT_JUDGED, Verdict
 from reptrt.pipeline.gate import is_gated, verdict_of
 from reptrt.pipeline.run import Run
+from reptrt.pipeline.run_records import made_from
 from reptrt.pipeline.stages import build, validate
 from reptrt.pipeline.validation.validate import engine_can_run
-from reptrt.pipeline.run_records import made_from
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The verdict: is the quantized model good enough to be deployed?
+"""The verdict: whether the quantized model is good enough to be deployed.
 
 Where a gate was asked for, every check must pass, and what cannot be judged fails: too few images, or no
 accuracy. FP32 itself is checked first, for a model that is wrong in FP32 loses nothing in INT8.
