@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.onnx_import.importer import import_onnx
 from reptrt.models.registry import find_model

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
+
+from reptrt.engines.foreign.limits import MAX_INPUT_PIXELS
+from reptrt.engines.foreign.text import one_line
 
 Task = Literal["classification", "detection", "generic"]
 Layout = Literal["crop", "letterbox"]
@@ -50,6 +54,11 @@ class PreprocessOverrides:
         if self.image_size is not None and min(self.image_size) < 1:
             raise PreprocessError(
                 f"image size {self.image_size}: height and width must be at least 1 pixel"
+            )
+        if self.image_size is not None and math.prod(self.image_size) > MAX_INPUT_PIXELS:
+            raise PreprocessError(
+                f"image size {one_line(self.image_size)}: more than {MAX_INPUT_PIXELS} pixels, which"
+                " is 3840 x 2160; networks of larger images run on tiles of them"
             )
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
             raise PreprocessError(

@@ -13,6 +13,7 @@ import numpy as np
 
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.build.builder import BuildResult
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.kit.manifest import Manifest
 from reptrt.engines.kit.verification import EngineCheck
@@ -129,7 +130,7 @@ def report_content(
         notes=(*notes, *layers.notes),
         command=" ".join(sys.argv),
         engine=None if engine is None else str(engine),
-        engine_sha256=None if engine is None else file_sha256(engine),
+        engine_sha256=None if engine is None else file_sha256(built.engine_path),
     )
 
 
@@ -155,7 +156,7 @@ def report_text(report: KitReport) -> str:
     lines += [f"FAILED: {failure}" for failure in check.failures]
     refused = "REFUSED: nothing is installed"
     lines.append(refused if report.engine is None else f"installed: {report.engine}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(visible, lines)) + "\n"
 
 
 @dataclass(frozen=True)

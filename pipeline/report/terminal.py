@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import Report
 from reptrt.pipeline.report.charts import worst_layers
 from reptrt.pipeline.report.number_format import decibel, duration, file_size
@@ -94,5 +95,4 @@ def _footer(report: Report) -> list[str]:
 
 def _text(content: str, style: str = "") -> Text:
     """Make text of untrusted `content`: no markup, and no terminal control sequences."""
-    visible = "".join(char if char.isprintable() or char == "\u00a0" else "�" for char in content)
-    return Text(visible, style=style)
+    return Text(visible(content), style=style)

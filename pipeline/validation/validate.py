@@ -93,7 +93,7 @@ def validate_files(
     progress("compare outputs", 0, 3)
     numerics = _compare_outputs(setup, feeds)
     progress("compare outputs", 1, 3)
-    layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds)
+    layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds, workspace.qdq_onnx)
     progress("compare outputs", 2, 3)
     latency = _latency(setup, feeds)
     end2end = _compare_nms(setup, card, feeds)
