@@ -55,7 +55,9 @@ def choose_deployment(report: Report) -> Deployment:
         if any(check.name in _OF_FP32 and not check.passed for check in report.verdict.checks):
             return Deployment(None, report.verdict.reason)
         limit = number(report.gate.max_drop, 2)
-        reason = report.verdict.reason or f"{precision} {loss}, and the limit is {limit}"
+        reason = f"{precision} {loss}, and the limit is {limit}"
+        if report.verdict.decision == "failed":
+            reason = report.verdict.reason
         return Deployment(race.float_name, reason)
     return (
         Deployment("int8", f"{speed}, and {loss}")
