@@ -78,8 +78,8 @@ def _compute(node: onnx.NodeProto, known: Sizes, version: int) -> list[np.ndarra
     inputs = [name for name in node.input if name]
     if node.op_type == "Shape":
         return _shape(node, known)
-    if not inputs and node.op_type != "Constant":
-        return None
+    if not inputs:
+        return _constant(node)
     if any(name not in known.values for name in inputs):
         return None
     try:
@@ -88,8 +88,18 @@ def _compute(node: onnx.NodeProto, known: Sizes, version: int) -> list[np.ndarra
     except Exception:  # an operator or a type that ONNX's own evaluator has not
         return None
     found = [np.asarray(result) for result in results]
-    is_small = all(result.size <= LARGEST_VALUES for result in found)
-    return found if is_small or node.op_type == "Constant" else None
+    return found if all(result.size <= LARGEST_VALUES for result in found) else None
+
+
+def _constant(node: onnx.NodeProto) -> list[np.ndarray] | None:
+    if node.op_type != "Constant":
+        return None
+    value = onnx.helper.get_attribute_value(node.attribute[0])
+    if isinstance(value, onnx.TensorProto):
+        return [numpy_helper.to_array(value)]
+    kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32}
+    dtype = kinds.get(node.attribute[0].name, np.float32)
+    return None if isinstance(value, (bytes, onnx.SparseTensorProto)) else [np.array(value, dtype)]
 
 
 def _model_of(node: onnx.NodeProto, values: Iterable[str], version: int) -> onnx.ModelProto:
