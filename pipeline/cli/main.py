@@ -25,6 +25,7 @@ from rich.table import Column, Table
 
 from reptrt.engines.artifacts import write_json
 from reptrt.engines.target import resolve_target
+from reptrt.pipeline.cli.cost_command import cost
 from reptrt.pipeline.cli.options import FILE, recipe_options
 from reptrt.pipeline.cli.progress import ProgressBars
 from reptrt.pipeline.recipe import Recipe, load_recipe, slug
@@ -48,6 +49,9 @@ def cli() -> None:
 
     MODEL is a zoo name (`reptrt models`), timm:NAME, package.module:callable or file.onnx.
     """
+
+
+cli.add_command(cost)
 
 
 @cli.command()
