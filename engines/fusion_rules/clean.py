@@ -118,9 +118,9 @@ class FoldScale(Rule):
 
 
 class FoldPad(Rule):
-    """Guide: "Padding and Convolution/Deconvolution", with sizes that are not negative."""
+    """Guide: "Padding and Convolution/Deconvolution"; NVIDIA/TensorRT#2592 saw it done."""
 
-    evidence: ClassVar[Evidence] = Evidence.DOCUMENTED
+    evidence: ClassVar[Evidence] = Evidence.REPORTED
 
     def apply(self, network: Network, build: Build) -> None:
         """Fold a Pad with zeros into the convolutions that alone read it."""

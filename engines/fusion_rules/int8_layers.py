@@ -44,8 +44,8 @@ class QuantizeProducts(Rule):
 
     A100, TITAN RTX: Int8 to Int8 with Q, to Half without; depthwise (TITAN RTX) Int8 to Int8. The
     Q joins only if the skip is INT8 too (A100); a ConvTranspose takes none
-    (NVIDIA/TensorRT#2597). Groups of channels that are no multiples of 4 stay float (guide,
-    "Layers and precision"; not seen).
+    (NVIDIA/TensorRT#2597). That groups of channels that are no multiples of 4 stay float is
+    assumed.
     """
 
     evidence: ClassVar[Evidence] = Evidence.SEEN

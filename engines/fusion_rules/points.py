@@ -15,9 +15,9 @@ VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 class ReduceToPool(Rule):
-    """Guide, "Shuffle and Reduce": a mean over height and width is an average pool."""
+    """A mean over height and width is an average pool (hmorimitsu/ptlflow#65: ReduceMean, POOLING)."""
 
-    evidence: ClassVar[Evidence] = Evidence.DOCUMENTED
+    evidence: ClassVar[Evidence] = Evidence.REPORTED
 
     def apply(self, network: Network, build: Build) -> None:
         """Turn ReduceMean over the last two of four axes into GlobalAveragePool."""

@@ -22,8 +22,8 @@ _HEAD_SIZES = range(16, 257)
 class FuseAttention(Rule):
     """Guide, "Fused attention": softmax(Q K^T + mask) V in one kernel, in FP16 or BF16.
 
-    A head has 16 to 256 channels, a multiple of 8. Q/DQ inside prevents it (TensorRT-RTX). That it
-    needs compute capability 8.0 is assumed.
+    Q/DQ inside prevents it (TensorRT-RTX). That it needs compute capability 8.0, and heads of 16 to
+    256 channels, a multiple of 8, is assumed.
     """
 
     evidence: ClassVar[Evidence] = Evidence.DOCUMENTED
