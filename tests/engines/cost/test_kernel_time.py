@@ -89,7 +89,9 @@ def test_the_first_convolution_pads_its_3_channels_to_4_and_gains_nothing_from_i
     gpu = replace(GPU, bandwidth_gbs=1e9)
     half = time(kernel(product=product, inputs=(image,)), gpu=gpu)
     assert half == pytest.approx(2 + 0.884736e9 / 204.8e6 * 4 / 3, rel=1e-3)
-    assert time(kernel(product=product, inputs=(codes,), outputs=(codes,)), gpu=gpu) == pytest.approx(half)
+    assert time(
+        kernel(product=product, inputs=(codes,), outputs=(codes,)), gpu=gpu
+    ) == pytest.approx(half)
 
 
 def test_an_image_changes_its_layout_pixel_by_pixel():
