@@ -136,3 +136,16 @@ def _infer(
             schema, node, types, data, opset_imports=opsets
         )
         known.types.update(found)
+    if node.output[0] not in known.types and len(node.input) > 1 and node.input[0] in types:
+        _infer_pair(node, known)
+
+
+def _infer_pair(node: onnx.NodeProto, known: Sizes) -> None:
+    """Q and DQ whose scale has another type than the data: no valid ONNX, but TensorRT reads it."""
+    data, scale = known.types[node.input[0]], known.types.get(node.input[1])
+    if scale is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        return
+    dtype = scale.tensor_type.elem_type
+    if node.op_type == "QuantizeLinear":
+        dtype = onnx.TensorProto.INT8
+    known.types[node.output[0]] = onnx.helper.make_tensor_type_proto(dtype, sides(data))

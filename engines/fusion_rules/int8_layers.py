@@ -94,6 +94,22 @@ class QuantizeProducts(Rule):
         return source_channels // groups % 4 == 0 and result // groups % 4 == 0
 
 
+class QuantizeBatchedProducts(Rule):
+    """TensorRT-RTX: a product of two computed matrices, both behind DQ, is INT8; a Q behind joins."""
+
+    evidence: ClassVar[Evidence] = Evidence.ASSUMED
+
+    def apply(self, network: Network, build: Build) -> None:
+        """Let the products of a quantized attention read and write INT8."""
+        for node in network.nodes("MatMul"):
+            pairs = [dequantizer(network, tensor) for tensor in node.inputs]
+            if node.weights or len(pairs) != 2 or None in pairs:
+                continue
+            for tensor in list(node.inputs):
+                read_int8(network, node, tensor)
+            write_int8(network, node)
+
+
 class QuantizePools(Rule):
     """Guide, "Q/DQ fusion": AveragePool between DQ and Q is INT8 ("a quantizable layer")."""
 
