@@ -38,6 +38,13 @@ def test_the_classifier_is_a_convolution_of_one_point() -> None:
     assert product.operations == 2 * 4 * 32 * 10
 
 
+def test_layers_name_the_nodes_they_compute_and_reformats_none() -> None:
+    network = model(CLASSIFIER, "float[1,3,8,8] x", "float[1,10] y")
+    kernels = predict_kernels(network, remainder="fp16")
+    named = [kernel.onnx_layers for kernel in kernels]
+    assert named == [(), ("node_of_a",), ("node_of_b",), ("node_of_y",), (), (), ()]
+
+
 def test_a_mean_over_height_and_width_is_a_pool() -> None:
     body = "a = ReduceMean(x, axes)\ny = Relu(a)"
     body = f"axes = Constant<value_ints=[2,3]>()\n{body}"
