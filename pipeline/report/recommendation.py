@@ -12,6 +12,10 @@ MIN_SPEEDUP = 1.02
 """A smaller gain may be noise: the guard that NVIDIA/Model-Optimizer#2318 has too."""
 
 
+_OF_FP32 = ("FP32 accuracy", "input", "accuracy")
+"""Checks without which no engine of the network is any good."""
+
+
 class Deployment(NamedTuple):
     """Which model to deploy (None where speed or accuracy is unknown, or no model is usable), and why."""
 
@@ -48,8 +52,11 @@ def choose_deployment(report: Report) -> Deployment:
         reason = f"FP16 overflows; {speed}, and {loss}"
         return Deployment(None if failed else "int8", reason)
     if failed:
+        if any(check.name in _OF_FP32 and not check.passed for check in report.verdict.checks):
+            return Deployment(None, report.verdict.reason)
         limit = number(report.gate.max_drop, 2)
-        return Deployment(race.float_name, f"{precision} {loss}, and the limit is {limit}")
+        reason = report.verdict.reason or f"{precision} {loss}, and the limit is {limit}"
+        return Deployment(race.float_name, reason)
     return (
         Deployment("int8", f"{speed}, and {loss}")
         if race.is_won

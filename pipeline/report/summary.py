@@ -51,7 +51,7 @@ class SummaryRow(NamedTuple):
     change: str
 
 
-class Verdict(NamedTuple):
+class Headline(NamedTuple):
     """The sentence at the top; `gate` is passed, failed or absent."""
 
     sentence: str
@@ -83,18 +83,19 @@ def precision_name(bits: Bits) -> str:
     return f"W{bits.weight_bits}A{bits.activation_bits}"
 
 
-def verdict(report: Report) -> Verdict:
-    """Say in one sentence what quantization cost, and whether the accuracy gate passed."""
-    limit, passed = report.gate.max_drop, report.gate.passed
-    sentence = _sentence(report)
-    if limit is None or passed is None:
-        return Verdict(sentence, "absent", "No accuracy gate")
-    text = f"limit {number(limit, 2)} points"
-    if passed:
-        return Verdict(sentence, "passed", f"Gate passed, {text}")
-    if report.accuracy is None:
-        text = f"{text}, but no accuracy was measured (`evaluate`)"
-    return Verdict(sentence, "failed", f"Gate failed, {text}")
+def headline(report: Report) -> Headline:
+    """Say in one sentence what quantization cost, and whether the gate passed."""
+    verdict, sentence, limit = report.verdict, _sentence(report), report.gate.max_drop
+    missed = [check.reason for check in verdict.checks if not check.passed]
+    if report.gate.passed is None:
+        would_fail = f"; one would fail: {missed[0]}" if missed else ""
+        return Headline(sentence, "absent", f"No accuracy gate{would_fail}")
+    bound = "" if limit is None else f", limit {number(limit, 2)} points"
+    if report.gate.passed:
+        return Headline(sentence, "passed", f"Gate passed{bound}")
+    forced = ", forced" if verdict.forced else ""
+    reason = f": {verdict.reason}" if verdict.reason else ""
+    return Headline(sentence, "failed", f"Gate failed{bound}{forced}{reason}")
 
 
 def _sentence(report: Report) -> str:

@@ -93,7 +93,7 @@ def validate_files(
     progress("compare outputs", 0, 3)
     numerics = _compare_outputs(setup, feeds)
     progress("compare outputs", 1, 3)
-    layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds)
+    layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds, workspace.qdq_onnx)
     progress("compare outputs", 2, 3)
     latency = _latency(setup, feeds)
     end2end = _compare_nms(setup, card, feeds)
@@ -112,6 +112,7 @@ def validate_files(
         latency_ms=latency,
         end2end=end2end,
         shown=found.shown if found else None,
+        is_constant_input=_is_constant(feeds),
     )
 
 
@@ -231,6 +232,11 @@ def _engine_runner(engine: Path, target: Target, name: str) -> TensorRTRunner:
 def _feeds(samples: ImageSet, setup: ValidationSetup) -> Iterator[dict[str, Any]]:
     for batch in islice(samples.batches(setup.batch), max(1, NUM_COMPARED // setup.batch)):
         yield {INPUT_NAME: pad_batch(batch, setup.batch_size)}
+
+
+def _is_constant(feeds: Feeds) -> bool:
+    first = feeds[0][INPUT_NAME].flat[0]
+    return all(bool((feed[INPUT_NAME] == first).all()) for feed in feeds)
 
 
 def _latency(setup: ValidationSetup, feeds: Feeds) -> ModelLatency:

@@ -178,4 +178,4 @@ def test_what_a_killed_run_left_does_not_get_into_the_next(model, tmp_path):
     partial.mkdir(parents=True)
     (partial / "model.plan.half").touch()
     folder = add_version(tmp_path, model)
-    assert [path.name for path in folder.iterdir()] == ["model.plan"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.plan", "verdict.json"]
