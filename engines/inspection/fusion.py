@@ -14,6 +14,7 @@ from typing import TypedDict
 from reptrt.engines.inspection.kernel_record import KernelEntry, kernel_entry
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
+from reptrt.engines.inspection.traffic import TrafficEntry, measure_traffic, traffic_entry
 
 __all__ = [
     "FloatIsland",
@@ -37,6 +38,7 @@ class FusionReport(TypedDict):
     """Content of fusion.json; `int8_coverage` is in percent of `quantizable_layers`.
 
     `fused_attention` of the `attention_blocks` are one kernel each: both products and the softmax.
+    `traffic` is None where the kernels have no shapes: a processor's, or an engine for several batches.
     """
 
     int8_layers: int
@@ -45,6 +47,7 @@ class FusionReport(TypedDict):
     attention_blocks: int
     fused_attention: int
     kernels: int
+    traffic: TrafficEntry | None
     float_islands: list[FloatIsland]
     fused_kernels: list[KernelEntry]
 
@@ -63,6 +66,7 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
         attention_blocks=len(attentions),
         fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
         kernels=len(kernels),
+        traffic=traffic_entry(measure_traffic(kernels)),
         float_islands=islands,
         fused_kernels=[kernel_entry(kernel) for kernel in kernels],
     )

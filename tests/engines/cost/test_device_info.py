@@ -63,7 +63,7 @@ def test_another_file_is_refused_in_one_line(tmp_path, text, message):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(CostError, match="none.json"):
+    with pytest.raises(CostError, match=r"none\.json"):
         read_device_info(tmp_path / "none.json")
 
 

@@ -34,7 +34,9 @@ def test_the_result_has_what_the_issue_promises():
 
 def test_another_batch_scales_activations_and_rows_but_not_weights():
     image, weight = Tensor("x", "Half", (2, 4, 8, 8)), Tensor("w", "Half", (4, 4))
-    one = Kernel("k", "conv", (image,), (weight,), (image,), (), product=Product(128, 4, 4, 1, (1, 1)))
+    one = Kernel(
+        "k", "conv", (image,), (weight,), (image,), (), product=Product(128, 4, 4, 1, (1, 1))
+    )
     (found,) = scale_batch([one], 3)
     assert found.inputs[0].dims == (6, 4, 8, 8)
     assert found.weights == (weight,)
@@ -52,7 +54,10 @@ def test_another_batch_has_more_attentions_not_longer_ones():
     [
         ([], "no kernels"),
         ([Kernel("k", "kgen", (Tensor("x", "Half"),), (), (), ())], "has no shapes"),
-        ([Kernel("k", "kgen", (Tensor("x", "Half", (-1, 3)),), (), (), ())], "build it for one batch"),
+        (
+            [Kernel("k", "kgen", (Tensor("x", "Half", (-1, 3)),), (), (), ())],
+            "build it for one batch",
+        ),
     ],
 )
 def test_kernels_without_shapes_have_no_cost(kernels, message):

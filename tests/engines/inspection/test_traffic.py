@@ -13,7 +13,9 @@ PRODUCT = Product(1000, 1000, 500)
 
 def test_activations_weights_and_operations_are_added_up_by_type():
     int8 = Kernel("a", "correlation", (X,), (W,), (X,), (), product=PRODUCT)
-    half = Kernel("b", "correlation", (Y,), (Tensor("w", "Half", (10,)),), (Y,), (), product=PRODUCT)
+    half = Kernel(
+        "b", "correlation", (Y,), (Tensor("w", "Half", (10,)),), (Y,), (), product=PRODUCT
+    )
     pointwise = Kernel("c", "kgen", (Y,), (), (X,), ())
     view = Kernel("d", "NoOp", (Y,), (), (Y,), ())
     found = measure_traffic([int8, half, pointwise, view])
