@@ -33,7 +33,7 @@ class Target:
     """Where an engine will run.
 
     Attributes:
-        name: what `--target` takes.
+        name: what the option `target` takes.
         backend: module that makes what runs there: an engine, or the ONNX file itself.
         compute_capabilities: (major, minor) pairs. TensorRT-RTX compiles for all of them; a classic
             TensorRT target is built on a GPU that has one, or on any GPU where the tuple is empty.

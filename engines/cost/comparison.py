@@ -3,72 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
-from reptrt.engines.cost.estimate import CostError, EngineCost, estimate_cost
+from reptrt.engines.cost.estimate import CostError, estimate_cost
+from reptrt.engines.cost.kernel_time import Bound
 from reptrt.engines.cost.sources import Layers
 from reptrt.engines.data_sheet import DataSheet
-from reptrt.engines.inspection.traffic import Traffic, TrafficEntry, measure_traffic, traffic_entry
+from reptrt.engines.inspection.traffic import Traffic, measure_traffic
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two engines."""
+class PredictedEngine:
+    """What one engine moves and is predicted to take; `low` and `high` enclose `milliseconds`."""
 
     traffic: Traffic
-    cost: EngineCost
+    milliseconds: float
+    low: float
+    high: float
+    bound: Bound
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both engines at one batch on one GPU.
+    """Both engines at one batch on one GPU; ratios are INT8 over FP16, below 1 INT8 is the lesser.
 
     Attributes:
+        gpu: of the data sheet.
         batch: images at once.
         origin: where the layers are from, in words.
         int8: the quantized network's engine.
         fp16: the float network's, in FP16.
+        time_ratio: of predicted milliseconds.
+        byte_ratio: of activations and weights.
+        kernel_ratio: of the number of kernels.
     """
-
-    batch: int
-    origin: str
-    int8: Side
-    fp16: Side
-
-    @property
-    def time_ratio(self) -> float:
-        """INT8's predicted time over FP16's: below 1 INT8 is faster."""
-        return self.int8.cost.milliseconds / self.fp16.cost.milliseconds
-
-    @property
-    def byte_ratio(self) -> float:
-        """What INT8 moves, activations and weights, over what FP16 does."""
-        return self.int8.traffic.megabytes / self.fp16.traffic.megabytes
-
-    @property
-    def kernel_ratio(self) -> float:
-        """Kernels of INT8 over kernels of FP16."""
-        return self.int8.traffic.kernels / self.fp16.traffic.kernels
-
-
-class SideEntry(TypedDict):
-    """`Side` in JSON."""
-
-    traffic: TrafficEntry
-    milliseconds: float
-    low: float
-    high: float
-    bound: str
-
-
-class ComparisonEntry(TypedDict):
-    """`Comparison` in fusion.json; ratios are INT8 over FP16, times are predicted."""
 
     gpu: str
     batch: int
     origin: str
-    int8: SideEntry
-    fp16: SideEntry
+    int8: PredictedEngine
+    fp16: PredictedEngine
     time_ratio: float
     byte_ratio: float
     kernel_ratio: float
@@ -80,40 +53,22 @@ def compare_layers(int8: Layers, fp16: Layers, sheet: DataSheet) -> Comparison:
     Raises:
         CostError: one of them has no shapes.
     """
+    quantized, rival = _predict(int8, sheet), _predict(fp16.at_batch(int8.batch), sheet)
     return Comparison(
-        int8.batch, int8.origin, _side(int8, sheet), _side(fp16.at_batch(int8.batch), sheet)
+        gpu=sheet.gpu,
+        batch=int8.batch,
+        origin=int8.origin,
+        int8=quantized,
+        fp16=rival,
+        time_ratio=quantized.milliseconds / rival.milliseconds,
+        byte_ratio=quantized.traffic.megabytes / rival.traffic.megabytes,
+        kernel_ratio=quantized.traffic.kernels / rival.traffic.kernels,
     )
 
 
-def comparison_entry(comparison: Comparison) -> ComparisonEntry:
-    """Return it as JSON, rounded to what it is worth."""
-    return ComparisonEntry(
-        gpu=comparison.int8.cost.gpu,
-        batch=comparison.batch,
-        origin=comparison.origin,
-        int8=_entry(comparison.int8),
-        fp16=_entry(comparison.fp16),
-        time_ratio=round(comparison.time_ratio, 3),
-        byte_ratio=round(comparison.byte_ratio, 3),
-        kernel_ratio=round(comparison.kernel_ratio, 3),
-    )
-
-
-def _side(layers: Layers, sheet: DataSheet) -> Side:
+def _predict(layers: Layers, sheet: DataSheet) -> PredictedEngine:
     cost = estimate_cost(layers.kernels, sheet)
     traffic = measure_traffic(layers.kernels)
     if traffic is None:
         raise CostError("kernels without shapes cannot be compared: build the engine for one batch")
-    return Side(traffic, cost)
-
-
-def _entry(side: Side) -> SideEntry:
-    traffic = traffic_entry(side.traffic)
-    assert traffic is not None  # of a side there always is one
-    return SideEntry(
-        traffic=traffic,
-        milliseconds=round(side.cost.milliseconds, 4),
-        low=round(side.cost.low, 4),
-        high=round(side.cost.high, 4),
-        bound=side.cost.bound,
-    )
+    return PredictedEngine(traffic, cost.milliseconds, cost.low, cost.high, cost.bound)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 
 import pytest
 
-from reptrt.engines.cost.comparison import compare_layers, comparison_entry
+from reptrt.engines.cost.comparison import compare_layers
 from reptrt.engines.cost.sources import Layers
 from reptrt.engines.data_sheet import A100
 from reptrt.engines.inspection.kernel import Kernel, Tensor
@@ -21,15 +21,12 @@ def test_int8_is_set_against_fp16_at_its_own_batch():
     assert found.batch == 4
     assert found.byte_ratio == pytest.approx(3 * 1 / (2 * 2))
     assert found.kernel_ratio == 1.5
-    assert found.time_ratio == pytest.approx(
-        found.int8.cost.milliseconds / found.fp16.cost.milliseconds
-    )
+    assert found.time_ratio == pytest.approx(found.int8.milliseconds / found.fp16.milliseconds)
     assert 0.7 < found.time_ratio < 0.9
 
 
-def test_the_entry_can_be_read_by_others():
-    entry = comparison_entry(compare_layers(layers("Int8", 1), layers("Half", 1), A100))
-    assert json.loads(json.dumps(entry)) == entry
-    assert entry["byte_ratio"] == 0.5
-    assert entry["int8"]["traffic"]["activation_megabytes"] == 32
-    assert entry["int8"]["milliseconds"] < entry["fp16"]["milliseconds"]
+def test_the_record_holds_what_is_compared():
+    found = asdict(compare_layers(layers("Int8", 1), layers("Half", 1), A100))
+    assert (found["gpu"], found["byte_ratio"]) == (A100.gpu, 0.5)
+    assert found["int8"]["traffic"]["activation_megabytes"] == 32
+    assert found["int8"]["low"] < found["int8"]["milliseconds"] < found["fp16"]["milliseconds"]

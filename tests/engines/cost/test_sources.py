@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from reptrt.engines.artifacts import write_json
 from reptrt.engines.cost.estimate import CostError
 from reptrt.engines.cost.sources import Layers, read_layers
 from reptrt.engines.data_sheet import A100, RTX_4080, T4
@@ -39,8 +40,8 @@ def test_a_layer_list_of_the_inspector_has_the_batch_it_was_built_for(tmp_path):
 
 def test_the_folder_of_a_run_gives_the_kernels_that_were_built(tmp_path, mixed_onnx):
     kernels = parse_kernels(RTX_LOG.read_text())
-    report = {"backend": "tensorrt_rtx 1.7", **fusion_report(kernels, mixed_onnx(half=True))}
-    (tmp_path / "fusion.json").write_text(json.dumps(report))
+    report = fusion_report(kernels, mixed_onnx(half=True), "tensorrt_rtx 1.7")
+    write_json(report, tmp_path / "fusion.json")
     layers = read(tmp_path)
     assert layers.kernels == kernels
     assert layers.origin == "built with tensorrt_rtx 1.7"

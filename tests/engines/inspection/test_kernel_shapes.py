@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from reptrt.engines.inspection.kernel_record import kernel_entry, read_kernel_entry
+from reptrt.engines.inspection.kernel_record import read_kernel_entry
 from reptrt.engines.inspection.kernels import LayerListError, Product, parse_kernels
 
 RTX_LOG = Path(__file__).parents[1] / "data" / "rtx_1_7_1_layers.txt"
@@ -113,7 +114,7 @@ def test_what_is_no_inspector_json_is_refused(text):
 @pytest.mark.parametrize("source", [RTX_LOG.read_text(), json.dumps({"Layers": [CONVOLUTION]})])
 def test_an_entry_of_fusion_json_gives_the_kernel_back(source):
     for kernel in parse_kernels(source):
-        assert read_kernel_entry(json.loads(json.dumps(kernel_entry(kernel)))) == kernel
+        assert read_kernel_entry(json.loads(json.dumps(asdict(kernel)))) == kernel
 
 
 def test_an_entry_of_an_older_version_has_no_shapes():

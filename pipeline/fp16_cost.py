@@ -12,7 +12,7 @@ from reptrt.engines.cost.sources import read_model
 from reptrt.engines.outputs.detection import Suppression
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
-from reptrt.pipeline.fp16_engine import write_rival
+from reptrt.pipeline.fp16_engine import write_fp16_onnx
 
 
 def compare_with_fp16(
@@ -45,7 +45,7 @@ def compare_with_fp16(
         return None
     with TemporaryDirectory() as folder:
         fp16_onnx = Path(folder, "fp16.onnx")
-        write_rival(float_graph, card, fp16_onnx, suppression, target.backend)
+        write_fp16_onnx(float_graph, card, fp16_onnx, suppression, target.backend)
         int8, fp16 = (read_model(path, target, sheet) for path in (int8_onnx, fp16_onnx))
     chosen = int8.batch if card.batch_size else batch
     return compare_layers(int8.at_batch(chosen), fp16, sheet)
