@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from reptrt.engines.inspection.kernel import Kernel
+from reptrt.engines.inspection.traffic import Traffic
 
 Deploy = Literal["int8", "fp16", "fp32"]
 
@@ -142,6 +143,7 @@ class Fusion:
     """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
 
     `fused_attention` of the `attention_blocks` are one kernel each: both products and the softmax.
+    `traffic` is None where the kernels have no shapes: a processor's, or an engine for several batches.
     """
 
     int8_layers: int
@@ -151,6 +153,7 @@ class Fusion:
     attention_blocks: int | None = None
     fused_attention: int | None = None
     float_islands: tuple[FloatIsland, ...] | None = None
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import onnx
 from reptrt.engines.form import read_form
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, attentions, weighted_layers
+from reptrt.engines.inspection.traffic import measure_traffic
 from reptrt.engines.report_schema import FloatIsland, FusionReport
 
 __all__ = [
@@ -51,6 +52,7 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "")
         attention_blocks=len(found),
         fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in found),
         kernels=len(kernels),
+        traffic=measure_traffic(kernels),
         float_islands=tuple(islands),
         fused_kernels=tuple(kernels),
     )
