@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from reptrt.engines.cost.records import Comparison
 from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.inspection.traffic import Traffic
 
@@ -333,6 +334,7 @@ class Report(RunFacts):
     latency_ms: ModelLatency | None = None
     end2end: End2End | None = None
     fusion: Fusion | None = None
+    cost: Comparison | None = None
     size_bytes: FileSizes | None = None
     seconds: Mapping[str, float | None] | None = None
     peak_rss_mb: float | None = None

@@ -32,6 +32,7 @@ from reptrt.pipeline.data.torch_batches import calibration_batches, naming_image
 from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.export import export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.fp16_cost import compare_with_fp16
 from reptrt.pipeline.fp16_engine import make_fp16_engine
 from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
@@ -210,6 +211,35 @@ def build(run: Run) -> None:
         write_json(fusion, workspace.fusion)
 
     run.stage("build", inputs, "engine", "fusion").run(work)
+    price(run)
+
+
+def price(run: Run) -> None:
+    """Write `cost.json`: INT8's engine against FP16's on the target, predicted without a GPU."""
+    recipe, workspace, sheet = run.recipe, run.workspace, run.target.data_sheet
+    if sheet is None or run.target.backend == "onnxruntime":
+        discard(workspace.cost)
+        return
+    inputs = {
+        "onnx": file_sha256(run.engine_onnx),
+        "target": run.target.name,
+        "batch": recipe.opt_batch,
+        "model": repr((FITTED, sheet)),
+    }
+
+    def work() -> None:
+        network = run.network
+        compared = compare_with_fp16(
+            run.engine_onnx,
+            network.float_graph,
+            network.card,
+            run.target,
+            recipe.opt_batch,
+            recipe.suppression,
+        )
+        write_json(compared, workspace.cost)
+
+    run.stage("cost", inputs, "cost").run(work)
 
 
 def validate(run: Run) -> None:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
 COMMANDS = {
+    "cost": "build",
     "placement": "calibrate",
     "sensitivity": "calibrate",
     "end2end": "export",
@@ -47,6 +48,7 @@ ARTIFACTS = {
     "fp16_onnx": "model.fp16.onnx",
     "fp16_engine": "model.fp16.engine",
     "fusion": "fusion.json",
+    "cost": "cost.json",
     "validation": "validation.json",
     "report_json": "report.json",
     "report_html": "report.html",
@@ -77,6 +79,7 @@ class Workspace:
     fp16_onnx: Path
     fp16_engine: Path
     fusion: Path
+    cost: Path
     validation: Path
     report_json: Path
     report_html: Path

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 from reptrt.calibrators.base import CalibrationResult
 from reptrt.calibrators.state import read_result
+from reptrt.engines.cost.records import Comparison
 from reptrt.engines.report_schema import (
     Accuracy,
     BlockLoss,
@@ -46,6 +47,7 @@ def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: 
         latency_ms=validation.latency_ms,
         end2end=validation.end2end,
         fusion=fusion.summary,
+        cost=_cost(workspace),
         size_bytes=FileSizes(
             fp32_onnx=require(workspace.fp32_onnx, "export").stat().st_size,
             trt_onnx=workspace.trt_onnx.stat().st_size,
@@ -65,6 +67,13 @@ def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: 
         deploy=chosen.deploy,
         deploy_reason=chosen.reason,
     )
+
+
+def _cost(workspace: Workspace) -> Comparison | None:
+    """The predicted comparison with FP16; None where the target has no data sheet."""
+    if not workspace.cost.exists():
+        return None
+    return read_artifact(workspace.cost, "cost", Comparison)
 
 
 def run_facts(
