@@ -7,7 +7,8 @@ from tempfile import TemporaryDirectory
 
 from torch import fx
 
-from reptrt.engines.cost.comparison import Comparison, compare_layers
+from reptrt.engines.cost.comparison import compare_layers
+from reptrt.engines.cost.records import Comparison
 from reptrt.engines.cost.sources import read_model
 from reptrt.engines.outputs.detection import Suppression
 from reptrt.engines.target import Target

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reptrt.engines.cost.constants import Constants
+from reptrt.engines.cost.records import Bound
 from reptrt.engines.data_sheet import DataSheet
 from reptrt.engines.inspection.kernel import Kernel, Product
 from reptrt.engines.inspection.traffic import has_work
 
-Bound = Literal["compute", "memory", "launch", "nothing"]
 Work = Literal[
     "none", "product", "image product", "depthwise", "move", "reformat", "image reformat"
 ]
