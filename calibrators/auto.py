@@ -1,4 +1,4 @@
-"""What `auto` stands for: the calibrator that suits a network."""
+"""Choose the calibrator that `auto` stands for."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from reptrt.calibrators.transformers.scale_reparam import has_norm_sites
 from reptrt.models.fuse import has_reparameterizable_blocks
 
 
-def choose_calibrator(network: nn.Module, graph: fx.Graph, num_bits: int = 8) -> str:
-    """What `auto` stands for: the name of what suits a network like this.
+def choose_calibrator(
+    network: nn.Module, graph: fx.Graph, num_bits: int = 8, *, is_merged: bool = False
+) -> str:
+    """Name of the calibrator that suits the network.
 
-    A transformer has attention, and linears that read a LayerNorm. That decides first, for blocks
-    that fuse may be mere convolutions with a BatchNorm. Measured on DeiT, MobileOne, RepVGG and YOLOv6Lite
+    Transformers (attention, and linears that read a LayerNorm) are recognised first: the fusable
+    blocks of others may be mere convolutions with a BatchNorm. Measured on DeiT, MobileOne, RepVGG and YOLOv6Lite
     (docs/results.md); for mixtures of both kinds it is a rule, without a measurement.
 
     Args:
         network: as loaded.
         graph: `network` recorded (`reptrt.models.graph.trace`).
         num_bits: of weights or activations, whichever has fewer.
+        is_merged: parallel branches were merged while it was recorded
+            (`reptrt.models.graph.merged_layers`).
     """
     if has_attention(graph) and has_norm_sites(graph):
         return "repq-vit" if num_bits == 8 else "repquant"
-    if has_reparameterizable_blocks(network) or isinstance(network, fx.GraphModule):
+    is_imported = isinstance(network, fx.GraphModule)
+    if is_merged or is_imported or has_reparameterizable_blocks(network):
         return "repapq"  # a graph from a file may have been re-parameterized before it was written
     return "best"

@@ -1,4 +1,4 @@
-"""What every calibrator is: images in, scales (and perhaps weights) of a quantized model out."""
+"""The interface of calibrators: images in, scales (and perhaps weights) of a quantized model out."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ class BlockFit:
         stage: index of its stage.
         before: mean distance of the block's outputs from float before the first step.
         after: the same after the last, on the same images.
-        seconds: spent on it.
+        seconds: spent on it; None where a file does not say, so that equal runs give equal files.
     """
 
     name: str
     stage: int
     before: float
     after: float
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What a calibrator did, beyond the quantizers it set.
+    """The report of a calibrator.
 
     Attributes:
-        method: calibrator that chose the scales; `auto` names the one it picked.
+        method: calibrator that chose the scales, also where `auto` was asked for.
         notes: facts for the report, label -> text.
         num_samples: calibration images; filled in by the pipeline, which read them.
         blocks: of calibrators that reconstruct blocks, in order.
@@ -86,7 +86,7 @@ class Calibrator(ABC):
         name: key on the command line.
         summary: one line for `reptrt calibrators`.
         default_num_samples: calibration images that it uses unless told otherwise.
-        settings: what the user chose.
+        settings: chosen by the user.
     """
 
     name: str

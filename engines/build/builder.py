@@ -24,16 +24,10 @@ from reptrt.engines.build.callbacks import (
     create_progress_monitor,
     deferred_interrupt,
 )
-from reptrt.engines.device import find_gpu
 from reptrt.engines.build.tensorrt_errors import first_reason
-from reptrt.engines.target import Backend, ComputeCapability
 from reptrt.engines.build.timing_cache import attach_timings, cache_file, keep_timings
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
-from reptrt.engines.artifacts import file_sha256
+from reptrt.engines.device import find_gpu
+from reptrt.engines.target import Backend, ComputeCapability
 
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]
@@ -218,7 +212,7 @@ def _set_compatibility(trt: ModuleType, config: Any, options: BuildOptions) -> N
         return
     if is_rtx(trt):
         raise BuildError(
-            "TensorRT-RTX engines know neither --version-compatible nor --hardware-compatible: "
+            "TensorRT-RTX engines know neither `version_compatible` nor `hardware_compatible`: "
             "they are compiled for all GPUs of their target as it is"
         )
     if options.version_compatible:
@@ -272,14 +266,3 @@ def _inspect(trt: ModuleType, trt_logger: Any, serialized: Any) -> str:
         raise BuildError("TensorRT cannot load the engine that it has just built")
     inspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-
-@dataclass(frozen=True)
-class BuildChoices:
-    """What the recipe says about the build; see `reptrt.engines.build.builder.BuildOptions`."""
-
-    batch: tuple[int, int, int]
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import onnx
 
 from reptrt.engines.form import read_form
-from reptrt.engines.inspection.kernel_record import KernelEntry, kernel_entry
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, attentions, weighted_layers
+from reptrt.engines.inspection.traffic import measure_traffic
+from reptrt.engines.report_schema import FloatIsland, FusionReport
 
 __all__ = [
-    "FloatIsland",
-    "FusionReport",
     "Kernel",
     "LayerListError",
     "fusion_report",
@@ -31,48 +29,32 @@ __all__ = [
 DEPTHWISE = "depthwise: FP16 in the form for TensorRT-RTX, which would pad its INT8 fourfold"
 
 
-class FloatIsland(TypedDict):
-    """A weighted layer that runs in float, and why."""
+def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "") -> FusionReport:
+    """Match the `kernels` of an engine with the layers of the ONNX file it was built from.
 
-    layer: str
-    op: str
-    reason: str
-
-
-class FusionReport(TypedDict):
-    """Content of fusion.json; `int8_coverage` is in percent of `quantizable_layers`.
-
-    `fused_attention` of the `attention_blocks` are one kernel each: both products and the softmax.
+    Args:
+        kernels: in execution order.
+        onnx_path: the Q/DQ graph.
+        backend: builder and its version, for the report.
     """
-
-    int8_layers: int
-    quantizable_layers: int
-    int8_coverage: float
-    attention_blocks: int
-    fused_attention: int
-    kernels: int
-    float_islands: list[FloatIsland]
-    fused_kernels: list[KernelEntry]
-
-
-def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
-    """Match the `kernels` of an engine with the layers of the ONNX file it was built from."""
     model = onnx.load(str(onnx_path), load_external_data=False)
     layers = weighted_layers(model.graph)
     by_form = depthwise_by_form(model, layers)
     quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
     islands = [island for layer in layers for island in _float_island(layer, kernels, by_form)]
-    int8_layers = len(quantizable) - sum(island["op"] != "ConvTranspose" for island in islands)
+    int8_layers = len(quantizable) - sum(island.op != "ConvTranspose" for island in islands)
     found = attentions(model.graph)
     return FusionReport(
+        backend=backend,
         int8_layers=int8_layers,
         quantizable_layers=len(quantizable),
         int8_coverage=round(100 * int8_layers / len(quantizable), 2) if quantizable else 0.0,
         attention_blocks=len(found),
         fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in found),
         kernels=len(kernels),
-        float_islands=islands,
-        fused_kernels=[kernel_entry(kernel) for kernel in kernels],
+        traffic=measure_traffic(kernels),
+        float_islands=tuple(islands),
+        fused_kernels=tuple(kernels),
     )
 
 

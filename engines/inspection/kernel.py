@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 _BITS = {
     "Float": 32, "Half": 16, "BFloat16": 16, "Int8": 8, "UInt8": 8, "FP8": 8, "Int4": 4, "FP4": 4,
@@ -50,7 +51,7 @@ class Tensor:
         """How many values it holds; 0 where its shape is unknown."""
         return math.prod(abs(side) for side in self.dims) if self.dims else 0
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """What reading or writing it moves, channels that the format pads included."""
         bits = _BITS.get(self.dtype, _UNKNOWN_BITS)
@@ -84,6 +85,7 @@ def _strided_bytes(dims: tuple[int, ...], strides: tuple[int, ...], bits: int) -
     return -(-run * repeats * bits // 8)
 
 
+@cache
 def _channel_multiple(layout: str) -> int:
     """To what the channels are padded in a layout such as "Four wide channel vectorized ..."."""
     if word := _VECTORIZED.search(layout):
@@ -190,17 +192,17 @@ class Kernel:
         tensors = (*self.inputs, *self.weights, *self.outputs)
         return all(tensor.dims and not tensor.is_open for tensor in tensors)
 
-    @property
+    @cached_property
     def bytes_in(self) -> int:
         """Activations that it reads."""
         return sum(tensor.bytes for tensor in self.inputs)
 
-    @property
+    @cached_property
     def bytes_constant(self) -> int:
         """Weights, scales and biases that it reads."""
         return sum(tensor.bytes for tensor in self.weights)
 
-    @property
+    @cached_property
     def bytes_out(self) -> int:
         """Activations that it writes."""
         return sum(tensor.bytes for tensor in self.outputs)

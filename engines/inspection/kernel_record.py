@@ -1,64 +1,16 @@
-"""Kernels as entries of fusion.json, and back."""
+"""Kernels read back from fusion.json, without pydantic: whoever costs an engine may be a Jetson."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TypedDict, cast
+from typing import cast
 
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor
 from reptrt.engines.inspection.layer_list_error import LayerListError
 
 
-class TensorEntry(TypedDict, total=False):
-    """A tensor; see `reptrt.engines.inspection.kernel.Tensor`."""
-
-    name: str
-    dtype: str
-    dims: list[int]
-    strides: list[int]
-    format: str
-
-
-class ProductEntry(TypedDict, total=False):
-    """What a kernel multiplies; see `reptrt.engines.inspection.kernel.Product`."""
-
-    rows: int
-    columns: int
-    depth: int
-    groups: int
-    window: list[int]
-    stride: list[int]
-
-
-class KernelEntry(TypedDict, total=False):
-    """One kernel; see `reptrt.engines.inspection.kernel.Kernel`."""
-
-    name: str
-    kind: str
-    onnx_layers: list[str]
-    inputs: list[TensorEntry]
-    weights: list[TensorEntry]
-    outputs: list[TensorEntry]
-    tactic: str
-    product: ProductEntry | None
-
-
-def kernel_entry(kernel: Kernel) -> KernelEntry:
-    """Return the kernel as JSON."""
-    return cast(KernelEntry, _as_lists(asdict(kernel)))
-
-
-def _as_lists(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _as_lists(inner) for key, inner in value.items()}
-    if isinstance(value, tuple):
-        return [_as_lists(inner) for inner in value]
-    return value
-
-
 def read_kernel_entry(entry: Mapping[str, object]) -> Kernel:
-    """Return the kernel that `kernel_entry` wrote; before 0.3 tensors were [name, datatype].
+    """Return the kernel of an entry; before 0.3 tensors were [name, datatype].
 
     Raises:
         LayerListError: it is something else.

@@ -1,7 +1,7 @@
-"""What `build.pyz` of a build kit does on the device: build, verify, measure, and install or refuse.
+"""The program `build.pyz` of a build kit: build, verify and measure the engine; install or refuse it.
 
 Needs NumPy, TensorRT and a CUDA library; no PyTorch, no ONNX. Exit codes: 0 installed, 1 refused, 2 usage or
-bad input, 4 a component is missing, 130 interrupted.
+bad input, 4 a component is missing, 70 a fault of this program, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,23 +11,35 @@ import logging
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from reptrt.engines.artifacts import replace_when_done, write_json
-from reptrt.engines.build.builder import BuildOptions, BuildResult, build_engine
+from reptrt.engines.build.builder import BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
-from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
-from reptrt.engines.kit.report import Trial, report_content, report_text
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.log_format import VisibleFormatter
+from reptrt.engines.foreign.text import visible
+from reptrt.engines.kit.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    ManifestError,
+    check_files,
+    read_manifest,
+)
+from reptrt.engines.kit.report import TriedEngine, report_content, report_text
 from reptrt.engines.kit.verification import (
-    Verdict,
+    EngineCheck,
     compare,
     read_references,
     run_in_batches,
     take_batch,
 )
+from reptrt.engines.option_names import as_flags
 from reptrt.engines.runtime.benchmark import Latency, measure_latency
 from reptrt.engines.runtime.cuda_stream import open_stream
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner, TensorRTRunner
@@ -35,22 +47,29 @@ from reptrt.engines.target import MissingComponentError, Target, load_backend, r
 from reptrt.engines.triton import ServedModel, add_version, require_servable
 
 REFUSED = 1
+CRASHED = 70
 INTERRUPTED = 130
 _MIB = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and leave with its exit code; one line for what a user can mend."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    """Run the program and exit with its code; errors that a user can fix are one line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    options = _parse(arguments)
     try:
-        sys.exit(run(_parse(arguments)))
+        sys.exit(run(options))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
-            raise
-        print(f"build.pyz: {error}", file=sys.stderr)
+            traceback.print_exc()
+            print("build.pyz: this is a fault of reptrt: please report it", file=sys.stderr)
+            sys.exit(CRASHED)
+        flags = {name: f"--{name.replace('_', '-')}" for name in vars(options)}
+        print(f"build.pyz: {visible(as_flags(str(error), flags))}", file=sys.stderr)
         sys.exit(code)
 
 
@@ -71,16 +90,18 @@ def run(options: argparse.Namespace) -> int:
     candidate = folder / f"{manifest.name}.engine.candidate"
     built = _build(manifest, target, trt, options, candidate)
     started = time.monotonic()
-    verdict, latency = _try_out(manifest, built, options)
-    trial = Trial(built, verdict, latency, time.monotonic() - started, options.verify)
-    passed = not verdict.failures
+    check, latency = _try_out(manifest, built, options)
+    tried = TriedEngine(built, check, latency, time.monotonic() - started, options.verify)
+    passed = not check.failures
     final = folder / f"{manifest.name}.engine"
-    candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
-    content = report_content(manifest, target, trial, kit, notes, final if passed else None)
-    write_json(content, folder / "report.json")
+    with reading(kit / MANIFEST_FILE, ManifestError, "says what no report can hold"):
+        content = report_content(manifest, target, tried, kit, notes, final if passed else None)
     text = report_text(content)
+    write_json(content, folder / "report.json")
     with replace_when_done(folder / "report.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    # Last: nothing is installed before every check has run and the report is written.
+    candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
     print(text, end="")
     if passed and options.triton is not None:
         print(f"served by Triton: {add_version(options.triton, _served(manifest, final, options))}")
@@ -162,6 +183,7 @@ def _served(manifest: Manifest, engine: Path, options: argparse.Namespace) -> Se
         max_batch=_batches(manifest, options.max_batch)[2],
         classes=manifest.classes,
         labelled_output=manifest.outputs[0].name if is_classifier else None,
+        verdict=manifest.run.verdict,
     )
 
 
@@ -178,7 +200,7 @@ def _require_execution() -> None:
     if find_gpu() is None:
         raise MissingComponentError(
             "no NVIDIA GPU here, so an engine can be built but not run: run this on the device, or"
-            " add --verify onnxruntime to check the ONNX file instead"
+            ' give `verify="onnxruntime"` to check the ONNX file instead'
         )
     open_stream().close()
 
@@ -199,7 +221,8 @@ def _build(
 ) -> BuildResult:
     chosen, limit, level = manifest.build, options.workspace_limit, options.optimization_level
     is_classic = target.backend == "tensorrt"
-    build_options = BuildOptions(
+    build_options = replace(
+        chosen,
         compute_capabilities=target.compute_capabilities,
         batch=_batches(manifest, options.max_batch),
         workspace_bytes=chosen.workspace_bytes if limit is None else limit * _MIB,
@@ -215,7 +238,7 @@ def _build(
 
 def _try_out(
     manifest: Manifest, built: BuildResult, options: argparse.Namespace
-) -> tuple[Verdict, Latency]:
+) -> tuple[EngineCheck, Latency]:
     """Run the references in the smallest and the largest batch; time the usual one."""
     references = read_references(options.kit / manifest.references, manifest)
     low, usual, high = _batches(manifest, options.max_batch)
@@ -234,7 +257,9 @@ def _try_out(
 def _show_progress(phase: str, done: int, total: int) -> None:
     """One line that is written over, on a terminal; TensorRT calls this from its own threads."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{phase[:60]}: {done} of {total}", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K{visible(phase[:60])}: {done} of {total}", end="", file=sys.stderr, flush=True
+        )
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Does an engine compute what its Q/DQ graph says: reference inputs and outputs, and tolerances.
+"""Verify an engine against its Q/DQ graph: reference inputs and outputs, and tolerances.
 
 The reference is the graph in ONNX Runtime without optimizations. An engine that is right still differs
 from it, since fused kernels add in another order and a sum on the border of two codes may fall either
@@ -16,6 +16,7 @@ way. How much is allowed is measured on the network itself: no more than quantiz
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +25,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.limits import MAX_REFERENCE_BYTES
 from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import (
     DEPLOYMENT,
-    END2END_OUTPUTS,
+    NMS_OUTPUTS,
     Detections,
     Suppression,
     detect,
-    read_end2end,
+    read_nms_outputs,
 )
 from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.report_schema import Numerics, OutputNumerics
 from reptrt.engines.runtime.runners import Runner
 
 Array = npt.NDArray[Any]
@@ -55,24 +59,24 @@ class ReferenceFileError(ValueError):
 
 @dataclass(frozen=True)
 class References:
-    """Inputs and what the Q/DQ graph makes of them, by name; the first dimension counts images."""
+    """Inputs and outputs of the Q/DQ graph by name; the first dimension counts images."""
 
     inputs: Arrays
     outputs: Arrays
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EngineCheck:
     """How close an engine is to the references.
 
     Attributes:
-        numerics: `snr_db` and `cosine` by output.
+        numerics: by output.
         top1: percent of the images with a clear class that get it; None where there are none.
         agreement: mean F1 of the boxes in percent; None where the network is no detector.
         failures: one line for each tolerance that is missed.
     """
 
-    numerics: dict[str, dict[str, float]]
+    numerics: Numerics
     top1: float | None
     agreement: float | None
     failures: tuple[str, ...]
@@ -91,13 +95,31 @@ def read_references(path: Path, manifest: Manifest) -> References:
     Raises:
         ReferenceFileError: the file is no .npz, or lacks a tensor.
     """
-    try:
+    problem = "no reference inputs and outputs"
+    with reading(path, ReferenceFileError, problem):
+        _require_small(path)
         with np.load(path, allow_pickle=False) as arrays:
             inputs = {tensor.name: arrays[f"{_INPUT}{tensor.name}"] for tensor in manifest.inputs}
             outputs = {name: arrays[f"{_OUTPUT}{name}"] for name in _names(manifest)}
-    except Exception as error:  # numpy, zipfile and zlib each have their own
-        raise ReferenceFileError(f"{path}: no reference inputs and outputs ({error})") from None
+        arrays_read = [*inputs.values(), *outputs.values()]
+        if not all(array.ndim and array.size for array in arrays_read):
+            raise ReferenceFileError(f"{path}: {problem}: it holds no images")
+        if not all(np.isfinite(array).all() for array in arrays_read):
+            raise ReferenceFileError(f"{path}: {problem}: it holds NaN or infinity")
+        counts = {len(array) for array in arrays_read}
+        if len(counts) > 1 or len(manifest.tolerances.top1) not in (0, *counts):
+            raise ReferenceFileError(f"{path}: {problem}: they differ in their number of images")
     return References(inputs, outputs)
+
+
+def _require_small(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is, or to too much."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    total = sum(entry.file_size for entry in entries)
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or total > min(MAX_REFERENCE_BYTES, path.stat().st_size):
+        raise ReferenceFileError(f"{path}: unpacks to more than it is, or to more than 1 GiB")
 
 
 def run_in_batches(runner: Runner, inputs: Arrays, batch: int) -> dict[str, Array]:
@@ -125,7 +147,7 @@ def derive_tolerances(
     strides: Sequence[int],
     suppression: Suppression = DEPLOYMENT,
 ) -> Tolerances:
-    """Measure what quantization changed.
+    """Derive tolerances from the differences between the Q/DQ graph and FP32.
 
     Args:
         floating: outputs of the FP32 network in their order, without NMS.
@@ -150,8 +172,8 @@ def derive_tolerances(
     return Tolerances(bounds, top1, agreement)
 
 
-def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> Verdict:
-    """Compare what an engine made of the reference inputs, once per batch size, with the reference.
+def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> EngineCheck:
+    """Compare an engine's outputs on the reference inputs, one set per batch size, with the reference.
 
     Raises:
         ReferenceFileError: the shapes differ.
@@ -159,16 +181,14 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
     for one in outputs:
         _require_shapes(reference, one)
     tolerances = manifest.tolerances
-    numerics = {}
-    for name in tolerances.snr_db:
-        noise = SignalNoise()
+    noise = {name: SignalNoise() for name in tolerances.snr_db}
+    for name, found in noise.items():
         for one in outputs:
-            noise.update(reference[name], one[name])
-        numerics[name] = {"snr_db": noise.snr_db, "cosine": noise.cosine}
+            found.update(reference[name], one[name])
     failures = [
-        f"output {name}: {numerics[name]['snr_db']:.1f} dB, at least {least:.1f} dB wanted"
+        f"output {name}: {noise[name].snr_db:.1f} dB, at least {least:.1f} dB wanted"
         for name, least in tolerances.snr_db.items()
-        if numerics[name]["snr_db"] < least
+        if not noise[name].snr_db >= least  # NaN too
     ]
     top1 = agreement = None
     if clear := [(row, label) for row, label in enumerate(tolerances.top1) if label is not None]:
@@ -184,11 +204,12 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
             detection_agreement(wanted, _find_boxes(one, names, manifest.strides))
             for one in outputs
         )
-        if agreement < tolerances.agreement:
+        if not agreement >= tolerances.agreement:
             failures.append(
                 f"boxes agree to {agreement:.1f} %, at least {tolerances.agreement:.1f} % wanted"
             )
-    return Verdict(numerics, top1, agreement, tuple(failures))
+    numerics = {name: OutputNumerics(one.snr_db, one.cosine) for name, one in noise.items()}
+    return EngineCheck(numerics, top1, agreement, tuple(failures))
 
 
 def _find_boxes(
@@ -198,8 +219,8 @@ def _find_boxes(
     suppression: Suppression = DEPLOYMENT,
 ) -> list[Detections]:
     """Boxes of each image: those of an end-to-end model, else those in the maps."""
-    if END2END_OUTPUTS[0] in outputs:
-        return read_end2end(outputs)
+    if NMS_OUTPUTS[0] in outputs:
+        return read_nms_outputs(outputs)
     return detect([outputs[name] for name in maps], strides, suppression)
 
 

@@ -85,6 +85,25 @@ class LintedModel:
         """The names of the nodes of each attention."""
         return attentions(self.proto.graph)
 
+    def is_constant(self, tensor: gs.Tensor) -> bool:
+        """Whether `tensor` follows from constants alone."""
+        if isinstance(tensor, gs.Constant) or tensor.is_empty():
+            return True
+        return id(tensor) in self._computed_once
+
+    @cached_property
+    def _computed_once(self) -> set[int]:
+        """`id` of each tensor that is computed from constants; nodes are in order."""
+        found: set[int] = set()
+        for node in self.nodes:
+            has_source = node.op == "Constant" or bool(node.inputs)
+            if has_source and all(
+                isinstance(one, gs.Constant) or one.is_empty() or id(one) in found
+                for one in node.inputs
+            ):
+                found.update(map(id, node.outputs))
+        return found
+
     @property
     def opset(self) -> int:
         """Version of ONNX's own operators."""

@@ -4,7 +4,7 @@ An engine is timed by CUDA events, on the GPU's clock: with the copies of inputs
 without (`Latency.device_only`). Everything else is timed by the processor's clock around `infer`.
 
 Two runners are compared by turns (A B A B ...), so that a processor that heats up or is shared
-slows both alike. What is measured is where the runner runs: the result names backend and device.
+slows both alike. The result names backend and device of the runner.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from reptrt.engines.runtime.engine_context import EngineExecution, InferenceTime
 from reptrt.engines.runtime.runners import Array, Runner
 
 _MS_PER_SECOND = 1000.0
+_WARMUP_SECONDS = 2.0
 _PROBE = 20  # executions
 
 
@@ -92,9 +93,12 @@ def _measure(
             f"warmup {warmup}, max_iterations {max_iterations}: warmup is 0 or more, "
             "max_iterations 1 or more"
         )
+    warm = time.perf_counter() + max(min_seconds, _WARMUP_SECONDS)
     for _ in range(warmup):
         for runner, feed in zip(runners, feeds, strict=True):
             runner.infer(feed)
+        if time.perf_counter() >= warm:
+            break
     times: list[list[InferenceTime]] = [[] for _ in runners]
     deadline = time.perf_counter() + min_seconds
     for _ in range(max_iterations):
@@ -128,7 +132,7 @@ def _summarize(runner: Runner, times: Sequence[InferenceTime]) -> Latency:
 def measure_throughput(
     execution: EngineExecution, feed: Mapping[str, Array], batch: int, min_seconds: float = 2.0
 ) -> float:
-    """Return images per second of an engine that is never idle: executions without copies.
+    """Return images per second of back-to-back executions without copies.
 
     Args:
         execution: a loaded engine.

@@ -1,15 +1,15 @@
 """Run a model: ONNX Runtime on the CPU, or an engine on the GPU.
 
-Both are context managers with the same `infer(feed_dict) -> outputs`, as in Polygraphy. Where
-Polygraphy's own runners are wanted (`Comparator.run`), `polygraphy_onnx_runner` and
-`polygraphy_engine_runner` make them with the same settings.
+Both are context managers with the same `infer(feed_dict) -> outputs`, as in Polygraphy, which build
+kits do without; `reptrt.engines.runtime.polygraphy_runner` makes Polygraphy's runners of them.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -24,8 +24,6 @@ from reptrt.engines.target import INSTALL_HINTS, Backend, MissingComponentError,
 from reptrt.engines.tensor_spec import TensorSpec
 
 Array = npt.NDArray[Any]
-
-_RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 
 
 class ModelFileError(ValueError):
@@ -76,7 +74,8 @@ class OnnxRuntimeRunner:
 
     `optimize=False` turns graph optimizations off: each Q and DQ then computes exactly what ONNX
     says, which is the reference that an export is checked against. `num_threads` defaults to the
-    processors this process may use.
+    processors this process may use. `seconds_per_run` ends a run that takes longer, at its next
+    operator: a file of others may hold a loop without end.
     """
 
     def __init__(
@@ -85,9 +84,11 @@ class OnnxRuntimeRunner:
         optimize: bool = True,
         num_threads: int | None = None,
         name: str | None = None,
+        seconds_per_run: float | None = None,
     ) -> None:
         self.path = path
         self.name = name or path.name
+        self._seconds_per_run = seconds_per_run
         self._optimize = optimize
         self._num_threads = num_threads
         self._session: Any = None
@@ -131,7 +132,24 @@ class OnnxRuntimeRunner:
     def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name."""
         names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, dict(feed_dict)), strict=True))
+        with self._limited() as options:
+            values = self._session.run(names, dict(feed_dict), options)
+        return dict(zip(names, values, strict=True))
+
+    @contextmanager
+    def _limited(self) -> Iterator[Any]:
+        """Options of one run, which is told to end when its time is over."""
+        if self._seconds_per_run is None:
+            yield None
+            return
+        options = _onnxruntime().RunOptions()
+        timer = threading.Timer(self._seconds_per_run, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield options
+        finally:
+            timer.cancel()
 
 
 class TensorRTRunner:
@@ -216,42 +234,6 @@ class TensorRTRunner:
     def time_inference(self, feed_dict: Mapping[str, Array]) -> InferenceTime:
         """Run once; return what CUDA events say, with copies and without."""
         return self.execution.time(feed_dict)
-
-
-def polygraphy_onnx_runner(path: Path, name: str | None = None, optimize: bool = True) -> Any:
-    """Return Polygraphy's `OnnxrtRunner` for `path`, not yet activated."""
-    backend = require_module("polygraphy.backend.onnxrt", "pip install 'polygraphy>=0.53'")
-    return backend.OnnxrtRunner(lambda: _session(path, optimize, None), name=name)
-
-
-def polygraphy_engine_runner(path: Path, backend: Backend, name: str | None = None) -> Any:
-    """Return Polygraphy's `TrtRunner` for the engine at `path`, not yet activated.
-
-    Raises:
-        MissingComponentError: no GPU here, or the TensorRT module is missing.
-    """
-    _require_gpu(path)
-    require_module(backend, INSTALL_HINTS[backend])
-    select_polygraphy_backend(backend)
-    module = require_module("polygraphy.backend.trt", "pip install 'polygraphy>=0.53'")
-    return module.TrtRunner(module.EngineFromPath(str(path)), name=name)
-
-
-def select_polygraphy_backend(backend: Backend) -> None:
-    """Make Polygraphy use `backend`; it chooses once per process, when it first imports TensorRT.
-
-    Raises:
-        MissingComponentError: this process already uses the other one.
-    """
-    use_rtx = backend == "tensorrt_rtx"
-    polygraphy = require_module("polygraphy.config", "pip install 'polygraphy>=0.53'")
-    if "polygraphy.backend.trt" in sys.modules and bool(polygraphy.USE_TENSORRT_RTX) != use_rtx:
-        raise MissingComponentError(
-            f"Polygraphy already uses the other TensorRT in this process: run {backend} engines in "
-            f"a process of their own ({_RTX_VARIABLE}={int(use_rtx)})"
-        )
-    os.environ[_RTX_VARIABLE] = str(int(use_rtx))
-    polygraphy.USE_TENSORRT_RTX = use_rtx  # type: ignore[attr-defined]
 
 
 def _require_gpu(path: Path) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.commuting import commutes
 from reptrt.engines.surgery.base import Pass
-from reptrt.engines.surgery.commuting import commutes
 from reptrt.engines.surgery.dequantize_bias import dequantize_constant
 from reptrt.engines.surgery.names import Names
 from reptrt.engines.surgery.products import is_depthwise, weight_dequantize

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from reptrt.engines.surgery.commuting import commutes
+from reptrt.engines.commuting import commutes
 from reptrt.engines.surgery.qdq import (
     BYTE_TYPES,
     DEQUANTIZE,

@@ -68,7 +68,7 @@ def shared_scale(product: QuantizedProduct) -> float | None:
 
 
 def _is_wide(layer: gs.Node) -> bool:
-    return layer.outputs[0].dtype != np.float16
+    return bool(layer.outputs[0].dtype != np.float16)
 
 
 def _is_live(product: QuantizedProduct) -> np.ndarray:

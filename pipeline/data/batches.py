@@ -19,8 +19,8 @@ Item = TypeVar("Item", covariant=True)
 DECODING_THREADS = 2  # Pillow releases the interpreter lock
 
 
-class Batches(Generic[Item]):
-    """Something to iterate over, any number of times, in the same order each time.
+class LazyBatches(Generic[Item]):
+    """An iterable of batches; each pass yields the same batches in the same order.
 
     Args:
         count: How many batches there are.
@@ -50,8 +50,12 @@ class ImageSet(ABC):
     def __len__(self) -> int:
         """Count the images."""
 
+    def name_of(self, index: int) -> str:
+        """How messages name an image."""
+        return f"image {index}"
+
     @abstractmethod
-    def batches(self, batch_size: int) -> Batches[FloatArray]:
+    def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32 of `batch_size` images, the last one of the rest."""
 
 
@@ -74,7 +78,7 @@ class Batch:
 
 def prepared_batches(
     load: Callable[[int], Prepared], count: int, batch_size: int
-) -> Batches[Batch]:
+) -> LazyBatches[Batch]:
     """Batch the images 0..count-1 that `load` prepares; the next batch is decoded ahead."""
 
     def read() -> Iterator[Batch]:
@@ -89,7 +93,7 @@ def prepared_batches(
             if waiting:
                 yield _collate(waiting, count - len(waiting))
 
-    return Batches(num_batches(count, batch_size), read)
+    return LazyBatches(num_batches(count, batch_size), read)
 
 
 def num_batches(count: int, batch_size: int) -> int:

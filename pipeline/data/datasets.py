@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reptrt.engines.foreign.border import reading
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess, Task
 from reptrt.pipeline.data.array_images import ARRAY_SUFFIXES, ArrayImages, read_array_header
 from reptrt.pipeline.data.batches import (
     DECODING_THREADS,
     Batch,
-    Batches,
     ImageSet,
+    LazyBatches,
     prepared_batches,
 )
 from reptrt.pipeline.data.coco import Annotations, find_annotations, read_coco
@@ -29,18 +30,19 @@ from reptrt.pipeline.data.image_folder import (
     find_images,
     fingerprint_files,
 )
+from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction
 from reptrt.pipeline.data.labels import LABELS_FILE, read_class_folders, read_labels_file
 from reptrt.pipeline.data.preprocess import DataError, Prepared, check_image, prepare, read_image
 
 __all__ = [
     "Batch",
-    "Batches",
     "ClassificationSet",
     "DataError",
     "DetectionSet",
     "EvaluationSet",
     "FolderImages",
     "ImageSet",
+    "LazyBatches",
     "open_classification",
     "open_detection",
     "open_evaluation",
@@ -70,15 +72,19 @@ class FolderImages(ImageSet):
     def __len__(self) -> int:
         return len(self.files)
 
+    def name_of(self, index: int) -> str:
+        """Path of an image."""
+        return str(self.files[index])
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of the images' names, bytes and order."""
         return fingerprint_files(self.files)
 
-    def batches(self, batch_size: int) -> Batches[FloatArray]:
+    def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32, decoded while iterating."""
         prepared = prepared_batches(self._load, len(self), batch_size)
-        return Batches(len(prepared), lambda: (batch.images for batch in prepared))
+        return LazyBatches(len(prepared), lambda: (batch.images for batch in prepared))
 
     def _load(self, index: int) -> Prepared:
         return prepare(read_image(self.files[index]), self._preprocess)
@@ -111,7 +117,7 @@ class ClassificationSet:
         """Hex digest of the images and their labels."""
         return fingerprint_files(self.files, self.labels.tobytes())
 
-    def batches(self, batch_size: int) -> Batches[Batch]:
+    def batches(self, batch_size: int) -> LazyBatches[Batch]:
         """Return batches decoded while iterating, which raises DataError on an unreadable image."""
         return prepared_batches(self._load, len(self), batch_size)
 
@@ -150,7 +156,7 @@ class DetectionSet:
         """Hex digest of the images and their annotations."""
         return fingerprint_files(self.files, *(objects.as_bytes() for objects in self.annotations))
 
-    def batches(self, batch_size: int) -> Batches[Batch]:
+    def batches(self, batch_size: int) -> LazyBatches[Batch]:
         """Return batches decoded while iterating, which raises DataError on an unreadable image."""
         return prepared_batches(self._load, len(self), batch_size)
 
@@ -166,7 +172,7 @@ class DetectionSet:
         return prepared
 
 
-EvaluationSet = ClassificationSet | DetectionSet
+EvaluationSet = ClassificationSet | DetectionSet | LabelledArrays | MetricFunction
 
 
 def open_images(
@@ -185,6 +191,11 @@ def open_images(
     Raises:
         DataError: `path` holds no readable image.
     """
+    with reading(path, DataError, "cannot be calibrated with"):
+        return _open_images(path, preprocess, limit, seed)
+
+
+def _open_images(path: Path, preprocess: Preprocess, limit: int | None, seed: int) -> ImageSet:
     if path.is_dir():
         files = _readable(path, _sample(len(found := find_images(path)), limit, seed), found)
         return FolderImages(files, preprocess)
@@ -204,9 +215,10 @@ def open_evaluation(
     classes: Sequence[str] | None = None,
 ) -> EvaluationSet:
     """Open the labelled images of a task: see `open_classification` and `open_detection`."""
-    if task == "detection":
-        return open_detection(path, preprocess, num_classes, classes)
-    return open_classification(path, preprocess, num_classes, classes)
+    with reading(path, DataError, "cannot be evaluated with"):
+        if task == "detection":
+            return open_detection(path, preprocess, num_classes, classes)
+        return open_classification(path, preprocess, num_classes, classes)
 
 
 def open_classification(
@@ -228,7 +240,7 @@ def open_classification(
             f"{path}: no such folder; give one with {LABELS_FILE} or one subfolder per class"
         )
     if (path / LABELS_FILE).is_file():
-        labelled = read_labels_file(path / LABELS_FILE, num_classes)
+        labelled = read_labels_file(path / LABELS_FILE, num_classes, classes)
     else:
         labelled = read_class_folders(path, num_classes, classes)
     files, labels = zip(*labelled, strict=True)

@@ -1,7 +1,7 @@
-"""Stored expectations of whole runs, `baselines.yaml`: what to run, what came out, how exactly.
+"""Stored results of whole runs, `baselines.yaml`: recipe, measured values, tolerances.
 
-An entry is a recipe and the values that it gave, each with a tolerance. The recipe stands on top of
-the one that ships with its model; its files are relative to a folder that each machine has elsewhere.
+An entry is a recipe and the values that it gave, each with a tolerance. The recipe overrides
+the one that ships with its model; its files are relative to a folder that is chosen on each machine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.text import one_line
+from reptrt.pipeline.read_yaml import read_yaml
 from reptrt.pipeline.recipe import RECIPES, Recipe, load_recipe, slug
 
 BASELINES = Path(__file__).with_name("baselines.yaml")
@@ -31,7 +34,7 @@ class MissingFilesError(FileNotFoundError):
 
 
 class Expected(BaseModel):
-    """What was measured; a run within `tolerance` of it, either way, gives the same."""
+    """A stored value; a run passes within `tolerance` of it in either direction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,13 +78,11 @@ def load_baselines(path: Path) -> dict[str, Baseline]:
     Raises:
         BaselineError: unreadable, not YAML, an unknown key or a value out of range.
     """
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BaselineError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    entries = read_yaml(path, BaselineError)
     if not isinstance(entries, dict) or not entries:
         raise BaselineError(f"{path}: holds no entry; it has to be `name:` and below it `recipe:`")
-    return {str(name): _entry(path, str(name), values) for name, values in entries.items()}
+    with reading(path, BaselineError, "not legal"):
+        return {str(name): _entry(path, str(name), values) for name, values in entries.items()}
 
 
 def _entry(path: Path, name: str, values: object) -> Baseline:
@@ -90,7 +91,7 @@ def _entry(path: Path, name: str, values: object) -> Baseline:
     except ValidationError as error:
         first = error.errors()[0]
         keys = [str(part) for part in first["loc"]]
-        where = f"{line_of(path, name, *keys)}: {'.'.join([name, *keys])}"
+        where = one_line(f"{line_of(path, name, *keys)}: {'.'.join([name, *keys])}")
         if first["type"] == "extra_forbidden":
             legal = Expected.model_fields if len(keys) > 1 else Baseline.model_fields
             raise BaselineError(f"{where}: unknown key; legal: {', '.join(legal)}") from None
@@ -112,12 +113,12 @@ def choose(baselines: Mapping[str, Baseline], names: Sequence[str]) -> dict[str,
 
 
 def entry_recipe(baseline: Baseline, folder: Path, options: Mapping[str, Any]) -> Recipe:
-    """What to run for `baseline`, with its files in `folder`.
+    """The recipe of `baseline`, with its files in `folder`.
 
     Args:
         baseline: the entry.
-        folder: that relative paths start from.
-        options: fields of `Recipe` that stand above the entry's; None for its own.
+        folder: relative paths start here.
+        options: fields of `Recipe` that override the entry's; None keeps the entry's.
 
     Raises:
         MissingFilesError: one of its files is not there.

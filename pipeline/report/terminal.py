@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
-
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import Report
 from reptrt.pipeline.report.charts import worst_layers
 from reptrt.pipeline.report.number_format import decibel, duration, file_size
@@ -16,50 +14,45 @@ from reptrt.pipeline.report.summary import (
     SummaryRow,
     accuracy_rows,
     deployment_note,
-    end2end_note,
     engine_note,
     engine_rows,
+    headline,
     latency_origin,
     latency_rows,
+    nms_note,
     numerics_rows,
     precision_name,
     sample_note,
     total_time,
-    verdict,
 )
 
 _MAX_OUTPUTS = 4
 _GATE_STYLES = {"passed": "bold green", "failed": "bold red", "absent": "dim"}
 
 
-def terminal_table(report: Mapping[str, object]) -> Group:
-    """Return a rich renderable of about 20 lines, made for 80 columns or more.
-
-    Args:
-        report: Content of report.json (`reptrt.engines.report_schema.Report`).
-    """
-    content = cast(Report, report)
-    judged = verdict(content)
+def terminal_table(report: Report) -> Group:
+    """Return a rich renderable of about 20 lines, made for 80 columns or more."""
+    judged = headline(report)
     return Group(
-        _table(content),
+        *[_text(note, "bold") for note in [deployment_note(report)] if note],
+        _table(report),
         _text(judged.sentence, "bold"),
         _text(judged.gate_text, _GATE_STYLES[judged.gate]),
-        *[_text(note, "bold") for note in [deployment_note(content)] if note],
-        *[_text(line, "dim") for line in _footer(content)],
+        *[_text(line, "dim") for line in _footer(report)],
     )
 
 
 def _table(report: Report) -> Table:
     precision = precision_name(report)
-    parts = (report.get("model"), report.get("calibrator"), precision, report.get("target"))
+    parts = (report.model, report.calibrator, precision, report.target)
     table = Table(
-        title=_text(" · ".join(str(part) for part in parts if part), "bold"),
+        title=_text(" · ".join(parts), "bold"),
         title_justify="left",
         pad_edge=False,
         box=None,
     )
     table.add_column("", style="dim", overflow="fold")
-    table.add_column("FP32", justify="right")
+    table.add_column("float", justify="right")
     table.add_column(precision, justify="right", style="bold")
     table.add_column("change", justify="right")
     for row in _rows(report):
@@ -82,17 +75,17 @@ def _rows(report: Report) -> list[SummaryRow]:
 
 def _footer(report: Report) -> list[str]:
     """Say where the numbers come from; empty lines are left out."""
-    worst = worst_layers(report.get("layers") or [], count=1)
-    images = sample_note(report.get("accuracy"))
-    memory = report.get("peak_rss_mb")
+    worst = worst_layers(report.layers, count=1)
+    images = sample_note(report.accuracy)
+    memory = report.peak_rss_mb
     peak = "" if memory is None else f" and {file_size(memory * 1e6)} of memory"
     stages = ", ".join(
-        f"{stage} {duration(value)}" for stage, value in (report.get("seconds") or {}).items()
+        f"{stage} {duration(value)}" for stage, value in (report.seconds or {}).items()
     )
     lines = [
         f"Evaluated on {images}" if images else "",
-        *[f"Weakest layer: {row.get('layer')}, {decibel(row.get('snr_db'))}" for row in worst],
-        f"NMS in the engine: {nms}" if (nms := end2end_note(report.get("end2end"))) else "",
+        *[f"Weakest layer: {row.layer}, {decibel(row.snr_db)}" for row in worst],
+        f"NMS in the engine: {nms}" if (nms := nms_note(report.end2end)) else "",
         engine_note(report),
         latency_origin(report),
         f"Took {total_time(report)}{peak}: {stages}" if stages else "",
@@ -102,5 +95,4 @@ def _footer(report: Report) -> list[str]:
 
 def _text(content: str, style: str = "") -> Text:
     """Make text of untrusted `content`: no markup, and no terminal control sequences."""
-    visible = "".join(char if char.isprintable() or char == "\u00a0" else "�" for char in content)
-    return Text(visible, style=style)
+    return Text(visible(content), style=style)

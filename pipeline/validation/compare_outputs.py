@@ -1,4 +1,4 @@
-"""How far the quantized network's outputs are from the float one's: at the end, and layer by layer."""
+"""SNR and cosine between the quantized and the float network: of the outputs, and of each layer."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from polygraphy.logger import G_LOGGER
 from reptrt.engines.form import read_form
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.outputs.snr import SignalNoise
-from reptrt.engines.runtime.runners import OnnxRuntimeRunner
+from reptrt.engines.report_schema import LayerSnr, Numerics, OutputNumerics
+from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
 from reptrt.pipeline.validation.layer_factors import behind_factors, hidden_factors
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-Numerics = dict[str, dict[str, float | None]]
-"""Output -> `snr_db` and `cosine`, None where they are not finite."""
 
 
 def compare_outputs(
-    runners: Sequence[Any], pairs: Sequence[tuple[int, int]], feeds: Feeds
+    runners: Sequence[Runner], pairs: Sequence[tuple[int, int]], feeds: Feeds
 ) -> list[Numerics]:
     """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
 
     Args:
-        runners: Polygraphy runners with names of their own; each runs once.
-        pairs: places in `runners` of a reference and of what is compared with it.
+        runners: with distinct names; each is loaded, runs on all feeds, and is freed before the next.
+        pairs: (reference, compared) as indices into `runners`.
         feeds: inputs by name.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        results = Comparator.run(list(runners), data_loader=list(feeds))
+        results = Comparator.run(list(map(PolygraphyRunner, runners)), data_loader=list(feeds))
         snr, cosine = Comparator.compare_accuracy(
             results,
             comparisons=list(pairs),
@@ -45,15 +45,14 @@ def compare_outputs(
             check_average=True,
         )
     names = list(results.keys())
-    found = []
+    found: list[Numerics] = []
     for pair in [(names[reference], names[test]) for reference, test in pairs]:
         snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
         found.append(
             {
-                name: {
-                    "snr_db": _finite(snr_of[name].snr),
-                    "cosine": _finite(cosine_of[name].cosine_similarity),
-                }
+                name: OutputNumerics(
+                    _finite(snr_of[name].snr), _finite(cosine_of[name].cosine_similarity)
+                )
                 for name in snr_of
             }
         )
@@ -62,8 +61,8 @@ def compare_outputs(
 
 def compare_layers(
     fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds, scales_onnx: Path | None = None
-) -> list[dict[str, Any]]:
-    """SNR in dB of every weighted layer's output, in graph order: which layers lose most.
+) -> tuple[LayerSnr, ...]:
+    """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
     Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
     bias and before their ReLU. Graph optimizations are off, so that every layer exists.
@@ -95,10 +94,10 @@ def compare_layers(
                     raw = actual[test[name].output].astype(np.float32) * factors.get(name, 1)
                     quantized = raw.reshape(layer.shape)
                     noise[name].update(layer, quantized + shift)
-    return [
-        {"layer": name, "op": reference[name].op, "snr_db": _finite(noise[name].snr_db)}
-        for name in layers
-    ]
+    return tuple(
+        LayerSnr(name, reference[name].op, _finite(one.snr_db), one.is_finite)
+        for name, one in noise.items()
+    )
 
 
 class _Layer(NamedTuple):

@@ -6,7 +6,7 @@ Mul puts that right, unless an FP16 convolution has taken the factors, or a ReLU
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,9 @@ def hidden_factors(form_onnx: Path, scales_onnx: Path) -> dict[str, NDArray[np.f
             readers.setdefault(name, []).append(node)
     shared, per_channel = _weight_scales(model), _weight_scales(onnx.load(scales_onnx))
     return {
-        node.name: np.nan_to_num(per_channel[node.name] / shared[node.name], nan=1).reshape(_shape(node))
+        node.name: np.nan_to_num(per_channel[node.name] / shared[node.name], nan=1).reshape(
+            _shape(node)
+        )
         for node in model.graph.node
         if node.name in shared
         and shared[node.name].size < per_channel.get(node.name, np.empty(0)).size
@@ -85,5 +87,5 @@ def _without_dead(
 
 
 def _shape(layer: onnx.NodeProto) -> tuple[int, ...]:
-    kernel = next((a.ints for a in layer.attribute if a.name == "kernel_shape"), [])
+    kernel: Sequence[int] = next((a.ints for a in layer.attribute if a.name == "kernel_shape"), [])
     return (1, -1, *[1] * len(kernel)) if layer.op_type == "Conv" else (-1,)

@@ -103,7 +103,7 @@ def test_thresholds_that_nothing_heeds_are_refused(tmp_path: Path) -> None:
         (None, {"score_threshold": 0.5}),
         (write(tmp_path, "max_detections: 7\n"), {}),
     ):
-        assert "is of --end2end" in error_of("m:build", options, file)
+        assert "is of `end2end`" in error_of("m:build", options, file)
 
 
 @pytest.mark.parametrize("name", ["min_snr", "max_drop"])
@@ -230,7 +230,8 @@ def test_the_command_line_leaves_with_2_on_an_unknown_key(
 @pytest.mark.parametrize(
     ("model", "folder"),
     [("yolov6n", "yolov6n"), ("timm:resnet18.a1_in1k", "timm-resnet18.a1_in1k"),
-     ("my.package:build", "my.package-build"), ("../a b/c", "..-a-b-c")],
+     ("my.package:build", "my.package-build"), ("../a b/c", "a-b-c"),
+     ("...onnx", "model"), ("../..onnx", "model"), ("-rf.onnx", "rf"), ("x" * 300, "x" * 100)],
 )  # fmt: skip
 def test_a_models_folder_name_is_one_plain_path_component(model: str, folder: str) -> None:
     assert slug(model) == folder

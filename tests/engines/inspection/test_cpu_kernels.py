@@ -57,8 +57,8 @@ def test_an_integer_convolution_keeps_the_name_of_its_layer(quantized: Path) -> 
 
 def test_the_fusion_report_counts_it(quantized: Path) -> None:
     report = fusion_report(read_cpu_kernels(quantized), quantized)
-    assert (report["int8_layers"], report["quantizable_layers"]) == (1, 1)
-    assert report["float_islands"] == []
+    assert (report.int8_layers, report.quantizable_layers) == (1, 1)
+    assert report.float_islands == ()
 
 
 LAYER = """a{0} = DequantizeLinear({1}, s, z)  k{0} = DequantizeLinear<axis=0>(w{0}, v, zeros)
@@ -148,7 +148,7 @@ def test_a_float_convolution_is_no_integer_kernel(tmp_path: Path, quantized: Pat
     convolution.input[0] = "images"
     onnx.save(model, tmp_path / "half.onnx")
     report = fusion_report(read_cpu_kernels(tmp_path / "half.onnx"), tmp_path / "half.onnx")
-    assert report["int8_layers"] == 0
+    assert report.int8_layers == 0
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from reptrt.engines.inspection.kernel_record import kernel_entry, read_kernel_entry
+from reptrt.engines.inspection.kernel_record import read_kernel_entry
 from reptrt.engines.inspection.kernels import LayerListError, Product, parse_kernels
+from reptrt.engines.inspection.rtx_log import matrix_product
 
 RTX_LOG = Path(__file__).parents[1] / "data" / "rtx_1_7_1_layers.txt"
 CONVOLUTION = {
@@ -113,7 +115,7 @@ def test_what_is_no_inspector_json_is_refused(text):
 @pytest.mark.parametrize("source", [RTX_LOG.read_text(), json.dumps({"Layers": [CONVOLUTION]})])
 def test_an_entry_of_fusion_json_gives_the_kernel_back(source):
     for kernel in parse_kernels(source):
-        assert read_kernel_entry(json.loads(json.dumps(kernel_entry(kernel)))) == kernel
+        assert read_kernel_entry(json.loads(json.dumps(asdict(kernel)))) == kernel
 
 
 def test_an_entry_of_an_older_version_has_no_shapes():
@@ -131,3 +133,9 @@ def test_an_entry_of_an_older_version_has_no_shapes():
 def test_an_entry_of_another_form_is_refused(entry):
     with pytest.raises(LayerListError, match=r"no entry of fusion\.json"):
         read_kernel_entry({"name": "k", **entry})
+
+
+def test_a_1x1_convolution_that_became_a_product_multiplies_from_the_left() -> None:
+    product = matrix_product((1, 256, 196), (1, 512, 196), 512 * 256)
+    assert product == Product(rows=196, columns=512, depth=256)
+    assert matrix_product((8, 1024), (8, 1000), 1024 * 1000) == Product(8, 1000, 1024)
