@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import fx
@@ -185,7 +186,8 @@ def _evaluate(
         tensor = get_tensor(graph_module, node)
         return tensor.double() if tensor.is_floating_point() else tensor
     assert callable(node.target), f"{node.name}: {node.op} has no value without an image"
-    arguments, keywords = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    known: Callable[[fx.Node], Any] = values.__getitem__
+    arguments, keywords = fx.map_arg((node.args, node.kwargs), known)
     if keywords.get("dtype") in (torch.float32, torch.float16):
         keywords = {**keywords, "dtype": torch.float64}
     return node.target(*arguments, **keywords)
