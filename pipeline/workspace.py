@@ -27,9 +27,16 @@ T = TypeVar("T")
 
 CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
-COMMANDS = {"sensitivity": "calibrate", "end2end": "export", "fp16": "validate"}
+COMMANDS = {
+    "cost": "build",
+    "placement": "calibrate",
+    "sensitivity": "calibrate",
+    "end2end": "export",
+    "fp16": "validate",
+}
 """Stages that a command of another name walks."""
 ARTIFACTS = {
+    "placement": "placement.json",
     "sensitivity": "sensitivity.json",
     "calibration": "calibration.safetensors",
     "scales": "scales.json",
@@ -41,6 +48,7 @@ ARTIFACTS = {
     "fp16_onnx": "model.fp16.onnx",
     "fp16_engine": "model.fp16.engine",
     "fusion": "fusion.json",
+    "cost": "cost.json",
     "validation": "validation.json",
     "report_json": "report.json",
     "report_html": "report.html",
@@ -59,6 +67,7 @@ class Workspace:
     """Files of one run, in `folder` = `<root>/<model>/<calibrator>-w8a8/<target>`."""
 
     folder: Path
+    placement: Path
     sensitivity: Path
     calibration: Path
     scales: Path
@@ -70,6 +79,7 @@ class Workspace:
     fp16_onnx: Path
     fp16_engine: Path
     fusion: Path
+    cost: Path
     validation: Path
     report_json: Path
     report_html: Path

@@ -54,34 +54,73 @@ class TieConcatScales(Pass):
 
 def _groups(graph: gs.Graph) -> list[list[gs.Node]]:
     """The sets of QuantizeLinear nodes that must share a scale, each with a Concat inside."""
-    groups: list[list[gs.Node]] = []
-    carried: list[list[gs.Node]] = []
-    for quantize in nodes_of(graph, QUANTIZE):
-        sources = _sources(quantize.inputs[0])
-        if sources and _is_plain(quantize):
-            carried.append([*sources, quantize])
+    families = _Families()
     for concat in nodes_of(graph, "Concat"):
-        sources = _sources(concat.outputs[0])
-        if sources:
-            groups.append(sources)
-    return _merge(groups, carried)
+        sources = [_source(part, families) for part in concat.inputs]
+        found = [source for source in sources if source is not None]
+        if found and len(found) == len(sources):
+            families.join(found, concat)
+    for quantize in nodes_of(graph, QUANTIZE):
+        source = _source(quantize.inputs[0], families)
+        if source is not None and _is_plain(quantize):
+            families.join([source, quantize])
+    return families.with_concat()
 
 
-def _sources(tensor: gs.Tensor) -> list[gs.Node] | None:
-    """The QuantizeLinear nodes whose codes `tensor` is made of, or None if not of codes alone."""
+def _source(tensor: gs.Tensor, families: _Families) -> gs.Node | None:
+    """A QuantizeLinear node whose codes are in `tensor`, or None if it is not of codes alone.
+
+    Those of a Concat are one family, so that any of them stands for all.
+    """
     node = producer(tensor)
+    while node is not None and commutes(node):
+        node = producer(node.inputs[0])
     if node is None:
         return None
     if node.op == "Concat":
-        parts = [_sources(part) for part in node.inputs]
-        return None if None in parts else [q for part in parts if part is not None for q in part]
-    if commutes(node):
-        return _sources(node.inputs[0])
+        return families.of_concat(node)
     if node.op != DEQUANTIZE:
         return None
     quantize = producer(node.inputs[0])
     is_pair = quantize is not None and quantize.op == QUANTIZE and _is_plain(quantize)
-    return [quantize] if is_pair else None
+    return quantize if is_pair else None
+
+
+class _Families:
+    """Nodes that must share a scale: a forest whose trees are joined at their roots."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, gs.Node] = {}
+        self._parents: dict[int, int] = {}
+        self._by_concat: dict[int, gs.Node] = {}
+
+    def join(self, nodes: list[gs.Node], concat: gs.Node | None = None) -> None:
+        """Make one family of those of `nodes`, which meet in `concat`."""
+        for node in nodes:
+            self._nodes.setdefault(id(node), node)
+            self._parents[self._root(id(nodes[0]))] = self._root(id(node))
+        if concat is not None:
+            self._by_concat[id(concat)] = nodes[0]
+
+    def of_concat(self, concat: gs.Node) -> gs.Node | None:
+        """One of the nodes that meet in `concat`; None where not all of its inputs are codes."""
+        return self._by_concat.get(id(concat))
+
+    def with_concat(self) -> list[list[gs.Node]]:
+        """The families in which a Concat is, and those alone."""
+        roots = {self._root(id(node)) for node in self._by_concat.values()}
+        families: dict[int, list[gs.Node]] = {root: [] for root in roots}
+        for key, node in self._nodes.items():
+            if self._root(key) in roots:
+                families[self._root(key)].append(node)
+        return list(families.values())
+
+    def _root(self, key: int) -> int:
+        parents = self._parents
+        while parents.setdefault(key, key) != key:
+            parents[key] = parents[parents[key]]
+            key = parents[key]
+        return key
 
 
 def _is_plain(quantize: gs.Node) -> bool:
@@ -92,22 +131,3 @@ def _is_plain(quantize: gs.Node) -> bool:
     return scale_of(quantize).size == 1 and all(
         reader.op == DEQUANTIZE and same_grid(quantize, reader) for reader in readers
     )
-
-
-def _merge(groups: list[list[gs.Node]], carried: list[list[gs.Node]]) -> list[list[gs.Node]]:
-    """Join groups that share a node; chains in `carried` only extend what touches a group."""
-    merged: list[dict[int, gs.Node]] = []
-    pending = [{id(node): node for node in group} for group in groups]
-    chains = [{id(node): node for node in chain} for chain in carried]
-    while pending:
-        group = pending.pop()
-        touching = [other for other in pending + chains if group.keys() & other.keys()]
-        if touching:
-            pending = [other for other in pending if not group.keys() & other.keys()]
-            chains = [other for other in chains if not group.keys() & other.keys()]
-            for other in touching:
-                group = group | other
-            pending.append(group)
-        else:
-            merged.append(group)
-    return [list(group.values()) for group in merged]

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.data import OnnxFileError, list_tensors
 from reptrt.models.onnx_import.file import OnnxFile
 from reptrt.models.onnx_import.values import infer_shapes, run_onnx
@@ -68,13 +69,13 @@ def canonicalize(file: OnnxFile, image_size: tuple[int, int]) -> CanonicalGraph:
     _unpack_constants(graph)
     _name_nodes(graph)
     _feed_images(graph, file, image_size)
-    graph.cleanup().toposort()
+    sort_nodes(graph.cleanup())
     infer_shapes(graph, file.batch or 1)  # what is too large is said before anything runs
     images = np.random.default_rng(0).random((2, 3, *image_size), dtype=np.float32)
     roots = _find_roots(graph)
     roots |= {f"{name}_frozen": root for name, root in roots.items()}
     graph, reference, batch_size, seen = _freeze(graph, images, file)
-    graph.cleanup().toposort()
+    sort_nodes(graph.cleanup())
     shapes = infer_shapes(graph, batch_size or 1) | {name: seen[name].shape for name in seen}
     return CanonicalGraph(graph, reference, roots, shapes, batch_size, graph.opset)
 

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from torch import nn
 
+from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.layers import HANDLED
@@ -46,7 +47,7 @@ def rewrite(canonical: CanonicalGraph) -> None:
         rule = _RULES.get(node.op)
         if rule is not None:
             rule(canonical, node)
-    graph.cleanup().toposort()
+    sort_nodes(graph.cleanup())
 
 
 def to_onnx2torch(canonical: CanonicalGraph) -> onnx.ModelProto:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from reptrt.engines.foreign.text import visible
 from reptrt.models.fuse import reparameterize
-from reptrt.models.one_line import printable
 from reptrt.models.weights.nested import is_averaged
 from reptrt.models.yolov6.checkpoint import (
     backbone_activations,
@@ -142,12 +142,12 @@ def load_weights(
         WeightsMismatchError: Something does not fit; the message lists it with nearest names.
     """
     if match.num_faults:
-        raise WeightsMismatchError(printable(_explain(match, model_name, source)))
+        raise WeightsMismatchError(visible(_explain(match, model_name, source)))
     ours = backbone_activations(match.module)
     if ours and activations and ("SiLU" in ours) != ("SiLU" in activations):
         others = [name for name in fitting_names(match.tensors) if name != model_name]
         raise WeightsMismatchError(
-            f"{source} does not fit {model_name}: its backbone has {printable(' and '.join(activations))}"
+            f"{source} does not fit {model_name}: its backbone has {visible(' and '.join(activations))}"
             f" where {model_name} has {' and '.join(sorted(ours))}{_suggest(others)}"
         )
     match.module.load_state_dict(match.tensors, strict=False)

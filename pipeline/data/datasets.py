@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reptrt.engines.foreign.border import reading
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess, Task
 from reptrt.pipeline.data.array_images import ARRAY_SUFFIXES, ArrayImages, read_array_header
@@ -190,6 +191,11 @@ def open_images(
     Raises:
         DataError: `path` holds no readable image.
     """
+    with reading(path, DataError, "cannot be calibrated with"):
+        return _open_images(path, preprocess, limit, seed)
+
+
+def _open_images(path: Path, preprocess: Preprocess, limit: int | None, seed: int) -> ImageSet:
     if path.is_dir():
         files = _readable(path, _sample(len(found := find_images(path)), limit, seed), found)
         return FolderImages(files, preprocess)
@@ -209,9 +215,10 @@ def open_evaluation(
     classes: Sequence[str] | None = None,
 ) -> EvaluationSet:
     """Open the labelled images of a task: see `open_classification` and `open_detection`."""
-    if task == "detection":
-        return open_detection(path, preprocess, num_classes, classes)
-    return open_classification(path, preprocess, num_classes, classes)
+    with reading(path, DataError, "cannot be evaluated with"):
+        if task == "detection":
+            return open_detection(path, preprocess, num_classes, classes)
+        return open_classification(path, preprocess, num_classes, classes)
 
 
 def open_classification(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from timm.data.imagenet_info import ImageNetInfo
 
+from reptrt.engines.foreign.border import read_bytes, reading
+from reptrt.engines.foreign.limits import MAX_TABLE_BYTES
+from reptrt.engines.foreign.text import one_line
 from reptrt.pipeline.data.image_folder import find_images
 from reptrt.pipeline.data.preprocess import DataError
 
@@ -32,24 +36,22 @@ def read_labels_file(
     Raises:
         DataError: A column or a file is missing, or a label is no class of the model.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            _check_columns(path, reader.fieldnames)
-            rows = [
-                (reader.line_num, row[_COLUMNS[0]], row[_COLUMNS[1]])
-                for row in reader
-            ]  # fmt: skip
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: unreadable ({error})") from error
-    if not rows:
-        raise DataError(f"{path}: names no images; needs one row 'file,label' per image")
-    names = _names_of_classes(num_classes, classes)
-    return [
-        _labelled(path.parent, name, _index(label, num_classes, names, where), where)
-        for line, name, label in rows
-        for where in [f"{path}:{line}"]
-    ]
+    with reading(path, DataError, "unreadable"):
+        text = read_bytes(path, MAX_TABLE_BYTES, DataError).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        _check_columns(path, reader.fieldnames)
+        rows = [
+            (reader.line_num, row[_COLUMNS[0]], row[_COLUMNS[1]])
+            for row in reader
+        ]  # fmt: skip
+        if not rows:
+            raise DataError(f"{path}: names no images; needs one row 'file,label' per image")
+        names = _names_of_classes(num_classes, classes)
+        return [
+            _labelled(path.parent, name, _index(label, num_classes, names, where), where)
+            for line, name, label in rows
+            for where in [f"{path}:{line}"]
+        ]
 
 
 def read_class_folders(
@@ -94,13 +96,13 @@ def _check_columns(path: Path, columns: Sequence[str] | None) -> None:
     if missing:
         raise DataError(
             f"{path}:1: no column '{missing[0]}'; the first line must be '{','.join(_COLUMNS)}',"
-            f" found '{','.join(columns or ())}'"
+            f" found '{one_line(','.join(columns or ()))}'"
         )
 
 
 def _labelled(folder: Path, name: str | None, label: int, where: str) -> tuple[Path, int]:
     if not name or not (folder / name).is_file():
-        raise DataError(f"{where}: no file '{name or ''}' in {folder}")
+        raise DataError(f"{where}: no file '{one_line(name or '')}' in {folder}")
     return folder / name, label
 
 
@@ -126,7 +128,7 @@ def _index(label: str | None, num_classes: int, names: Mapping[str, int], where:
     except ValueError:
         known = list(names)[:2]
         what = f"no integer, nor a class like {', '.join(known)}" if known else "no integer"
-        raise DataError(f"{where}: label '{text}' is {what}") from None
+        raise DataError(f"{where}: label '{one_line(text)}' is {what}") from None
     if not 0 <= index < num_classes:
         raise DataError(
             f"{where}: label {index} is out of range; the model has the classes"
@@ -163,7 +165,7 @@ def _known_indices(
     unknown = [name for name in names if name not in indices]
     if unknown:
         raise DataError(
-            f"{folder / unknown[0]}: not one of {what} ({known[0]}, {known[1 % len(known)]}, ...);"
+            f"{folder / one_line(unknown[0])}: not one of {what} ({known[0]}, {known[1 % len(known)]}, ...);"
             f" rename or remove the folder"
         )
     return indices

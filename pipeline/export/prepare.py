@@ -90,6 +90,7 @@ def prepare_network(
     plan: Plan,
     recording: Recording,
     sensitive: Collection[str] = (),
+    costly: Collection[str] = (),
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
 
@@ -98,6 +99,7 @@ def prepare_network(
         plan: what to do.
         recording: of `loaded`.
         sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
+        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`).
 
     Raises:
         OutputError: the network does not do its task.
@@ -110,6 +112,7 @@ def prepare_network(
         plan.keep_float,
         quantize_head=plan.quantize_head,
         sensitive=sensitive,
+        costly=costly,
         softmax=plan.softmax,
     )
     quantized = insert_quantizers(
@@ -170,6 +173,7 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         outputs=loaded.output_names or _output_names(loaded.task, len(shapes), strides),
         strides=strides,
         batch_size=batch_size,
+        stated_accuracy=loaded.stated_accuracy,
     )
 
 
