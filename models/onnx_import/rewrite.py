@@ -23,6 +23,7 @@ from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.layers import HANDLED
 from reptrt.models.onnx_import.operators import DOMAIN
+from reptrt.models.onnx_import.pieces import is_own
 from reptrt.models.onnx_import.recompose import recompose_norms
 
 Array = NDArray[Any]
@@ -34,19 +35,26 @@ _OLD_SOFTMAX = 13
 _NEWEST_OF_ONNX2TORCH = 17
 
 
-def rewrite(canonical: CanonicalGraph) -> None:
+def rewrite(canonical: CanonicalGraph) -> dict[str, str]:
     """Rewrite `canonical.graph` in place.
 
-    Raises:
-        OnnxFileError: an operator cannot be imported; the message names its node.
+    Returns:
+        Tensor -> why the node that makes it cannot be imported; the graph means nothing then.
     """
     graph = canonical.graph
     recompose_norms(canonical)
+    refused: dict[str, str] = {}
     for node in list(graph.nodes):
         rule = _RULES.get(node.op)
-        if rule is not None:
-            rule(canonical, node)
-    graph.cleanup().toposort()
+        if rule is not None and not is_own(node):
+            output = node.outputs[0].name
+            try:
+                rule(canonical, node)
+            except OnnxFileError as error:
+                refused[output] = str(error)
+    if not refused:
+        graph.cleanup().toposort()
+    return refused
 
 
 def to_onnx2torch(canonical: CanonicalGraph) -> onnx.ModelProto:

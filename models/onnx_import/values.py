@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -48,24 +49,42 @@ def run_onnx(
     Raises:
         OnnxFileError: it cannot run the graph.
     """
-    import onnxruntime  # here: importing it starts a thread, which no process that forks may have
-
     present = {value.name for value in proto.graph.output}
     marked = onnx.ModelProto()
     marked.CopyFrom(proto)
     marked.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(
-            marked.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+    with _explained():
+        session = open_session(marked)
         feed = session.get_inputs()[0].name
         return [
             dict(zip(names, session.run(list(names), {feed: batch}), strict=True))
             for batch in batches
         ]
+
+
+def run_onnx_feeds(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs of a model for named inputs; errors as in `run_onnx`."""
+    names = [value.name for value in proto.graph.output]
+    with _explained():
+        return dict(zip(names, open_session(proto).run(names, dict(feeds)), strict=True))
+
+
+def open_session(proto: onnx.ModelProto) -> Any:
+    """A session of ONNX Runtime without optimizations, on the CPU."""
+    import onnxruntime  # here: importing it starts a thread, which no process that forks may have
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # ONNX Runtime's own errors have no common class
         reason = one_line(str(error).rpartition(" : ")[2] or error)
         raise OnnxFileError(f"ONNX Runtime cannot run it: {reason}") from None
