@@ -29,10 +29,15 @@ class Accuracy(MetricPair, total=False):
 
 
 class OutputNumerics(TypedDict, total=False):
-    """One output of a model against that of another; `cosine` is in -1..1."""
+    """One output, or part of one, of a model against that of another; `cosine` is in -1..1.
+
+    `largest_fp32` and `largest_quantized` are told of what lies in 0..1, as scores do.
+    """
 
     snr_db: float | None
     cosine: float | None
+    largest_fp32: float | None
+    largest_quantized: float | None
 
 
 class LayerSnr(TypedDict, total=False):
@@ -90,6 +95,16 @@ class Island(TypedDict, total=False):
     reason: str
 
 
+class OperatorIslandEntry(TypedDict, total=False):
+    """Nodes that stay as they are in the user's file, in float; `role` is "island" or "tail"."""
+
+    nodes: list[str]
+    op_types: list[str]
+    role: str
+    reason: str
+    weight_bytes: int
+
+
 class Fusion(TypedDict, total=False):
     """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
 
@@ -103,6 +118,7 @@ class Fusion(TypedDict, total=False):
     fused_attention: int | None
     kernels: int | None
     float_islands: list[Island] | None
+    operator_islands: list[OperatorIslandEntry] | None
 
 
 class TableKernel(TypedDict, total=False):

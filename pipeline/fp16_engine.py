@@ -13,6 +13,7 @@ from reptrt.engines.outputs.detection import Suppression
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import Backend, load_backend
 from reptrt.models.card import ModelCard
+from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.build_options import build_inputs, build_options
 from reptrt.pipeline.export.append_nms import append_end2end
 from reptrt.pipeline.export.export import export_float
@@ -45,7 +46,9 @@ def make_rival(run: Run) -> None:
 
     def work() -> None:
         network, onnx = run.network, workspace.fp16_onnx
-        write_rival(network.float_graph, network.card, onnx, recipe.suppression, target.backend)
+        write_rival(
+            network.float_graph, network.card, onnx, recipe.suppression, target.backend, loaded.tail
+        )
         trt, options = load_backend(target), build_options(recipe, target)
         build_engine(onnx, workspace.fp16_engine, trt, options, run.progress)
 
@@ -58,11 +61,12 @@ def write_rival(
     path: Path,
     suppression: Suppression | None = None,
     backend: Backend = "tensorrt",
+    tail: Tail | None = None,
 ) -> None:
     """Write the float network in FP16, after the surgery and with the NMS that INT8 gets."""
     with tempfile.TemporaryDirectory() as folder:
         exported, cleaned = Path(folder, "exported.onnx"), Path(folder, "cleaned.onnx")
-        export_float(float_graph, exported, card, card.batch_size, precision="fp16")
+        export_float(float_graph, exported, card, card.batch_size, precision="fp16", tail=tail)
         clean(exported, path if suppression is None else cleaned)
         if suppression is not None:
             append_end2end(cleaned, path, suppression, backend)

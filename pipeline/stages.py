@@ -143,7 +143,8 @@ def export(run: Run) -> None:
         network, steps = run.network, 3
         load_calibration(network.quantized, workspace.calibration)
         batch_size = network.card.batch_size
-        export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size)
+        tail = run.loaded.tail
+        export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size, tail=tail)
         run.progress("export ONNX", 1, steps)
         export_qdq(
             network.quantized,
@@ -151,6 +152,8 @@ def export(run: Run) -> None:
             network.card,
             batch_size,
             precision=run.precision,
+            tail=tail,
+            islands=run.loaded.islands,
         )
         run.progress("export ONNX", 2, steps)
         clean(workspace.qdq_onnx, workspace.trt_onnx)

@@ -37,6 +37,7 @@ from reptrt.calibrators.quantized.find_attention import (
     operands,
 )
 from reptrt.models.graph import layer_name
+from reptrt.models.onnx_import.island_op import is_island
 
 aten = torch.ops.aten
 
@@ -243,7 +244,7 @@ class _Edges:
         ]
 
     def _tie(self, value: fx.Node) -> None:
-        if value.target in SELECTING or value.target in LAYOUT:
+        if keeps_grid(value):
             for source in _sources(value):
                 self._parent[self._find(source)] = self._find(value)
                 self._tie(source)
@@ -252,6 +253,13 @@ class _Edges:
         while self._parent.get(value, value) is not value:
             value = self._parent[value]
         return value
+
+
+def keeps_grid(node: fx.Node) -> bool:
+    """Whether `node` only moves, selects or joins values; the outputs of an island are new ones."""
+    if node.target is getitem:
+        return isinstance(node.args[0], fx.Node) and not is_island(node.args[0])
+    return node.target in SELECTING or node.target in LAYOUT
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

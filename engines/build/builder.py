@@ -24,16 +24,10 @@ from reptrt.engines.build.callbacks import (
     create_progress_monitor,
     deferred_interrupt,
 )
-from reptrt.engines.device import find_gpu
 from reptrt.engines.build.tensorrt_errors import first_reason
-from reptrt.engines.target import Backend, ComputeCapability
 from reptrt.engines.build.timing_cache import attach_timings, cache_file, keep_timings
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
-from reptrt.engines.artifacts import file_sha256
+from reptrt.engines.device import find_gpu
+from reptrt.engines.target import Backend, ComputeCapability
 
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
+from reptrt.engines.inspection.placement_notes import (
+    OperatorIsland,
+    read_islands,
+    read_reasons,
+)
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
 
 __all__ = [
@@ -56,6 +61,7 @@ class FusionReport(TypedDict):
     fused_attention: int
     kernels: int
     float_islands: list[FloatIsland]
+    operator_islands: list[OperatorIsland]
     fused_kernels: list[KernelEntry]
 
 
@@ -63,7 +69,12 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
     """Match the `kernels` of an engine with the layers of the ONNX file it was built from."""
     layers = read_weighted_layers(onnx_path)
     quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
-    islands = [island for layer in layers for island in _float_island(layer, kernels)]
+    reasons = read_reasons(onnx_path)
+    islands = [
+        island
+        for layer in layers
+        for island in _float_island(layer, kernels, reasons.get(layer.name))
+    ]
     int8_layers = len(quantizable) - sum(island["op"] != "ConvTranspose" for island in islands)
     attentions = read_attentions(onnx_path)
     return FusionReport(
@@ -74,6 +85,7 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
         fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
         kernels=len(kernels),
         float_islands=islands,
+        operator_islands=read_islands(onnx_path),
         fused_kernels=[_entry(kernel) for kernel in kernels],
     )
 
@@ -90,14 +102,20 @@ def _is_fused(
     return any(attention <= nodes and nodes.isdisjoint(weighted) for nodes in named)
 
 
-def _float_island(layer: WeightedLayer, kernels: Sequence[Kernel]) -> list[FloatIsland]:
-    """Return no island where every kernel that multiplies for `layer` does so in INT8, else one."""
+def _float_island(
+    layer: WeightedLayer, kernels: Sequence[Kernel], stated: str | None
+) -> list[FloatIsland]:
+    """Return no island where every kernel that multiplies for `layer` does so in INT8, else one.
+
+    `stated` is why placement left the layer float.
+    """
     naming = [kernel for kernel in kernels if layer.name in kernel.onnx_layers]
     multiplying = [kernel for kernel in naming if kernel.multiplies_weights]
     if multiplying and all(kernel.is_int8 for kernel in multiplying):
         return []
     float_kernels = [kernel for kernel in multiplying or naming if not kernel.is_int8]
-    reason = _reason(layer, float_kernels)
+    is_left_out = stated is not None and not layer.weight_quantized
+    reason = stated if stated and is_left_out else _reason(layer, float_kernels)
     return [FloatIsland(layer=layer.name, op=layer.op, reason=reason)]
 
 

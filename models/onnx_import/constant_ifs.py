@@ -56,9 +56,7 @@ def _fold_once(proto: onnx.ModelProto, images: Array) -> onnx.ModelProto | None:
     return copied
 
 
-def _taken(
-    graph: onnx.GraphProto, node: onnx.NodeProto, condition: bool
-) -> list[onnx.NodeProto]:
+def _taken(graph: onnx.GraphProto, node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
     """Nodes of the branch, with names of their own and the outputs of the If."""
     wanted = "then_branch" if condition else "else_branch"
     branch = next(attribute.g for attribute in node.attribute if attribute.name == wanted)

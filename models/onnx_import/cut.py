@@ -41,8 +41,7 @@ def find_tail(graph: gs.Graph, unknown: Collection[str]) -> set[str]:
     starts = {
         node.name
         for node in graph.nodes
-        if node.op in COUNTING
-        or (node.name in behind and (_decides(node) or node.name in unknown))
+        if node.op in COUNTING or (node.name in behind and (_decides(node) or node.name in unknown))
     }
     made_by = makers(graph)
     found: set[str] = set()

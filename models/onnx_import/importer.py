@@ -121,7 +121,7 @@ def _divide(
         shapes=dict(canonical.shapes),
     )
     names = find_tail(trial.graph, set(refused))
-    tail = split_tail(trial.graph, names, values)
+    tail = split_tail(trial.graph, names, refused, values)
     present = {node.name for node in trial.graph.nodes}
     inside = {name: why for name, why in refused.items() if name in present}
     return trial, tail, collapse(trial, inside, values)

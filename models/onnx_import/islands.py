@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from reptrt.models.onnx_import.canonical import CanonicalGraph
-from reptrt.models.onnx_import.data import OnnxFileError
+from reptrt.models.onnx_import.data import OnnxFileError, list_tensors, num_bytes
 from reptrt.models.onnx_import.island_op import IslandOutput, write_outputs
 from reptrt.models.onnx_import.pieces import (
     boundary,
@@ -37,12 +38,14 @@ class IslandNote:
         nodes: Names of its nodes, as in the file.
         op_types: Their operators, without repetition.
         reason: Why the first of them is not imported.
+        weight_bytes: What they hold.
         is_tail: Whether nothing but outputs follows.
     """
 
     nodes: tuple[str, ...]
     op_types: tuple[str, ...]
     reason: str
+    weight_bytes: int = 0
     is_tail: bool = False
 
 
@@ -125,11 +128,11 @@ def _collapse_group(
 ) -> IslandNote:
     reads, made = boundary(graph, set(names))
     examples = values.of([*reads, *made])[0]
-    model = extract(graph, reads, made, examples).SerializeToString()
+    piece = extract(graph, reads, made, examples)
     members = [node for node in graph.nodes if node.name in names]
     tensors = graph.tensors()
-    packed = gs.Constant(f"{names[0]}_model", np.frombuffer(model, np.uint8))
-    note = IslandNote(tuple(names), _op_types(members), reasons[names[0]])
+    packed = gs.Constant(f"{names[0]}_model", np.frombuffer(piece.SerializeToString(), np.uint8))
+    note = IslandNote(tuple(names), op_types(members), reasons[names[0]], sum_weights(piece))
     place = graph.nodes.index(members[0])
     for node in members:
         node.outputs.clear()
@@ -145,5 +148,11 @@ def _collapse_group(
     return note
 
 
-def _op_types(nodes: Sequence[gs.Node]) -> tuple[str, ...]:
+def op_types(nodes: Sequence[gs.Node]) -> tuple[str, ...]:
+    """Operators of `nodes`, without repetition."""
     return tuple(dict.fromkeys(node.op for node in nodes))
+
+
+def sum_weights(piece: onnx.ModelProto) -> int:
+    """Bytes of the constants of a model."""
+    return sum(num_bytes(tensor) for tensor in list_tensors(piece.graph))

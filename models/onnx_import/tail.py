@@ -8,7 +8,7 @@ tail back as it was. What only computes (a softmax, a box from distances) stays 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 import torch
 
 from reptrt.models.onnx_import.data import OnnxFileError
-from reptrt.models.onnx_import.islands import IslandNote, Values
+from reptrt.models.onnx_import.islands import IslandNote, Values, op_types, sum_weights
 from reptrt.models.onnx_import.pieces import boundary, extract
 from reptrt.models.onnx_import.values import run_onnx_feeds
 
@@ -42,9 +42,7 @@ class Tail:
     images: str
     note: IslandNote
 
-    def run(
-        self, images: torch.Tensor, values: Sequence[torch.Tensor]
-    ) -> list[torch.Tensor]:
+    def run(self, images: torch.Tensor, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The file's outputs from those at the cut, by ONNX Runtime."""
         known = {name: tensor.cpu().numpy() for name, tensor in zip(self.cut, values, strict=True)}
         feeds = {**known, self.images: images.cpu().numpy()}
@@ -53,8 +51,12 @@ class Tail:
         return [torch.from_numpy(np.array((made | known)[name])) for name in self.outputs]
 
 
-def split_tail(graph: gs.Graph, names: Collection[str], values: Values) -> Tail | None:
+def split_tail(
+    graph: gs.Graph, names: Collection[str], refused: Mapping[str, str], values: Values
+) -> Tail | None:
     """Take the nodes called `names` off the end of `graph`, in place; None where there are none.
+
+    `refused` says of nodes why they are not imported.
 
     Raises:
         OnnxFileError: nothing is left in front of them.
@@ -68,12 +70,13 @@ def split_tail(graph: gs.Graph, names: Collection[str], values: Values) -> Tail 
     if not cut:
         raise OnnxFileError("nothing but sorting and selecting reads its image")
     examples = values.of([*reads, *made])[0]
-    model = extract(graph, reads, made, examples).SerializeToString()
+    piece = extract(graph, reads, made, examples)
     members = [node for node in graph.nodes if node.name in names]
     note = IslandNote(
         tuple(node.name for node in members),
-        tuple(dict.fromkeys(node.op for node in members)),
-        f"sorts, selects or decides from {members[0].op} {members[0].name!r} on",
+        op_types(members),
+        refused.get(members[0].name, "sorts, selects or decides"),
+        sum_weights(piece),
         is_tail=True,
     )
     tensors = graph.tensors()
@@ -82,7 +85,7 @@ def split_tail(graph: gs.Graph, names: Collection[str], values: Values) -> Tail 
         node.outputs.clear()
         graph.nodes.remove(node)
     graph.cleanup().toposort()
-    return Tail(model, tuple(reads), tuple(cut), outputs, images, note)
+    return Tail(piece.SerializeToString(), tuple(reads), tuple(cut), outputs, images, note)
 
 
 def _without(names: Iterable[str], name: str) -> list[str]:

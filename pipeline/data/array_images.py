@@ -50,15 +50,16 @@ class ArrayFile:
         return int(np.prod(self.shape[1:])) * self.dtype.itemsize
 
 
-def read_array_header(path: Path, image_size: tuple[int, int]) -> ArrayFile:
+def read_array_header(path: Path, image_size: tuple[int, int], num_channels: int = 3) -> ArrayFile:
     """Check that a file holds images and say where.
 
-    Legal are float `[n, 3, h, w]`, already normalized and of the network's size, and uint8
+    Legal are float `[n, channels, h, w]`, already normalized and of the network's size, and uint8
     `[n, h, w, 3]`, RGB of any size. Pickled arrays are refused.
 
     Args:
         path: `.npy`, or `.npz` with one array or one named `images`.
         image_size: Height and width of the network's input in pixels.
+        num_channels: Of the network's input.
 
     Raises:
         DataError: Anything else.
@@ -73,7 +74,7 @@ def read_array_header(path: Path, image_size: tuple[int, int]) -> ArrayFile:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: unreadable array file ({error})") from error
-    _check_layout(array, image_size, fortran_order)
+    _check_layout(array, (num_channels, *image_size), fortran_order)
     if stored < array.shape[0] * array.image_bytes:
         raise DataError(
             f"{path}: truncated; holds {stored} bytes of an array {list(shape)} {dtype}"
@@ -164,15 +165,15 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.
     return npy_format.read_array_header_2_0(stream)
 
 
-def _check_layout(array: ArrayFile, image_size: tuple[int, int], fortran_order: bool) -> None:
-    height, width = image_size
+def _check_layout(array: ArrayFile, input_shape: tuple[int, int, int], fortran_order: bool) -> None:
     shape = array.shape
-    planes = np.issubdtype(array.dtype, np.floating) and shape[1:] == (3, height, width)
+    planes = np.issubdtype(array.dtype, np.floating) and shape[1:] == input_shape
     pixels = array.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and min(shape) > 0
     if not (planes or pixels) or shape[0] == 0:
         raise DataError(
-            f"{array.path}: holds {array.dtype} {list(shape)}; needs float [n, 3, {height}, {width}]"
-            f" (normalized) or uint8 [n, height, width, 3] (RGB)"
+            f"{array.path}: holds {array.dtype} {list(shape)}; needs float"
+            f" [n, {', '.join(map(str, input_shape))}] (normalized) or uint8 [n, height, width, 3]"
+            " (RGB)"
         )
     if fortran_order:
         raise DataError(

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
+from reptrt.calibrators.quantized.output_parts import find_parts
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.reconstruction.qprep import protect_reparameterization
@@ -72,12 +73,16 @@ def record_network(loaded: LoadedModel, recipe: Recipe) -> Recording:
             "PyTorch, or calibrate with --device cpu"
         )
     deploy_form = reparameterize(loaded.module)
-    require_same_function(loaded.module, deploy_form, loaded.preprocess.image_size)
+    image_size, channels = loaded.preprocess.image_size, loaded.preprocess.num_channels
+    require_same_function(loaded.module, deploy_form, image_size, channels)
     affines = protect_reparameterization(loaded.module, deploy_form)
     deploy_form.to(recipe.device)
-    image_size = loaded.preprocess.image_size
-    batch_size = fixed_batch(loaded, recipe)
-    float_graph = trace(deploy_form, image_size, batch_size=batch_size)
+    float_graph = trace(
+        deploy_form,
+        image_size,
+        batch_size=fixed_batch(loaded, recipe),
+        num_channels=channels,
+    )
     return Recording(float_graph, affines)
 
 
@@ -140,10 +145,16 @@ def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
     Raises:
         OutputError: they contradict each other.
     """
-    if recipe.batch_size and loaded.batch_size and recipe.batch_size != loaded.batch_size:
+    only = loaded.batch_size
+    if only and recipe.batch_size not in (None, only):
         raise OutputError(
-            f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave --batch-size"
+            f"{loaded.name}: runs on batches of {only} only; leave --batch-size"
             f" {recipe.batch_size} out, or export the model with a dynamic batch"
+        )
+    if only and "max_batch" in recipe.model_fields_set and recipe.max_batch > only:
+        raise OutputError(
+            f"{loaded.name}: runs on batches of {only} only, so --max-batch {recipe.max_batch} cannot"
+            " be met; leave it out, or change what fixes the batch (the warning above names it)"
         )
     return recipe.batch_size or loaded.batch_size
 
@@ -156,13 +167,11 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, recipe: Recipe) -> 
         OutputError: the network does not do its task.
     """
     size, batch_size = loaded.preprocess.image_size, fixed_batch(loaded, recipe)
-    image = torch.zeros(batch_size or 1, 3, *size, device=recipe.device)
+    image = torch.zeros(batch_size or 1, *loaded.preprocess.input_shape, device=recipe.device)
     with quantized.float_mode():
         shapes = [tuple(output.shape) for output in list_outputs(quantized(image))]
-    try:
-        count_classes(loaded.task, shapes, size)
-    except OutputError as error:
-        raise OutputError(f"{loaded.name} {error}") from None
+    if loaded.tail is None:
+        _require_task(loaded, shapes)
     strides = tuple(size[0] // shape[2] for shape in shapes if loaded.task == "detection")
     return ModelCard(
         model=loaded.name,
@@ -173,7 +182,16 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, recipe: Recipe) -> 
         outputs=loaded.output_names or _output_names(loaded.task, len(shapes), strides),
         strides=strides,
         batch_size=batch_size,
+        cut=None if loaded.tail is None else loaded.tail.cut,
+        parts=tuple(find_parts(quantized.graph_module.graph)),
     )
+
+
+def _require_task(loaded: LoadedModel, shapes: Sequence[tuple[int, ...]]) -> None:
+    try:
+        count_classes(loaded.task, shapes, loaded.preprocess.image_size)
+    except OutputError as error:
+        raise OutputError(f"{loaded.name} {error}") from None
 
 
 def _output_names(task: Task, count: int, strides: Sequence[int]) -> tuple[str, ...]:

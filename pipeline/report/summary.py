@@ -129,10 +129,18 @@ def numerics_rows(report: Report) -> list[SummaryRow]:
             f"output {name}",
             "",
             decibel(output.get("snr_db")),
-            f"cosine {number(output.get('cosine'), 5)}",
+            f"cosine {number(output.get('cosine'), 5)}{_largest(output)}",
         )
         for name, output in (report.get("numerics") or {}).items()
     ]
+
+
+def _largest(output: OutputNumerics) -> str:
+    """The largest score, where an output has scores."""
+    before, after = output.get("largest_fp32"), output.get("largest_quantized")
+    if before is None or after is None:
+        return ""
+    return f", largest {number(before, 3)} → {number(after, 3)}"
 
 
 def engine_note(report: Report) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,50 +14,118 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc, SnrCompareFunc
+from polygraphy.comparator import (
+    Comparator,
+    CosineSimilarityCompareFunc,
+    IterationResult,
+    RunResults,
+    SnrCompareFunc,
+)
 from polygraphy.logger import G_LOGGER
 
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.report_schema import OutputNumerics
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
+from reptrt.models.card import ModelCard, Part
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-Numerics = dict[str, dict[str, float | None]]
-"""Output -> `snr_db` and `cosine`, None where they are not finite."""
+Numerics = dict[str, OutputNumerics]
+"""Output, or part of one -> how close it is."""
 
 
 def compare_outputs(
-    runners: Sequence[Any], pairs: Sequence[tuple[int, int]], feeds: Feeds
+    runners: Sequence[Any],
+    pairs: Sequence[tuple[int, int]],
+    feeds: Feeds,
+    card: ModelCard | None = None,
 ) -> list[Numerics]:
     """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
+
+    What a concat joins to one output is compared part by part, and of what lies in 0..1, as scores do,
+    the largest value is told.
 
     Args:
         runners: Polygraphy runners with names of their own; each runs once.
         pairs: places in `runners` of a reference and of what is compared with it.
         feeds: inputs by name.
+        card: what is compared, and its parts; None for all outputs as they are.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         results = Comparator.run(list(runners), data_loader=list(feeds))
-        snr, cosine = Comparator.compare_accuracy(
-            results,
-            comparisons=list(pairs),
-            compare_func=[SnrCompareFunc(), CosineSimilarityCompareFunc()],
-            check_average=True,
-        )
-    names = list(results.keys())
-    found = []
-    for pair in [(names[reference], names[test]) for reference, test in pairs]:
-        snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
-        found.append(
-            {
-                name: {
-                    "snr_db": _finite(snr_of[name].snr),
-                    "cosine": _finite(cosine_of[name].cosine_similarity),
-                }
-                for name in snr_of
-            }
-        )
+        split = [[_parts(values, card) for values in found] for _, found in results]
+        return [_compare(split[reference], split[test]) for reference, test in pairs]
+
+
+def _parts(values: Mapping[str, Any], card: ModelCard | None) -> dict[str, NDArray[Any]]:
+    """What is compared of the outputs of one run, by name."""
+    if card is None:
+        return dict(values)
+    found: dict[str, NDArray[Any]] = {}
+    for name, parts in zip_longest(card.compared, card.parts, fillvalue=()):
+        if name in values:
+            for part in parts or ((),):
+                found[f"{name}{_range_text(part)}"] = values[name][_slices(part)]
     return found
+
+
+def _slices(part: Part) -> tuple[slice, ...]:
+    ranges = {axis: slice(first, last) for axis, first, last in part}
+    return tuple(ranges.get(axis, slice(None)) for axis in range(max(ranges, default=-1) + 1))
+
+
+def _range_text(part: Part) -> str:
+    """`[:, 4:84]`, as NumPy writes it; nothing for a whole output."""
+    shown = ", ".join(
+        ":" if cut == slice(None) else f"{cut.start}:{cut.stop}" for cut in _slices(part)
+    )
+    return f"[{shown}]" if shown else ""
+
+
+def _compare(
+    reference: Sequence[Mapping[str, NDArray[Any]]], test: Sequence[Mapping[str, NDArray[Any]]]
+) -> Numerics:
+    names = [name for name in reference[0] if name in test[0]]
+    if not names:
+        return {}
+    pair = ("reference", "test")
+    both = RunResults(
+        [
+            (side, [IterationResult({name: values[name] for name in names}) for values in found])
+            for side, found in zip(pair, (reference, test), strict=True)
+        ]
+    )
+    snr, cosine = Comparator.compare_accuracy(
+        both,
+        comparisons=[(0, 1)],
+        compare_func=[SnrCompareFunc(), CosineSimilarityCompareFunc()],
+        check_average=True,
+    )
+    snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
+    found: Numerics = {}
+    for name in names:
+        found[name] = {
+            "snr_db": _finite(snr_of[name].snr),
+            "cosine": _finite(cosine_of[name].cosine_similarity),
+        }
+        if all(values[name].min() >= 0 and values[name].max() <= 1 for values in reference):
+            found[name]["largest_fp32"] = _largest(reference, name)
+            found[name]["largest_quantized"] = _largest(test, name)
+    return found
+
+
+def _largest(results: Sequence[Mapping[str, NDArray[Any]]], name: str) -> float | None:
+    return _finite(max(values[name].max() for values in results))
+
+
+@contextmanager
+def with_cut(paths: Sequence[Path], card: ModelCard) -> Iterator[list[Path]]:
+    """Copies of ONNX files that return what is compared; the files themselves where they do."""
+    if card.cut is None:
+        yield list(paths)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield [_mark_outputs(path, card.compared, Path(folder)) for path in paths]
 
 
 def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from reptrt.pipeline.validation.compare_outputs import (
     Numerics,
     compare_layers,
     compare_outputs,
+    with_cut,
 )
 from reptrt.pipeline.validation.evaluate import BATCH, detections, evaluate, pad_batch
 from reptrt.pipeline.workspace import Workspace
@@ -91,7 +92,7 @@ def validate_files(
     workspace = trial.workspace
     feeds = list(_feeds(samples, trial))
     progress("compare outputs", 0, 3)
-    numerics = _compare_outputs(trial, feeds)
+    numerics = _compare_outputs(trial, card, feeds)
     progress("compare outputs", 1, 3)
     layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds)
     progress("compare outputs", 2, 3)
@@ -201,25 +202,28 @@ def _is_same(wanted: Detections, found: Detections) -> bool:
     )
 
 
-def _compare_outputs(trial: Trial, feeds: Feeds) -> dict[str, Numerics | None]:
+def _compare_outputs(trial: Trial, card: ModelCard, feeds: Feeds) -> dict[str, Numerics | None]:
     """The Q/DQ graph against FP32 shows what quantization did, the engine against it what TensorRT did.
 
-    An end-to-end engine has the network's own outputs no more.
+    An end-to-end engine has the network's own outputs no more, and what sorts or selects is compared
+    in front of it, where engines show nothing.
     """
     workspace, target = trial.workspace, trial.target
-    runners = [
-        polygraphy_onnx_runner(workspace.fp32_onnx, "FP32"),
-        polygraphy_onnx_runner(workspace.trt_onnx, "Q/DQ", optimize=False),
-    ]
-    pairs = {"numerics": (0, 1)}
-    if trial.suppression is None and runs_on_gpu(target):
-        runners.append(polygraphy_engine_runner(workspace.engine, target.backend, "INT8"))
-        runners.append(polygraphy_engine_runner(workspace.fp16_engine, target.backend, "FP16"))
-        pairs |= {"engine_numerics": (1, 2), "fp16_numerics": (0, 3)}
-    elif trial.suppression is None and engine_can_run(target):
-        runners.append(polygraphy_onnx_runner(workspace.engine, "INT8"))
-        pairs |= {"engine_numerics": (1, 2)}
-    found = dict(zip(pairs, compare_outputs(runners, list(pairs.values()), feeds), strict=True))
+    with with_cut([workspace.fp32_onnx, workspace.trt_onnx], card) as (fp32_onnx, qdq_onnx):
+        runners = [
+            polygraphy_onnx_runner(fp32_onnx, "FP32"),
+            polygraphy_onnx_runner(qdq_onnx, "Q/DQ", optimize=False),
+        ]
+        pairs = {"numerics": (0, 1)}
+        if trial.suppression is None and runs_on_gpu(target):
+            runners.append(polygraphy_engine_runner(workspace.engine, target.backend, "INT8"))
+            runners.append(polygraphy_engine_runner(workspace.fp16_engine, target.backend, "FP16"))
+            pairs |= {"engine_numerics": (1, 2), "fp16_numerics": (0, 3)}
+        elif trial.suppression is None and engine_can_run(target):
+            runners.append(polygraphy_onnx_runner(workspace.engine, "INT8"))
+            pairs |= {"engine_numerics": (1, 2)}
+        compared = compare_outputs(runners, list(pairs.values()), feeds, card)
+    found = {key: numerics or None for key, numerics in zip(pairs, compared, strict=True)}
     return {key: found.get(key) for key in ("numerics", "engine_numerics", "fp16_numerics")}
 
 
