@@ -13,12 +13,9 @@ from torch import fx
 from reptrt.models.one_line import one_line
 from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.data import OnnxFileError
-from reptrt.models.onnx_import.values import Array, run_onnx
+from reptrt.models.onnx_import.values import Array, range_error, run_onnx
 
 _GREY = np.float32(114 / 255)
-_FLOOR = 1e-3
-"""Least range of a tensor: what stays below it is background, whose digits mean nothing."""
-
 TOLERANCE = 1e-3
 """Largest distance of the module's outputs from ONNX Runtime's, in units of their range."""
 
@@ -36,18 +33,6 @@ class ImportCheck:
     error: float
     node: str = ""
     tensor: str = ""
-
-
-def range_error(expected: Array, actual: Array) -> float:
-    """Largest |actual - expected| over the range of `expected`; infinite where shapes differ."""
-    if expected.shape != actual.shape:
-        return float("inf")
-    reference, found = expected.astype(np.float64), actual.astype(np.float64)
-    same = (reference == found) | (np.isnan(reference) & np.isnan(found))  # infinities too
-    with np.errstate(invalid="ignore"):
-        distance = float(np.where(same, 0.0, np.abs(found - reference)).max(initial=0))
-    finite = np.abs(reference[np.isfinite(reference)]).max(initial=0)
-    return distance / max(float(finite), _FLOOR) if np.isfinite(distance) else float("inf")
 
 
 def check_numerics(

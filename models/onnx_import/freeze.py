@@ -20,8 +20,8 @@ from reptrt.models.onnx_import.cut import find_tail
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import OnnxFile
 from reptrt.models.onnx_import.open_batch import open_batch
-from reptrt.models.onnx_import.pieces import tensors_read
-from reptrt.models.onnx_import.values import Array, run_onnx
+from reptrt.models.onnx_import.pieces import pixel_tensors
+from reptrt.models.onnx_import.values import Array, range_error, run_onnx
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +47,6 @@ class Frozen:
     reference: onnx.ModelProto
     batch_size: int | None
     seen: dict[str, Array]
-
-
-def pixel_tensors(graph: gs.Graph) -> set[str]:
-    """Names of the tensors that depend on pixels, not only on their number."""
-    found = {graph.inputs[0].name}
-    for node in graph.nodes:
-        reads = any(tensor.name in found for tensor in tensors_read(node))
-        if reads and node.op not in ("Shape", "Size"):
-            found.update(tensor.name for tensor in node.outputs if tensor.name)
-    return found
 
 
 def freeze(graph: gs.Graph, images: Array, file: OnnxFile) -> Frozen:
@@ -139,9 +129,7 @@ def _require_independent_images(
                 f" {list(alone.shape)} for one"
             )
         first = np.take(together, range(alone.shape[axis]), axis)
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(first.astype(np.float64) - alone).max(initial=0)
-        if difference > _BATCH_TOLERANCE * np.abs(alone).max(initial=0):
+        if range_error(alone, first) > _BATCH_TOLERANCE:
             raise _FixedBatchError(f"its output {name!r} mixes the images of a batch")
 
 

@@ -17,17 +17,16 @@ from torch import fx, nn
 
 from reptrt.models.one_line import one_line
 from reptrt.models.onnx_import.canonical import CanonicalGraph, canonicalize
-from reptrt.models.onnx_import.check_import import TOLERANCE, check_numerics, range_error
+from reptrt.models.onnx_import.check_import import TOLERANCE, check_numerics
 from reptrt.models.onnx_import.cut import find_tail
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import OnnxFile
-from reptrt.models.onnx_import.freeze import pixel_tensors
 from reptrt.models.onnx_import.islands import IslandNote, Values, collapse
-from reptrt.models.onnx_import.pieces import is_own, makers
+from reptrt.models.onnx_import.pieces import is_own, makers, pixel_tensors
 from reptrt.models.onnx_import.rewrite import layer_paths, rewrite, to_onnx2torch
 from reptrt.models.onnx_import.tail import Tail, split_tail
 from reptrt.models.onnx_import.upgrade import OPSET
-from reptrt.models.onnx_import.values import run_onnx_feeds
+from reptrt.models.onnx_import.values import range_error, run_onnx_feeds
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class ImportedNetwork:
         module: In evaluation mode, float32; images [N, channels, H, W] to one tensor or a list.
         outputs: Names that the file gives its outputs.
         batch_size: N where the graph allows no other; None where any will do.
-        error: Largest distance of the module's outputs from ONNX Runtime's, in units of their range.
+        relative_error: Largest distance of the module's outputs from ONNX Runtime's, in units of their range.
         tail: What follows the module; None where it makes the file's outputs itself.
         islands: What ONNX Runtime computes, the tail included.
     """
@@ -51,7 +50,7 @@ class ImportedNetwork:
     module: nn.Module
     outputs: tuple[str, ...]
     batch_size: int | None
-    error: float
+    relative_error: float
     tail: Tail | None = None
     islands: tuple[IslandNote, ...] = ()
 
@@ -71,7 +70,7 @@ def import_onnx(file: OnnxFile, image_size: tuple[int, int]) -> ImportedNetwork:
     except Exception as error:  # a damaged file breaks graph libraries in many ways
         reason = f"cannot be imported: {type(error).__name__}: {one_line(error)}"
         raise OnnxFileError(reason).at(file.path) from error
-    logger.info("%s: imported; error %.1e of the range", file.path, network.error)
+    logger.info("%s: imported; error %.1e of the range", file.path, network.relative_error)
     for note in network.islands:
         logger.info("%s: %s", file.path, describe_island(note))
     return network

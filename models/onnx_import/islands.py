@@ -128,7 +128,10 @@ def _collapse_group(
 ) -> IslandNote:
     reads, made = boundary(graph, set(names))
     examples = values.of([*reads, *made])[0]
-    piece = extract(graph, reads, made, examples)
+    try:
+        piece = extract(graph, reads, made, examples)
+    except OnnxFileError as error:
+        raise OnnxFileError(f"{reasons[names[0]]}; as an island, {error}") from None
     members = [node for node in graph.nodes if node.name in names]
     tensors = graph.tensors()
     packed = gs.Constant(f"{names[0]}_model", np.frombuffer(piece.SerializeToString(), np.uint8))

@@ -31,6 +31,16 @@ def makers(graph: gs.Graph) -> dict[str, gs.Node]:
     return {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
 
 
+def pixel_tensors(graph: gs.Graph) -> set[str]:
+    """Names of the tensors that depend on pixels, not only on their number."""
+    found = {graph.inputs[0].name}
+    for node in graph.nodes:
+        reads = any(tensor.name in found for tensor in tensors_read(node))
+        if reads and node.op not in ("Shape", "Size"):
+            found.update(tensor.name for tensor in node.outputs if tensor.name)
+    return found
+
+
 def boundary(graph: gs.Graph, members: Collection[str]) -> tuple[list[str], list[str]]:
     """Tensors that nodes called `members` read from others, and those that others read of them.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from reptrt.models.onnx_import.data import OnnxFileError
 
 Array = NDArray[Any]
 _MAX_TENSOR_BYTES = 1 << 32
+_FLOOR = 1e-3
+"""Least range of a tensor: what stays below it is background, whose digits mean nothing."""
 
 
 def infer_shapes(graph: gs.Graph, batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -88,3 +91,15 @@ def _explained() -> Iterator[None]:
     except Exception as error:  # ONNX Runtime's own errors have no common class
         reason = one_line(str(error).rpartition(" : ")[2] or error)
         raise OnnxFileError(f"ONNX Runtime cannot run it: {reason}") from None
+
+
+def range_error(expected: Array, actual: Array) -> float:
+    """Largest |actual - expected| over the range of `expected`; infinite where shapes differ."""
+    if expected.shape != actual.shape:
+        return float("inf")
+    reference, found = expected.astype(np.float64), actual.astype(np.float64)
+    same = (reference == found) | (np.isnan(reference) & np.isnan(found))  # infinities too
+    with np.errstate(invalid="ignore"):
+        distance = float(np.where(same, 0.0, np.abs(found - reference)).max(initial=0))
+    finite = np.abs(reference[np.isfinite(reference)]).max(initial=0)
+    return distance / max(float(finite), _FLOOR) if np.isfinite(distance) else float("inf")
