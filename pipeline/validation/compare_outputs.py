@@ -65,7 +65,9 @@ def _parts(values: Mapping[str, Any], card: ModelCard | None) -> dict[str, NDArr
     for name, parts in zip_longest(card.compared, card.parts, fillvalue=()):
         if name in values:
             for part in parts or ((),):
-                found[f"{name}{_range_text(part)}"] = values[name][_slices(part)]
+                found[f"{name}{_range_text(part)}"] = np.ascontiguousarray(
+                    values[name][_slices(part)]
+                )
     return found
 
 
