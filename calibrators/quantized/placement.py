@@ -76,7 +76,10 @@ LAYOUT = (
 )
 ADDS = (aten.add.Tensor,)
 SCALINGS = (aten.mul.Tensor,)
-PREDICTION = "prediction layer of a detector (--quantize-head quantizes it)"
+PREDICTION = (
+    "last layer of a network that is no classifier: a step of its grid shows in the boxes, masks or"
+    " values that it makes (--quantize-head quantizes it)"
+)
 SENSITIVE = "INT8 costs too much here (--min-snr 0 quantizes it all the same)"
 
 
