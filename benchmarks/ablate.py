@@ -34,10 +34,10 @@ from reptrt.models.spec import PreprocessOverrides
 from reptrt.pipeline.data.datasets import open_evaluation, open_images
 from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
 from reptrt.pipeline.data.torch_batches import calibration_batches
-from reptrt.pipeline.export.prepare import Network, prepare_network
+from reptrt.pipeline.export.prepare import Network, open_network
 from reptrt.pipeline.recipe import load_recipe
+from reptrt.pipeline.stage import peak_rss_bytes
 from reptrt.pipeline.validation.evaluate import evaluate
-from reptrt.pipeline.workspace import peak_rss_bytes
 
 SNR_IMAGES = 64
 
@@ -156,7 +156,7 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     loaded = load_model(
         recipe.model, recipe.weights, PreprocessOverrides(None, None, None), lambda *_: None
     )
-    network = prepare_network(loaded, recipe)
+    network = open_network(loaded, recipe)
     bits = min(recipe.weight_bits, recipe.activation_bits)
     name = recipe.calibrator
     if name == AUTO:

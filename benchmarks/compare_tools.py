@@ -18,7 +18,6 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from command import run_command
 from quantize_with_modelopt import REQUIREMENTS, ensure_modelopt, quantize_with_modelopt
@@ -28,7 +27,8 @@ from reptrt.calibrators.base import no_progress
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.build.builder import BuildOptions, build_engine
 from reptrt.engines.device import cpu_name
-from reptrt.engines.inspection.fusion import FusionReport, fusion_report, parse_kernels
+from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
+from reptrt.engines.report_schema import Accuracy, FusionReport
 from reptrt.engines.runtime.benchmark import compare_latency
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.target import Target, load_backend, resolve_target
@@ -60,10 +60,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the table says of one candidate; `accuracy` is the entry of report.json."""
+    """What the table says of one candidate; `accuracy` of it and of FP32."""
 
     candidate: Candidate
-    accuracy: dict[str, Any]
+    accuracy: Accuracy
     fusion: FusionReport
     fp32_ms: float
     int8_ms: float
@@ -180,7 +180,7 @@ def quantize_here(recipe: Recipe, target: Target, root: Path) -> Workspace:
     arguments += ["--precision", str(recipe.precision)]
     arguments += ["--weights", str(recipe.weights)] if recipe.weights else []
     for stage in ("calibrate", "export"):
-        stage_command = [sys.executable, "-m", "pipeline", stage, recipe.model]
+        stage_command = [sys.executable, "-m", "reptrt", stage, recipe.model]
         run_command([*stage_command, *arguments, "--workspace", str(root)])
     return open_workspace(root, recipe, target.name)
 
@@ -211,24 +211,24 @@ def measure(bench: Bench, candidate: Candidate) -> Measurement:
         exact,
         OnnxRuntimeRunner(candidate.onnx) as fast,
     ):
-        accuracy = evaluate(fp32, exact, bench.card, bench.evaluation, batch_size, no_progress)
+        found = evaluate(fp32, exact, bench.card, bench.evaluation, batch_size, no_progress)
         fp32_time, int8_time = compare_latency((fp32, fast), (feed, feed))
     trt = load_backend(bench.target)
     build = BuildOptions(bench.target.compute_capabilities, batch=(1, 1, bench.recipe.max_batch))
     with TemporaryDirectory() as folder:
         built = build_engine(candidate.onnx, Path(folder, "model.engine"), trt, build)
     fusion = fusion_report(parse_kernels(built.layers), candidate.onnx)
-    return Measurement(candidate, accuracy, fusion, fp32_time.p50, int8_time.p50)
+    return Measurement(candidate, found.accuracy, fusion, fp32_time.p50, int8_time.p50)
 
 
 def markdown(bench: Bench, measurements: Sequence[Measurement], num_images: int) -> str:
     """Write the table and what is needed to make it again."""
     accuracy = measurements[0].accuracy
     lines = [
-        f"`{bench.recipe.model}`, W8A8, {num_images} calibration images, {accuracy['num_images']} "
-        f"evaluation images: FP32 {accuracy['metric']} {accuracy['fp32']:.2f} %",
+        f"`{bench.recipe.model}`, W8A8, {num_images} calibration images, {accuracy.num_images} "
+        f"evaluation images: FP32 {accuracy.metric} {accuracy.fp32:.2f} %",
         "",
-        f"| tool | calibration | {accuracy['metric']} (%) | drop | agreement (%) | INT8 coverage "
+        f"| tool | calibration | {accuracy.metric} (%) | drop | agreement (%) | INT8 coverage "
         "| kernels | attention fused | p50 INT8 / FP32 (ms) | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(_row(measurement) for measurement in measurements),
@@ -247,12 +247,12 @@ def _row(measurement: Measurement) -> str:
     cells = (
         measurement.candidate.tool,
         measurement.candidate.method,
-        f"{accuracy['quantized']:.2f}",
-        f"{accuracy['drop']:.2f}",
-        f"{accuracy['agreement']:.2f}",
-        f"{fusion['int8_layers']}/{fusion['quantizable_layers']} ({fusion['int8_coverage']:.1f} %)",
-        str(fusion["kernels"]),
-        f"{fusion['fused_attention']}/{fusion['attention_blocks']}",
+        f"{accuracy.quantized:.2f}",
+        f"{accuracy.drop:.2f}",
+        f"{accuracy.agreement:.2f}",
+        f"{fusion.int8_layers}/{fusion.quantizable_layers} ({fusion.int8_coverage:.1f} %)",
+        str(fusion.kernels),
+        f"{fusion.fused_attention}/{fusion.attention_blocks}",
         f"{measurement.int8_ms:.1f} / {measurement.fp32_ms:.1f}",
         f"{measurement.int8_ms / measurement.fp32_ms:.2f}",
     )

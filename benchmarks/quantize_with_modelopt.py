@@ -12,7 +12,7 @@ from command import CommandError, run_command
 
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.graph import INPUT_NAME
-from reptrt.pipeline.data.datasets import Batches
+from reptrt.pipeline.data.datasets import LazyBatches
 
 REQUIREMENTS = Path(__file__).with_name("modelopt_requirements.txt")
 
@@ -48,7 +48,7 @@ def ensure_modelopt(venv: Path) -> Path:
 def quantize_with_modelopt(
     python: Path,
     fp32_onnx: Path,
-    batches: Batches[FloatArray],
+    batches: LazyBatches[FloatArray],
     method: str,
     precision: str,
     qdq_onnx: Path,

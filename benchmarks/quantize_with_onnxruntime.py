@@ -18,7 +18,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.graph import INPUT_NAME
-from reptrt.pipeline.data.datasets import Batches
+from reptrt.pipeline.data.datasets import LazyBatches
 
 CALIBRATION_METHODS = {
     "percentile": CalibrationMethod.Percentile,
@@ -46,7 +46,7 @@ class CalibrationImages:
     It asks for ranges in ascending order, without gaps.
     """
 
-    def __init__(self, batches: Batches[FloatArray]) -> None:
+    def __init__(self, batches: LazyBatches[FloatArray]) -> None:
         self._length, self._images, self._left = len(batches), iter(batches), 0
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class CalibrationImages:
 
 
 def quantize_with_onnxruntime(
-    fp32_onnx: Path, batches: Batches[FloatArray], method: str, qdq_onnx: Path
+    fp32_onnx: Path, batches: LazyBatches[FloatArray], method: str, qdq_onnx: Path
 ) -> None:
     """Quantize `fp32_onnx` with ONNX Runtime on `batches` of one calibration image each."""
     qdq_onnx.parent.mkdir(parents=True, exist_ok=True)

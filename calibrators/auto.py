@@ -1,4 +1,4 @@
-"""What `auto` stands for: the calibrator that suits a network."""
+"""Choose the calibrator that `auto` stands for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from reptrt.models.fuse import has_reparameterizable_blocks
 
 
 def choose_calibrator(network: nn.Module, graph: fx.Graph, num_bits: int = 8) -> str:
-    """What `auto` stands for: the name of what suits a network like this.
+    """Name of the calibrator that suits the network.
 
-    A transformer has attention, and linears that read a LayerNorm. That decides first, for blocks
-    that fuse may be mere convolutions with a BatchNorm. Measured on DeiT, MobileOne, RepVGG and YOLOv6Lite
+    Transformers (attention, and linears that read a LayerNorm) are recognised first: the fusable
+    blocks of others may be mere convolutions with a BatchNorm. Measured on DeiT, MobileOne, RepVGG and YOLOv6Lite
     (docs/results.md); for mixtures of both kinds it is a rule, without a measurement.
 
     Args:

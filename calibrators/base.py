@@ -1,4 +1,4 @@
-"""What every calibrator is: images in, scales (and perhaps weights) of a quantized model out."""
+"""The interface of calibrators: images in, scales (and perhaps weights) of a quantized model out."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class BlockFit:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What a calibrator did, beyond the quantizers it set.
+    """The report of a calibrator.
 
     Attributes:
-        method: calibrator that chose the scales; `auto` names the one it picked.
+        method: calibrator that chose the scales, also where `auto` was asked for.
         notes: facts for the report, label -> text.
         num_samples: calibration images; filled in by the pipeline, which read them.
         blocks: of calibrators that reconstruct blocks, in order.
@@ -86,7 +86,7 @@ class Calibrator(ABC):
         name: key on the command line.
         summary: one line for `reptrt calibrators`.
         default_num_samples: calibration images that it uses unless told otherwise.
-        settings: what the user chose.
+        settings: chosen by the user.
     """
 
     name: str

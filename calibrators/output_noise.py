@@ -1,4 +1,4 @@
-"""Noise at the outputs of a quantized network, against its float copy."""
+"""Noise at the outputs of a quantized network, compared with the float network."""
 
 from __future__ import annotations
 

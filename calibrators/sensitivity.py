@@ -20,7 +20,8 @@ from reptrt.calibrators.base import Batches, Progress, no_progress, share_of
 from reptrt.calibrators.histogram.best import baseline_scales
 from reptrt.calibrators.histogram.methods import observe_activations, scale_weights
 from reptrt.calibrators.output_noise import compare_scales, decibel
-from reptrt.calibrators.quantized.placement import LAYOUT, SELECTING, QuantizationPoint
+from reptrt.calibrators.quantized.moving import MOVING
+from reptrt.calibrators.quantized.placement import QuantizationPoint
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.run_nodes import float_copy
 
@@ -79,16 +80,20 @@ def compared_images(batch: torch.Tensor) -> torch.Tensor:
 
 
 def _layers_behind(model: QuantizedModel, point: QuantizationPoint) -> list[str]:
-    """Layers that read what `point` quantizes, also through a concat or another moving operator."""
+    """Layers that read what `point` quantizes, also through a concat or another moving operator.
+
+    Where only an add reads it, the layers that write it: it is float where they are.
+    """
     nodes = {node.name: node for node in model.graph_module.graph.nodes}
     found: list[str] = []
     waiting = [nodes[consumer] for _, consumer in point.edges]
     for node in waiting:
         if node.name in model.placement.layers:
             found.append(model.placement.layers[node.name])
-        elif node.target in SELECTING or node.target in LAYOUT or is_activation_call(node):
+        elif node.target in MOVING or is_activation_call(node):
             waiting.extend(node.users)
-    return found
+    layers = model.placement.layers
+    return found or [layers[value] for value in point.tensors if value in layers]
 
 
 def _measure_alone(model: QuantizedModel, measure: Noise, progress: Progress) -> dict[str, float]:

@@ -36,7 +36,7 @@ class Reconstruction(BaseModel):
         rounding: weights learned through the straight-through estimator (RepAPQ's code), AdaRound
             (arXiv:2004.10568), or left at the nearest code.
         compensate: `repquant` only: start from weights that were rounded column by column, each error
-            made up for by the next column (`reptrt.calibrators.transformers.gptq`), not from the nearest codes.
+            compensated by the next columns (`reptrt.calibrators.transformers.gptq`), not from the nearest codes.
         code_rate: Adam's rate for the weights, in codes a step: how far from the nearest code they may
             move, and how much of the calibration images they may learn by heart (reconstructed).
         affine: start of QPRep's gain and shift; `none` learns neither (start reconstructed).

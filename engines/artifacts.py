@@ -6,9 +6,11 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,7 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
         temporary.replace(path)
     except Exception as error:
         reason = _UNWRITABLE.get(_error_number(error))
@@ -60,10 +63,10 @@ def replace_when_done(path: Path) -> Iterator[Path]:
 
 
 def write_json(content: object, path: Path) -> None:
-    """Write strict, indented JSON atomically; NaN and infinities become null.
+    """Write strict, indented JSON atomically; NaN and infinities become null, records objects.
 
     Raises:
-        TypeError: a value is neither JSON nor a NumPy scalar or array, nor a path.
+        TypeError: a value is neither JSON, a dataclass, a NumPy scalar or array, nor a path.
     """
     text = json.dumps(_strict(content), indent=2, allow_nan=False)
     with replace_when_done(path) as temporary:
@@ -79,6 +82,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _error_number(error: Exception) -> int:
     """Return the system's number; libraries in Rust, such as safetensors, have it in their text."""
     if isinstance(error, OSError):
@@ -88,6 +97,8 @@ def _error_number(error: Exception) -> int:
 
 
 def _strict(value: object) -> object:
+    if is_dataclass(value):
+        return {field.name: _strict(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (np.generic, np.ndarray)):

@@ -1,4 +1,4 @@
-"""What this machine runs on: the processor's name and, through the CUDA driver, its first GPU."""
+"""This machine's processor and, through the CUDA driver, its first GPU."""
 
 from __future__ import annotations
 

@@ -1,138 +1,180 @@
-"""The keys of report.json, which are stable, with their units; any value may be None.
+"""What the stages hand each other, and the report that they end in: frozen records.
 
-Accuracies are in percent, `drop` and `max_drop` in points (fp32 - quantized), SNR in dB, latencies
-in milliseconds, sizes in bytes, times in seconds, `peak_rss_mb` in 10^6 bytes.
+Field names are the keys of report.json, fusion.json and validation.json, which are stable; a value
+that may be absent is None. Accuracies are in percent, `drop` and `max_drop` in points
+(fp32 - quantized), SNR in dB, latencies in milliseconds, sizes in bytes, times in seconds,
+`peak_rss_mb` in 10^6 bytes. Standard library only: a build kit writes its report on a device that
+has no pydantic.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from reptrt.engines.inspection.kernel import Kernel
 
 Deploy = Literal["int8", "fp16", "fp32"]
 
+Sensitivity = dict[str, float | None]
+"""Content of sensitivity.json: layer that stays float -> SNR at the outputs in dB with it in INT8."""
 
-class MetricPair(TypedDict, total=False):
+
+@dataclass(frozen=True)
+class MetricPair:
     """One metric of both models, in percent."""
 
-    fp32: float | None
-    quantized: float | None
+    fp32: float | None = None
+    quantized: float | None = None
 
 
-class Accuracy(MetricPair, total=False):
-    """The main metric; `extra` holds further ones by name."""
+@dataclass(frozen=True)
+class Accuracy:
+    """The main metric, such as `top1` or `map_50_95`; `extra` holds further ones by name."""
 
-    metric: Literal["top1", "map_50_95"]
-    drop: float | None
-    agreement: float | None
-    num_images: int | None
-    extra: dict[str, MetricPair] | None
+    metric: str
+    fp32: float | None = None
+    quantized: float | None = None
+    drop: float | None = None
+    agreement: float | None = None
+    num_images: int | None = None
+    extra: Mapping[str, MetricPair] | None = None
+
+    @property
+    def pairs(self) -> dict[str, MetricPair]:
+        """Every metric by name, the main one first."""
+        return {self.metric: MetricPair(self.fp32, self.quantized), **(self.extra or {})}
 
 
-class OutputNumerics(TypedDict, total=False):
+@dataclass(frozen=True)
+class OutputNumerics:
     """One output, or part of one, of a model against that of another; `cosine` is in -1..1.
 
     `largest_fp32` and `largest_quantized` are told of what lies in 0..1, as scores do.
     """
 
-    snr_db: float | None
-    cosine: float | None
-    largest_fp32: float | None
-    largest_quantized: float | None
+    snr_db: float | None = None
+    cosine: float | None = None
+    largest_fp32: float | None = None
+    largest_quantized: float | None = None
 
 
-class LayerSnr(TypedDict, total=False):
+Numerics = Mapping[str, OutputNumerics]
+"""By output; a value that is not finite is None."""
+
+
+@dataclass(frozen=True)
+class LayerSnr:
     """One layer's output in the Q/DQ model against the same layer in FP32."""
 
     layer: str
     op: str
-    snr_db: float | None
+    snr_db: float | None = None
 
 
-class BlockLoss(TypedDict):
+@dataclass(frozen=True)
+class BlockLoss:
     """One block that a calibrator learned: mean distance of its outputs from float, its seconds."""
 
     name: str
     stage: int
-    before: float | None
-    after: float | None
-    seconds: float | None
+    before: float | None = None
+    after: float | None = None
+    seconds: float | None = None
 
 
-class Percentiles(TypedDict, total=False):
+@dataclass(frozen=True)
+class Percentiles:
     """Latency of one inference, in milliseconds."""
 
-    p50: float | None
-    p90: float | None
-    p99: float | None
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
 
 
-class DeviceLatency(TypedDict, total=False):
+@dataclass(frozen=True)
+class DeviceLatency:
     """Latency of two engines on the GPU's clock, without the copies to and from it."""
 
-    fp16: Percentiles | None
-    quantized: Percentiles | None
+    fp16: Percentiles | None = None
+    quantized: Percentiles | None = None
 
 
-class Latency(TypedDict, total=False):
+@dataclass(frozen=True)
+class ModelLatency:
     """Latency of the models, and where it was measured; engines on a GPU, ONNX files on a CPU.
 
     An engine's holds the copies; `device_only` does not.
     """
 
-    fp32: Percentiles | None
-    fp16: Percentiles | None
-    quantized: Percentiles | None
-    device_only: DeviceLatency | None
-    backend: str | None
-    device: str | None
+    fp32: Percentiles | None = None
+    fp16: Percentiles | None = None
+    quantized: Percentiles | None = None
+    device_only: DeviceLatency | None = None
+    backend: str | None = None
+    device: str | None = None
 
 
-class Island(TypedDict, total=False):
-    """A weighted layer that runs in float."""
+@dataclass(frozen=True)
+class FloatIsland:
+    """A weighted layer that runs in float, and why."""
 
     layer: str
     op: str
     reason: str
 
 
-class OperatorIslandEntry(TypedDict, total=False):
-    """Nodes that stay as they are in the user's file, in float; `role` is "island" or "tail"."""
+@dataclass(frozen=True)
+class OperatorIsland:
+    """Nodes that stay as they are in the user's file, in float.
 
-    nodes: list[str]
-    op_types: list[str]
-    role: str
-    reason: str
-    weight_bytes: int
-
-
-class Fusion(TypedDict, total=False):
-    """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
-
-    `fused_attention` of the `attention_blocks` are one kernel each.
+    `role` is "tail" where they sort, select or decide behind the last layers, else "island";
+    `weight_bytes` is what they hold.
     """
 
-    int8_layers: int | None
-    quantizable_layers: int | None
-    int8_coverage: float | None
-    attention_blocks: int | None
-    fused_attention: int | None
-    kernels: int | None
-    float_islands: list[Island] | None
-    operator_islands: list[OperatorIslandEntry] | None
+    nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    role: str
+    reason: str
+    weight_bytes: int = 0
 
 
-class TableKernel(TypedDict, total=False):
-    """One kernel of fusion.json; tensors are [name, datatype] pairs."""
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
 
-    name: str
-    kind: str
-    onnx_layers: list[str]
-    inputs: list[list[str]]
-    weights: list[list[str]]
-    outputs: list[list[str]]
+    `fused_attention` of the `attention_blocks` are one kernel each: both products and the softmax.
+    """
+
+    int8_layers: int
+    quantizable_layers: int
+    int8_coverage: float
+    kernels: int
+    attention_blocks: int | None = None
+    fused_attention: int | None = None
+    float_islands: tuple[FloatIsland, ...] | None = None
+    operator_islands: tuple[OperatorIsland, ...] = ()
 
 
-class End2End(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class FusionReport(Fusion):
+    """Content of fusion.json; `backend` names the builder and its version."""
+
+    attention_blocks: int
+    fused_attention: int
+    float_islands: tuple[FloatIsland, ...]
+    backend: str = ""
+    fused_kernels: tuple[Kernel, ...] = ()
+
+    @property
+    def summary(self) -> Fusion:
+        """What report.json holds of it."""
+        return Fusion(**{field.name: getattr(self, field.name) for field in fields(Fusion)})
+
+
+@dataclass(frozen=True)
+class End2End:
     """What decoding and NMS inside the engine keep, and how that compares with NumPy's.
 
     `identical`: percent of `num_images` with the same classes, scores to 1e-4 and boxes to 0.01 pixel.
@@ -148,14 +190,25 @@ class End2End(TypedDict, total=False):
     backend: str
 
 
-class Gate(TypedDict, total=False):
+@dataclass(frozen=True)
+class FileSizes:
+    """Sizes in bytes."""
+
+    fp32_onnx: int | None = None
+    trt_onnx: int | None = None
+    engine: int | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
     """The accuracy gate; `max_drop` is None where none was asked for."""
 
-    max_drop: float | None
-    passed: bool | None
+    max_drop: float | None = None
+    passed: bool | None = None
 
 
-class Picture(TypedDict):
+@dataclass(frozen=True)
+class Picture:
     """One image with the detections of both models drawn on it; PNG or JPEG bytes.
 
     `note` says why it is shown.
@@ -167,25 +220,42 @@ class Picture(TypedDict):
     quantized_png: bytes
 
 
-class ComparisonRow(TypedDict):
+@dataclass(frozen=True)
+class Validation:
+    """Content of validation.json.
+
+    `numerics` compares the Q/DQ model with FP32, `engine_numerics` the engine with the Q/DQ model, and
+    `fp16_numerics` the FP16 engine with FP32; the last two are None for an engine with NMS, whose boxes
+    `end2end` compares. `shown`: of each labelled image, how many boxes both detectors show and how
+    many only one of them has; None for a classifier.
+    """
+
+    accuracy: Accuracy | None = None
+    numerics: Numerics | None = None
+    engine_numerics: Numerics | None = None
+    fp16_numerics: Numerics | None = None
+    layers: tuple[LayerSnr, ...] = ()
+    latency_ms: ModelLatency | None = None
+    end2end: End2End | None = None
+    shown: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
     """One calibrator in compare-w8a8.json; `method` is what `auto` or a fallback chose."""
 
     calibrator: str
     method: str
     num_samples: int
-    accuracy: Accuracy | None
-    numerics: dict[str, OutputNumerics]
-    seconds: float | None
-    peak_rss_mb: float | None
+    accuracy: Accuracy | None = None
+    numerics: Numerics
+    seconds: float | None = None
+    peak_rss_mb: float | None = None
 
 
-class Report(TypedDict, total=False):
-    """Content of report.json.
-
-    `numerics` compares the Q/DQ model with FP32, `engine_numerics` the engine with the Q/DQ model, and
-    `fp16_numerics` the FP16 engine with FP32; the last two are None for an engine with NMS, whose boxes
-    `end2end` compares. `deploy` is None where `deploy_reason` says so.
-    """
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """Entries of report.json that are known before an engine is built; a build kit carries them."""
 
     model: str
     calibrator: str
@@ -193,26 +263,74 @@ class Report(TypedDict, total=False):
     activation_bits: int
     precision: str
     softmax: str
-    target: str
-    backend: str
     num_samples: int
     seed: int
-    accuracy: Accuracy | None
-    accuracy_note: str | None
-    numerics: dict[str, OutputNumerics] | None
-    engine_numerics: dict[str, OutputNumerics] | None
-    fp16_numerics: dict[str, OutputNumerics] | None
-    layers: list[LayerSnr] | None
-    blocks: list[BlockLoss] | None
-    latency_ms: Latency | None
-    end2end: End2End | None
-    fusion: Fusion | None
-    size_bytes: dict[str, int | None] | None
-    seconds: dict[str, float | None] | None
-    peak_rss_mb: float | None
-    versions: dict[str, str | None] | None
-    gate: Gate | None
-    deploy: Deploy | None
-    deploy_reason: str
-    notes: list[str] | None
-    command: str | None
+    accuracy: Accuracy | None = None
+    versions: Mapping[str, str | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(RunFacts):
+    """Content of report.json.
+
+    The numerics are those of `Validation`. `deploy` is None where `deploy_reason` says so.
+    """
+
+    target: str
+    backend: str
+    accuracy_note: str | None = None
+    numerics: Numerics | None = None
+    engine_numerics: Numerics | None = None
+    fp16_numerics: Numerics | None = None
+    layers: tuple[LayerSnr, ...] = ()
+    blocks: tuple[BlockLoss, ...] = ()
+    latency_ms: ModelLatency | None = None
+    end2end: End2End | None = None
+    fusion: Fusion | None = None
+    size_bytes: FileSizes | None = None
+    seconds: Mapping[str, float | None] | None = None
+    peak_rss_mb: float | None = None
+    gate: Gate = Gate()
+    deploy: Deploy | None = None
+    deploy_reason: str = ""
+    notes: tuple[str, ...] = ()
+    plan: Mapping[str, object] | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How an engine that a kit built did on the kit's references; `failures` say what it missed.
+
+    `top1`: percent of the images with a clear class that get it. `agreement`: mean F1 of the boxes, in
+    percent. `ran`: `engine`, or `onnxruntime` where the ONNX file ran instead.
+    """
+
+    ran: str
+    top1: float | None
+    agreement: float | None
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """A layer that runs in another precision than the kit expects: `int8`, `float` or `absent`."""
+
+    layer: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KitReport(Report):
+    """Content of the report.json that a build kit writes on its device.
+
+    `accuracy` was measured where the kit was made, with `kit_versions`. `engine` and its hash are
+    None where the engine was refused.
+    """
+
+    verification: Verification
+    layer_differences: tuple[LayerDifference, ...] = ()
+    kit_versions: Mapping[str, str | None] | None = None
+    engine: str | None = None
+    engine_sha256: str | None = None

@@ -12,8 +12,9 @@ import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
 
+from reptrt.engines.data_sheet import ComputeCapability
 from reptrt.engines.device import find_gpu
-from reptrt.engines.target_table import TARGETS, Backend, ComputeCapability, Target
+from reptrt.engines.target_table import TARGETS, Backend, Target
 
 __all__ = [
     "INSTALL_HINTS",
@@ -32,7 +33,7 @@ _AUTO = "auto"
 _OLDEST = (10, 3)
 INSTALL_HINTS: dict[Backend, str] = {
     "tensorrt": "pip install 'reptrt[tensorrt]' (on a Jetson, JetPack brings it), "
-    "or choose --target tensorrt-rtx",
+    'or choose `target="tensorrt-rtx"`',
     "tensorrt_rtx": "pip install 'tensorrt-rtx>=1.7,<1.8' (Linux x86-64 or Windows only)",
     "onnxruntime": "pip install 'onnxruntime>=1.22'",
 }
@@ -119,12 +120,12 @@ def _require_gpu(target: Target) -> None:
     if gpu is None:
         raise MissingComponentError(
             f"target '{target.name}' builds on its GPU and this machine has none: run this "
-            "there, or choose --target tensorrt-rtx"
+            'there, or choose `target="tensorrt-rtx"`'
         )
     if target.compute_capabilities and gpu.compute_capability not in target.compute_capabilities:
         wanted = " or ".join(f"{major}.{minor}" for major, minor in target.compute_capabilities)
         raise MissingComponentError(
             f"target '{target.name}' needs a GPU of compute capability {wanted}, and {gpu.name} "
             f"has {gpu.compute_capability[0]}.{gpu.compute_capability[1]}: build on the device, or "
-            "choose --target tensorrt for this GPU"
+            'choose `target="tensorrt"` for this GPU'
         )

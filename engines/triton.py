@@ -76,7 +76,7 @@ def require_servable(target: Target) -> None:
     if target.backend == "tensorrt_rtx":
         raise RepositoryError(
             f"target '{target.name}': Triton's TensorRT backend cannot load engines of TensorRT-RTX;"
-            " build on the server with --target tensorrt, or serve from the CPU with --target cpu"
+            ' build on the server with `target="tensorrt"`, or serve from the CPU with `target="cpu"`'
         )
 
 
@@ -101,7 +101,7 @@ def add_version(
         number = version or max(list_versions(folder), default=0) + 1
         final = folder / str(number)
         if final.exists():
-            raise RepositoryError(f"{final}: exists; leave --version out, or give a free number")
+            raise RepositoryError(f"{final}: exists; leave `version` out, or give a free number")
         _write_config(folder, text, keep_config)
         if model.classes is not None and not (folder / LABELS).exists():
             _write(folder / LABELS, "".join(f"{name}\n" for name in model.classes))
@@ -159,7 +159,7 @@ def require_name(name: str) -> None:
         RepositoryError: it is a path, or empty.
     """
     if Path(name).name != name or name in ("", ".."):
-        raise RepositoryError(f"--name {name!r}: must be the name of a folder, not a path")
+        raise RepositoryError(f"`name` {name!r}: must be the name of a folder, not a path")
 
 
 def _make_folder(repository: Path, name: str) -> Path:
@@ -170,7 +170,7 @@ def _make_folder(repository: Path, name: str) -> Path:
         (folder / ".lock").touch()
     except OSError as error:
         raise RepositoryError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --output"
+            f"{folder}: cannot be written ({error.strerror}); choose another `output`"
         ) from None
     return folder
 
@@ -182,7 +182,7 @@ def _write_config(folder: Path, text: str, keep: bool) -> None:
     elif path.read_text(encoding="utf-8") != text and not keep:
         raise RepositoryError(
             f"{path}: is not what this model needs: it was edited, or is of another model. Keep it with"
-            " --keep-config, delete it to have it written again, or choose another --name"
+            " `keep_config`, delete it to have it written again, or choose another `name`"
         )
 
 

@@ -7,6 +7,7 @@ them. Parameters keep their state-dict names.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
@@ -89,7 +90,7 @@ def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
     if is_concrete_int(placeholder.meta["val"].shape[0]):
         raise TraceError(
             "the network fixes its batch size while it is traced, so it has no dynamic batch; "
-            "set `batch_size: 1` in the recipe (--batch-size 1)"
+            "give `batch_size=1`"
         )
 
 
@@ -141,6 +142,24 @@ def get_tensor(graph_module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
         value = getattr(value, part)
     assert isinstance(value, torch.Tensor)
     return value
+
+
+def graph_sha256(graph_module: fx.GraphModule) -> str:
+    """Digest of a traced graph: its operators in order, their arguments, and all constants."""
+    digest = hashlib.sha256()
+    for node in graph_module.graph.nodes:
+        digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+        if node.op == "get_attr":
+            digest.update(tensor_bytes(get_tensor(graph_module, node)))
+        if node.op == "call_module":
+            digest.update(repr(graph_module.get_submodule(str(node.target))).encode())
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Type, shape and values of a tensor, the same wherever it lies."""
+    values = tensor.detach().cpu().contiguous()
+    return f"{values.dtype} {list(values.shape)}".encode() + values.numpy().tobytes()
 
 
 def set_parameter(graph_module: fx.GraphModule, target: str, value: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from dataclasses import dataclass, replace
@@ -101,7 +102,7 @@ def load_model(
     spec = find_model(name)
     overrides = overrides or PreprocessOverrides()
     if task is not None and spec.task not in (None, task):
-        raise OutputError(f"{name} is made for {spec.task}; --task is for models of your own")
+        raise OutputError(f"{name} is made for {spec.task}; `task` is for models of your own")
     if spec.onnx is not None:
         return _load_onnx(spec, spec.onnx, weights, overrides, task)
     path = weights or _find_weights(spec, progress)
@@ -121,6 +122,37 @@ def load_model(
             f"{path}: names {len(checkpoint.classes)} classes, its head has {found.num_classes}"
         )
     return _describe(spec, module, found, checkpoint.classes, path, checkpoint.sha256)
+
+
+def load_module(
+    module: nn.Module,
+    name: str,
+    overrides: PreprocessOverrides | None = None,
+    task: Task | None = None,
+) -> LoadedModel:
+    """A network that the caller holds, as if it had been read: a copy in float32, on the CPU.
+
+    Args:
+        module: takes images [N, 3, H, W]; may be defined anywhere, a notebook's cell too.
+        name: that files and reports get.
+        overrides: how images are prepared; without it, as its task usually wants them.
+        task: what its outputs mean; None lets them tell.
+
+    Raises:
+        ModelRunError, OutputError: it does not run on images, or returns what its task does not.
+    """
+    own = copy.deepcopy(module).float().eval().cpu()
+    spec = ModelSpec(
+        name=name,
+        task=None,
+        build=lambda num_classes, image_size: own,
+        num_classes=None,
+        preprocess=None,
+        description="a network in memory",
+        brings_weights=True,
+    )
+    found = _examine(spec, own, task, overrides or PreprocessOverrides())
+    return _describe(spec, own, found, None, None, _digest(own))
 
 
 def load_random(
@@ -187,7 +219,7 @@ def _load_onnx(
     task: Task | None,
 ) -> LoadedModel:
     if weights is not None:
-        raise CheckpointError(f"{weights}: {path} brings its own weights; leave --weights out")
+        raise CheckpointError(f"{weights}: {path} brings its own weights; leave `weights` out")
     file = read_onnx(path)
     default = PREPROCESS[task].image_size if task else None
     size = file.image_size(overrides.image_size, default)
@@ -215,7 +247,7 @@ def _find_weights(spec: ModelSpec, progress: Progress | None) -> Path | None:
         return None
     raise MissingWeightsError(
         f"{spec.name}: no published weights that can be loaded; bring a checkpoint:"
-        f" make engine MODEL={spec.name} WEIGHTS=file (or reptrt ... --weights)"
+        f" make engine MODEL={spec.name} WEIGHTS=file (or give `weights`)"
     )
 
 
@@ -311,7 +343,7 @@ def _run(
     except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ModelRunError(
             f"{spec.name} cannot run on {'x'.join(map(str, shape))} images:"
-            f" {one_line(error)}; check --image-size"
+            f" {one_line(error)}; check `image_size`"
         ) from error
 
 

@@ -99,7 +99,7 @@ def count_classes(
             raise OutputError(
                 f"returns {shown}; a detector must return maps [images, classes + 4, h, w], one per"
                 " stride: scores in 0..1, then distances left, top, right, bottom in cells"
-                " (--task generic takes any outputs)"
+                ' (`task="generic"` takes any outputs)'
             )
         return shapes[0][1] - _BOX_SIDES
     return 0

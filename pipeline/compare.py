@@ -1,20 +1,19 @@
-"""The same model through several calibrators: one row each."""
+"""Run one model with several calibrators and tabulate the results."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from reptrt.calibrators.state import read_result
-from reptrt.engines.report_schema import ComparisonRow
+from reptrt.engines.report_schema import Accuracy, ComparisonRow, Validation
 from reptrt.pipeline.report.number_format import MISSING
 from reptrt.pipeline.report.summary import calibrator_name, worst_snr
-from reptrt.pipeline.run import Run
-from reptrt.pipeline.stages import build, calibrate, export, open_labelled, validate
+from reptrt.pipeline.run import Run, open_labelled
+from reptrt.pipeline.stages import build, calibrate, export, validate
 from reptrt.pipeline.validation.validate import engine_can_run
-from reptrt.pipeline.workspace import stage_records
+from reptrt.pipeline.workspace import read_artifact, stage_records
 
 
 def compare_calibrators(run: Run) -> ComparisonRow:
@@ -25,18 +24,18 @@ def compare_calibrators(run: Run) -> ComparisonRow:
     if engine_can_run(run.target):
         build(run)
     validate(run)
-    results = json.loads(run.workspace.validation.read_text())
+    found = read_artifact(run.workspace.validation, "validate", Validation)
     record = stage_records(run.workspace)["calibrate"]
-    found = read_result(run.workspace.calibration)
-    return {
-        "calibrator": run.recipe.calibrator,
-        "method": found.method,
-        "num_samples": found.num_samples,
-        "accuracy": results["accuracy"],
-        "numerics": results["numerics"],
-        "seconds": record["seconds"],
-        "peak_rss_mb": record["peak_rss_mb"],
-    }
+    calibration = read_result(run.workspace.calibration)
+    return ComparisonRow(
+        calibrator=run.recipe.calibrator,
+        method=calibration.method,
+        num_samples=calibration.num_samples,
+        accuracy=found.accuracy,
+        numerics=found.numerics or {},
+        seconds=record.seconds,
+        peak_rss_mb=record.peak_rss_mb,
+    )
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
@@ -46,11 +45,11 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     for header in ("FP32", "INT8", "drop", "agreement", "SNR dB", "seconds", "peak MB"):
         table.add_column(header, justify="right")
     for row in rows:
-        accuracy = row["accuracy"] or {}
-        cells = [accuracy.get("fp32"), accuracy.get("quantized"), accuracy.get("drop")]
-        cells += [accuracy.get("agreement"), worst_snr(row["numerics"]), row["seconds"]]
+        accuracy = row.accuracy or Accuracy(metric="")
+        cells = [accuracy.fp32, accuracy.quantized, accuracy.drop]
+        cells += [accuracy.agreement, worst_snr(row.numerics), row.seconds]
         written = [MISSING if cell is None else f"{cell:.2f}" for cell in cells]
-        memory = row["peak_rss_mb"]
+        memory = row.peak_rss_mb
         written.append(MISSING if memory is None else f"{memory:.0f}")
         table.add_row(calibrator_name(row), *written)
     return table

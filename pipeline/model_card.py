@@ -1,6 +1,6 @@
-"""What a reader of an ONNX file must know to feed the network and to read its outputs.
+"""The model card: preprocessing, outputs and classes of an ONNX file, in its metadata.
 
-The card travels inside the file as metadata, so every stage after export needs the file alone.
+It travels inside the file, so that every stage after export needs the file alone.
 """
 
 from __future__ import annotations

@@ -1,11 +1,17 @@
-"""What to do with one model: every choice of a run, from YAML and the command line."""
+"""What to do with one model: every choice of a run, from YAML, the command line and Python.
+
+A field is said here once: its type, bounds, default and help make the flag, the argument in Python and
+the line of the YAML file. Fields stand in sections, and a stage depends on whole sections, so that none
+of their fields can be forgotten.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
@@ -15,6 +21,9 @@ from reptrt.calibrators.settings import GIBIBYTE, Reconstruction
 from reptrt.engines.outputs.detection import DEPLOYMENT, MAX_CANDIDATES, Suppression
 
 RECIPES = Path(__file__).parent / "recipes"
+AUTO = "auto"
+Precision = Literal["fp32", "fp16"]
+Device = Literal["cpu", "cuda"]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Triple = tuple[float, float, float]
 
@@ -26,102 +35,181 @@ def _whole_size(value: object) -> object:
     return value
 
 
+Bytes = Annotated[ByteSize, BeforeValidator(_whole_size)]
+
+
 class RecipeError(ValueError):
     """A recipe or an option holds something that is not legal."""
 
     exit_code = 2
 
 
-class Recipe(BaseModel):
-    """One run. A zoo model may bring its own values in `pipeline/recipes/<model>.yaml`.
-
-    Attributes:
-        model: zoo name, `timm:NAME`, `package.module:callable` or `file.onnx`.
-        weights: checkpoint; None for the bundled or published one.
-        data: calibration images; None for the demo's own scenes.
-        evaluation: labelled images; None compares outputs only (the demo has its own scenes).
-        calibrator: key of a calibrator.
-        weight_bits: bits of the weights.
-        activation_bits: bits of the activations.
-        precision: type of everything that is not INT8; None for FP16 in networks with attention, which
-            TensorRT fuses in FP16 only, and FP32 in others.
-        first_last_bits: least bits of the first and the last layers and of what they read; None
-            treats them as all others.
-        softmax: grid of attention's probabilities; its other operands get the activations' bits.
-            "float" leaves attention float.
-        reconstruction: of calibrators that learn; see `reptrt.calibrators.settings`.
-        max_memory: most bytes of cached activations in memory; the rest goes to TMPDIR.
-        num_samples: calibration images, taken evenly at random with `seed`; None for as many as
-            the calibrator likes.
-        seed: of every random choice.
-        device: where PyTorch calibrates.
-        target: key of a target, or `auto`.
-        batch_size: fixed batch of the exported graph; None keeps it dynamic.
-        max_batch: largest batch of a dynamic engine.
-        opt_batch: batch that a dynamic engine is made fastest for.
-        workspace_limit: most GPU memory that a kernel may use as scratch; None leaves it to TensorRT.
-        optimization_level: 0 builds fastest, 5 looks longest for fast kernels; None for TensorRT's 3.
-        timing_cache: folder of kernel timings; None for one in the user's cache folder.
-        version_compatible: the engine also loads in later TensorRT; larger, perhaps slower.
-        hardware_compatible: the engine also runs on other GPUs, Ampere or newer; perhaps slower.
-        end2end: put decoding and NMS into the engine of a detector.
-        score_threshold: of such an engine; boxes must exceed it.
-        iou_threshold: of such an engine; a box that overlaps a better one by more is dropped.
-        max_detections: of such an engine; rows of its outputs.
-        max_drop: gate: most points of accuracy that INT8 may lose; None for no gate.
-        keep_float: patterns of layer names that stay float.
-        task: what the outputs of a model of the user's own mean; None lets them tell.
-        layout: how images are fitted to the input; None for the model's own.
-        channels: order in which the network wants them; None for the model's own.
-        quantize_head: whether the layers behind which no other comes are quantized; None for yes in a
-            classifier and no in others, whose prediction layers set boxes.
-        min_snr: leave layers float, those that cost the most first, until the outputs reach this many
-            dB with the best baseline; 0 quantizes all, None means 20 in detectors and 0 in others.
-        image_size: (height, width) in pixels; None for the model's own.
-        mean: per RGB channel on the 0-1 scale; None for the model's own.
-        std: per RGB channel on the 0-1 scale; None for the model's own.
-    """
+class Section(BaseModel):
+    """Fields that belong together; `title` heads them in the help."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    title: ClassVar[str] = ""
 
-    model: str
-    weights: Path | None = None
-    data: Path | None = None
-    evaluation: Path | None = None
-    calibrator: str = "auto"
-    weight_bits: Bits = 8
-    activation_bits: Bits = 8
-    precision: Literal["fp32", "fp16"] | None = None
-    first_last_bits: Bits | None = 8
-    softmax: Literal["float", "uniform", "log2"] = "float"
-    reconstruction: Reconstruction = Reconstruction()
-    max_memory: Annotated[ByteSize, BeforeValidator(_whole_size)] = ByteSize(2 * GIBIBYTE)
-    num_samples: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: Literal["cpu", "cuda"] = "cpu"
-    target: str = "auto"
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    max_batch: Annotated[int, Field(ge=1)] = 8
-    opt_batch: Annotated[int, Field(ge=1)] = 1
-    workspace_limit: Annotated[ByteSize, BeforeValidator(_whole_size), Field(gt=0)] | None = None
-    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
-    timing_cache: Path | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    end2end: bool = False
-    score_threshold: Annotated[float, Field(ge=0, lt=1)] = DEPLOYMENT.score_threshold
-    iou_threshold: Annotated[float, Field(ge=0, le=1)] = DEPLOYMENT.iou_threshold
-    max_detections: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = DEPLOYMENT.max_detections
-    max_drop: float | None = None
-    keep_float: tuple[str, ...] = ()
-    quantize_head: bool | None = None
-    min_snr: Annotated[float, Field(ge=0)] | None = None
-    task: Literal["classification", "detection", "generic"] | None = None
-    layout: Literal["crop", "letterbox"] | None = None
-    channels: Literal["rgb", "bgr"] | None = None
-    image_size: tuple[int, int] | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+
+class Network(Section):
+    """Which network, and what its outputs mean."""
+
+    title = "The network"
+
+    model: str = Field(description="zoo name, timm:NAME, package.module:callable or file.onnx")
+    weights: Path | None = Field(None, description="checkpoint: safetensors or a state dict")
+    task: Literal["classification", "detection", "generic"] | None = Field(
+        None, description="what the outputs of a model of your own mean; default: they tell"
+    )
+
+
+class Images(Section):
+    """Images, and how they become the network's input; None leaves the model's own preprocessing."""
+
+    title = "Images"
+
+    data: Path | None = Field(None, description="calibration images: a folder, .npy or .npz")
+    evaluation: Path | None = Field(
+        None,
+        description="labelled images: ImageFolder, labels.csv or COCO",
+        json_schema_extra={"flag": "--eval"},
+    )
+    image_size: tuple[int, int] | None = Field(None, description="height and width in pixels")
+    mean: Triple | None = Field(None, description="of R, G, B on the 0-1 scale")
+    std: Triple | None = Field(None, description="of R, G, B on the 0-1 scale")
+    layout: Literal["crop", "letterbox"] | None = Field(
+        None, description="how images are fitted to the input"
+    )
+    channels: Literal["rgb", "bgr"] | None = Field(
+        None, description="order in which the network wants them"
+    )
+
+
+class Quantization(Section):
+    """What becomes INT8, and on how many bits."""
+
+    title = "Quantization"
+
+    weight_bits: Bits = Field(8, description="bits of the weights")
+    activation_bits: Bits = Field(8, description="bits of the activations")
+    first_last_bits: Bits | None = Field(
+        8, description="fewest bits of the first and the last layers and of their inputs"
+    )
+    softmax: Literal["float", "uniform", "log2"] = Field(
+        "float", description="grid of attention's probabilities; float leaves attention float"
+    )
+    keep_float: tuple[str, ...] = Field((), description="patterns of layer names that stay float")
+    quantize_head: bool | None = Field(
+        None,
+        description="quantize the last layers too; default: in classifiers, not where they set boxes",
+    )
+    min_snr: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="dB at the outputs; the costliest layers stay float until they are reached; "
+        "0 quantizes all; default: 20 in detectors, else 0",
+    )
+
+
+class Calibration(Section):
+    """How scales are chosen."""
+
+    title = "Calibration"
+
+    calibrator: str = Field(AUTO, description="see `reptrt calibrators`")
+    num_samples: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="calibration images, drawn with the seed; default: the calibrator's own"
+    )
+    reconstruction: Reconstruction = Field(
+        Reconstruction(), description="how blocks are learned, as iterations=100,loss=l2"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of every random choice")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where PyTorch calibrates; auto: CUDA where PyTorch has it"
+    )
+
+
+class Build(Section):
+    """Which engine is built."""
+
+    title = "The engine"
+
+    target: str = Field(AUTO, description="where the engine will run; see `reptrt targets`")
+    precision: Precision | None = Field(
+        None, description="type of all that is not INT8; default: FP16 if there is attention"
+    )
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="fixed batch of the engine; default: dynamic"
+    )
+    max_batch: Annotated[int, Field(ge=1)] = Field(
+        8, description="largest batch of a dynamic engine"
+    )
+    opt_batch: Annotated[int, Field(ge=1)] = Field(
+        1, description="batch that a dynamic engine is made fastest for"
+    )
+    workspace_limit: Annotated[Bytes, Field(gt=0)] | None = Field(
+        None, description="most scratch memory of a kernel, as 1GiB"
+    )
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = Field(
+        None, description="0: built fastest, 5: engine fastest; TensorRT's default: 3"
+    )
+    version_compatible: bool = Field(
+        False, description="engine for later TensorRT too; larger, may be slower"
+    )
+    hardware_compatible: bool = Field(
+        False, description="engine for all GPUs since Ampere; may be slower"
+    )
+
+
+class BoxSuppression(Section):
+    """Decoding and NMS inside a detector's engine."""
+
+    title = "Boxes from the engine"
+
+    end2end: bool = Field(False, description="a detector's engine also decodes its boxes, runs NMS")
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
+        DEPLOYMENT.score_threshold, description="boxes of --end2end must exceed it"
+    )
+    iou_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
+        DEPLOYMENT.iou_threshold, description="a box that overlaps a better one by more is dropped"
+    )
+    max_detections: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = Field(
+        DEPLOYMENT.max_detections, description="most boxes of an image with --end2end"
+    )
+
+
+class Gate(Section):
+    """What the result has to reach."""
+
+    title = "The gate"
+
+    max_drop: float | None = Field(None, description="most points of accuracy that INT8 may lose")
+
+
+class Machine(Section):
+    """How this machine is used. Nothing here changes a result, and no stage depends on it."""
+
+    title = "This machine"
+
+    max_memory: Bytes = Field(
+        ByteSize(2 * GIBIBYTE),
+        description="memory for cached activations, as 4GiB; the rest goes to TMPDIR",
+    )
+    timing_cache: Path | None = Field(
+        None, description="folder of kernel timings, shared by builds; default: in the user's cache"
+    )
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    Network, Images, Quantization, Calibration, Build, BoxSuppression, Gate, Machine,
+)  # fmt: skip
+
+
+class Recipe(Machine, Gate, BoxSuppression, Build, Calibration, Quantization, Images, Network):
+    """One run. A zoo model may bring its own values in `pipeline/recipes/<model>.yaml`."""
+
+    def section(self, section: type[Section]) -> dict[str, Any]:
+        """Values of one section, as JSON has them."""
+        return self.model_dump(mode="json", include=set(section.model_fields))
 
     @property
     def suppression(self) -> Suppression | None:
@@ -131,7 +219,7 @@ class Recipe(BaseModel):
         return Suppression(self.score_threshold, self.iou_threshold, self.max_detections)
 
 
-def load_recipe(model: str, options: dict[str, Any], file: Path | None = None) -> Recipe:
+def load_recipe(model: str, options: Mapping[str, Any], file: Path | None = None) -> Recipe:
     """Recipe of `model`: defaults, then its YAML file, then `options` that are not None.
 
     Args:
@@ -148,11 +236,10 @@ def load_recipe(model: str, options: dict[str, Any], file: Path | None = None) -
     chosen = {name: value for name, value in options.items() if value is not None}
     written = values.get("reconstruction", {})
     if "reconstruction" in chosen:
-        merged = isinstance(written, dict) and {**written, **chosen["reconstruction"]}
+        merged = isinstance(written, dict) and {**written, **_as_mapping(chosen["reconstruction"])}
         chosen["reconstruction"] = merged or written
-    values = {**values, "model": model, **chosen}
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate({**values, "model": model, **chosen})
     except ValidationError as error:
         raise RecipeError(_explain(error, source)) from None
     if not recipe.end2end:
@@ -165,6 +252,19 @@ def slug(model: str) -> str:
     if _is_file(model):
         model = Path(model).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", model)
+
+
+def flag(field: str) -> str:
+    """Option of a recipe's field on the command line: `max_drop` -> `--max-drop`."""
+    extra = Recipe.model_fields[field].json_schema_extra
+    stated = extra.get("flag") if isinstance(extra, dict) else None
+    return str(stated or f"--{field.replace('_', '-')}")
+
+
+def _as_mapping(chosen: Mapping[str, Any] | Reconstruction) -> dict[str, Any]:
+    if isinstance(chosen, Reconstruction):
+        return chosen.model_dump(exclude_unset=True)
+    return dict(chosen)
 
 
 def _is_file(model: str) -> bool:
@@ -192,9 +292,9 @@ def _require_no_thresholds(recipe: Recipe) -> None:
     """Refuse thresholds that nothing would heed."""
     for name, default in vars(DEPLOYMENT).items():
         if getattr(recipe, name) != default:
-            flag = name.replace("_", "-")
             raise RecipeError(
-                f"--{flag} is of --end2end, which puts NMS into the engine: add it, or leave --{flag} out"
+                f"`{name}` is of `end2end`, which puts NMS into the engine: add it, or leave "
+                f"`{name}` out"
             )
 
 

@@ -5,33 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from torch import fx
-
-from reptrt.calibrators.auto import choose_calibrator
 from reptrt.calibrators.base import Progress
-from reptrt.calibrators.quantized.find_attention import has_attention
-from reptrt.calibrators.registry import AUTO, create_calibrator
-from reptrt.calibrators.settings import Reconstruction
+from reptrt.engines.report_schema import Sensitivity
 from reptrt.engines.target import Target
+from reptrt.models.card import ModelCard
 from reptrt.models.load import LoadedModel, load_model
 from reptrt.models.spec import PreprocessOverrides, Task
 from reptrt.pipeline.data.datasets import (
     DataError,
+    EvaluationSet,
     ImageSet,
+    open_evaluation,
     open_images,
 )
-from reptrt.pipeline.data.demo_data import calibration_scenes
-from reptrt.pipeline.export.export import Precision
-from reptrt.pipeline.export.prepare import Network, Recording, prepare_network, record_network
+from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
+from reptrt.pipeline.data.in_memory import MetricFunction
+from reptrt.pipeline.export.prepare import (
+    Network,
+    Recording,
+    network_sha256,
+    prepare_network,
+    record_network,
+)
 from reptrt.pipeline.model_card import read_card
+from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.recipe import Recipe
-from reptrt.pipeline.validation.validate import Trial
-from reptrt.pipeline.workspace import Stage, Workspace, read_artifact
-
-DETECTOR_SNR = 20.0
-"""Of a detector's outputs, in dB: what YOLOv6Lite needs (docs/results.md)."""
+from reptrt.pipeline.run_records import Inputs
+from reptrt.pipeline.stage import Stage
+from reptrt.pipeline.validation.validate import ValidationSetup
+from reptrt.pipeline.workspace import Workspace, read_artifact
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class Run:
     """One recipe on its way through the stages.
 
     Attributes:
-        recipe: what to do.
+        recipe: what the user asked for.
         target: where the engine will run.
         workspace: where the files go.
-        command: what the user typed, for sidecars and report.
+        command: what the user typed, for records and report.
         progress: called as work advances.
+        model: the network, where it is in memory; None reads `recipe.model`.
+        measure: labelled images or a metric in memory; None reads `recipe.evaluation`.
     """
 
     recipe: Recipe
@@ -51,6 +56,8 @@ class Run:
     workspace: Workspace
     command: str
     progress: Progress
+    model: LoadedModel | None = None
+    measure: EvaluationSet | None = None
 
     @property
     def scenes(self) -> Path:
@@ -60,68 +67,49 @@ class Run:
     @cached_property
     def loaded(self) -> LoadedModel:
         """Float network with its weights; read when a stage first needs it."""
+        loaded = self.model or self._load()
+        require_measurable(self.recipe, loaded.task, self.measure)
+        return loaded
+
+    def _load(self) -> LoadedModel:
         recipe = self.recipe
         overrides = PreprocessOverrides(
             recipe.image_size, recipe.mean, recipe.std, recipe.layout, recipe.channels
         )
-        loaded = load_model(
+        return load_model(
             recipe.model,
             recipe.weights,
             overrides,
             lambda done, total: self.progress("download weights", done, total or 0),
             recipe.task,
         )
-        require_measurable(recipe, loaded.task)
-        return loaded
 
     @cached_property
     def recording(self) -> Recording:
         """What the network computes: its kind is read from it, and it becomes `network`."""
-        return record_network(self.loaded, self.recipe)
+        batch_size = fixed_batch(self.loaded, self.recipe)
+        return record_network(self.loaded, choose_device(self.recipe), batch_size)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The recipe with every choice made."""
+        return make_plan(self.recipe, self.target, self.loaded, self.recording.float_graph)
 
     @cached_property
     def network(self) -> Network:
         """Traced network with quantizers; uncalibrated when first made."""
-        return prepare_network(self.loaded, self.recipe, self.sensitive, self.recording)
+        return prepare_network(self.loaded, self.plan, self.recording, self.sensitive)
+
+    @cached_property
+    def network_sha256(self) -> str:
+        """Digest of what the network computes, its constants, and how images become its input."""
+        return network_sha256(self.loaded, self.recording)
 
     @property
-    def sensitive(self) -> dict[str, float]:
+    def sensitive(self) -> Sensitivity:
         """Layers that stay float, as the stage `sensitivity` found; none where it did not run."""
         path = self.workspace.sensitivity
-        return read_artifact(path, "calibrate") if path.exists() else {}
-
-    @property
-    def min_snr(self) -> float:
-        """SNR at the outputs, in dB, for which layers stay float; 0 quantizes them all."""
-        if self.recipe.min_snr is not None:
-            return self.recipe.min_snr
-        return DETECTOR_SNR if self.loaded.task == "detection" else 0.0
-
-    @cached_property
-    def calibrator(self) -> str:
-        """How scales are chosen: what `auto` stands for, or what the recipe says."""
-        recipe = self.recipe
-        if recipe.calibrator != AUTO:
-            return recipe.calibrator
-        bits = min(recipe.weight_bits, recipe.activation_bits)
-        return choose_calibrator(self.loaded.module, self.recording.float_graph.graph, bits)
-
-    @property
-    def reconstruction(self) -> Reconstruction:
-        """How calibrators learn; a graph from a file has no blocks but its chains."""
-        chosen = self.recipe.reconstruction
-        is_imported = isinstance(self.loaded.module, fx.GraphModule)
-        if not is_imported or "units" in chosen.model_fields_set:
-            return chosen
-        return chosen.model_copy(update={"units": "chains"})
-
-    @cached_property
-    def precision(self) -> Precision:
-        """Type of everything that is not INT8: what the recipe says, or what suits the network."""
-        if self.recipe.precision is not None:
-            return self.recipe.precision
-        on_gpu = self.target.backend != "onnxruntime"
-        return "fp16" if on_gpu and has_attention(self.recording.float_graph.graph) else "fp32"
+        return read_artifact(path, "sensitivity", Sensitivity) if path.exists() else {}
 
     @property
     def engine_onnx(self) -> Path:
@@ -129,41 +117,56 @@ class Run:
         return self.workspace.end2end_onnx if self.recipe.end2end else self.workspace.trt_onnx
 
     @property
-    def trial(self) -> Trial:
+    def validation_setup(self) -> ValidationSetup:
         """What is validated, and how it runs."""
         recipe = self.recipe
         batch_size = read_card(self.workspace.trt_onnx).batch_size
-        return Trial(self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch)
+        return ValidationSetup(
+            self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch
+        )
 
     @cached_property
     def images(self) -> ImageSet:
         """Calibration images."""
-        recipe = self.recipe
-        folder = recipe.data or calibration_scenes(recipe.model, self.scenes)
-        limit = recipe.num_samples or create_calibrator(self.calibrator).default_num_samples
-        return open_images(folder, self.loaded.preprocess, limit=limit, seed=recipe.seed)
+        plan = self.plan
+        folder = plan.data or calibration_scenes(plan.model, self.scenes)
+        preprocess = self.loaded.preprocess
+        return open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
 
-    def stage(
-        self, name: str, inputs: dict[str, Any], *artifacts: str, shared: bool = False
-    ) -> Stage:
+    def stage(self, name: str, inputs: Inputs, *artifacts: str, shared: bool = False) -> Stage:
         """Stage `name` that writes the workspace's `artifacts`; see `Stage` for `shared`."""
         paths = [getattr(self.workspace, artifact) for artifact in artifacts]
         return Stage(name, self.command, self.recipe.seed, inputs, paths, shared)
 
 
-def require_measurable(recipe: Recipe, task: Task) -> None:
+def open_labelled(run: Run, network: ModelCard | LoadedModel) -> EvaluationSet | None:
+    """Labelled images, or the metric, of this run; None where there are none.
+
+    Raises:
+        DataError: they are not what the network wants, or it does nothing that could be measured.
+    """
+    if run.measure is not None:
+        return run.measure
+    require_measurable(run.recipe, network.task)
+    folder = run.recipe.evaluation or evaluation_scenes(run.recipe.model, run.scenes)
+    if folder is None:
+        return None
+    return open_evaluation(
+        folder, network.task, network.preprocess, network.num_classes, network.classes
+    )
+
+
+def require_measurable(recipe: Recipe, task: Task, measure: EvaluationSet | None = None) -> None:
     """Refuse to measure the accuracy of outputs whose meaning is unknown.
 
     Raises:
         DataError: the recipe asks for it.
     """
-    asked = [
-        flag
-        for flag, value in (("--eval", recipe.evaluation), ("--max-drop", recipe.max_drop))
-        if value is not None
-    ]
-    if task == "generic" and asked:
+    options = (("`evaluate`", recipe.evaluation), ("`max_drop`", recipe.max_drop))
+    asked = [name for name, value in options if value is not None]
+    if task == "generic" and asked and not isinstance(measure, MetricFunction):
         raise DataError(
             f"{recipe.model}: the meaning of its outputs is unknown, so it has no accuracy for"
-            f" {' and '.join(asked)}: leave them out, or say --task classification or detection"
+            f" {' and '.join(asked)}: leave them out, give `task` (classification or detection), or"
+            " measure it with a function of your own (in Python)"
         )

@@ -1,39 +1,34 @@
 """One folder per model, calibrator and target; every file in it is whole and says where it is from.
 
-Beside each artifact lies a sidecar, `<artifact>.json`: hashes of everything its stage read, the
-artifact's own hash, seconds, versions, seed and command. A stage whose inputs are what the sidecars
-say, and whose artifacts are still what it wrote, is skipped. A shared stage also takes such artifacts
-from another run of the model: calibration does not depend on the target.
+`run.json` in it holds one record per finished stage (`reptrt.pipeline.run_records`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import resource
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.file_lock import hold_lock
 from reptrt.pipeline.recipe import Recipe, slug
+from reptrt.pipeline.records import read_record
+from reptrt.pipeline.run_records import (
+    Inputs,
+    StageRecord,
+    as_json,
+    forget_stage,
+    read_records,
+    sha256_or_none,
+)
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
-PACKAGES = (
-    "reptrt", "torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnx-graphsurgeon", "onnx2torch",
-    "polygraphy", "tensorrt-rtx", "tensorrt", "numpy",
-)  # fmt: skip
 CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
+COMMANDS = {"sensitivity": "calibrate", "end2end": "export", "fp16": "validate"}
+"""Stages that a command of another name walks."""
 ARTIFACTS = {
     "sensitivity": "sensitivity.json",
     "calibration": "calibration.safetensors",
@@ -81,103 +76,6 @@ class Workspace:
     log: Path
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the road, as the sidecars tell it.
-
-    Attributes:
-        name: `sensitivity`, `calibrate`, `export`, `build`, `fp16`, `validate` or `report`.
-        command: what the user typed.
-        seed: of the run.
-        inputs: everything that the result depends on; JSON values, files by their hash.
-        artifacts: files that the stage writes.
-        shared: other runs of the model may lend theirs, in `<root>/<model>/<calibrator>/<target>`.
-    """
-
-    name: str
-    command: str
-    seed: int
-    inputs: Mapping[str, Any]
-    artifacts: Sequence[Path]
-    shared: bool = False
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Call `work`, which writes the artifacts, unless they are fresh; then write sidecars."""
-        if self._is_fresh():
-            logger.info("%s: fresh, skipped", self.name)
-            return
-        for artifact in self.artifacts:  # a killed run must not look finished
-            _sidecar(artifact).unlink(missing_ok=True)
-        if self.shared and self._borrow():
-            return
-        logger.info("%s: started", self.name)
-        started = time.monotonic()
-        work()
-        seconds = round(time.monotonic() - started, 2)
-        for artifact in self.artifacts:
-            write_json(self._record(artifact, seconds), _sidecar(artifact))
-        logger.info("%s: finished in %.1f s", self.name, seconds)
-
-    @contextmanager
-    def unfinished(self) -> Iterator[Path]:
-        """Folder, perhaps of an earlier run that was stopped, for work on these very inputs.
-
-        It goes when the work is done, and with it those that other inputs left.
-        """
-        parent = self.artifacts[0].with_name(f"{self.name}.unfinished")
-        facts = json.dumps([dict(self.inputs), installed_versions()], sort_keys=True)
-        yield parent / hashlib.sha256(facts.encode()).hexdigest()[:16]
-        shutil.rmtree(parent, ignore_errors=True)
-
-    def _record(self, artifact: Path, seconds: float) -> dict[str, Any]:
-        return {
-            "artifact": artifact.name,
-            "sha256": file_sha256(artifact),
-            "stage": self.name,
-            "inputs": dict(self.inputs),
-            "seed": self.seed,
-            "seconds": seconds,
-            "peak_rss_mb": round(peak_rss_bytes() / 1e6, 1),
-            "versions": installed_versions(),
-            "command": self.command,
-        }
-
-    def _borrow(self) -> bool:
-        """Copy what another run of the model made of the same inputs; False where there is none."""
-        for folder in sorted(self.artifacts[0].parents[2].glob("*/*")):
-            lent = [folder / artifact.name for artifact in self.artifacts]
-            records = list(filter(None, map(self._fresh_record, lent)))
-            if len(records) == len(lent) and self._copy(lent, records):
-                logger.info("%s: same inputs as in %s, copied from there", self.name, folder)
-                return True
-        return False
-
-    def _copy(self, lent: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> bool:
-        """Copy artifacts, then sidecars; False if another process replaced an artifact meanwhile."""
-        for source, record, artifact in zip(lent, records, self.artifacts, strict=True):
-            with replace_when_done(artifact) as temporary:
-                shutil.copyfile(source, temporary)
-            if file_sha256(artifact) != record["sha256"]:
-                return False
-        for source, record, artifact in zip(lent, records, self.artifacts, strict=True):
-            write_json({**record, "copied_from": source}, _sidecar(artifact))
-        return True
-
-    def _is_fresh(self) -> bool:
-        return all(map(self._fresh_record, self.artifacts))
-
-    def _fresh_record(self, artifact: Path) -> dict[str, Any] | None:
-        """Sidecar of an artifact that is what this stage would make; None for any other."""
-        record = _read_sidecar(artifact)
-        is_fresh = (
-            record is not None
-            and record.get("inputs") == json.loads(json.dumps(dict(self.inputs)))
-            and record.get("versions") == installed_versions()
-            and record.get("sha256") == _sha256_or_none(artifact)
-        )
-        return record if is_fresh else None
-
-
 def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
     """Make the folder of this run.
 
@@ -191,7 +89,7 @@ def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
         (folder / ARTIFACTS["log"]).open("a").close()
     except OSError as error:
         raise WorkspaceError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --workspace"
+            f"{folder}: cannot be written ({error.strerror}); choose another `workspace`"
         ) from None
     files = ARTIFACTS if target != CPU else {**ARTIFACTS, "engine": CPU_ENGINE}
     return Workspace(folder, **{name: folder / file for name, file in files.items()})
@@ -201,6 +99,7 @@ def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
 def hold_workspace(workspace: Workspace, waiting: Callable[[], None]) -> Iterator[None]:
     """Keep other processes out of the folder of this run; `waiting` is called if one is in it."""
     with hold_lock(workspace.log, waiting):
+        _drop_former_sidecars(workspace)
         yield
 
 
@@ -208,76 +107,77 @@ def require(path: Path, stage: str) -> Path:
     """Return `path`, which `stage` writes.
 
     Raises:
-        WorkspaceError: it is not there yet, or the last run of `stage` was stopped.
+        WorkspaceError: it is not there yet, the last run of `stage` was stopped, or something else
+            has changed it.
     """
-    if not path.exists() or _read_sidecar(path) is None:
-        raise WorkspaceError(f"{path}: not made yet; run `reptrt {stage} MODEL` first")
+    record = read_records(path.parent).get(stage)
+    digest = None if record is None else record.artifacts.get(path.name)
+    command = COMMANDS.get(stage, stage)
+    if digest is None or not path.exists():
+        raise WorkspaceError(f"{path}: not made yet; run `reptrt {command} MODEL` first")
+    if digest != sha256_or_none(path):
+        raise WorkspaceError(
+            f"{path}: is not what was written there; run `reptrt {command} MODEL` again"
+        )
     return path
 
 
-def read_artifact(path: Path, stage: str) -> dict[str, Any]:
-    """Content of a JSON file that `stage` wrote.
+def read_artifact(path: Path, stage: str, record: type[T]) -> T:
+    """Content of a JSON file that `stage` wrote, as a `record` of `reptrt.engines.report_schema`.
 
     Raises:
-        WorkspaceError: it is not there yet, or something else has changed it.
+        WorkspaceError: see `require`.
+        RecordError: it is no such record.
     """
-    record = _read_sidecar(require(path, stage)) or {}
-    if record.get("sha256") != _sha256_or_none(path):
+    return read_record(require(path, stage), record)
+
+
+def require_same(folder: Path, stage: str, inputs: Inputs) -> None:
+    """Refuse what `stage` made of other inputs than these.
+
+    Args:
+        folder: of the run.
+        stage: that made it.
+        inputs: those of its inputs that the reader knows too.
+
+    Raises:
+        WorkspaceError: an input differs.
+    """
+    record, command = read_records(folder).get(stage), COMMANDS.get(stage, stage)
+    if record is None:
+        raise WorkspaceError(f"{folder}: no finished {stage}; run `reptrt {command} MODEL` first")
+    different = [
+        name for name, value in as_json(inputs).items() if record.inputs.get(name) != value
+    ]
+    if different:
         raise WorkspaceError(
-            f"{path}: is not what was written there; run `reptrt {stage} MODEL` again"
+            f"{folder}: what {stage} left there is of another {', '.join(different)}; run"
+            f" `reptrt {command} MODEL` again with these options"
         )
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def discard(artifact: Path) -> None:
     """Remove what an earlier run made and this one does not."""
-    _sidecar(artifact).unlink(missing_ok=True)
+    for name, record in read_records(artifact.parent).items():
+        if artifact.name in record.artifacts:
+            forget_stage(artifact.parent, name)
     artifact.unlink(missing_ok=True)
 
 
-def stage_records(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """What the sidecars say of each finished stage, in the order of the road."""
-    records: dict[str, dict[str, Any]] = {}
+def stage_records(workspace: Workspace) -> dict[str, StageRecord]:
+    """Records of the finished stages, in the order of the road."""
+    records = read_records(workspace.folder)
+    road = [getattr(workspace, field.name).name for field in fields(workspace)]
+
+    def place(record: StageRecord) -> int:
+        return min((road.index(name) for name in record.artifacts if name in road), default=0)
+
+    return dict(sorted(records.items(), key=lambda item: place(item[1])))
+
+
+def _drop_former_sidecars(workspace: Workspace) -> None:
+    """Remove `<artifact>.json` files of earlier versions, which nothing reads now."""
     for field in fields(workspace):
-        record = _read_sidecar(getattr(workspace, field.name))
-        if record is not None:
-            records[record["stage"]] = record
-    return records
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide a result."""
-    found: dict[str, str] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def peak_rss_bytes() -> int:
-    """Most memory that this process has held so far."""
-    kibibytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes
-
-
-def _read_sidecar(artifact: Path) -> dict[str, Any] | None:
-    """Record of a finished stage; None where it is missing or not what `Stage` writes."""
-    try:
-        record = json.loads(_sidecar(artifact).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "stage" in record else None
-
-
-def _sha256_or_none(path: Path) -> str | None:
-    try:
-        return file_sha256(path)
-    except OSError:
-        return None
-
-
-def _sidecar(artifact: Path) -> Path:
-    return artifact.with_name(f"{artifact.name}.json")
+        path: Path = getattr(workspace, field.name)
+        if path != workspace.folder:
+            path.with_name(f"{path.name}.json").unlink(missing_ok=True)

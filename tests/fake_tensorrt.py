@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from polygraphy.backend.onnxrt import OnnxrtRunner
 
 from reptrt.engines.device import Gpu
 from reptrt.engines.runtime import runners
@@ -68,7 +67,9 @@ class OnnxEngine:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shapes.get(name, (-1,))
+        declared = {**self.inputs, **self.outputs}[name].shape
+        open_sides = tuple(side if isinstance(side, int) else -1 for side in declared)
+        return self.shapes.get(name, open_sides)
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
@@ -108,11 +109,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, max_batch: int = 8) -> None:
     tensorrt = SimpleNamespace(
         ILogger=Logger, Runtime=Runtime, TensorIOMode=modes, __version__="11.1"
     )
-    polygraphy = SimpleNamespace(
-        EngineFromPath=lambda path: lambda: _open(Path(path).read_bytes())[1],
-        TrtRunner=OnnxrtRunner,
-    )
-    fakes = {"tensorrt": tensorrt, "tensorrt_rtx": tensorrt, "polygraphy.backend.trt": polygraphy}
+    fakes = {"tensorrt": tensorrt, "tensorrt_rtx": tensorrt}
 
     def open_stream() -> Stream:
         streams.append(Stream())
@@ -122,6 +119,5 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, max_batch: int = 8) -> None:
         runners, "require_module", lambda name, hint: fakes.get(name) or require_module(name, hint)
     )
     monkeypatch.setattr(runners, "open_stream", open_stream)
-    monkeypatch.setattr(runners, "select_polygraphy_backend", lambda backend: None)
     for module in (runners, validate):
         monkeypatch.setattr(module, "find_gpu", lambda: GPU)

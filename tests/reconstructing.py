@@ -17,7 +17,7 @@ from reptrt.calibrators.quantized.run_nodes import float_overrides, run_nodes
 from reptrt.calibrators.reconstruction import reconstruct as reconstruction
 from reptrt.calibrators.reconstruction.across_block import size
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
-from reptrt.calibrators.reconstruction.block_inputs import Walk
+from reptrt.calibrators.reconstruction.block_inputs import BlockInputs
 from reptrt.calibrators.reconstruction.blocks import find_blocks
 from reptrt.calibrators.reconstruction.objective import BlockDistances, Distances
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
@@ -124,7 +124,7 @@ class Stand:
     """
 
     model: QuantizedModel
-    walk: Walk
+    walk: BlockInputs
     chosen: Reconstruction
     index: int
 
@@ -142,7 +142,9 @@ class Stand:
         create_calibrator("mae").calibrate(model, batches())
         clip_weights(model)
         blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
-        walk = Walk(model, blocks, batches(), ActivationCache(GIBIBYTE), float_overrides(model))
+        walk = BlockInputs(
+            model, blocks, batches(), ActivationCache(GIBIBYTE), float_overrides(model)
+        )
         for block in blocks[:index]:
             walk.pass_in_float(block)
             walk.pass_quantized(block)

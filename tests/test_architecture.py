@@ -89,9 +89,7 @@ def length_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -
 
 def test_there_is_something_to_check() -> None:
     assert {name.split(".")[1] for name in MODULES} == set(PACKAGES)
-    assert "reptrt.engines.build.builder" in set(
-        imported_at_load(ROOT / "pipeline" / "engine_file.py")
-    )
+    assert "reptrt.engines.build.builder" in set(imported_at_load(ROOT / "pipeline" / "build.py"))
 
 
 @each_file

@@ -1,1 +1,1 @@
-"""Baselines: scales from what an observer saw of each tensor."""
+"""Baselines: scales from a histogram of each tensor."""

@@ -48,7 +48,7 @@ class HistogramCalibrator(Calibrator):
     def scale_activations(
         self, model: QuantizedModel, observers: Mapping[str, HistogramObserver]
     ) -> None:
-        """Set every activation quantizer from what its observer saw."""
+        """Set every activation quantizer from its histogram."""
         for name, quantizer in model.activation_quantizers.items():
             seen, is_log = observers[name], isinstance(quantizer, LogSqrt2Quantizer)
             amax = seen.amax if is_log else self.choose_amax(seen, quantizer.grid)

@@ -1,4 +1,4 @@
-"""Streaming range statistics: what a quantizer saw, in memory that does not grow with the images."""
+"""Streaming histograms of activations, in memory that does not grow with the images."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ObservationError(ValueError):
 def observing(
     quantizers: Mapping[str, TensorQuantizer],
 ) -> Iterator[dict[str, HistogramObserver]]:
-    """Attach one observer per quantizer to what flows into it."""
+    """Attach one observer to the input of each quantizer."""
     observers = {name: HistogramObserver() for name in quantizers}
     hooks = [
         quantizer.register_forward_pre_hook(

@@ -2,8 +2,8 @@
 
 An INT8 kernel adds products of codes in INT32; one step of that sum is worth input scale x weight
 scale. ONNX Runtime rounds the bias to such steps when it fuses a layer. Rounding it here makes that
-exact, so that PyTorch, ONNX Runtime and an integer kernel add the same number. Before a tensor whose
-codes travel less 128 (`reptrt.calibrators.quantized.half_range`) that number is the bias less the offset.
+exact, so that PyTorch, ONNX Runtime and an integer kernel add the same number. Where the output's codes
+are stored lower by 128 (`reptrt.calibrators.quantized.half_range`), it is the bias minus that offset.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.quantized.half_range import producer_offset
-from reptrt.calibrators.quantized.placement import SELECTING
+from reptrt.calibrators.quantized.moving import SELECTING
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 

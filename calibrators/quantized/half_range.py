@@ -43,7 +43,7 @@ def shiftable_points(model: QuantizedModel) -> frozenset[str]:
 
 
 def real_offset(module: fx.GraphModule, node: fx.Node) -> float:
-    """What a tensor travels less, where `node` calls a quantizer with an offset; else 0."""
+    """Offset, in real units, by which the tensor quantized by `node` is stored lower; 0 without one."""
     if node.op != "call_module":
         return 0.0
     quantizer = _quantizer(module, node)
@@ -52,9 +52,9 @@ def real_offset(module: fx.GraphModule, node: fx.Node) -> float:
 
 
 def producer_offset(module: fx.GraphModule, call: fx.Node) -> float:
-    """The part of `real_offset` that the layer in front of the ReLU takes: all of it or 0.
+    """The part of `real_offset` that the bias of the layer in front of the ReLU absorbs: all of it or 0.
 
-    All where INT8 then saturates at the code of 0, so that the ReLU may go.
+    All of it where INT8 saturation then does the ReLU's work.
     """
     is_unsigned = call.op == "call_module" and not _quantizer(module, call).zero_point.any()
     return real_offset(module, call) if is_unsigned and is_shiftable(call) else 0.0

@@ -5,9 +5,12 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
 1. every input of a convolution or linear is quantized, activation and weight;
 2. operators that only move or select values (max-pool, concat, nearest upsampling, reshape, ...)
    keep the integer grid: what flows through them into quantized layers shares one scale, so no
-   concat ever requantizes;
+   concat ever requantizes. The quantizer stands in front of max-pool and concat, but behind an
+   upsampling, which takes no integers (`reptrt.calibrators.quantized.moving`);
 3. a residual add reads the skip connection through the quantizer that a convolution already put
-   there, so the skip travels as INT8, also where it is multiplied by a constant on its way;
+   there, so the skip travels as INT8, also where it is multiplied by a constant on its way. Where
+   both sides are convolutions, the output of the shortcut, the one with fewer layers before it,
+   gets a quantizer: with a float skip TensorRT writes float behind the other convolution too;
 4. on request (`softmax`), both products of every attention read quantized operands: query, key,
    probabilities and value, each with a scale of its own, whatever layers the recipe names;
 5. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit
@@ -20,11 +23,10 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import getitem
-from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -36,6 +38,7 @@ from reptrt.calibrators.quantized.find_attention import (
     find_attention,
     operands,
 )
+from reptrt.calibrators.quantized.moving import LAYOUT, MOVING, SELECTING
 from reptrt.models.graph import layer_name
 from reptrt.models.onnx_import.island_op import is_island
 
@@ -47,40 +50,21 @@ TRANSPOSED = (
     aten.conv_transpose2d.input,
     aten.conv_transpose3d.input,
 )
-# Selecting or merging operators: quantize before them, they run on INT8 themselves.
-SELECTING = (
-    aten.cat.default,
-    aten.max_pool2d.default,
-    aten.upsample_nearest2d.vec,
-    aten.upsample_nearest2d.default,
-)
-# Layout operators: the values are the same, only elsewhere.
-LAYOUT = (
-    aten.reshape.default,
-    aten.view.default,
-    aten.flatten.using_ints,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.expand.default,
-    aten.unbind.int,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.roll.default,
-    getitem,
-)
 ADDS = (aten.add.Tensor,)
+ACTIVATIONS = (
+    aten.relu.default,
+    aten.silu.default,
+    aten.hardswish.default,
+    aten.hardtanh.default,
+    aten.leaky_relu.default,
+    aten.gelu.default,
+)
 SCALINGS = (aten.mul.Tensor,)
 PREDICTION = (
     "last layer of a network that is no classifier: a step of its grid shows in the boxes, masks or"
-    " values that it makes (--quantize-head quantizes it)"
+    " values that it makes (`quantize_head=True` quantizes it)"
 )
-SENSITIVE = "INT8 costs too much here (--min-snr 0 quantizes it all the same)"
+SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
 
 
 @dataclass(frozen=True)
@@ -125,7 +109,7 @@ def place_quantizers(
     keep_float: Sequence[str] = (),
     *,
     quantize_head: bool = True,
-    sensitive: Mapping[str, float] = MappingProxyType({}),
+    sensitive: Collection[str] = (),
     softmax: Softmax = "float",
 ) -> Placement:
     """Decide which edges of `graph` are quantized.
@@ -147,7 +131,7 @@ def place_quantizers(
     for node in graph.nodes:
         if node.name in layers:
             edges.add(node.args[0], node)
-    _reuse_for_residual_adds(graph, edges)
+    _quantize_skips(graph, edges, layers)
     attention = [] if softmax == "float" else find_attention(graph)
     for product in (node for pair in attention for node in pair):
         for operand in operands(product):
@@ -262,7 +246,7 @@ def keeps_grid(node: fx.Node) -> bool:
     """Whether `node` only moves, selects or joins values; the outputs of an island are new ones."""
     if node.target is getitem:
         return isinstance(node.args[0], fx.Node) and not is_island(node.args[0])
-    return node.target in SELECTING or node.target in LAYOUT
+    return node.target in MOVING
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
@@ -271,16 +255,37 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return [source for source in inputs if isinstance(source, fx.Node)]
 
 
-def _reuse_for_residual_adds(graph: fx.Graph, edges: _Edges) -> None:
-    quantized = edges.values()
+def _quantize_skips(graph: fx.Graph, edges: _Edges, layers: Mapping[str, str]) -> None:
+    """Let residual adds read one side quantized: the convolution on the other then writes INT8."""
+    quantized, depth = edges.values(), _depths(graph)
     for node in graph.nodes:
-        if node.target in ADDS:
-            reads = [_behind_scaling(source, node) for source in node.args[:2]]
-            skips = [(value, reader) for value, reader in reads if value in quantized]
-            if len(skips) == 2:  # one may be the branch: its convolution fuses with a float add
-                skips = [(value, reader) for value, reader in skips if value.target not in WEIGHTED]
-            for value, reader in skips:
-                edges.read_quantized(value, reader)
+        if node.target not in ADDS:
+            continue
+        reads = [_behind_scaling(source, node) for source in node.args[:2]]
+        nodes = [(value, reader) for value, reader in reads if isinstance(value, fx.Node)]
+        skips = [(value, reader) for value, reader in nodes if value in quantized]
+        if len(skips) == 2:  # one may be the branch: its convolution fuses with a float add
+            skips = [(value, reader) for value, reader in skips if value.target not in WEIGHTED]
+        branches = [value for value, _ in nodes if value.name in layers]
+        if not skips and len(branches) == 2 and _is_quantized_next(node, quantized):
+            skips = [min(nodes, key=lambda read: depth[read[0]])]
+        for value, reader in skips:
+            edges.read_quantized(value, reader)
+
+
+def _depths(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Most convolutions and linears on a way from the images to each node, itself included."""
+    depth: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        before = max((depth[source] for source in node.all_input_nodes), default=0)
+        depth[node] = before + (node.target in WEIGHTED)
+    return depth
+
+
+def _is_quantized_next(value: fx.Node, quantized: set[fx.Node]) -> bool:
+    """Whether `value` is quantized, at once or behind activations and products."""
+    behind = [user for user in value.users if user.target in (*ACTIVATIONS, *SCALINGS)]
+    return value in quantized or any(_is_quantized_next(user, quantized) for user in behind)
 
 
 def _behind_scaling(source: object, add: fx.Node) -> tuple[object, fx.Node]:

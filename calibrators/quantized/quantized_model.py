@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
+from reptrt.calibrators.quantized.moving import SELECTING
 from reptrt.calibrators.quantized.placement import (
-    SELECTING,
     TRANSPOSED,
     WEIGHTED,
     Placement,

@@ -25,7 +25,7 @@ class IntegerGrid:
     """Codes of a quantizer.
 
     Attributes:
-        num_bits: 2..8; the codes travel as INT8, less `offset` (below 8 bits behind a Clip).
+        num_bits: 2..8; the codes are stored as INT8, minus `offset` (below 8 bits behind a Clip).
         quant_min: lowest code.
         quant_max: highest code.
     """
@@ -61,7 +61,7 @@ class IntegerGrid:
 
     @property
     def offset(self) -> int:
-        """Codes travel as int8 minus this: 128 where they end at 255, else 0."""
+        """Subtracted from codes to store them as int8: 128 where they end at 255, else 0."""
         return max(0, self.quant_max - 127)
 
 
@@ -101,7 +101,7 @@ class TensorQuantizer(nn.Module):
     def set_amax(self, amax: torch.Tensor) -> None:
         """Make the quantizer symmetric, its highest code standing for `amax` (shape of `scale`, >= 0).
 
-        A dead channel gets a small step, and a dead tensor, for which any step will do, 1.
+        A channel of zeros gets a small step, and a tensor of zeros the step 1.
         """
         self._set_scale(amax.to(self.scale) / self.grid.quant_max)
         self.zero_point.zero_()
@@ -129,7 +129,7 @@ class TensorQuantizer(nn.Module):
 
     @property
     def offset(self) -> int:
-        """Multiples of the step travel as int8 minus this; 0 but for some 8-bit activations."""
+        """Subtracted from multiples of the step to store them as int8; 0 but for some 8-bit activations."""
         return self.grid.offset - int(self.zero_point) if self.grid.offset else 0
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ class LogSqrt2Quantizer(TensorQuantizer):
 
     @property
     def offset(self) -> int:
-        """0: nothing travels."""
+        """0: its codes are not stored as int8."""
         return 0
 
     def set_amax(self, amax: torch.Tensor) -> None:

@@ -72,7 +72,7 @@ def _call(
 
 
 def float_overrides(model: QuantizedModel) -> Overrides:
-    """Turn `model` into the float network that it is now, whatever becomes of its weights later."""
+    """Overrides that make `model` the float network of its present weights, even if those change later."""
     overrides: dict[fx.Node, Callable[..., torch.Tensor]] = {}
     for node in model.graph_module.graph.nodes:
         if node.op == "call_module":
@@ -83,7 +83,7 @@ def float_overrides(model: QuantizedModel) -> Overrides:
 
 
 def float_copy(model: QuantizedModel) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
-    """The float network that `model` is now, whatever becomes of it later."""
+    """A copy of the float network of `model`, which later changes do not reach."""
     graph_module = copy.deepcopy(model.graph_module)
     for module in graph_module.modules():
         if isinstance(module, TensorQuantizer):

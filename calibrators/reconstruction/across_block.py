@@ -1,4 +1,4 @@
-"""Across-Block Calibration: learn every quantizer so that block and stage stay what they are in float.
+"""Across-Block Calibration: learn every quantizer so that the outputs of block and stage stay close to float.
 
 RepAPQ, "Towards Accurate Post-training Quantization for Reparameterized Models"
 (https://arxiv.org/abs/2402.16121). Block by block, on the outputs of the quantized blocks before it,
@@ -40,7 +40,7 @@ from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, float_overrides
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
 from reptrt.calibrators.reconstruction.baseline_guard import Guard, start_at_best_baseline
-from reptrt.calibrators.reconstruction.block_inputs import Statistics, Walk
+from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statistics
 from reptrt.calibrators.reconstruction.blocks import Block, find_blocks, rest_of_stage
 from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
 from reptrt.calibrators.reconstruction.objective import BlockDistances
@@ -78,7 +78,7 @@ class AcrossBlockCalibrator(Calibrator):
         """Calibrate `model` without learning: where the learning starts, and what it must beat.
 
         Returns:
-            What compares the result with this start, and what turns the model into the float network.
+            A guard that compares the result with this start, and overrides for the float network.
         """
         guard = start_at_best_baseline(model, batches, chosen, progress)
         return guard, float_overrides(model)
@@ -102,8 +102,8 @@ class AcrossBlockCalibrator(Calibrator):
         guard, float_network = self.start(model, batches, chosen, start)
         learning = share_of(progress, self.name, START_SHARE, 1.0)
         with ActivationCache(self.settings.max_memory) as cache:
-            walk = Walk(model, blocks, batches, cache, float_network)
-            fits = tuple(self._fit_blocks(model, walk, chosen, learning))
+            block_inputs = BlockInputs(model, blocks, batches, cache, float_network)
+            fits = tuple(self._fit_blocks(model, block_inputs, chosen, learning))
         method, decibels = guard.keep_better(self.name)
         notes = {"Output SNR on the calibration images": decibels}
         if method != self.name:
@@ -111,28 +111,32 @@ class AcrossBlockCalibrator(Calibrator):
         return CalibrationResult(method, notes, blocks=fits)
 
     def _fit_blocks(
-        self, model: QuantizedModel, walk: Walk, chosen: Reconstruction, progress: Progress
+        self,
+        model: QuantizedModel,
+        block_inputs: BlockInputs,
+        chosen: Reconstruction,
+        progress: Progress,
     ) -> list[BlockFit]:
-        if walk.batch_size is not None:
-            chosen = chosen.model_copy(update={"batch_size": walk.batch_size})
+        if block_inputs.batch_size is not None:
+            chosen = chosen.model_copy(update={"batch_size": block_inputs.batch_size})
         final: set[TensorQuantizer] = set()
         fits: list[BlockFit] = []
-        steps = Steps(walk.blocks, chosen.iterations, progress)
-        for index, block in enumerate(walk.blocks):
-            statistics = walk.statistics(block)
+        steps = Steps(block_inputs.blocks, chosen.iterations, progress)
+        for index, block in enumerate(block_inputs.blocks):
+            statistics = block_inputs.statistics(block)
             affines = choose_affines(model, block, statistics, chosen.affine)
             units = {
                 block.layers[node]: size(deviation) for node, (_, deviation) in statistics.items()
             }
             learned = LearnedBlock(model, block, affines, units, chosen, final)
-            walk.pass_in_float(block)
+            block_inputs.pass_in_float(block)
             fit = self._load(model, learned, index)
             if fit is None:
-                fit = self._fit(model, learned, walk, index, chosen, steps)
+                fit = self._fit(model, learned, block_inputs, index, chosen, steps)
                 self._save(model, learned, fit, index)
             steps.finish(index)
             final |= learned.quantizers
-            walk.pass_quantized(block)
+            block_inputs.pass_quantized(block)
             fits.append(fit)
         return fits
 
@@ -140,22 +144,22 @@ class AcrossBlockCalibrator(Calibrator):
         self,
         model: QuantizedModel,
         learned: LearnedBlock,
-        walk: Walk,
+        block_inputs: BlockInputs,
         index: int,
         chosen: Reconstruction,
         steps: Steps,
     ) -> BlockFit:
-        block, started = walk.blocks[index], time.monotonic()
+        block, started = block_inputs.blocks[index], time.monotonic()
         # Seeded by block, so that a resumed run draws the same images.
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + index)
-        committed = BlockDistances(model, {}, walk, index, chosen, generator)
-        images = probe(walk.num_samples, chosen)
+        committed = BlockDistances(model, {}, block_inputs, index, chosen, generator)
+        images = probe(block_inputs.num_samples, chosen)
         with torch.no_grad():
             first = committed(images)
         reconstruct(
             learned,
-            BlockDistances(model, learned.overrides, walk, index, chosen, generator),
-            walk.num_samples,
+            BlockDistances(model, learned.overrides, block_inputs, index, chosen, generator),
+            block_inputs.num_samples,
             chosen,
             generator,
             lambda: steps.step(index),
@@ -170,7 +174,7 @@ class AcrossBlockCalibrator(Calibrator):
             last = first
         seconds = round(time.monotonic() - started, 2)
         fit = BlockFit(block.name, block.stage, float(first.block), float(last.block), seconds)
-        logger.info("block %d of %d, %s", index + 1, len(walk.blocks), fit)
+        logger.info("block %d of %d, %s", index + 1, len(block_inputs.blocks), fit)
         return fit
 
     def _load(self, model: QuantizedModel, learned: LearnedBlock, index: int) -> BlockFit | None:

@@ -178,7 +178,7 @@ class FileStore(SampleStore):
             raise CacheDiskError(
                 f"{where}: cannot hold {self.num_bytes / 2**30:.2f} GiB of calibration "
                 f"activations: {error.strerror}; set TMPDIR to a folder with more room, raise "
-                "--max-memory or lower --num-samples"
+                "`max_memory` or lower `num_samples`"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Where learning starts, and what its result must beat: the baselines on the same quantizers."""
+"""The best baseline: learning starts there, and its result is kept only if it is better."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Guard:
-    """Remembers `model` as it is now, calibrated, and whether what comes later is better.
+    """Remembers a calibrated `model`, to compare it with later results.
 
     Args:
         model: calibrated by the best of the methods in `noise`.

@@ -24,7 +24,7 @@ Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
 Values = dict[fx.Node, torch.Tensor]
 
 
-class Walk:
+class BlockInputs:
     """What crosses the border in front of the next block, for every image.
 
     Args:

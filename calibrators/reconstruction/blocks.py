@@ -18,7 +18,7 @@ from itertools import groupby
 import torch
 from torch import fx
 
-from reptrt.calibrators.quantized.placement import LAYOUT, SELECTING
+from reptrt.calibrators.quantized.moving import MOVING
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.reconstruction.chains import find_chains, is_read_outside
 from reptrt.calibrators.settings import Units
@@ -188,7 +188,7 @@ def _assign(activations: list[fx.Node], group: dict[fx.Node, int]) -> dict[fx.No
         owner[node] = group.get(node, max(known, default=0))
     quantized: set[fx.Node] = set()
     for node in activations:
-        moves = node.target in SELECTING or node.target in LAYOUT
+        moves = node.target in MOVING
         if is_activation_call(node) or (
             moves and any(n in quantized for n in node.all_input_nodes)
         ):

@@ -10,7 +10,7 @@ from torch import fx
 
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
-from reptrt.calibrators.reconstruction.block_inputs import Walk
+from reptrt.calibrators.reconstruction.block_inputs import BlockInputs
 from reptrt.calibrators.reconstruction.blocks import compared_outputs, rest_of_stage
 from reptrt.calibrators.reconstruction.learned import LearnedScale
 from reptrt.calibrators.settings import Loss, Reconstruction
@@ -37,8 +37,8 @@ class BlockDistances:
     Args:
         model: owner of the graph.
         overrides: learnable replacements of the block's nodes.
-        walk: stands before the block, with its float outputs computed.
-        index: of the block in `walk.blocks`.
+        block_inputs: stands before the block, with its float outputs computed.
+        index: of the block in `block_inputs.blocks`.
         chosen: loss, stage term, precision of the suffix, share of float inputs.
         generator: draws the elements that are float.
     """
@@ -47,18 +47,18 @@ class BlockDistances:
         self,
         model: QuantizedModel,
         overrides: Overrides,
-        walk: Walk,
+        block_inputs: BlockInputs,
         index: int,
         chosen: Reconstruction,
         generator: torch.Generator,
     ) -> None:
         self._graph_module, self._overrides = model.graph_module, overrides
-        self._walk, self._block = walk, walk.blocks[index]
+        self._block_inputs, self._block = block_inputs, block_inputs.blocks[index]
         self._chosen, self._generator = chosen, generator
-        self._rest = rest_of_stage(walk.blocks, index) if chosen.stage_weight else None
+        self._rest = rest_of_stage(block_inputs.blocks, index) if chosen.stage_weight else None
         # The suffix only steers: its rounding does not reach the engine.
-        self._is_autocast = walk.device.type == "cuda"
-        self._suffix: Overrides = walk.float_network
+        self._is_autocast = block_inputs.device.type == "cuda"
+        self._suffix: Overrides = block_inputs.float_network
         if self._rest is not None and chosen.suffix == "quantized":
             self._suffix = straight_through(model, self._rest.nodes)
 
@@ -67,12 +67,12 @@ class BlockDistances:
 
         `mixed` lets some elements of the block's input be the float network's, as QDrop does.
         """
-        values = self._walk.read_quantized(self._block.inputs, indices)
+        values = self._block_inputs.read_quantized(self._block.inputs, indices)
         if mixed and self._chosen.float_inputs:
-            self._mix(values, self._walk.read_float(self._block.inputs, indices))
+            self._mix(values, self._block_inputs.read_float(self._block.inputs, indices))
         run_nodes(self._graph_module, self._block.nodes, values, self._overrides, len(indices))
         outputs = compared_outputs(self._block)
-        block = distance(self._chosen.loss, values, self._walk.read_float(outputs, indices))
+        block = distance(self._chosen.loss, values, self._block_inputs.read_float(outputs, indices))
         return Distances(block, None if self._rest is None else self._stage(values, indices))
 
     def _stage(self, values: Values, indices: torch.Tensor) -> torch.Tensor:
@@ -80,10 +80,14 @@ class BlockDistances:
         assert self._rest is not None
         known = {node: values[node] for node in self._rest.inputs if node in values}
         others = [node for node in self._rest.inputs if node not in known]
-        known |= self._walk.read_quantized(others, indices)
-        with torch.autocast(self._walk.device.type, torch.bfloat16, enabled=self._is_autocast):
+        known |= self._block_inputs.read_quantized(others, indices)
+        with torch.autocast(
+            self._block_inputs.device.type, torch.bfloat16, enabled=self._is_autocast
+        ):
             run_nodes(self._graph_module, self._rest.nodes, known, self._suffix, len(indices))
-        return distance(self._chosen.loss, known, self._walk.read_stage(self._rest, indices))
+        return distance(
+            self._chosen.loss, known, self._block_inputs.read_stage(self._rest, indices)
+        )
 
     def _mix(self, values: dict[fx.Node, torch.Tensor], floats: Values) -> None:
         for node, value in values.items():

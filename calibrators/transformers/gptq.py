@@ -1,4 +1,4 @@
-"""Second-order, column-wise rounding of a weight: each column's error is made up for by the next.
+"""Second-order, column-wise rounding of a weight: the next columns gptq_round each column's error.
 
 Frantar et al., "GPTQ" (https://arxiv.org/abs/2210.17323), after Optimal Brain Surgeon: with
 H = X^T X of the layer's quantized input, rounding column j leaves an error that the columns behind it
@@ -17,7 +17,7 @@ DAMPING = 0.01
 
 
 @torch.no_grad()
-def compensate(
+def gptq_round(
     weight: torch.Tensor, quantizer: TensorQuantizer, inputs: torch.Tensor
 ) -> torch.Tensor:
     """Values on the grid of `quantizer` whose products with `inputs` are closest to the float ones.

@@ -18,7 +18,7 @@ from reptrt.calibrators.quantized.run_nodes import run_nodes
 from reptrt.calibrators.reconstruction.blocks import activation_nodes
 
 
-class NodeWalk:
+class NodeInputs:
     """Iterating yields every node that depends on the images, right before it is computed.
 
     Whoever iterates may set the node's quantizer or weights first; the model as it then is computes

@@ -31,7 +31,7 @@ from reptrt.calibrators.quantized.half_range import has_shiftable_readers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
 from reptrt.calibrators.registry import register_calibrator
-from reptrt.calibrators.transformers.node_inputs import NodeWalk
+from reptrt.calibrators.transformers.node_inputs import NodeInputs
 from reptrt.calibrators.transformers.percentiles import set_best_amax, set_best_range
 from reptrt.calibrators.transformers.scale_reparam import (
     NormSite,
@@ -68,7 +68,7 @@ class RepQVitCalibrator(Calibrator):
 
 
 class ReparameterizingPass:
-    """One walk over the network that sets every quantizer of `model`.
+    """One pass over the network that sets every quantizer of `model`.
 
     Args:
         model: float weights behind LayerNorms change; its float network does not.
@@ -85,13 +85,13 @@ class ReparameterizingPass:
         model = self._model
         if self._tied:
             PercentileCalibrator().calibrate(model, batches)
-        walk = NodeWalk(model, batches)
-        for done, node in enumerate(walk, start=1):
+        node_inputs = NodeInputs(model, batches)
+        for done, node in enumerate(node_inputs, start=1):
             if is_activation_call(node):
-                self._fit_activation(walk, node)
+                self._fit_activation(node_inputs, node)
             elif node.name in model.placement.layers:
-                self.fit_weight(walk, node)
-            progress("reparameterize", done, len(walk.nodes))
+                self.fit_weight(node_inputs, node)
+            progress("reparameterize", done, len(node_inputs.nodes))
         return len(self._sites)
 
     def fit_channels(self, site: NormSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
@@ -102,8 +102,8 @@ class ReparameterizingPass:
         else:
             set_best_range(channels, x)
 
-    def fit_weight(self, walk: NodeWalk, node: fx.Node) -> None:
-        """Calibrate the weight of the layer `node`, whose input `walk` has reached."""
+    def fit_weight(self, node_inputs: NodeInputs, node: fx.Node) -> None:
+        """Calibrate the weight of the layer `node`, whose input is in `node_inputs`."""
         layer = self._model.placement.layers[node.name]
         quantizer, weight = self._model.weight_quantizers[layer], self._model.weight_of(layer)
         if quantizer.grid.num_bits == 8:
@@ -112,30 +112,36 @@ class ReparameterizingPass:
             quantizer.grid = IntegerGrid.unsigned(quantizer.grid.num_bits)
             set_best_range(quantizer, weight)
 
-    def _fit_activation(self, walk: NodeWalk, call: fx.Node) -> None:
+    def _fit_activation(self, node_inputs: NodeInputs, call: fx.Node) -> None:
         source = call.args[0]
         assert isinstance(source, fx.Node)
-        quantizer, x = self._model.quantizer_at(call), walk.read(source)
+        quantizer, x = self._model.quantizer_at(call), node_inputs.read(source)
         if quantizer in self._tied:
             return
         if call in self._sites:
-            self._fit_norm(walk, self._sites[call], source, x)
+            self._fit_norm(node_inputs, self._sites[call], source, x)
         elif isinstance(quantizer, LogSqrt2Quantizer):
             set_best_amax(quantizer, x)
         elif quantizer.grid.num_bits < 8:
             quantizer.grid = IntegerGrid.unsigned(quantizer.grid.num_bits)
             set_best_range(quantizer, x)
         else:
-            self._fit_8_bits(walk, call, source, x)
+            self._fit_8_bits(node_inputs, call, source, x)
 
-    def _fit_norm(self, walk: NodeWalk, site: NormSite, source: fx.Node, x: torch.Tensor) -> None:
+    def _fit_norm(
+        self, node_inputs: NodeInputs, site: NormSite, source: fx.Node, x: torch.Tensor
+    ) -> None:
         channels = unsigned_per_channel(self._model.quantizer_at(site.call).grid.num_bits, site)
         channels.to(x.device)
         self.fit_channels(site, channels, x)
         factor, summand = reparameterize_norm(self._model, site, channels)
-        walk.change(source, [part * factor + summand for part in walk.batches(source)])
+        node_inputs.change(
+            source, [part * factor + summand for part in node_inputs.batches(source)]
+        )
 
-    def _fit_8_bits(self, walk: NodeWalk, call: fx.Node, source: fx.Node, x: torch.Tensor) -> None:
+    def _fit_8_bits(
+        self, node_inputs: NodeInputs, call: fx.Node, source: fx.Node, x: torch.Tensor
+    ) -> None:
         """Asymmetric where a bias can make the codes symmetric, or a shift is worth its operator."""
         quantizer = self._model.quantizer_at(call)
         signed = quantizer.grid
@@ -143,7 +149,7 @@ class ReparameterizingPass:
         set_best_range(quantizer, x)
         if call in self._attention:
             summand = self._attention[call].centre(self._model, call)
-            walk.change(source, [part + summand for part in walk.batches(source)])
+            node_inputs.change(source, [part + summand for part in node_inputs.batches(source)])
         elif not has_shiftable_readers(call) or abs(quantizer.offset) <= LOPSIDED:
             quantizer.grid = signed
             set_best_amax(quantizer, x)

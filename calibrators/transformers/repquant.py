@@ -28,8 +28,8 @@ from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.settings import Reconstruction
 from reptrt.calibrators.state import restore_tensors, save_tensors
 from reptrt.calibrators.transformers.dual_clipping import learn_thresholds
-from reptrt.calibrators.transformers.gptq import compensate
-from reptrt.calibrators.transformers.node_inputs import NodeWalk
+from reptrt.calibrators.transformers.gptq import gptq_round
+from reptrt.calibrators.transformers.node_inputs import NodeInputs
 from reptrt.calibrators.transformers.repq_vit import ReparameterizingPass
 from reptrt.calibrators.transformers.scale_reparam import NormSite
 
@@ -80,7 +80,7 @@ class ClippingPass(ReparameterizingPass):
         self, model: QuantizedModel, chosen: Reconstruction, generator: torch.Generator
     ) -> None:
         super().__init__(model)
-        self._compensates, self._generator = chosen.compensate, generator
+        self._uses_gptq, self._generator = chosen.compensate, generator
         self.float_weights: dict[str, torch.Tensor] = {}
 
     def fit_channels(self, site: NormSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
@@ -91,12 +91,12 @@ class ClippingPass(ReparameterizingPass):
             weights = [self._model.weight_of(layer) for layer in layers]
             learn_thresholds(channels, x, weights, self._generator)
 
-    def fit_weight(self, walk: NodeWalk, node: fx.Node) -> None:
+    def fit_weight(self, node_inputs: NodeInputs, node: fx.Node) -> None:
         """Percentiles, then rounding on the layer's quantized input."""
-        super().fit_weight(walk, node)
-        if self._compensates and node.target is aten.linear.default:
+        super().fit_weight(node_inputs, node)
+        if self._uses_gptq and node.target is aten.linear.default:
             source, layer = node.args[0], self._model.placement.layers[node.name]
             assert isinstance(source, fx.Node)
             weight, quantizer = self._model.weight_of(layer), self._model.weight_quantizers[layer]
             self.float_weights[self._model.weight_paths[layer]] = weight.detach().clone()
-            weight.copy_(compensate(weight, quantizer, walk.read(source)))
+            weight.copy_(gptq_round(weight, quantizer, node_inputs.read(source)))

@@ -25,7 +25,7 @@ from operator import getitem
 import torch
 from torch import fx
 
-from reptrt.calibrators.quantized.placement import LAYOUT
+from reptrt.calibrators.quantized.moving import LAYOUT
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.quantizers import MIN_CHANNEL_RATIO, IntegerGrid, TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import concrete_size, run_nodes
@@ -55,7 +55,7 @@ class NormSite:
 
 
 def has_norm_sites(graph: fx.Graph) -> bool:
-    """Whether a linear of the float `graph` reads a LayerNorm: there is something to fold."""
+    """Whether a linear of the float `graph` reads a LayerNorm."""
     return any(
         node.target is aten.linear.default and bool(_way_to_norm(node.args[0]))
         for node in graph.nodes
@@ -215,7 +215,7 @@ class CentredOperand:
 
     @torch.no_grad()
     def centre(self, model: QuantizedModel, call: fx.Node) -> float:
-        """Move it until the 8-bit codes of the quantizer `call` are symmetric, in place.
+        """Shift the operand by its bias, so that the 8-bit codes of the quantizer `call` are symmetric; in place.
 
         The quantizer is calibrated on the unsigned grid. Returns what was added to every element.
         """

@@ -212,7 +212,7 @@ def _set_compatibility(trt: ModuleType, config: Any, options: BuildOptions) -> N
         return
     if is_rtx(trt):
         raise BuildError(
-            "TensorRT-RTX engines know neither --version-compatible nor --hardware-compatible: "
+            "TensorRT-RTX engines know neither `version_compatible` nor `hardware_compatible`: "
             "they are compiled for all GPUs of their target as it is"
         )
     if options.version_compatible:
@@ -266,14 +266,3 @@ def _inspect(trt: ModuleType, trt_logger: Any, serialized: Any) -> str:
         raise BuildError("TensorRT cannot load the engine that it has just built")
     inspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-
-@dataclass(frozen=True)
-class BuildChoices:
-    """What the recipe says about the build; see `reptrt.engines.build.builder.BuildOptions`."""
-
-    batch: tuple[int, int, int]
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False

@@ -1,4 +1,4 @@
-"""What TensorRT calls back while it builds: a logger that keeps what we read, and a progress monitor.
+"""TensorRT's callbacks during a build: a logger that keeps the messages, and a progress monitor.
 
 Both subclass types of the TensorRT module that the builder was given, so the classes are made by
 functions. An exception must never cross TensorRT's C++ frames: the monitor keeps it, cancels the
@@ -42,7 +42,7 @@ class BuildWatch:
     interrupted: bool = False
 
     def report(self, phase: str, done: int, total: int) -> None:
-        """Tell the user's callback; keep what it raises."""
+        """Call the user's callback; keep an exception that it raises."""
         if self.progress is None or self.stopped:
             return
         try:
@@ -54,7 +54,7 @@ class BuildWatch:
 
     @property
     def stopped(self) -> bool:
-        """Whether TensorRT should give up."""
+        """Whether TensorRT should cancel the build."""
         return self.interrupted or self.error is not None
 
     def check(self) -> None:

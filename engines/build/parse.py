@@ -9,7 +9,7 @@ from reptrt.engines.build.builder import network_flags, parse_failure
 from reptrt.engines.build.callbacks import BuildLog, create_logger
 
 
-def refusal(onnx_path: Path, trt: ModuleType) -> str:
+def parse_error(onnx_path: Path, trt: ModuleType) -> str:
     """Return why the parser of the module `trt` refuses the file, in one line; empty if it parses."""
     trt_logger = create_logger(trt, BuildLog())
     network = trt.Builder(trt_logger).create_network(network_flags(trt))

@@ -1,4 +1,4 @@
-"""What TensorRT says when it refuses, in one line, and what to do about it.
+"""One line of TensorRT's error messages, and what to do about them.
 
 The messages are TensorRT's own (10.x, 11.x and RTX 1.7); an unknown one is passed on without its
 source positions.
@@ -18,7 +18,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     (r"must all be positive", f"a scale is zero or vanished in FP16; {_LINT}"),
     (
         r"(must be of same type|is of type Half|type is Half)",
-        "FP32 and FP16 meet there: export the whole float part in one type (--precision)",
+        "FP32 and FP16 meet there: export the whole float part in one type (`precision`)",
     ),
     (
         r"(no importer registered|unsupported operator|plugin not found|getPluginCreator)",
@@ -26,13 +26,13 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"could not find any implementation",
-        "this GPU has no kernel for it in that type: keep the layer float (keep_float in a "
-        "recipe), or raise --workspace-limit",
+        "this GPU has no kernel for it in that type: keep the layer float "
+        "(`keep_float`), or raise `workspace_limit`",
     ),
     (
         r"(out of memory|insufficient memory|OutOfMemory)",
-        "GPU memory is full: free some, or lower --max-batch, --workspace-limit or "
-        "--optimization-level",
+        "GPU memory is full: free some, or lower `max_batch`, `workspace_limit` or "
+        "`optimization_level`",
     ),
     (
         r"no optimization profile|dynamic or shape inputs",
@@ -45,7 +45,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"host code|lean runtime",
-        "it is version-compatible and carries code: --trusted, if you know where it is from",
+        "it is version-compatible and carries code: give `trusted=True` if you know where it is from",
     ),
     (
         r"(not compatible with this version|expecting library version|version tag does not match"
@@ -70,6 +70,6 @@ def first_reason(messages: Sequence[str]) -> str:
 
 
 def find_remedy(reason: str) -> str:
-    """Return what to do about `reason`, empty where nobody knows."""
+    """Return what to do about `reason`; empty where that is unknown."""
     known = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason, re.IGNORECASE))
     return next(known, "")

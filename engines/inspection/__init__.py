@@ -1,1 +1,1 @@
-"""What an engine is made of: its kernels, and which layers run in INT8."""
+"""Inspect an engine: its kernels, and which layers run in INT8."""

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
-from reptrt.engines.inspection.placement_notes import (
-    OperatorIsland,
-    read_islands,
-    read_reasons,
-)
+from reptrt.engines.inspection.placement_notes import read_islands, read_reasons
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
+from reptrt.engines.report_schema import FloatIsland, FusionReport
 
 __all__ = [
-    "FloatIsland",
-    "FusionReport",
     "Kernel",
     "LayerListError",
     "fusion_report",
@@ -29,44 +23,14 @@ __all__ = [
 ]
 
 
-class FloatIsland(TypedDict):
-    """A weighted layer that runs in float, and why."""
+def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "") -> FusionReport:
+    """Match the `kernels` of an engine with the layers of the ONNX file it was built from.
 
-    layer: str
-    op: str
-    reason: str
-
-
-class KernelEntry(TypedDict):
-    """One kernel; tensors are [name, datatype] pairs."""
-
-    name: str
-    kind: str
-    onnx_layers: list[str]
-    inputs: list[list[str]]
-    weights: list[list[str]]
-    outputs: list[list[str]]
-
-
-class FusionReport(TypedDict):
-    """Content of fusion.json; `int8_coverage` is in percent of `quantizable_layers`.
-
-    `fused_attention` of the `attention_blocks` are one kernel each: both products and the softmax.
+    Args:
+        kernels: in execution order.
+        onnx_path: the Q/DQ graph.
+        backend: builder and its version, for the report.
     """
-
-    int8_layers: int
-    quantizable_layers: int
-    int8_coverage: float
-    attention_blocks: int
-    fused_attention: int
-    kernels: int
-    float_islands: list[FloatIsland]
-    operator_islands: list[OperatorIsland]
-    fused_kernels: list[KernelEntry]
-
-
-def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
-    """Match the `kernels` of an engine with the layers of the ONNX file it was built from."""
     layers = read_weighted_layers(onnx_path)
     quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
     reasons = read_reasons(onnx_path)
@@ -75,18 +39,19 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path) -> FusionReport:
         for layer in layers
         for island in _float_island(layer, kernels, reasons.get(layer.name))
     ]
-    int8_layers = len(quantizable) - sum(island["op"] != "ConvTranspose" for island in islands)
+    int8_layers = len(quantizable) - sum(island.op != "ConvTranspose" for island in islands)
     attentions = read_attentions(onnx_path)
     return FusionReport(
+        backend=backend,
         int8_layers=int8_layers,
         quantizable_layers=len(quantizable),
         int8_coverage=round(100 * int8_layers / len(quantizable), 2) if quantizable else 0.0,
         attention_blocks=len(attentions),
         fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
         kernels=len(kernels),
-        float_islands=islands,
-        operator_islands=read_islands(onnx_path),
-        fused_kernels=[_entry(kernel) for kernel in kernels],
+        float_islands=tuple(islands),
+        operator_islands=tuple(read_islands(onnx_path)),
+        fused_kernels=tuple(kernels),
     )
 
 
@@ -136,18 +101,7 @@ def _choice(kernels: Sequence[Kernel]) -> str:
     if not kernels:
         return "no kernel names it: the compiler folded it away or lost its name"
     kernel = kernels[0]
-    if kernel.inputs and kernel.inputs[0][1] == "Int8":
+    if kernel.inputs and kernel.inputs[0].dtype == "Int8":
         return f"kernel '{kernel.name}' reads Int8 and multiplies in float"
-    read = ", ".join(dict.fromkeys(dtype for _, dtype in kernel.inputs)) or "no tensor"
+    read = ", ".join(dict.fromkeys(tensor.dtype for tensor in kernel.inputs)) or "no tensor"
     return f"the compiler chose float: kernel '{kernel.name}' reads {read}"
-
-
-def _entry(kernel: Kernel) -> KernelEntry:
-    return KernelEntry(
-        name=kernel.name,
-        kind=kernel.kind,
-        onnx_layers=list(kernel.onnx_layers),
-        inputs=[list(tensor) for tensor in kernel.inputs],
-        weights=[list(tensor) for tensor in kernel.weights],
-        outputs=[list(tensor) for tensor in kernel.outputs],
-    )

@@ -7,26 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
 
 import onnx
 
+from reptrt.engines.report_schema import OperatorIsland
+
 _REASONS, _ISLANDS = "reptrt.float_layers", "reptrt.islands"
-
-
-class OperatorIsland(TypedDict):
-    """Nodes that stay as they are in the user's file, in float.
-
-    `role` is "tail" where they sort, select or decide behind the last layers, else "island";
-    `weight_bytes` is what they hold.
-    """
-
-    nodes: list[str]
-    op_types: list[str]
-    role: str
-    reason: str
-    weight_bytes: int
 
 
 def write_reasons(reasons: Mapping[str, str], proto: onnx.ModelProto) -> None:
@@ -42,13 +30,17 @@ def read_reasons(path: Path) -> dict[str, str]:
 
 def write_islands(islands: Sequence[OperatorIsland], proto: onnx.ModelProto) -> None:
     """Put the islands into the metadata of `proto`, in place."""
-    _write(proto, _ISLANDS, list(islands))
+    _write(proto, _ISLANDS, [asdict(island) for island in islands])
 
 
 def read_islands(path: Path) -> list[OperatorIsland]:
     """The islands of a file; none in files of other tools."""
-    found: list[OperatorIsland] = json.loads(_read(path).get(_ISLANDS, "[]"))
-    return found
+    return [
+        OperatorIsland(
+            **{**values, "nodes": tuple(values["nodes"]), "op_types": tuple(values["op_types"])}
+        )
+        for values in json.loads(_read(path).get(_ISLANDS, "[]"))
+    ]
 
 
 def _write(proto: onnx.ModelProto, key: str, value: object) -> None:

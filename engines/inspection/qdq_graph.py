@@ -1,4 +1,4 @@
-"""Which layers of an ONNX graph could be INT8, and what its Q/DQ nodes say about each of them."""
+"""The convolutions and matrix products of an ONNX graph, and whether their Q/DQ nodes make them INT8."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
+from reptrt.engines.commuting import CARRIED_OPS
+
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# TensorRT moves Q/DQ across these, so a DequantizeLinear before them still reaches the layer.
-_TRANSPARENT = frozenset(
-    (
-        *("Cast", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad"),
-        *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-    )
-)
 _INSIDE_ATTENTION = frozenset(
     (
         *("Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul"),
@@ -56,15 +51,15 @@ def read_attentions(onnx_path: Path) -> tuple[frozenset[str], ...]:
 
 def weighted_layers(graph: onnx.GraphProto) -> tuple[WeightedLayer, ...]:
     """As `read_weighted_layers`, of a graph that is in memory."""
-    return tuple(_Walk(graph).weighted_layers())
+    return tuple(_QdqGraph(graph).weighted_layers())
 
 
 def attentions(graph: onnx.GraphProto) -> tuple[frozenset[str], ...]:
     """As `read_attentions`, of a graph that is in memory."""
-    return tuple(_Walk(graph).attentions())
+    return tuple(_QdqGraph(graph).attentions())
 
 
-class _Walk:
+class _QdqGraph:
     """Producers and constants of one graph; nodes are in topological order, as ONNX demands."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -120,7 +115,7 @@ class _Walk:
         if node.op_type == "Concat":
             found = [self._dequantize(name) for name in node.input]
             return found[0] if all(found) else None
-        return self._dequantize(node.input[0]) if node.op_type in _TRANSPARENT else None
+        return self._dequantize(node.input[0]) if node.op_type in CARRIED_OPS else None
 
     def _obstacle(self, node: onnx.NodeProto, activation: str, weight: str) -> str:
         """Return why the compiler may have to multiply in float although both sides are Q/DQ."""
@@ -155,7 +150,7 @@ class _Walk:
             return {numpy_helper.to_array(scale).tobytes()}
         if node.op_type == "Concat":
             return set().union(*(self._activation_scales(name) for name in node.input))
-        return self._activation_scales(node.input[0]) if node.op_type in _TRANSPARENT else set()
+        return self._activation_scales(node.input[0]) if node.op_type in CARRIED_OPS else set()
 
 
 def _name(node: onnx.NodeProto) -> str:

@@ -1,4 +1,4 @@
-"""manifest.json: what a build kit holds, and what an engine that is built from it has to do."""
+"""manifest.json: the files of a build kit, how to build its engine, and what the engine must reach."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
+from reptrt.engines.report_schema import Accuracy, MetricPair, RunFacts
 from reptrt.engines.tensor_spec import Tensor
 
 MANIFEST_FILE = "manifest.json"
@@ -28,7 +29,7 @@ class Tolerances:
 
     Attributes:
         snr_db: least signal-to-noise ratio in dB against the reference, by output.
-        top1: class that each image must get, None where it is too close to call; empty where the
+        top1: class of each image, None where the two best are too close; empty where the
             network is no classifier.
         agreement: least mean F1 of the boxes in percent; None where the network is no detector.
     """
@@ -58,7 +59,7 @@ class Manifest:
         layers: whether each weighted layer is expected in `int8` or `float`.
         layers_source: what says so.
         tolerances: of the verification.
-        run: the entries of report.json that were known when the kit was made.
+        run: what was known of the run when the kit was made.
         files: SHA-256 of every other file of the kit, by name.
     """
 
@@ -68,7 +69,7 @@ class Manifest:
     target: str
     onnx: str
     references: str
-    build: BuildChoices
+    build: BuildOptions
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     classes: tuple[str, ...] | None
@@ -77,7 +78,7 @@ class Manifest:
     layers: Mapping[str, str]
     layers_source: str
     tolerances: Tolerances
-    run: Mapping[str, Any]
+    run: RunFacts
     files: Mapping[str, str]
 
 
@@ -97,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ManifestError(
-            f"{path}: cannot be read ({error.strerror}); give --kit the folder that the kit was"
+            f"{path}: cannot be read ({error.strerror}); give `kit` the folder that the kit was"
             " unpacked to"
         ) from None
     except ValueError:
@@ -133,8 +134,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 def _from_json(values: Mapping[str, Any]) -> Manifest:
     known = {field.name: values[field.name] for field in fields(Manifest)}
     known["inputs"], known["outputs"] = map(_tensors, (values["inputs"], values["outputs"]))
-    build = values["build"]
-    known["build"] = BuildChoices(**{**build, "batch": tuple(build["batch"])})
+    known["build"] = _build_options(values["build"])
     known["strides"] = tuple(values["strides"])
     known["classes"] = None if values["classes"] is None else tuple(values["classes"])
     tolerances = values["tolerances"]
@@ -143,8 +143,29 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
         tuple(tolerances["top1"]),
         tolerances["agreement"],
     )
+    known["run"] = _facts(values["run"])
     known["files"] = {str(name): str(digest) for name, digest in values["files"].items()}
     return Manifest(**known)
+
+
+def _build_options(values: Mapping[str, Any]) -> BuildOptions:
+    """What the kit's maker chose; where timings are kept and for which GPU is the device's own."""
+    return BuildOptions(
+        batch=tuple(values["batch"]),
+        workspace_bytes=values["workspace_bytes"],
+        optimization_level=values["optimization_level"],
+        version_compatible=values["version_compatible"],
+        hardware_compatible=values["hardware_compatible"],
+    )
+
+
+def _facts(values: Mapping[str, Any]) -> RunFacts:
+    """What `asdict` made of a record; an entry that it does not have is a TypeError."""
+    accuracy = values["accuracy"]
+    if accuracy is not None:
+        extra = {name: MetricPair(**pair) for name, pair in (accuracy["extra"] or {}).items()}
+        accuracy = Accuracy(**{**accuracy, "extra": extra})
+    return RunFacts(**{**values, "accuracy": accuracy})
 
 
 def _tensors(rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:

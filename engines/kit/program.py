@@ -1,4 +1,4 @@
-"""What `build.pyz` of a build kit does on the device: build, verify, measure, and install or refuse.
+"""The program `build.pyz` of a build kit: build, verify and measure the engine; install or refuse it.
 
 Needs NumPy, TensorRT and a CUDA library; no PyTorch, no ONNX. Exit codes: 0 installed, 1 refused, 2 usage or
 bad input, 4 a component is missing, 130 interrupted.
@@ -12,22 +12,24 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from reptrt.engines.artifacts import replace_when_done, write_json
-from reptrt.engines.build.builder import BuildOptions, BuildResult, build_engine
+from reptrt.engines.build.builder import BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
 from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
-from reptrt.engines.kit.report import Trial, report_content, report_text
+from reptrt.engines.kit.report import TriedEngine, report_content, report_text
 from reptrt.engines.kit.verification import (
-    Verdict,
+    EngineCheck,
     compare,
     read_references,
     run_in_batches,
     take_batch,
 )
+from reptrt.engines.option_names import as_flags
 from reptrt.engines.runtime.benchmark import Latency, measure_latency
 from reptrt.engines.runtime.cuda_stream import open_stream
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner, TensorRTRunner
@@ -40,17 +42,19 @@ _MIB = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and leave with its exit code; one line for what a user can mend."""
+    """Run the program and exit with its code; errors that a user can fix are one line."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    options = _parse(arguments)
     try:
-        sys.exit(run(_parse(arguments)))
+        sys.exit(run(options))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
             raise
-        print(f"build.pyz: {error}", file=sys.stderr)
+        flags = {name: f"--{name.replace('_', '-')}" for name in vars(options)}
+        print(f"build.pyz: {as_flags(str(error), flags)}", file=sys.stderr)
         sys.exit(code)
 
 
@@ -71,12 +75,12 @@ def run(options: argparse.Namespace) -> int:
     candidate = folder / f"{manifest.name}.engine.candidate"
     built = _build(manifest, target, trt, options, candidate)
     started = time.monotonic()
-    verdict, latency = _try_out(manifest, built, options)
-    trial = Trial(built, verdict, latency, time.monotonic() - started, options.verify)
-    passed = not verdict.failures
+    check, latency = _try_out(manifest, built, options)
+    tried = TriedEngine(built, check, latency, time.monotonic() - started, options.verify)
+    passed = not check.failures
     final = folder / f"{manifest.name}.engine"
     candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
-    content = report_content(manifest, target, trial, kit, notes, final if passed else None)
+    content = report_content(manifest, target, tried, kit, notes, final if passed else None)
     write_json(content, folder / "report.json")
     text = report_text(content)
     with replace_when_done(folder / "report.txt") as temporary:
@@ -178,7 +182,7 @@ def _require_execution() -> None:
     if find_gpu() is None:
         raise MissingComponentError(
             "no NVIDIA GPU here, so an engine can be built but not run: run this on the device, or"
-            " add --verify onnxruntime to check the ONNX file instead"
+            ' give `verify="onnxruntime"` to check the ONNX file instead'
         )
     open_stream().close()
 
@@ -199,7 +203,8 @@ def _build(
 ) -> BuildResult:
     chosen, limit, level = manifest.build, options.workspace_limit, options.optimization_level
     is_classic = target.backend == "tensorrt"
-    build_options = BuildOptions(
+    build_options = replace(
+        chosen,
         compute_capabilities=target.compute_capabilities,
         batch=_batches(manifest, options.max_batch),
         workspace_bytes=chosen.workspace_bytes if limit is None else limit * _MIB,
@@ -215,7 +220,7 @@ def _build(
 
 def _try_out(
     manifest: Manifest, built: BuildResult, options: argparse.Namespace
-) -> tuple[Verdict, Latency]:
+) -> tuple[EngineCheck, Latency]:
     """Run the references in the smallest and the largest batch; time the usual one."""
     references = read_references(options.kit / manifest.references, manifest)
     low, usual, high = _batches(manifest, options.max_batch)

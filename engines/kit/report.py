@@ -1,14 +1,13 @@
-"""What came out of a build kit on its device: report.json with the keys of `reptrt report`, and text."""
+"""Report of a build kit's run on its device: report.json, with the keys of `reptrt report`, and text."""
 
 from __future__ import annotations
 
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,25 +15,36 @@ from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.build.builder import BuildResult
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.kit.manifest import Manifest
-from reptrt.engines.kit.verification import Verdict
+from reptrt.engines.kit.verification import EngineCheck
+from reptrt.engines.report_schema import (
+    DeviceLatency,
+    FileSizes,
+    Fusion,
+    Gate,
+    KitReport,
+    LayerDifference,
+    ModelLatency,
+    Percentiles,
+    Verification,
+)
 from reptrt.engines.runtime.benchmark import Latency
 from reptrt.engines.target import Target
 
 
 @dataclass(frozen=True)
-class Trial:
-    """An engine and how it did.
+class TriedEngine:
+    """A built engine, how close it is to the references, and how fast.
 
     Attributes:
         built: the engine.
-        verdict: how close it is to the references.
+        check: how close it is to the references.
         latency: of the usual batch.
         seconds: that verification and measuring took.
         ran: `engine`, or `onnxruntime` where the ONNX file ran instead.
     """
 
     built: BuildResult
-    verdict: Verdict
+    check: EngineCheck
     latency: Latency
     seconds: float
     ran: str
@@ -53,112 +63,119 @@ def layer_precisions(names: Iterable[str], kernels: Sequence[Kernel]) -> dict[st
 def report_content(
     manifest: Manifest,
     target: Target,
-    trial: Trial,
+    tried: TriedEngine,
     kit: Path,
     notes: Sequence[str],
     engine: Path | None,
-) -> dict[str, Any]:
-    """Content of report.json; `engine` is None where it was refused."""
-    built, verdict, latency = trial.built, trial.verdict, trial.latency
+) -> KitReport:
+    """What is known of the engine; `engine` is None where it was refused."""
+    built, check = tried.built, tried.check
     layers = _layers(manifest, built)
-    device_only = latency.device_only
-    return {
-        **manifest.run,
-        "target": target.name,
-        "backend": f"{built.backend} {built.version}",
-        "accuracy_note": "measured when the kit was made, not of this engine",
-        "numerics": verdict.numerics,
-        "verification": {
-            "ran": trial.ran,
-            "top1": verdict.top1,
-            "agreement": verdict.agreement,
-            "failures": verdict.failures,
-        },
-        "latency_ms": {
-            "fp32": None,
-            "quantized": _percentiles(latency),
-            "device_only": None if device_only is None else _percentiles(device_only),
-            "backend": latency.backend,
-            "device": latency.device,
-        },
-        "fusion": layers.pop("fusion"),
-        "layer_differences": layers.pop("differences"),
-        "size_bytes": {
-            "trt_onnx": (kit / manifest.onnx).stat().st_size,
-            "engine": built.size_bytes,
-        },
-        "seconds": {"build": round(built.seconds, 2), "validate": round(trial.seconds, 2)},
-        "peak_rss_mb": round(_peak_rss_bytes() / 1e6, 1),
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            built.backend: built.version,
-        },
-        "kit_versions": manifest.run.get("versions"),
-        "gate": {"max_drop": None, "passed": engine is not None},
-        "notes": [*notes, *layers["notes"]],
-        "command": " ".join(sys.argv),
-        "engine": None if engine is None else str(engine),
-        "engine_sha256": None if engine is None else file_sha256(engine),
-    }
+    here = {"python": platform.python_version(), "numpy": np.__version__}
+    facts = replace(manifest.run, versions={**here, built.backend: built.version})
+    return KitReport(
+        **vars(facts),
+        target=target.name,
+        backend=f"{built.backend} {built.version}",
+        accuracy_note="measured when the kit was made, not of this engine",
+        numerics=check.numerics,
+        verification=Verification(tried.ran, check.top1, check.agreement, check.failures),
+        latency_ms=_model_latency(tried.latency),
+        fusion=layers.fusion,
+        layer_differences=layers.differences,
+        size_bytes=FileSizes(
+            trt_onnx=(kit / manifest.onnx).stat().st_size, engine=built.size_bytes
+        ),
+        seconds={"build": round(built.seconds, 2), "validate": round(tried.seconds, 2)},
+        peak_rss_mb=round(_peak_rss_bytes() / 1e6, 1),
+        kit_versions=manifest.run.versions,
+        gate=Gate(passed=engine is not None),
+        notes=(*notes, *layers.notes),
+        command=" ".join(sys.argv),
+        engine=None if engine is None else str(engine),
+        engine_sha256=None if engine is None else file_sha256(engine),
+    )
 
 
-def report_text(content: Mapping[str, Any]) -> str:
+def report_text(report: KitReport) -> str:
     """Return the same in a few lines."""
-    passed, verification = content["gate"]["passed"], content["verification"]
-    lines = [f"{content['model']} · {content['target']} · {content['backend']}"]
-    for name, numbers in content["numerics"].items():
-        lines.append(f"output {name}: {numbers['snr_db']:.1f} dB, cosine {numbers['cosine']:.5f}")
-    if verification["top1"] is not None:
-        lines.append(f"same class as the reference: {verification['top1']:.0f} %")
-    if verification["agreement"] is not None:
-        lines.append(f"agreement of the boxes: {verification['agreement']:.1f} %")
-    latency = content["latency_ms"]
-    lines.append(f"latency {_in_words(latency['quantized'])}")
-    if latency["device_only"] is not None:
-        lines.append(f"without copies {_in_words(latency['device_only'])}")
-    lines.append(f"measured with {latency['backend']} on {latency['device']}")
-    fusion = content["fusion"]
-    if fusion is not None:
-        lines.append(f"layers in INT8: {fusion['int8_layers']} of {fusion['quantizable_layers']}")
+    check = report.verification
+    lines = [f"{report.model} · {report.target} · {report.backend}"]
+    for name, output in (report.numerics or {}).items():
+        lines.append(f"output {name}: {output.snr_db:.1f} dB, cosine {output.cosine:.5f}")
+    if check.top1 is not None:
+        lines.append(f"same class as the reference: {check.top1:.0f} %")
+    if check.agreement is not None:
+        lines.append(f"agreement of the boxes: {check.agreement:.1f} %")
+    lines += _latency_lines(report.latency_ms or ModelLatency())
+    if report.fusion is not None:
+        int8, all_layers = report.fusion.int8_layers, report.fusion.quantizable_layers
+        lines.append(f"layers in INT8: {int8} of {all_layers}")
     lines += [
-        f"layer {one['layer']}: {one['expected']} expected, {one['found']} found"
-        for one in content["layer_differences"]
+        f"layer {one.layer}: {one.expected} expected, {one.found} found"
+        for one in report.layer_differences
     ]
-    lines += [f"note: {note}" for note in content["notes"]]
-    lines += [f"FAILED: {failure}" for failure in verification["failures"]]
-    lines.append(f"installed: {content['engine']}" if passed else "REFUSED: nothing is installed")
+    lines += [f"note: {note}" for note in report.notes]
+    lines += [f"FAILED: {failure}" for failure in check.failures]
+    refused = "REFUSED: nothing is installed"
+    lines.append(refused if report.engine is None else f"installed: {report.engine}")
     return "\n".join(lines) + "\n"
 
 
-def _layers(manifest: Manifest, built: BuildResult) -> dict[str, Any]:
-    """Entries `fusion`, `differences` and `notes`."""
+@dataclass(frozen=True)
+class _Layers:
+    fusion: Fusion | None
+    differences: tuple[LayerDifference, ...]
+    notes: tuple[str, ...]
+
+
+def _layers(manifest: Manifest, built: BuildResult) -> _Layers:
+    """What runs in INT8, and which layers differ from what the kit expects."""
     try:
         kernels = parse_kernels(built.layers)
     except LayerListError as error:
-        return {"fusion": None, "differences": [], "notes": [f"layers are unknown: {error}"]}
+        return _Layers(None, (), (f"layers are unknown: {error}",))
     found = layer_precisions(manifest.layers, kernels)
     int8_layers = list(found.values()).count("int8")
-    fusion = {
-        "int8_layers": int8_layers,
-        "quantizable_layers": len(found),
-        "int8_coverage": round(100 * int8_layers / len(found), 2) if found else 0.0,
-        "kernels": len(kernels),
-    }
-    differences = [
-        {"layer": layer, "expected": expected, "found": found[layer]}
+    fusion = Fusion(
+        int8_layers=int8_layers,
+        quantizable_layers=len(found),
+        int8_coverage=round(100 * int8_layers / len(found), 2) if found else 0.0,
+        kernels=len(kernels),
+    )
+    differences = tuple(
+        LayerDifference(layer, expected, found[layer])
         for layer, expected in manifest.layers.items()
         if found[layer] != expected
-    ]
-    return {"fusion": fusion, "differences": differences, "notes": []}
+    )
+    return _Layers(fusion, differences, ())
 
 
-def _percentiles(latency: Latency) -> dict[str, float]:
-    return {key: round(getattr(latency, key), 3) for key in ("p50", "p90", "p99")}
+def _model_latency(latency: Latency) -> ModelLatency:
+    alone = latency.device_only
+    return ModelLatency(
+        quantized=_percentiles(latency),
+        device_only=None if alone is None else DeviceLatency(quantized=_percentiles(alone)),
+        backend=latency.backend,
+        device=latency.device,
+    )
 
 
-def _in_words(percentiles: Mapping[str, float]) -> str:
-    return ", ".join(f"{key} {value:.3f} ms" for key, value in percentiles.items())
+def _percentiles(latency: Latency) -> Percentiles:
+    return Percentiles(*(round(value, 3) for value in (latency.p50, latency.p90, latency.p99)))
+
+
+def _latency_lines(latency: ModelLatency) -> list[str]:
+    lines = [f"latency {_in_words(latency.quantized)}"]
+    if latency.device_only is not None:
+        lines.append(f"without copies {_in_words(latency.device_only.quantized)}")
+    return [*lines, f"measured with {latency.backend} on {latency.device}"]
+
+
+def _in_words(percentiles: Percentiles | None) -> str:
+    if percentiles is None:
+        return "was not measured"
+    return ", ".join(f"{key} {value:.3f} ms" for key, value in vars(percentiles).items())
 
 
 def _peak_rss_bytes() -> int:

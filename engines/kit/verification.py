@@ -1,4 +1,4 @@
-"""Does an engine compute what its Q/DQ graph says: reference inputs and outputs, and tolerances.
+"""Verify an engine against its Q/DQ graph: reference inputs and outputs, and tolerances.
 
 The reference is the graph in ONNX Runtime without optimizations. An engine that is right still differs
 from it, since fused kernels add in another order and a sum on the border of two codes may fall either
@@ -28,13 +28,14 @@ from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import (
     DEPLOYMENT,
-    END2END_OUTPUTS,
+    NMS_OUTPUTS,
     Detections,
     Suppression,
     detect,
-    read_end2end,
+    read_nms_outputs,
 )
 from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.report_schema import Numerics, OutputNumerics
 from reptrt.engines.runtime.runners import Runner
 
 Array = npt.NDArray[Any]
@@ -55,24 +56,24 @@ class ReferenceFileError(ValueError):
 
 @dataclass(frozen=True)
 class References:
-    """Inputs and what the Q/DQ graph makes of them, by name; the first dimension counts images."""
+    """Inputs and outputs of the Q/DQ graph by name; the first dimension counts images."""
 
     inputs: Arrays
     outputs: Arrays
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EngineCheck:
     """How close an engine is to the references.
 
     Attributes:
-        numerics: `snr_db` and `cosine` by output.
+        numerics: by output.
         top1: percent of the images with a clear class that get it; None where there are none.
         agreement: mean F1 of the boxes in percent; None where the network is no detector.
         failures: one line for each tolerance that is missed.
     """
 
-    numerics: dict[str, dict[str, float]]
+    numerics: Numerics
     top1: float | None
     agreement: float | None
     failures: tuple[str, ...]
@@ -125,7 +126,7 @@ def derive_tolerances(
     strides: Sequence[int],
     suppression: Suppression = DEPLOYMENT,
 ) -> Tolerances:
-    """Measure what quantization changed.
+    """Derive tolerances from the differences between the Q/DQ graph and FP32.
 
     Args:
         floating: outputs of the FP32 network in their order, without NMS.
@@ -150,8 +151,8 @@ def derive_tolerances(
     return Tolerances(bounds, top1, agreement)
 
 
-def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> Verdict:
-    """Compare what an engine made of the reference inputs, once per batch size, with the reference.
+def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) -> EngineCheck:
+    """Compare an engine's outputs on the reference inputs, one set per batch size, with the reference.
 
     Raises:
         ReferenceFileError: the shapes differ.
@@ -159,16 +160,14 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
     for one in outputs:
         _require_shapes(reference, one)
     tolerances = manifest.tolerances
-    numerics = {}
-    for name in tolerances.snr_db:
-        noise = SignalNoise()
+    noise = {name: SignalNoise() for name in tolerances.snr_db}
+    for name, found in noise.items():
         for one in outputs:
-            noise.update(reference[name], one[name])
-        numerics[name] = {"snr_db": noise.snr_db, "cosine": noise.cosine}
+            found.update(reference[name], one[name])
     failures = [
-        f"output {name}: {numerics[name]['snr_db']:.1f} dB, at least {least:.1f} dB wanted"
+        f"output {name}: {noise[name].snr_db:.1f} dB, at least {least:.1f} dB wanted"
         for name, least in tolerances.snr_db.items()
-        if numerics[name]["snr_db"] < least
+        if noise[name].snr_db < least
     ]
     top1 = agreement = None
     if clear := [(row, label) for row, label in enumerate(tolerances.top1) if label is not None]:
@@ -188,7 +187,8 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
             failures.append(
                 f"boxes agree to {agreement:.1f} %, at least {tolerances.agreement:.1f} % wanted"
             )
-    return Verdict(numerics, top1, agreement, tuple(failures))
+    numerics = {name: OutputNumerics(one.snr_db, one.cosine) for name, one in noise.items()}
+    return EngineCheck(numerics, top1, agreement, tuple(failures))
 
 
 def _find_boxes(
@@ -198,8 +198,8 @@ def _find_boxes(
     suppression: Suppression = DEPLOYMENT,
 ) -> list[Detections]:
     """Boxes of each image: those of an end-to-end model, else those in the maps."""
-    if END2END_OUTPUTS[0] in outputs:
-        return read_end2end(outputs)
+    if NMS_OUTPUTS[0] in outputs:
+        return read_nms_outputs(outputs)
     return detect([outputs[name] for name in maps], strides, suppression)
 
 

@@ -32,6 +32,6 @@ def lint_file(path: Path) -> tuple[Finding, ...]:
     Raises:
         LintError: It is missing, damaged or no valid ONNX.
     """
-    with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints to where --json prints
+    with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints to standard output, where JSON may go
         model = read_model(path)
         return tuple(finding for rule in RULES for finding in rule.check(model))

@@ -58,7 +58,7 @@ class HalfQuantized(Rule):
 
 
 class FloatLayer(Rule):
-    """Nothing to prove: TensorRT 11 has no calibrator, so what has no Q/DQ is not INT8."""
+    """By definition: TensorRT 11 has no calibrator, so a layer without Q/DQ is not INT8."""
 
     name = "float-layer"
     severity = Severity.NOTE
@@ -128,7 +128,7 @@ class QuantizedConvTranspose(Rule):
 
 
 class PerTensorWeight(Rule):
-    """NVIDIA's advice on explicit quantization: weights per output channel."""
+    """NVIDIA advises scales per output channel for weights in explicit quantization."""
 
     name = "per-tensor-weight"
     severity = Severity.ACCURACY

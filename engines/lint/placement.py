@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.commuting import commutes
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
 from reptrt.engines.lint.layers import WEIGHTED, quantized_weight
 from reptrt.engines.surgery.add_bias_behind_heads import AddBiasBehindHeads, heads_behind_bias
-from reptrt.engines.surgery.commuting import commutes
 from reptrt.engines.surgery.drop_output_qdq import DropOutputQdq
 from reptrt.engines.surgery.fuse_pad_into_conv import FusePadIntoConv, spatial_pads
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at, producer
@@ -188,7 +188,7 @@ def _before_scaling(tensor: gs.Tensor) -> gs.Tensor:
 
 
 class BranchPair(Rule):
-    """NVIDIA's advice: Q/DQ on the skip input only. Seen: one more requantization before Add."""
+    """NVIDIA advises Q/DQ on the skip input only. Seen: one more requantization before Add."""
 
     name = "branch-pair"
     severity = Severity.SLOW

@@ -27,12 +27,12 @@ def repair_file(source: Path, target: Path) -> None:
         SurgeryError: The file holds what surgery cannot repair.
     """
     if target.exists() and target.samefile(source):
-        raise LintError(f"{target}: is the file that is linted: give --fix another name")
+        raise LintError(f"{target}: is the file that is linted: give `fix` another name")
     if target.is_dir() or not target.parent.is_dir():
-        raise LintError(f"{target}: cannot be written: give --fix a file in a folder that exists")
+        raise LintError(f"{target}: cannot be written: give `fix` a file in a folder that exists")
     with tempfile.TemporaryDirectory() as folder:
         repaired_file = Path(folder, "repaired.onnx")
-        with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints to where --json prints
+        with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints to standard output, where JSON may go
             clean(source, repaired_file)
         loss = find_loss(source, repaired_file)
         if loss is not None:

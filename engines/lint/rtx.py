@@ -10,15 +10,16 @@ from tempfile import TemporaryDirectory
 import onnx
 
 from reptrt.engines.build.builder import BuildError, build_engine
-from reptrt.engines.build.parse import refusal
-from reptrt.engines.inspection.fusion import FusionReport, fusion_report, parse_kernels
-from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.build.parse import parse_error
+from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
+from reptrt.engines.inspection.kernels import Kernel, Tensor
 from reptrt.engines.lint.base import Finding, Severity
+from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.target import TARGETS, MissingComponentError, load_backend
 
 
 @dataclass(frozen=True)
-class RtxVerdict:
+class RtxAnswer:
     """What TensorRT-RTX says.
 
     Attributes:
@@ -36,7 +37,7 @@ class RtxVerdict:
     kernels: tuple[tuple[str, str, str, str, int], ...] = ()
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return the refusal as a finding, if there is one."""
+        """Return TensorRT-RTX's refusal as a finding, where it refuses."""
         if not self.refused:
             return ()
         return (
@@ -53,29 +54,28 @@ class RtxVerdict:
         )
 
 
-def ask_rtx(path: Path) -> RtxVerdict:
+def ask_rtx(path: Path) -> RtxAnswer:
     """Parse and build the file with TensorRT-RTX, where it is installed."""
     try:
         trt = load_backend(TARGETS["tensorrt-rtx"])
     except MissingComponentError as error:
-        return RtxVerdict(skipped=f"not asked: {error}")
+        return RtxAnswer(skipped=f"not asked: {error}")
     version = str(trt.__version__)
-    refused = refusal(path, trt)
+    refused = parse_error(path, trt)
     if refused:
-        return RtxVerdict(version, refused)
+        return RtxAnswer(version, refused)
     if _has_open_sides(path):
-        return RtxVerdict(
+        return RtxAnswer(
             version, skipped="parses; not built: dimensions other than the batch are open"
         )
     with TemporaryDirectory() as folder:
         try:
             result = build_engine(path, Path(folder, "model.engine"), trt)
         except BuildError as error:
-            return RtxVerdict(version, str(error).removeprefix(f"{path}: "))
+            return RtxAnswer(version, str(error).removeprefix(f"{path}: "))
     kernels = parse_kernels(result.layers)
-    return RtxVerdict(
-        version, fusion=fusion_report(kernels, path), kernels=tuple(_grouped(kernels))
-    )
+    fusion = fusion_report(kernels, path, f"tensorrt_rtx {version}")
+    return RtxAnswer(version, fusion=fusion, kernels=tuple(_grouped(kernels)))
 
 
 def _has_open_sides(path: Path) -> bool:
@@ -99,5 +99,5 @@ def _grouped(kernels: tuple[Kernel, ...]) -> list[tuple[str, str, str, str, int]
     return [(*row, count) for row, count in rows.most_common()]
 
 
-def _types(tensors: tuple[tuple[str, str], ...]) -> str:
-    return ", ".join(dict.fromkeys(dtype for _, dtype in tensors))
+def _types(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(dict.fromkeys(tensor.dtype for tensor in tensors))

@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from reptrt.engines.lint.base import Finding, Severity
-from reptrt.engines.lint.rtx import RtxVerdict
+from reptrt.engines.lint.rtx import RtxAnswer
 
 _NODES_SHOWN = 3
 _INDENT = " " * 10
 
 
 def lint_json(
-    path: Path, findings: Sequence[Finding], verdict: RtxVerdict, gone: Mapping[str, int] | None
+    path: Path, findings: Sequence[Finding], answer: RtxAnswer, gone: Mapping[str, int] | None
 ) -> dict[str, Any]:
-    """Return what `--json` prints; `gone` are the repaired findings per rule, None without --fix."""
+    """Return the findings as JSON; `gone` are the repaired ones per rule, None where none were asked for."""
     return {
         "file": str(path),
         "counts": _counts(findings),
         "findings": [{**asdict(f), "severity": f.severity.value} for f in findings],
         "repaired": gone,
-        "tensorrt_rtx": asdict(verdict),
+        "tensorrt_rtx": asdict(answer),
     }
 
 
 def lint_lines(
-    path: Path, findings: Sequence[Finding], verdict: RtxVerdict, gone: Mapping[str, int] | None
+    path: Path, findings: Sequence[Finding], answer: RtxAnswer, gone: Mapping[str, int] | None
 ) -> list[str]:
     """Return the findings, worst first and equal ones together, and TensorRT-RTX's kernels."""
     lines = []
@@ -39,7 +39,7 @@ def lint_lines(
     lines += [f"{path}: {counts or 'nothing found'}", ""]
     for group in _groups(findings):
         lines += _group_lines(group)
-    return [*lines, *_rtx_lines(verdict)]
+    return [*lines, *_rtx_lines(answer)]
 
 
 def _counts(findings: Sequence[Finding]) -> dict[str, int]:
@@ -66,35 +66,35 @@ def _group_lines(group: Sequence[Finding]) -> list[str]:
         more = f", and {len(nodes) - _NODES_SHOWN} more" if len(nodes) > _NODES_SHOWN else ""
         title += f" · {len(nodes)} node{'s' * (len(nodes) > 1)}: {shown}{more}"
     whole_file = f": {first.detail}" if first.detail and not first.node else ""
-    remedy = f"--fix repairs it; or {first.remedy}" if first.fixable else first.remedy
+    remedy = f"`fix` repairs it; or {first.remedy}" if first.fixable else first.remedy
     return [title, f"{_INDENT}{first.reason}{whole_file}", f"{_INDENT}→ {remedy}", ""]
 
 
-def _rtx_lines(verdict: RtxVerdict) -> list[str]:
-    if verdict.skipped:
-        return [f"TensorRT-RTX {verdict.version}".rstrip() + f" {verdict.skipped}"]
-    fusion = verdict.fusion
+def _rtx_lines(answer: RtxAnswer) -> list[str]:
+    if answer.skipped:
+        return [f"TensorRT-RTX {answer.version}".rstrip() + f" {answer.skipped}"]
+    fusion = answer.fusion
     if fusion is None:
         return []
-    fused, attentions = fusion["fused_attention"], fusion["attention_blocks"]
+    fused, attentions = fusion.fused_attention, fusion.attention_blocks
     lines = [
-        f"TensorRT-RTX {verdict.version} parses and builds it: {fusion['int8_layers']} of "
-        f"{fusion['quantizable_layers']} layers in INT8, {fusion['kernels']} kernels"
+        f"TensorRT-RTX {answer.version} parses and builds it: {fusion.int8_layers} of "
+        f"{fusion.quantizable_layers} layers in INT8, {fusion.kernels} kernels"
         + (f", {fused} of {attentions} attentions fused" if attentions else ""),
         "",
-        *_table([("kernels", "kind", "reads", "weights", "writes"), *_rows(verdict)]),
+        *_table([("kernels", "kind", "reads", "weights", "writes"), *_rows(answer)]),
     ]
     reasons: dict[str, list[str]] = {}
-    for island in fusion["float_islands"]:
-        reasons.setdefault(island["reason"], []).append(island["layer"])
+    for island in fusion.float_islands:
+        reasons.setdefault(island.reason, []).append(island.layer)
     for reason, layers in reasons.items():
         more = f", and {len(layers) - _NODES_SHOWN} more" if len(layers) > _NODES_SHOWN else ""
         lines += ["", f"float: {', '.join(layers[:_NODES_SHOWN])}{more}", f"{_INDENT}{reason}"]
     return lines
 
 
-def _rows(verdict: RtxVerdict) -> list[tuple[str, ...]]:
-    return [(str(count), *texts) for *texts, count in verdict.kernels]
+def _rows(answer: RtxAnswer) -> list[tuple[str, ...]]:
+    return [(str(count), *texts) for *texts, count in answer.kernels]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -61,7 +61,7 @@ class PerChannelOpset(Rule):
 
 
 class NotQuantized(Rule):
-    """roboflow/rf-detr#1453: an FP32 file builds an FP32 engine on TensorRT 11, without a word."""
+    """roboflow/rf-detr#1453: an FP32 file builds an FP32 engine on TensorRT 11, without a warning."""
 
     name = "not-quantized"
     severity = Severity.NOTE
@@ -80,7 +80,7 @@ class FloatRemainder(Rule):
     name = "fp32-remainder"
     severity = Severity.NOTE
     reason = "what is not INT8 runs in FP32: TensorRT 11 and typed TensorRT 10 have no FP16 flag"
-    remedy = "export it in FP16 if its values fit (reptrt: --precision fp16)"
+    remedy = 'export it in FP16 if its values fit (reptrt: `precision="fp16"`)'
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the file where its layers work on FP32."""

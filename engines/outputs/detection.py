@@ -3,7 +3,7 @@
 The maps decoded here are those of `reptrt.models.yolov6.network` and of the YOLOv6Lite ONNX files: per stride
 `[n, classes + 4, h, w]`, scores first, then the distances left, top, right, bottom in cells from the
 cell's centre. Boxes are x1 y1 x2 y2 in pixels throughout. An end-to-end engine does all this itself;
-`read_end2end` reads its outputs.
+`read_nms_outputs` reads its outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ On 128 images of COCO, YOLOv6Lite-S has as much mAP as with 30 000 to 0.002 poin
 images have more than 2500 pairs above the evaluation's threshold.
 """
 
-END2END_OUTPUTS = ("num_dets", "boxes", "scores", "classes")
+NMS_OUTPUTS = ("num_dets", "boxes", "scores", "classes")
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ def detect(
     return [nms(found, suppression.iou_threshold, suppression.max_detections) for found in decoded]
 
 
-def read_end2end(outputs: Mapping[str, NDArray[np.generic]]) -> list[Detections]:
-    """Read the outputs `END2END_OUTPUTS` of an end-to-end model; one result per image."""
-    counts, boxes, scores, classes = (np.asarray(outputs[name]) for name in END2END_OUTPUTS)
+def read_nms_outputs(outputs: Mapping[str, NDArray[np.generic]]) -> list[Detections]:
+    """Read the outputs `NMS_OUTPUTS` of an end-to-end model; one result per image."""
+    counts, boxes, scores, classes = (np.asarray(outputs[name]) for name in NMS_OUTPUTS)
     return [
         Detections(
             boxes[n, :count].astype(np.float32),

@@ -4,7 +4,7 @@ An engine is timed by CUDA events, on the GPU's clock: with the copies of inputs
 without (`Latency.device_only`). Everything else is timed by the processor's clock around `infer`.
 
 Two runners are compared by turns (A B A B ...), so that a processor that heats up or is shared
-slows both alike. What is measured is where the runner runs: the result names backend and device.
+slows both alike. The result names backend and device of the runner.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _summarize(runner: Runner, times: Sequence[InferenceTime]) -> Latency:
 def measure_throughput(
     execution: EngineExecution, feed: Mapping[str, Array], batch: int, min_seconds: float = 2.0
 ) -> float:
-    """Return images per second of an engine that is never idle: executions without copies.
+    """Return images per second of back-to-back executions without copies.
 
     Args:
         execution: a loaded engine.

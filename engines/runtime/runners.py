@@ -1,14 +1,12 @@
 """Run a model: ONNX Runtime on the CPU, or an engine on the GPU.
 
-Both are context managers with the same `infer(feed_dict) -> outputs`, as in Polygraphy. Where
-Polygraphy's own runners are wanted (`Comparator.run`), `polygraphy_onnx_runner` and
-`polygraphy_engine_runner` make them with the same settings.
+Both are context managers with the same `infer(feed_dict) -> outputs`, as in Polygraphy, which build
+kits do without; `reptrt.engines.runtime.polygraphy_runner` makes Polygraphy's runners of them.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +22,6 @@ from reptrt.engines.target import INSTALL_HINTS, Backend, MissingComponentError,
 from reptrt.engines.tensor_spec import TensorSpec
 
 Array = npt.NDArray[Any]
-
-_RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 
 
 class ModelFileError(ValueError):
@@ -216,42 +212,6 @@ class TensorRTRunner:
     def time_inference(self, feed_dict: Mapping[str, Array]) -> InferenceTime:
         """Run once; return what CUDA events say, with copies and without."""
         return self.execution.time(feed_dict)
-
-
-def polygraphy_onnx_runner(path: Path, name: str | None = None, optimize: bool = True) -> Any:
-    """Return Polygraphy's `OnnxrtRunner` for `path`, not yet activated."""
-    backend = require_module("polygraphy.backend.onnxrt", "pip install 'polygraphy>=0.53'")
-    return backend.OnnxrtRunner(lambda: _session(path, optimize, None), name=name)
-
-
-def polygraphy_engine_runner(path: Path, backend: Backend, name: str | None = None) -> Any:
-    """Return Polygraphy's `TrtRunner` for the engine at `path`, not yet activated.
-
-    Raises:
-        MissingComponentError: no GPU here, or the TensorRT module is missing.
-    """
-    _require_gpu(path)
-    require_module(backend, INSTALL_HINTS[backend])
-    select_polygraphy_backend(backend)
-    module = require_module("polygraphy.backend.trt", "pip install 'polygraphy>=0.53'")
-    return module.TrtRunner(module.EngineFromPath(str(path)), name=name)
-
-
-def select_polygraphy_backend(backend: Backend) -> None:
-    """Make Polygraphy use `backend`; it chooses once per process, when it first imports TensorRT.
-
-    Raises:
-        MissingComponentError: this process already uses the other one.
-    """
-    use_rtx = backend == "tensorrt_rtx"
-    polygraphy = require_module("polygraphy.config", "pip install 'polygraphy>=0.53'")
-    if "polygraphy.backend.trt" in sys.modules and bool(polygraphy.USE_TENSORRT_RTX) != use_rtx:
-        raise MissingComponentError(
-            f"Polygraphy already uses the other TensorRT in this process: run {backend} engines in "
-            f"a process of their own ({_RTX_VARIABLE}={int(use_rtx)})"
-        )
-    os.environ[_RTX_VARIABLE] = str(int(use_rtx))
-    polygraphy.USE_TENSORRT_RTX = use_rtx  # type: ignore[attr-defined]
 
 
 def _require_gpu(path: Path) -> None:

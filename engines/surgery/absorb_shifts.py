@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.commuting import commutes
 from reptrt.engines.surgery.base import Pass
-from reptrt.engines.surgery.commuting import commutes
 from reptrt.engines.surgery.dequantize_bias import dequantize_constant
 from reptrt.engines.surgery.names import Names
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at, input_at, producer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.commuting import commutes
 from reptrt.engines.surgery.base import Pass, SurgeryError
-from reptrt.engines.surgery.commuting import commutes
 from reptrt.engines.surgery.names import Names
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, producer
 from reptrt.engines.surgery.rewire import is_any

@@ -6,7 +6,7 @@ import math
 
 import onnx_graphsurgeon as gs
 
-from reptrt.engines.surgery.commuting import commutes
+from reptrt.engines.commuting import commutes
 from reptrt.engines.surgery.qdq import (
     DEQUANTIZE,
     QUANTIZE,

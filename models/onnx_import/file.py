@@ -86,14 +86,14 @@ class OnnxFile:
             if wanted not in (None, (self.height, self.width)):
                 assert wanted is not None
                 raise OnnxFileError(
-                    f"{self.path}: its input is {self.height}x{self.width} pixels; --image-size"
-                    f" {wanted[0]}x{wanted[1]} needs an export with that size, or without any"
+                    f"{self.path}: its input is {self.height}x{self.width} pixels;"
+                    f" `image_size={wanted[0]}x{wanted[1]}` needs an export with that size, or without any"
                 )
             return self.height, self.width
         wanted = wanted or default
         if wanted is None:
             raise OnnxFileError(
-                f"{self.path}: leaves the size of its images open; give --image-size, as 224 or"
+                f"{self.path}: leaves the size of its images open; give `image_size`, such as 224 or"
                 " 640x640"
             )
         return self.height or wanted[0], self.width or wanted[1]

@@ -70,7 +70,7 @@ def _how_to_bring(weights: PublishedWeights, model_name: str, reason: str) -> st
     return (
         f"{model_name}: cannot download its weights ({reason}); fetch {weights.url} where there is"
         f" a network (licence: {weights.licence}), then {by_hand}make engine MODEL={model_name}"
-        f" WEIGHTS=path/to/{Path(weights.filename).name} (or reptrt ... --weights)"
+        f" WEIGHTS=path/to/{Path(weights.filename).name} (or give `weights`)"
     )
 
 

@@ -1,12 +1,18 @@
-"""The options of a recipe on the command line: one row for each field."""
+"""The options of a recipe on the command line, made from the fields of its sections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
+from pydantic import ByteSize
+from pydantic.fields import FieldInfo
+
+from reptrt.calibrators.settings import Reconstruction
+from reptrt.pipeline.recipe import SECTIONS, Section, Triple, flag
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -43,6 +49,16 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click
         return numbers
 
 
+class Patterns(click.ParamType):  # type: ignore[type-arg]
+    """Patterns between commas."""
+
+    name = "pattern,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Parse."""
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
 class KeyValues(click.ParamType):  # type: ignore[type-arg]
     """`key=value` pairs between commas; the recipe knows which are legal."""
 
@@ -56,67 +72,24 @@ class KeyValues(click.ParamType):  # type: ignore[type-arg]
         return {key.strip(): text.strip() for key, _, text in pairs}
 
 
-# One row per field of `Recipe`: flag, type, help.
-RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("--weights", FILE, "checkpoint: safetensors or a state dict"),
-    ("--data", FILE, "calibration images: a folder, .npy or .npz"),
-    ("--eval", FILE, "labelled images: ImageFolder, labels.csv or COCO"),
-    ("--calibrator", str, "how scales are chosen; see `reptrt calibrators`"),
-    ("--weight-bits", click.IntRange(2, 8), "bits of the weights"),
-    ("--activation-bits", click.IntRange(2, 8), "bits of the activations"),
-    ("--first-last-bits", click.IntRange(2, 8), "least bits of the first and last layers"),
-    ("--quantize-head", bool, "quantize a detector's prediction layers too"),
-    (
-        "--min-snr",
-        click.FloatRange(0),
-        "dB at the outputs; layers stay float until they are reached",
-    ),
-    ("--softmax", click.Choice(["float", "uniform", "log2"]), "grid of attention's probabilities"),
-    ("--reconstruction", KeyValues(), "how blocks are learned, as iterations=100,loss=l2"),
-    ("--max-memory", str, "memory for cached activations, as 4GiB; the rest goes to TMPDIR"),
-    ("--target", str, "where the engine will run; see `reptrt targets`"),
-    (
-        "--precision",
-        click.Choice(["fp32", "fp16"]),
-        "type of all that is not INT8; FP16 if there is attention",
-    ),
-    ("--num-samples", click.IntRange(1), "number of calibration images"),
-    ("--seed", click.IntRange(0), "of every random choice"),
-    ("--device", click.Choice(["cpu", "cuda"]), "where PyTorch calibrates"),
-    ("--end2end", bool, "a detector's engine also decodes its boxes and runs NMS"),
-    ("--score-threshold", click.FloatRange(0, 1, max_open=True), "of --end2end's boxes; 0.25"),
-    ("--iou-threshold", click.FloatRange(0, 1), "of --end2end's NMS; 0.65"),
-    ("--max-detections", click.IntRange(1), "most boxes of an image with --end2end; 100"),
-    ("--max-drop", float, "gate: most points of accuracy that INT8 may lose"),
-    ("--batch-size", click.IntRange(1), "fixed batch of the engine; default: dynamic"),
-    ("--max-batch", click.IntRange(1), "largest batch of a dynamic engine"),
-    ("--opt-batch", click.IntRange(1), "batch that a dynamic engine is made fastest for; 1"),
-    ("--workspace-limit", str, "most scratch memory of a kernel, as 1GiB"),
-    ("--optimization-level", click.IntRange(0, 5), "0: built fastest, 5: engine fastest; 3"),
-    ("--timing-cache", FILE, "folder of kernel timings, shared by builds"),
-    ("--version-compatible", bool, "engine for later TensorRT too; larger, may be slower"),
-    ("--hardware-compatible", bool, "engine for all GPUs since Ampere; may be slower"),
-    ("--image-size", Numbers("SIZE or HEIGHTxWIDTH", "x", 2, int), "input size in pixels"),
-    (
-        "--task",
-        click.Choice(["classification", "detection", "generic"]),
-        "of a model of your own; its outputs tell",
-    ),
-    ("--layout", click.Choice(["crop", "letterbox"]), "how images are fitted to the input"),
-    ("--channels", click.Choice(["rgb", "bgr"]), "order in which the network wants them"),
-    ("--mean", Numbers("R,G,B", ",", 3, float), "of the images, on the 0-1 scale"),
-    ("--std", Numbers("R,G,B", ",", 3, float), "of the images, on the 0-1 scale"),
-)
+_PARSERS: dict[object, Any] = {
+    str: str,
+    bool: bool,
+    Path: FILE,
+    ByteSize: str,
+    Reconstruction: KeyValues(),
+    tuple[str, ...]: Patterns(),
+    tuple[int, int]: Numbers("SIZE or HEIGHTxWIDTH", "x", 2, int),
+    Triple: Numbers("R,G,B", ",", 3, float),
+}
+_BOUNDS = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
 
 
 def recipe_options(command: Command) -> Command:
     """Give a command MODEL, every recipe option, `--recipe` and `--workspace`."""
-    for flag, kind, text in reversed(RECIPE_OPTIONS):
-        name = "evaluation" if flag == "--eval" else flag.removeprefix("--").replace("-", "_")
-        is_switch = kind is bool
-        command = click.option(flag, name, type=kind, is_flag=is_switch, default=None, help=text)(
-            command
-        )
+    for section in reversed(SECTIONS):
+        for name, field in reversed(list(_own_fields(section).items())):
+            command = recipe_option(name, field)(command)
     command = click.option("--recipe", "recipe_file", type=FILE, help="YAML with any of these")(
         command
     )
@@ -124,3 +97,60 @@ def recipe_options(command: Command) -> Command:
         "--workspace", type=FILE, default=Path("build"), help="folder for all that is made"
     )(command)
     return click.argument("model")(command)
+
+
+def recipe_option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    """Option of one field; it is None unless given, so that YAML and defaults hold."""
+    parser = option_type(field)
+    text = _help(field)
+    return click.option(
+        flag(name), name, type=parser, is_flag=parser is bool, default=None, help=text
+    )
+
+
+def option_type(field: FieldInfo) -> Any:
+    """What parses the value of `field`: its type and its bounds."""
+    kind, facts = _inner(field.annotation, list(field.metadata))
+    if get_origin(kind) is Literal:
+        return click.Choice([str(choice) for choice in get_args(kind)])
+    if kind in (int, float):
+        return _number_type(kind, facts)
+    return _PARSERS[kind]
+
+
+def _own_fields(section: type[Section]) -> Mapping[str, FieldInfo]:
+    return {name: one for name, one in section.model_fields.items() if name != "model"}
+
+
+def _inner(annotation: Any, facts: list[Any]) -> tuple[Any, list[Any]]:
+    """The type without `| None` and `Annotated`, and everything that is said of it."""
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation, *more = get_args(annotation)
+            facts = [*facts, *more]
+        elif get_origin(annotation) in (Union, UnionType):
+            (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+        else:
+            return annotation, facts
+
+
+def _number_type(kind: type, facts: list[Any]) -> Any:
+    """An IntRange or FloatRange with the field's bounds."""
+    bounds: dict[str, Any] = {}
+    for fact in (part for one in facts for part in (one, *getattr(one, "metadata", ()))):
+        for attribute, end in _BOUNDS.items():
+            value = getattr(fact, attribute, None)
+            if value is not None:
+                bounds[end] = value
+                bounds[f"{end}_open"] = attribute in ("gt", "lt")
+    return (click.IntRange if kind is int else click.FloatRange)(**bounds) if bounds else kind
+
+
+def _help(field: FieldInfo) -> str:
+    """The field's description, with its default where that is one plain value."""
+    text = str(field.description)
+    default = field.default
+    if default is None or default == () or isinstance(default, (bool, Reconstruction)):
+        return text
+    shown = default.human_readable() if isinstance(default, ByteSize) else default
+    return f"{text} [default: {shown}]"

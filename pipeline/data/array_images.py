@@ -17,7 +17,7 @@ from PIL import Image
 
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess
-from reptrt.pipeline.data.batches import Batches, ImageSet, num_batches
+from reptrt.pipeline.data.batches import ImageSet, LazyBatches, num_batches
 from reptrt.pipeline.data.image_folder import fingerprint_files
 from reptrt.pipeline.data.preprocess import DataError, prepare
 
@@ -28,7 +28,7 @@ _READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Where the images lie in a file.
+    """Layout of an array file of images.
 
     Attributes:
         path: `.npy` or `.npz`.
@@ -51,7 +51,7 @@ class ArrayFile:
 
 
 def read_array_header(path: Path, image_size: tuple[int, int], num_channels: int = 3) -> ArrayFile:
-    """Check that a file holds images and say where.
+    """Check that a file holds images, and return its layout.
 
     Legal are float `[n, channels, h, w]`, already normalized and of the network's size, and uint8
     `[n, h, w, 3]`, RGB of any size. Pickled arrays are refused.
@@ -104,7 +104,7 @@ class ArrayImages(ImageSet):
         """Hex digest of the whole file and of the chosen indices."""
         return fingerprint_files([self._array.path], np.array(self._indices).tobytes())
 
-    def batches(self, batch_size: int) -> Batches[FloatArray]:
+    def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32; iterating raises DataError on NaN or infinity."""
 
         def read() -> Iterator[FloatArray]:
@@ -113,7 +113,7 @@ class ArrayImages(ImageSet):
                     chosen = self._indices[start : start + batch_size]
                     yield np.stack([self._image(stream, index) for index in chosen])
 
-        return Batches(num_batches(len(self), batch_size), read)
+        return LazyBatches(num_batches(len(self), batch_size), read)
 
     def _image(self, stream: IO[bytes], index: int) -> FloatArray:
         array = self._array

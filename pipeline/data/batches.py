@@ -19,8 +19,8 @@ Item = TypeVar("Item", covariant=True)
 DECODING_THREADS = 2  # Pillow releases the interpreter lock
 
 
-class Batches(Generic[Item]):
-    """Something to iterate over, any number of times, in the same order each time.
+class LazyBatches(Generic[Item]):
+    """An iterable of batches; each pass yields the same batches in the same order.
 
     Args:
         count: How many batches there are.
@@ -51,7 +51,7 @@ class ImageSet(ABC):
         """Count the images."""
 
     @abstractmethod
-    def batches(self, batch_size: int) -> Batches[FloatArray]:
+    def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32 of `batch_size` images, the last one of the rest."""
 
 
@@ -74,7 +74,7 @@ class Batch:
 
 def prepared_batches(
     load: Callable[[int], Prepared], count: int, batch_size: int
-) -> Batches[Batch]:
+) -> LazyBatches[Batch]:
     """Batch the images 0..count-1 that `load` prepares; the next batch is decoded ahead."""
 
     def read() -> Iterator[Batch]:
@@ -89,7 +89,7 @@ def prepared_batches(
             if waiting:
                 yield _collate(waiting, count - len(waiting))
 
-    return Batches(num_batches(count, batch_size), read)
+    return LazyBatches(num_batches(count, batch_size), read)
 
 
 def num_batches(count: int, batch_size: int) -> int:

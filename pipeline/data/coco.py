@@ -3,19 +3,63 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
+from reptrt.models.one_line import one_line
 from reptrt.pipeline.data.preprocess import DataError
 
 ANNOTATIONS_FILE = "annotations.json"
+_FAULTS = {
+    ("categories", "id"): "every entry of 'categories' needs an integer 'id', found {value}",
+    ("annotations", "category_id"): "annotation {id}: category_id {value} is not in 'categories'",
+    ("annotations", "bbox"): "annotation {id}: bbox must be [x, y, width, height] in pixels, found"
+    " {value}",
+    ("annotations", "area"): "annotation {id}: area must be a number of pixels, found {value}",
+    ("annotations", "iscrowd"): "annotation {id}: iscrowd must be 0 or 1, found {value}",
+}
 
-Record = Mapping[str, object]
+
+class _Record(BaseModel):
+    """What is read of an object in the file; its other keys are ignored, numbers are finite."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Image(_Record):
+    id: int | str
+    file_name: str
+    height: Annotated[int, Strict(False)] | None = None
+    width: Annotated[int, Strict(False)] | None = None
+
+
+class _Category(_Record):
+    id: int
+    name: str | int | None = None
+
+
+Size = Annotated[float, Field(ge=0)]
+
+
+class _Annotation(_Record):
+    id: Any = None
+    image_id: int | str
+    category_id: int
+    bbox: Annotated[tuple[float, float, Size, Size], Strict(False)]
+    area: Size | None = None
+    iscrowd: bool | Annotated[int, Field(ge=0, le=1)] = False
+
+
+class _File(_Record):
+    categories: list[_Category]
+    images: list[_Image]
+    annotations: list[_Annotation]
 
 
 @dataclass(frozen=True)
@@ -92,33 +136,29 @@ def read_coco(path: Path, num_classes: int | None, classes: Sequence[str] | None
     Raises:
         DataError: The file is malformed, an image is missing, or nothing is annotated.
     """
-    root = _parse(path)
-    indices, names = _class_indices(path, _records(root, "categories", path), num_classes, classes)
-    images = _records(root, "images", path)
-    annotations = _records(root, "annotations", path)
-    if not images or not annotations:
+    file = _parse(path)
+    if not file.images or not file.annotations:
         raise DataError(f"{path}: no annotated images; 'images' and 'annotations' must hold some")
-    by_image: dict[object, list[Record]] = {}
-    for image in images:
-        by_image[_field(image, "id", path, "images")] = []
-    if len(by_image) != len(images):
+    indices, names = _class_indices(path, file.categories, num_classes, classes)
+    by_image: dict[int | str, list[_Annotation]] = {image.id: [] for image in file.images}
+    if len(by_image) != len(file.images):
         raise DataError(f"{path}: two images share one id; ids must be unique")
-    for annotation in annotations:
-        image_id = _field(annotation, "image_id", path, "annotations")
-        if image_id not in by_image:
-            raise DataError(f"{path}: an annotation is of image {image_id!r}, not in 'images'")
-        by_image[image_id].append(annotation)
+    for annotation in file.annotations:
+        if annotation.image_id not in by_image:
+            image = one_line(repr(annotation.image_id))
+            raise DataError(f"{path}: an annotation is of image {image}, not in 'images'")
+        if annotation.category_id not in indices:
+            raise DataError(f"{path}: {_fault('annotations', 'category_id', dict(annotation))}")
+        by_image[annotation.image_id].append(annotation)
     return CocoData(
-        files=_find_files(path, [_file_name(image, path) for image in images]),
-        sizes=tuple(_size(image) for image in images),
-        annotations=tuple(
-            _annotations(by_image[image["id"]], indices, path) for image in images
-        ),
+        files=_find_files(path, [image.file_name for image in file.images]),
+        sizes=tuple(_size(image) for image in file.images),
+        annotations=tuple(_annotations(by_image[image.id], indices) for image in file.images),
         class_names=names,
-    )  # fmt: skip
+    )
 
 
-def _parse(path: Path) -> Record:
+def _parse(path: Path) -> _File:
     try:
         root: object = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -129,55 +169,48 @@ def _parse(path: Path) -> Record:
         raise DataError(
             f"{path}: no COCO file; needs an object with images, annotations, categories"
         )
-    return root
+    try:
+        return _File.model_validate(root)
+    except ValidationError as error:
+        key, *inside = error.errors(include_url=False)[0]["loc"]
+        if len(inside) < 2:
+            text = f"'{key}' must be a list of objects, as in COCO files"
+        else:
+            text = _fault(str(key), str(inside[1]), root[key][inside[0]])
+        raise DataError(f"{path}: {text}") from None
 
 
-def _records(root: Record, key: str, path: Path) -> list[Record]:
-    value = root.get(key)
-    if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
-        raise DataError(f"{path}: '{key}' must be a list of objects, as in COCO files")
-    return value
+def _fault(key: str, field: str, record: Mapping[str, object]) -> str:
+    """What is wrong with `field` of an entry of the list `key`."""
+    usual = "an entry of '{key}' has no usable '{field}' (found {value})"
+    values = {name: one_line(repr(record.get(name))) for name in ("id", field)}
+    found = _FAULTS.get((key, field), usual)
+    return found.format(key=key, field=field, id=values["id"], value=values[field])
 
 
-def _field(record: Record, key: str, path: Path, place: str) -> object:
-    value = record.get(key)
-    if not isinstance(value, (int, str)):
-        raise DataError(f"{path}: an entry of '{place}' has no usable '{key}' (found {value!r})")
-    return value
-
-
-def _file_name(image: Record, path: Path) -> str:
-    return str(_field(image, "file_name", path, "images"))
-
-
-def _size(image: Record) -> tuple[int, int] | None:
-    height, width = image.get("height"), image.get("width")
-    if isinstance(height, int) and isinstance(width, int):
-        return height, width
-    return None
+def _size(image: _Image) -> tuple[int, int] | None:
+    return None if image.height is None or image.width is None else (image.height, image.width)
 
 
 def _class_indices(
     path: Path,
-    categories: Sequence[Record],
+    categories: Sequence[_Category],
     num_classes: int | None,
     classes: Sequence[str] | None,
-) -> tuple[Mapping[object, int], tuple[str, ...]]:
+) -> tuple[Mapping[int, int], tuple[str, ...]]:
     """Map category ids to class indices; also return the class names."""
-    if not all(isinstance(category.get("id"), int) for category in categories):
-        raise DataError(f"{path}: every entry of 'categories' needs an integer 'id'")
-    ordered = sorted(categories, key=lambda category: int(str(category["id"])))
-    names = tuple(str(category.get("name", category["id"])) for category in ordered)
+    ordered = sorted(categories, key=lambda category: category.id)
+    names = tuple(str(one.id if one.name is None else one.name) for one in ordered)
     if classes is not None and names and set(names) <= set(classes):
         by_name = {name: index for index, name in enumerate(classes)}
         pairs = zip(ordered, names, strict=True)
-        return {category["id"]: by_name[name] for category, name in pairs}, tuple(classes)
+        return {category.id: by_name[name] for category, name in pairs}, tuple(classes)
     if num_classes is not None and len(ordered) != num_classes:
         raise DataError(
             f"{path}: {len(ordered)} categories for a model of {num_classes} classes; list in"
             f" 'categories' exactly the classes of the model, in its order"
         )
-    return {category["id"]: index for index, category in enumerate(ordered)}, names
+    return {category.id: index for index, category in enumerate(ordered)}, names
 
 
 def _find_files(path: Path, names: Sequence[str]) -> tuple[Path, ...]:
@@ -199,46 +232,13 @@ def _candidate_folders(folder: Path) -> Iterator[Path]:
         yield from sorted(entry for entry in parent.iterdir() if entry.is_dir())
 
 
-def _annotations(
-    records: Sequence[Record], indices: Mapping[object, int], path: Path
-) -> Annotations:
-    boxes, labels, areas = [], [], []
-    for record in records:
-        box = _box(record, path)
-        category = record.get("category_id")
-        if not isinstance(category, int) or category not in indices:
-            raise DataError(
-                f"{path}: annotation {record.get('id')!r}: category_id {category!r} is not in"
-                f" 'categories'"
-            )
-        area = record.get("area")
-        boxes.append(box)
-        labels.append(indices[category])
-        areas.append(float(area) if isinstance(area, (int, float)) else _area(box))
+def _annotations(records: Sequence[_Annotation], indices: Mapping[int, int]) -> Annotations:
+    """COCO's x, y, width, height as x1, y1, x2, y2; areas are those of the boxes where not stated."""
+    boxes = np.array([one.bbox for one in records], dtype=np.float64).reshape(-1, 4)
+    stated = np.array([one.area for one in records], dtype=np.float64)  # None becomes NaN
     return Annotations(
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        labels=np.array(labels, dtype=np.int64),
-        areas=np.array(areas, dtype=np.float64),
-        crowd=np.array([bool(record.get("iscrowd")) for record in records], dtype=np.bool_),
+        boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        labels=np.array([indices[one.category_id] for one in records], dtype=np.int64),
+        areas=np.where(np.isnan(stated), boxes[:, 2] * boxes[:, 3], stated),
+        crowd=np.array([one.iscrowd for one in records], dtype=np.bool_),
     )
-
-
-def _box(record: Record, path: Path) -> tuple[float, float, float, float]:
-    """Turn COCO's x, y, width, height into x1, y1, x2, y2."""
-    value = record.get("bbox")
-    numbers = [
-        float(side)
-        for side in (value if isinstance(value, list) else ())
-        if isinstance(side, (int, float)) and math.isfinite(side)
-    ]
-    if not isinstance(value, list) or len(numbers) != 4 or len(value) != 4 or min(numbers[2:]) < 0:
-        raise DataError(
-            f"{path}: annotation {record.get('id')!r}: bbox must be [x, y, width, height] in pixels,"
-            f" found {value!r}"
-        )
-    x, y, width, height = numbers
-    return x, y, x + width, y + height
-
-
-def _area(box: tuple[float, float, float, float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])

@@ -18,8 +18,8 @@ from reptrt.pipeline.data.array_images import ARRAY_SUFFIXES, ArrayImages, read_
 from reptrt.pipeline.data.batches import (
     DECODING_THREADS,
     Batch,
-    Batches,
     ImageSet,
+    LazyBatches,
     prepared_batches,
 )
 from reptrt.pipeline.data.coco import Annotations, find_annotations, read_coco
@@ -29,18 +29,19 @@ from reptrt.pipeline.data.image_folder import (
     find_images,
     fingerprint_files,
 )
+from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction
 from reptrt.pipeline.data.labels import LABELS_FILE, read_class_folders, read_labels_file
 from reptrt.pipeline.data.preprocess import DataError, Prepared, check_image, prepare, read_image
 
 __all__ = [
     "Batch",
-    "Batches",
     "ClassificationSet",
     "DataError",
     "DetectionSet",
     "EvaluationSet",
     "FolderImages",
     "ImageSet",
+    "LazyBatches",
     "open_classification",
     "open_detection",
     "open_evaluation",
@@ -75,10 +76,10 @@ class FolderImages(ImageSet):
         """Hex digest of the images' names, bytes and order."""
         return fingerprint_files(self.files)
 
-    def batches(self, batch_size: int) -> Batches[FloatArray]:
+    def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32, decoded while iterating."""
         prepared = prepared_batches(self._load, len(self), batch_size)
-        return Batches(len(prepared), lambda: (batch.images for batch in prepared))
+        return LazyBatches(len(prepared), lambda: (batch.images for batch in prepared))
 
     def _load(self, index: int) -> Prepared:
         return prepare(read_image(self.files[index]), self._preprocess)
@@ -111,7 +112,7 @@ class ClassificationSet:
         """Hex digest of the images and their labels."""
         return fingerprint_files(self.files, self.labels.tobytes())
 
-    def batches(self, batch_size: int) -> Batches[Batch]:
+    def batches(self, batch_size: int) -> LazyBatches[Batch]:
         """Return batches decoded while iterating, which raises DataError on an unreadable image."""
         return prepared_batches(self._load, len(self), batch_size)
 
@@ -150,7 +151,7 @@ class DetectionSet:
         """Hex digest of the images and their annotations."""
         return fingerprint_files(self.files, *(objects.as_bytes() for objects in self.annotations))
 
-    def batches(self, batch_size: int) -> Batches[Batch]:
+    def batches(self, batch_size: int) -> LazyBatches[Batch]:
         """Return batches decoded while iterating, which raises DataError on an unreadable image."""
         return prepared_batches(self._load, len(self), batch_size)
 
@@ -166,7 +167,7 @@ class DetectionSet:
         return prepared
 
 
-EvaluationSet = ClassificationSet | DetectionSet
+EvaluationSet = ClassificationSet | DetectionSet | LabelledArrays | MetricFunction
 
 
 def open_images(

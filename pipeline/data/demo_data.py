@@ -21,7 +21,7 @@ def calibration_scenes(model: str, folder: Path) -> Path:
     """
     if model != DEMO_MODEL:
         raise DataError(
-            f"{model}: calibration needs images like those it will see: --data FOLDER "
+            f"{model}: calibration needs images like those it will see: give `data=FOLDER` "
             f"(make: DATA=folder), a folder of unlabelled images or an .npy file; only {DEMO_MODEL} "
             "has its own"
         )

@@ -32,7 +32,7 @@ class TorchBatches:
 
 
 def calibration_batches(images: ImageSet, batch_size: int | None, device: str) -> TorchBatches:
-    """All of `images`; a network with a fixed batch reads whole batches only.
+    """All of `images` in batches; for a network with a fixed batch, the incomplete last one is left out.
 
     Raises:
         DataError: there are too few images for one batch.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import yaml
 
 from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.inspection.graph_tensors import read_tensors
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.kit.archive import write_kit
@@ -25,17 +24,20 @@ from reptrt.engines.kit.verification import (
     write_references,
 )
 from reptrt.engines.outputs.detection import DEPLOYMENT
+from reptrt.engines.report_schema import FusionReport, RunFacts, Validation
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
-from reptrt.pipeline.build_options import build_options
+from reptrt.pipeline.build import build_options
 from reptrt.pipeline.data.datasets import open_images
 from reptrt.pipeline.data.demo_data import calibration_scenes
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe, slug
+from reptrt.pipeline.report.collect import run_facts
 from reptrt.pipeline.run import Run
+from reptrt.pipeline.run_records import made_from
 from reptrt.pipeline.stages import calibrate, export
-from reptrt.pipeline.workspace import installed_versions, stage_records
+from reptrt.pipeline.workspace import read_artifact
 
 NUM_REFERENCES = 8
 _REFERENCES = "references.npz"
@@ -103,19 +105,12 @@ def expected_layers(run: Run) -> tuple[dict[str, str], str]:
     layers = [one for one in read_weighted_layers(run.engine_onnx) if one.op != "ConvTranspose"]
     digest = file_sha256(run.engine_onnx)
     folder = run.workspace.folder
-    for path in (
-        run.workspace.fusion,
-        folder.with_name("tensorrt-rtx") / run.workspace.fusion.name,
-    ):
-        fusion = _read_json(path)
-        if (
-            fusion
-            and _read_json(path.with_name(f"{path.name}.json")).get("inputs", {}).get("onnx")
-            == digest
-        ):
-            floats = {island["layer"] for island in fusion["float_islands"]}
+    for made in (folder, folder.with_name("tensorrt-rtx")):
+        if made_from(made, "build", "onnx") == digest:
+            fusion = read_artifact(made / run.workspace.fusion.name, "build", FusionReport)
+            floats = {island.layer for island in fusion.float_islands}
             precisions = {one.name: "float" if one.name in floats else "int8" for one in layers}
-            return precisions, f"the engine of {fusion['backend']}"
+            return precisions, f"the engine of {fusion.backend}"
     quantized = {one.name: one.quantized and not one.obstacle for one in layers}
     return {name: "int8" if is_int8 else "float" for name, is_int8 in quantized.items()}, (
         "the Q/DQ nodes of the graph"
@@ -161,7 +156,7 @@ def _describe(
         target=run.target.name,
         onnx=run.engine_onnx.name,
         references=_REFERENCES,
-        build=_build_choices(run, card),
+        build=_build_options(run, card),
         inputs=inputs,
         outputs=outputs,
         classes=card.classes,
@@ -175,36 +170,19 @@ def _describe(
     )
 
 
-def _build_choices(run: Run, card: ModelCard) -> BuildChoices:
+def _build_options(run: Run, card: ModelCard) -> BuildOptions:
+    """As for an engine that is built here, but that timings are kept on the device."""
     options, fixed = build_options(run.recipe, run.target), card.batch_size
-    return BuildChoices(
-        batch=options.batch if fixed is None else (fixed, fixed, fixed),
-        workspace_bytes=options.workspace_bytes,
-        optimization_level=options.optimization_level,
-        version_compatible=options.version_compatible,
-        hardware_compatible=options.hardware_compatible,
-    )
+    batch = options.batch if fixed is None else (fixed, fixed, fixed)
+    return replace(options, batch=batch, timing_cache=None)
 
 
-def _known(run: Run) -> dict[str, Any]:
-    """Entries of report.json that are known before the engine is built."""
-    recipe, workspace = run.recipe, run.workspace
-    calibration = read_result(workspace.calibration)
-    records = stage_records(workspace)
-    measured = records.get("validate", {}).get("inputs", {}).get("trt_onnx")
-    is_measured = measured == file_sha256(workspace.trt_onnx)
-    return {
-        "model": recipe.model,
-        "calibrator": calibration.method,
-        "weight_bits": recipe.weight_bits,
-        "activation_bits": recipe.activation_bits,
-        "precision": run.precision,
-        "softmax": recipe.softmax,
-        "num_samples": calibration.num_samples,
-        "seed": recipe.seed,
-        "accuracy": _read_json(workspace.validation).get("accuracy") if is_measured else None,
-        "versions": installed_versions(),
-    }
+def _known(run: Run) -> RunFacts:
+    """What is known before the engine is built; the accuracy, where it is that of this very model."""
+    workspace, accuracy = run.workspace, None
+    if made_from(workspace.folder, "validate", "trt_onnx") == file_sha256(workspace.trt_onnx):
+        accuracy = read_artifact(workspace.validation, "validate", Validation).accuracy
+    return run_facts(run.plan, read_result(workspace.calibration), accuracy)
 
 
 def _recipe_text(recipe: Recipe) -> str:
@@ -227,12 +205,3 @@ def _licences(run: Run) -> str:
     return _LICENCES.format(
         onnx=run.engine_onnx.name, model=recipe.model, weights=weights, references=_REFERENCES
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file of this project; empty where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

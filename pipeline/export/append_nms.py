@@ -1,4 +1,4 @@
-"""Boxes out of the graph itself: decoding and NMS as standard ONNX operators behind a detector's maps.
+"""Append decoding and NMS to a detector, as standard ONNX operators behind its maps.
 
 The graph computes in FP32 what `reptrt.engines.outputs.detection.detect` computes, in the same order:
 
@@ -26,8 +26,8 @@ from onnx.parser import parse_graph
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.outputs.detection import (
-    END2END_OUTPUTS,
     MAX_CANDIDATES,
+    NMS_OUTPUTS,
     Suppression,
     cell_centres,
 )
@@ -38,26 +38,26 @@ from reptrt.pipeline.model_card import read_card, write_card
 _PREFIX = "end2end/"
 
 
-class End2EndError(ValueError):
+class AppendNmsError(ValueError):
     """The model is no detector whose maps can be decoded."""
 
     exit_code = 2
 
 
 def require_detector(model: str, is_detector: bool) -> None:
-    """Refuse a model whose outputs are no maps of boxes.
+    """Refuse a model that is no detector.
 
     Raises:
-        End2EndError: it is no detector.
+        AppendNmsError: it is no detector.
     """
     if not is_detector:
-        raise End2EndError(
-            f"{model}: --end2end needs a detector with maps [N, classes + 4, h, w], as YOLOv6 has; "
+        raise AppendNmsError(
+            f"{model}: `end2end` needs a detector with maps [N, classes + 4, h, w], as YOLOv6 has; "
             "leave it out for this model"
         )
 
 
-def append_end2end(
+def write_with_nms(
     source: Path, destination: Path, suppression: Suppression, backend: Backend = "tensorrt"
 ) -> None:
     """Write the detector `source` with decoding and NMS behind it.
@@ -73,7 +73,7 @@ def append_end2end(
         backend: what will build it.
 
     Raises:
-        End2EndError: `source` is no detector.
+        AppendNmsError: `source` is no detector.
     """
     card = read_card(source)
     require_detector(card.model, bool(card.strides))
@@ -90,7 +90,7 @@ def append_end2end(
         )
     )
     graph.initializer.extend(_grid(card))
-    _rename(graph, lambda name: name if name in (*maps, *END2END_OUTPUTS) else _PREFIX + name)
+    _rename(graph, lambda name: name if name in (*maps, *NMS_OUTPUTS) else _PREFIX + name)
     for node in graph.node:
         node.name = _PREFIX + node.output[0].removeprefix(_PREFIX)  # for TensorRT's list of kernels
     model.graph.node.extend(graph.node)
@@ -98,7 +98,7 @@ def append_end2end(
     del model.graph.output[:]
     model.graph.output.extend(graph.output)
     del model.metadata_props[:]
-    write_card(replace(card, outputs=END2END_OUTPUTS, strides=()), model)
+    write_card(replace(card, outputs=NMS_OUTPUTS, strides=()), model)
     with replace_when_done(destination) as temporary:
         onnx.save(model, temporary)
 
@@ -291,7 +291,7 @@ def _map_sizes(card: ModelCard) -> list[tuple[int, int]]:
 
 def _free_name(name: str) -> str:
     """Name of a tensor of the network: another one where it is that of a new output."""
-    return f"network_{name}" if name in END2END_OUTPUTS else name
+    return f"network_{name}" if name in NMS_OUTPUTS else name
 
 
 def _rename(graph: onnx.GraphProto, new_name: Callable[[str], str]) -> None:

@@ -22,10 +22,10 @@ from torch import fx
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.inspection.placement_notes import (
-    OperatorIsland,
     write_islands,
     write_reasons,
 )
+from reptrt.engines.report_schema import OperatorIsland
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
 from reptrt.models.onnx_import.islands import IslandNote
@@ -95,8 +95,8 @@ def export_qdq(
 
 def _note(island: IslandNote) -> OperatorIsland:
     return OperatorIsland(
-        nodes=list(island.nodes),
-        op_types=list(island.op_types),
+        nodes=island.nodes,
+        op_types=island.op_types,
         role="tail" if island.is_tail else "island",
         reason=island.reason,
         weight_bytes=island.weight_bytes,

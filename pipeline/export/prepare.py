@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.output_parts import find_parts
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.reconstruction.qprep import protect_reparameterization
-from reptrt.engines.target import MissingComponentError
+from reptrt.engines.target import resolve_target
 from reptrt.models.card import ModelCard
 from reptrt.models.expand_attention import expand_attention
 from reptrt.models.fuse import reparameterize
 from reptrt.models.fuse_check import require_same_function
-from reptrt.models.graph import trace
+from reptrt.models.graph import graph_sha256, tensor_bytes, trace
 from reptrt.models.load import LoadedModel
 from reptrt.models.spec import Task
 from reptrt.models.task import OutputError, count_classes, list_outputs
-from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
+from reptrt.pipeline.recipe import Device, Recipe
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a network computes, before anything is decided about it.
+    """A network as it was traced, before quantizers are placed.
 
     Attributes:
-        float_graph: of the deploy form; nobody changes it.
+        float_graph: of the reparameterized network; read only.
         affines: layer -> BatchNorm of the dense branch that it was merged from.
     """
 
@@ -45,13 +43,13 @@ class Recording:
 
 @dataclass(frozen=True)
 class Network:
-    """A model on its way to an engine.
+    """A traced model with uncalibrated quantizers, and its float reference.
 
     Attributes:
         float_graph: the reference; calibration changes weights and biases of `quantized` only.
-        quantized: the same graph with quantizers, and with attention in parts where those are
+        quantized: the same graph with quantizers; fused attention is expanded where its products are
             quantized.
-        card: contract of both.
+        card: preprocessing, outputs and classes of both.
     """
 
     float_graph: fx.GraphModule
@@ -59,115 +57,99 @@ class Network:
     card: ModelCard
 
 
-def record_network(loaded: LoadedModel, recipe: Recipe) -> Recording:
+def record_network(
+    loaded: LoadedModel, device: Device = "cpu", batch_size: int | None = None
+) -> Recording:
     """Reparameterize and trace.
+
+    Args:
+        loaded: float network.
+        device: where PyTorch will run it.
+        batch_size: that the graph is fixed to; None leaves it open.
 
     Raises:
         ReparameterizationError: a block cannot be fused, or computes something else then.
         TraceError: the network cannot be recorded.
-        MissingComponentError: `recipe.device` is not here.
     """
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise MissingComponentError(
-            "--device cuda: PyTorch finds no CUDA GPU here; install its driver and a CUDA build of "
-            "PyTorch, or calibrate with --device cpu"
-        )
     deploy_form = reparameterize(loaded.module)
     image_size, channels = loaded.preprocess.image_size, loaded.preprocess.num_channels
     require_same_function(loaded.module, deploy_form, image_size, channels)
     affines = protect_reparameterization(loaded.module, deploy_form)
-    deploy_form.to(recipe.device)
-    float_graph = trace(
-        deploy_form,
-        image_size,
-        batch_size=fixed_batch(loaded, recipe),
-        num_channels=channels,
-    )
+    deploy_form.to(device)
+    float_graph = trace(deploy_form, image_size, batch_size=batch_size, num_channels=channels)
     return Recording(float_graph, affines)
 
 
 def prepare_network(
     loaded: LoadedModel,
-    recipe: Recipe,
-    sensitive: Mapping[str, float] | None = None,
-    recording: Recording | None = None,
+    plan: Plan,
+    recording: Recording,
+    sensitive: Collection[str] = (),
 ) -> Network:
-    """Record, place and insert quantizers; all scales are still 1.
+    """Place and insert quantizers; all scales are still 1.
 
     Args:
         loaded: float network.
-        recipe: what to do.
+        plan: what to do.
+        recording: of `loaded`.
         sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
-        recording: of `loaded`, where there is one already.
-
-    Raises:
-        OutputError: the network does not do its task; for others see `record_network`.
-    """
-    recording = recording or record_network(loaded, recipe)
-    graph_module = copy.deepcopy(recording.float_graph)
-    if recipe.softmax != "float":
-        expand_attention(graph_module)
-    quantize_head = recipe.quantize_head
-    if quantize_head is None:
-        quantize_head = loaded.task == "classification"
-    placement = place_quantizers(
-        graph_module.graph,
-        recipe.keep_float,
-        quantize_head=quantize_head,
-        sensitive=sensitive or {},
-        softmax=recipe.softmax,
-    )
-    quantized = insert_quantizers(
-        graph_module,
-        placement,
-        weight_bits=recipe.weight_bits,
-        activation_bits=recipe.activation_bits,
-        first_last_bits=recipe.first_last_bits,
-        branch_affines={
-            name: affine.to(recipe.device) for name, affine in recording.affines.items()
-        },
-    )
-    return Network(recording.float_graph, quantized, describe(loaded, quantized, recipe))
-
-
-def code_sha256(module: nn.Module) -> str:
-    """Digest of what a network does beyond its weights: its structure, and its classes' files."""
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
-    sources = {sys.modules[type(part).__module__].__file__ for part in module.modules()}
-    for source in sorted(filter(None, sources)):
-        digest.update(Path(source).read_bytes())
-    return digest.hexdigest()
-
-
-def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
-    """Batch of the files: the recipe's, or the only one that the network can run; None for any.
-
-    Raises:
-        OutputError: they contradict each other.
-    """
-    only = loaded.batch_size
-    if only and recipe.batch_size not in (None, only):
-        raise OutputError(
-            f"{loaded.name}: runs on batches of {only} only; leave --batch-size"
-            f" {recipe.batch_size} out, or export the model with a dynamic batch"
-        )
-    if only and "max_batch" in recipe.model_fields_set and recipe.max_batch > only:
-        raise OutputError(
-            f"{loaded.name}: runs on batches of {only} only, so --max-batch {recipe.max_batch} cannot"
-            " be met; leave it out, or change what fixes the batch (the warning above names it)"
-        )
-    return recipe.batch_size or loaded.batch_size
-
-
-@torch.no_grad()
-def describe(loaded: LoadedModel, quantized: QuantizedModel, recipe: Recipe) -> ModelCard:
-    """Run once in float and write down what the outputs are.
 
     Raises:
         OutputError: the network does not do its task.
     """
-    size, batch_size = loaded.preprocess.image_size, fixed_batch(loaded, recipe)
-    image = torch.zeros(batch_size or 1, *loaded.preprocess.input_shape, device=recipe.device)
+    graph_module = copy.deepcopy(recording.float_graph)
+    if plan.softmax != "float":
+        expand_attention(graph_module)
+    placement = place_quantizers(
+        graph_module.graph,
+        plan.keep_float,
+        quantize_head=plan.quantize_head,
+        sensitive=sensitive,
+        softmax=plan.softmax,
+    )
+    quantized = insert_quantizers(
+        graph_module,
+        placement,
+        weight_bits=plan.weight_bits,
+        activation_bits=plan.activation_bits,
+        first_last_bits=plan.first_last_bits,
+        branch_affines={name: affine.to(plan.device) for name, affine in recording.affines.items()},
+    )
+    return Network(recording.float_graph, quantized, describe(loaded, quantized, plan))
+
+
+def open_network(loaded: LoadedModel, recipe: Recipe, target: str = "tensorrt-rtx") -> Network:
+    """Record, plan and prepare at once, for whoever needs no run: benchmarks and notebooks."""
+    recording = record_network(loaded, choose_device(recipe), fixed_batch(loaded, recipe))
+    plan = make_plan(recipe, resolve_target(target), loaded, recording.float_graph)
+    return prepare_network(loaded, plan, recording)
+
+
+def network_sha256(loaded: LoadedModel, recording: Recording) -> str:
+    """Digest of all that calibration and export read of a network.
+
+    That is the recorded graph with its constants, the maps of QPRep, the task and the preprocessing.
+    Source files do not count: what they changed shows in the graph.
+    """
+    digest = hashlib.sha256(graph_sha256(recording.float_graph).encode())
+    for name, affine in sorted(recording.affines.items()):
+        digest.update(name.encode())
+        for tensor in (affine.gain, affine.shift):
+            digest.update(tensor_bytes(tensor))
+    digest.update(repr((loaded.task, loaded.preprocess, loaded.classes)).encode())
+    digest.update(b"" if loaded.tail is None else loaded.tail.model)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> ModelCard:
+    """Run the float network once and describe its outputs.
+
+    Raises:
+        OutputError: the network does not do its task.
+    """
+    size, batch_size = loaded.preprocess.image_size, plan.batch_size
+    image = torch.zeros(batch_size or 1, *loaded.preprocess.input_shape, device=plan.device)
     with quantized.float_mode():
         shapes = [tuple(output.shape) for output in list_outputs(quantized(image))]
     if loaded.tail is None:

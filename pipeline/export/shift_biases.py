@@ -1,4 +1,4 @@
-"""Move codes that end at 255 onto INT8: by the biases of the neighbours, and a subtraction.
+"""Move the codes 0..255 of a quantizer onto INT8: through the biases of the layers around it, or a subtraction.
 
 Where a quantizer has an offset (`reptrt.calibrators.quantized.half_range` says which may), its tensor x travels as
 x - 128 s: the layer before takes -128 s into its bias, the ReLU goes, since INT8 saturates at -128,

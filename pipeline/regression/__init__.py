@@ -1,1 +1,1 @@
-"""Runs held against what was measured before."""
+"""Regression tests: runs compared with stored results."""

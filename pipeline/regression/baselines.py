@@ -1,7 +1,7 @@
-"""Stored expectations of whole runs, `baselines.yaml`: what to run, what came out, how exactly.
+"""Stored results of whole runs, `baselines.yaml`: recipe, measured values, tolerances.
 
-An entry is a recipe and the values that it gave, each with a tolerance. The recipe stands on top of
-the one that ships with its model; its files are relative to a folder that each machine has elsewhere.
+An entry is a recipe and the values that it gave, each with a tolerance. The recipe overrides
+the one that ships with its model; its files are relative to a folder that is chosen on each machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MissingFilesError(FileNotFoundError):
 
 
 class Expected(BaseModel):
-    """What was measured; a run within `tolerance` of it, either way, gives the same."""
+    """A stored value; a run passes within `tolerance` of it in either direction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -112,12 +112,12 @@ def choose(baselines: Mapping[str, Baseline], names: Sequence[str]) -> dict[str,
 
 
 def entry_recipe(baseline: Baseline, folder: Path, options: Mapping[str, Any]) -> Recipe:
-    """What to run for `baseline`, with its files in `folder`.
+    """The recipe of `baseline`, with its files in `folder`.
 
     Args:
         baseline: the entry.
-        folder: that relative paths start from.
-        options: fields of `Recipe` that stand above the entry's; None for its own.
+        folder: relative paths start here.
+        options: fields of `Recipe` that override the entry's; None keeps the entry's.
 
     Raises:
         MissingFilesError: one of its files is not there.

@@ -1,4 +1,4 @@
-"""Run recipes and compare with their baselines, both ways.
+"""Run recipes and compare the results with their baselines; unclaimed improvements fail too.
 
 The rule is that of NNCF's conformance tests: worse than the baseline by more than its tolerance is a
 regression, and better by more is an improvement that has to be claimed, else the next change may
@@ -7,7 +7,6 @@ lose it unnoticed. What cannot be compared here is skipped, with the reason.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,10 @@ import yaml
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.report_schema import Accuracy, ModelLatency, Percentiles, Report
 from reptrt.engines.target import resolve_target
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.records import read_record
 from reptrt.pipeline.regression.baselines import (
     Baseline,
     Expected,
@@ -40,8 +41,8 @@ _KEPT = ("report.json", "report.html", "run.log")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One comparison.
+class BaselineCheck:
+    """One value of a run against its baseline.
 
     Attributes:
         entry: name of the baseline.
@@ -64,16 +65,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a report: is more of it better, and how to read it."""
+    """One number of a report: whether higher is better, and how to read it."""
 
     name: Literal["accuracy", "agreement", "int8_coverage", "kernels", "latency_ratio"]
     more_is_better: bool
-    read: Callable[[Mapping[str, Any]], float | None]
+    read: Callable[[Report], float | None]
 
 
 def run_entries(
     path: Path, names: Sequence[str], files: Path, folder: Path, options: Mapping[str, Any]
-) -> list[Finding]:
+) -> list[BaselineCheck]:
     """Run each entry from scratch, in a process of its own, and judge its report.
 
     Args:
@@ -82,7 +83,7 @@ def run_entries(
         files: folder of weights and images.
         folder: gets one folder for each entry: recipe.yaml, report.json, report.html, run.log, and
             all else in `run/`.
-        options: fields of `Recipe` that stand above the entries'; None for theirs.
+        options: fields of `Recipe` that override the entries'; None keeps theirs.
 
     Raises:
         BaselineError: `path` is not legal or lacks one of `names`.
@@ -90,8 +91,8 @@ def run_entries(
         WriteError: `folder` cannot be written.
     """
     known = load_baselines(path)
-    if options.get("target"):
-        resolve_target(options["target"])  # a wrong name is said before the first entry runs
+    if target := options.get("target"):
+        resolve_target(target)  # a wrong name is said before the first entry runs
     recipes = {
         name: _recipe_or_reason(baseline, files, options)
         for name, baseline in choose(known, names).items()
@@ -101,9 +102,11 @@ def run_entries(
         if isinstance(recipe, Recipe):
             findings += _run_and_judge(path, name, known[name], recipe, folder / name)
         else:
-            findings.append(Finding(name, "", "skipped", message=recipe))
+            findings.append(BaselineCheck(name, "", "skipped", message=recipe))
     for missing in [] if names else recipes_without_baseline(known):
-        findings.append(Finding(missing.name, "", "skipped", message=f"no baseline in {path}"))
+        findings.append(
+            BaselineCheck(missing.name, "", "skipped", message=f"no baseline in {path}")
+        )
     return findings
 
 
@@ -116,7 +119,7 @@ def _recipe_or_reason(baseline: Baseline, files: Path, options: Mapping[str, Any
 
 def _run_and_judge(
     path: Path, entry: str, baseline: Baseline, recipe: Recipe, folder: Path
-) -> list[Finding]:
+) -> list[BaselineCheck]:
     with replace_when_done(folder / "recipe.yaml") as file:
         chosen = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"model"})
         file.write_text(yaml.safe_dump(chosen), encoding="utf-8")
@@ -125,8 +128,8 @@ def _run_and_judge(
         if code != 0:
             again = f"`reptrt engine {recipe.model} --recipe {folder / 'recipe.yaml'}`"
             message = f"{again} left with {code}; what it said is above"
-            return [Finding(entry, "", "error", message=message, exit_code=code)]
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            return [BaselineCheck(entry, "", "error", message=message, exit_code=code)]
+        report = read_record(folder / "report.json", Report)
     return judge(path, entry, baseline, report)
 
 
@@ -141,7 +144,7 @@ def _run(model: str, folder: Path) -> int:
         (folder / name).unlink(missing_ok=True)
     recipe = str(folder / "recipe.yaml")
     options = ["--recipe", recipe, "--workspace", str(run)]
-    command = [sys.executable, "-m", "pipeline", "engine", model, *options]
+    command = [sys.executable, "-m", "reptrt", "engine", model, *options]
     code = subprocess.run(command, check=False).returncode
     for name in _KEPT:
         for made in run.rglob(name):
@@ -150,14 +153,14 @@ def _run(model: str, folder: Path) -> int:
     return code
 
 
-def judge(path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any]) -> list[Finding]:
+def judge(path: Path, entry: str, baseline: Baseline, report: Report) -> list[BaselineCheck]:
     """Compare a report with its baseline.
 
     Args:
         path: YAML that holds `baseline`, for messages.
         entry: name of `baseline` in it.
         baseline: what is expected.
-        report: content of report.json.
+        report: what the run gave.
     """
     findings = []
     for metric in _METRICS:
@@ -170,7 +173,9 @@ def judge(path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any])
                 reason = (
                     reason or f"no baseline for {where}; one can be added at {line_of(path, *keys)}"
                 )
-                findings.append(Finding(entry, metric.name, "skipped", measured, None, reason))
+                findings.append(
+                    BaselineCheck(entry, metric.name, "skipped", measured, None, reason)
+                )
                 continue
             keys.append(max(matching, key=len))
             expected = expected[keys[-1]]
@@ -181,10 +186,10 @@ def judge(path: Path, entry: str, baseline: Baseline, report: Mapping[str, Any])
 
 def _compare(
     path: Path, keys: list[str], metric: Metric, expected: Expected, measured: float | None
-) -> Finding:
+) -> BaselineCheck:
     """Apply the two-sided rule; what was not measured, though expected, is a regression."""
     place = f"{line_of(path, *keys)}: {'.'.join(keys[1:])}"
-    found = Finding(keys[0], metric.name, "ok", measured, expected)
+    found = BaselineCheck(keys[0], metric.name, "ok", measured, expected)
     value, tolerance = expected.value, expected.tolerance
     if measured is None:
         message = f"{place}: not measured, but the baseline expects {value:g}"
@@ -203,8 +208,8 @@ def _compare(
     return replace(found, outcome="improvement", message=message)
 
 
-def exit_code(findings: list[Finding]) -> int:
-    """0 ok, 1 regression, 3 improvement that no baseline claims, 4 nothing checked, or a run's own."""
+def exit_code(findings: list[BaselineCheck]) -> int:
+    """0 ok, 1 regression, 3 unclaimed improvement, 4 nothing compared; else the exit code of a failed run."""
     outcomes = {finding.outcome for finding in findings}
     failed = [finding.exit_code for finding in findings if finding.outcome == "error"]
     if "regression" in outcomes:
@@ -216,38 +221,54 @@ def exit_code(findings: list[Finding]) -> int:
     return 0 if "ok" in outcomes else NOTHING_CHECKED
 
 
-def _latency_ratio(report: Mapping[str, Any]) -> float | None:
+def _latency_ratio(report: Report) -> float | None:
     """Medians by the GPU's own clock, without the copies, where it was read."""
-    timed = report["latency_ms"].get("device_only") or report["latency_ms"]
-    rival = timed.get("fp16") or timed.get("fp32")
-    return round(timed["quantized"]["p50"] / rival["p50"], 3) if rival else None
+    if report.latency_ms is None:
+        return None
+    reference, quantized = _timed(report.latency_ms)
+    if reference is None or quantized is None or not reference.p50 or quantized.p50 is None:
+        return None
+    return round(quantized.p50 / reference.p50, 3)
 
 
-def _timed_on(report: Mapping[str, Any]) -> tuple[str, str]:
+def _timed(latency: ModelLatency) -> tuple[Percentiles | None, Percentiles | None]:
+    """What INT8 has to beat, and INT8."""
+    if latency.device_only is not None:
+        return latency.device_only.fp16, latency.device_only.quantized
+    return latency.fp16 or latency.fp32, latency.quantized
+
+
+def _timed_on(report: Report) -> tuple[str, str]:
     """The GPU, or for the target `cpu` the processor; and why its time says nothing, or ""."""
-    latency = report["latency_ms"]
-    if not latency:
+    latency = report.latency_ms
+    if latency is None:
         return "", "no latency was measured"
-    library, builder = (str(part["backend"]).split()[0] for part in (latency, report))
+    library, builder = (str(backend).split()[0] for backend in (latency.backend, report.backend))
     if library != builder:
         return "", f"no GPU here: the time of {library} says nothing about the engine"
     if _latency_ratio(report) is None:
         return "", "neither FP16 nor FP32 was timed beside INT8"
-    return str(latency["device"]), ""
+    return str(latency.device), ""
 
 
-def _built_by(report: Mapping[str, Any]) -> tuple[str, str]:
-    return str(report["backend"]), ""
+def _built_by(report: Report) -> tuple[str, str]:
+    return report.backend, ""
 
 
-_PLACES: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
+def _accuracy(report: Report) -> Accuracy:
+    return report.accuracy or Accuracy(metric="")
+
+
+_PLACES: dict[str, Callable[[Report], tuple[str, str]]] = {
     "kernels": _built_by,
     "latency_ratio": _timed_on,
 }
 _METRICS = (
-    Metric("accuracy", True, lambda report: (report["accuracy"] or {}).get("quantized")),
-    Metric("agreement", True, lambda report: (report["accuracy"] or {}).get("agreement")),
-    Metric("int8_coverage", True, lambda report: report["fusion"]["int8_coverage"]),
-    Metric("kernels", False, lambda report: report["fusion"]["kernels"]),
+    Metric("accuracy", True, lambda report: _accuracy(report).quantized),
+    Metric("agreement", True, lambda report: _accuracy(report).agreement),
+    Metric(
+        "int8_coverage", True, lambda report: report.fusion.int8_coverage if report.fusion else None
+    ),
+    Metric("kernels", False, lambda report: report.fusion.kernels if report.fusion else None),
     Metric("latency_ratio", False, _latency_ratio),
 )

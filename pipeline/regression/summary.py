@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from reptrt.engines.artifacts import replace_when_done, write_json
-from reptrt.pipeline.regression.regress import Finding
+from reptrt.pipeline.regression.regress import BaselineCheck
 from reptrt.pipeline.report.number_format import MISSING
 
 HEADER = ("outcome", "entry", "metric", "measured", "baseline")
 
 
-def regression_table(findings: Sequence[Finding]) -> Group:
+def regression_table(findings: Sequence[BaselineCheck]) -> Group:
     """Return a rich renderable: one row for each comparison, then the messages and the conclusion."""
     table = Table(*HEADER, box=None, pad_edge=False)
     for row in finding_rows(findings):
@@ -28,7 +28,7 @@ def regression_table(findings: Sequence[Finding]) -> Group:
     return Group(table, *[Text(line, overflow="fold") for line in lines])
 
 
-def markdown(findings: Sequence[Finding]) -> str:
+def markdown(findings: Sequence[BaselineCheck]) -> str:
     """The table and the messages as a page."""
     rows = [HEADER, ("---",) * len(HEADER), *finding_rows(findings)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -36,7 +36,7 @@ def markdown(findings: Sequence[Finding]) -> str:
     return f"### reptrt regress: {conclusion(findings)}\n\n{table}\n\n{listed}\n"
 
 
-def write_summary(findings: Sequence[Finding], folder: Path) -> Path:
+def write_summary(findings: Sequence[BaselineCheck], folder: Path) -> Path:
     """Write results.json and the page summary.md, whose path is returned.
 
     In a GitHub job, the page is appended to the job's summary too.
@@ -55,7 +55,7 @@ def write_summary(findings: Sequence[Finding], folder: Path) -> Path:
     return summary
 
 
-def finding_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
+def finding_rows(findings: Sequence[BaselineCheck]) -> list[tuple[str, ...]]:
     """One row under `HEADER` for each finding."""
     return [
         (
@@ -71,7 +71,7 @@ def finding_rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
     ]
 
 
-def explanations(findings: Sequence[Finding]) -> list[str]:
+def explanations(findings: Sequence[BaselineCheck]) -> list[str]:
     """What is wrong and what to do, and why something was skipped: one line each."""
     return [
         f"{finding.outcome}: {finding.entry}: {finding.message}"
@@ -80,7 +80,7 @@ def explanations(findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def conclusion(findings: Sequence[Finding]) -> str:
+def conclusion(findings: Sequence[BaselineCheck]) -> str:
     """Say in one line how all ended, and loudly where nothing was compared."""
     counts = Counter(finding.outcome for finding in findings)
     if set(counts) <= {"skipped"}:
@@ -88,6 +88,6 @@ def conclusion(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
 
 
-def _as_json(finding: Finding) -> dict[str, object]:
+def _as_json(finding: BaselineCheck) -> dict[str, object]:
     expected = finding.expected
     return {**asdict(finding), "expected": None if expected is None else expected.model_dump()}

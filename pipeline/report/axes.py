@@ -1,4 +1,4 @@
-"""Axes of charts: which values they span, where they have lines, and where a value lies."""
+"""Axes of charts: their range, their grid lines, and the position of a value."""
 
 from __future__ import annotations
 

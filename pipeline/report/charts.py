@@ -68,7 +68,7 @@ class Strip(NamedTuple):
 
 
 class Fall(NamedTuple):
-    """From one block's loss before to that after; all but `kind` and `block` in percent."""
+    """The loss of one block before and after learning, as a line; positions in percent of the plot."""
 
     x: float
     width: float
@@ -79,7 +79,7 @@ class Fall(NamedTuple):
 
 
 class StageMark(NamedTuple):
-    """Where the blocks of a stage begin, in percent from the left."""
+    """Where a stage begins on the axis of blocks, in percent from the left."""
 
     x: float
     stage: int
@@ -124,8 +124,8 @@ def bar_chart(
 
 def worst_layers(layers: Sequence[LayerSnr], count: int) -> list[LayerSnr]:
     """Return the `count` layers of lowest SNR, worst first; layers without one are left out."""
-    known = [layer for layer in layers if _is_number(layer.get("snr_db"))]
-    return sorted(known, key=lambda layer: layer.get("snr_db") or 0.0)[:count]
+    known = [layer for layer in layers if _is_number(layer.snr_db)]
+    return sorted(known, key=lambda layer: layer.snr_db or 0.0)[:count]
 
 
 def snr_strip(layers: Sequence[LayerSnr], worst: Sequence[LayerSnr]) -> Strip | None:
@@ -133,7 +133,7 @@ def snr_strip(layers: Sequence[LayerSnr], worst: Sequence[LayerSnr]) -> Strip | 
 
     An exact layer (infinite SNR) fills the plot; one that is unknown leaves its place empty.
     """
-    values = [value for layer in layers if is_finite(value := layer.get("snr_db"))]
+    values = [value for layer in layers if is_finite(value := layer.snr_db)]
     if not values:
         return None
     low = min(0.0, math.floor(min(values) / _SNR_STEP) * _SNR_STEP)
@@ -143,16 +143,16 @@ def snr_strip(layers: Sequence[LayerSnr], worst: Sequence[LayerSnr]) -> Strip | 
     columns = [
         _column(layer, index * slot, slot * _COLUMN_FILL, (low, high), id(layer) in marked)
         for index, layer in enumerate(layers)
-        if _is_number(layer.get("snr_db"))
+        if _is_number(layer.snr_db)
     ]
     return Strip(columns, _grid(low, high))
 
 
 def loss_chart(blocks: Sequence[BlockLoss]) -> LossChart | None:
-    """Draw what each block lost before and after it was learned; None where nothing can be drawn.
+    """Draw each block's loss before and after learning; None where no block has two positive losses.
 
-    On the logarithmic axis equal lengths are equal shares. A block whose losses are not both
-    positive leaves its place empty.
+    The axis is logarithmic, so lines of equal length are equal ratios. A block whose losses are not
+    both positive leaves its place empty.
     """
     drawn = [(index, block) for index, block in enumerate(blocks) if _has_losses(block)]
     if not drawn:
@@ -167,7 +167,7 @@ def loss_chart(blocks: Sequence[BlockLoss]) -> LossChart | None:
         falls.append(Fall(*place, round(before, 3), round(after, 3), kind, block))
     stages = [
         StageMark(round(next(members)[0] * slot, 4), stage)
-        for stage, members in groupby(enumerate(blocks), key=lambda pair: pair[1]["stage"])
+        for stage, members in groupby(enumerate(blocks), key=lambda pair: pair[1].stage)
     ]
     return LossChart(
         falls, stages, [GridLine(round(100 - axis.place(tick), 3), tick) for tick in axis.ticks]
@@ -175,21 +175,21 @@ def loss_chart(blocks: Sequence[BlockLoss]) -> LossChart | None:
 
 
 def _losses(block: BlockLoss) -> tuple[float, float]:
-    return block["before"] or 0.0, block["after"] or 0.0
+    return block.before or 0.0, block.after or 0.0
 
 
 def _has_losses(block: BlockLoss) -> bool:
-    return all(is_finite(loss) and loss > 0 for loss in (block["before"], block["after"]))
+    return all(is_finite(loss) and loss > 0 for loss in (block.before, block.after))
 
 
 def _column(
     layer: LayerSnr, x: float, width: float, limits: tuple[float, float], marked: bool
 ) -> Column:
     low, high = limits
-    value = min(max(layer.get("snr_db") or 0.0, low), high)
+    value = min(max(layer.snr_db or 0.0, low), high)
     top, bottom = (100 * (high - edge) / (high - low) for edge in (max(value, 0), min(value, 0)))
     kind = "worst" if marked else "other"
-    if layer.get("snr_db") == math.inf:
+    if layer.snr_db == math.inf:
         kind = "exact"
     return Column(
         round(x, 4), round(top, 3), round(width, 4), round(max(bottom - top, 0.5), 3), kind, layer

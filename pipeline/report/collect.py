@@ -1,77 +1,83 @@
-"""Gather what the stages left in the workspace into the content of report.json."""
+"""Gather what the stages left in the workspace into the report."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, cast
+from dataclasses import asdict, replace
 
+from reptrt.calibrators.base import CalibrationResult
 from reptrt.calibrators.state import read_result
-from reptrt.engines.report_schema import Report
+from reptrt.engines.report_schema import (
+    Accuracy,
+    BlockLoss,
+    FileSizes,
+    FusionReport,
+    Gate,
+    Report,
+    RunFacts,
+    Validation,
+)
 from reptrt.models.spec import Task
 from reptrt.pipeline.model_card import read_card
-from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
-from reptrt.pipeline.workspace import (
-    Workspace,
-    installed_versions,
-    read_artifact,
-    require,
-    stage_records,
-)
-
-FUSION_KEYS = (
-    *("int8_layers", "quantizable_layers", "int8_coverage", "kernels", "float_islands"),
-    *("attention_blocks", "fused_attention"),
-)
+from reptrt.pipeline.run_records import installed_versions
+from reptrt.pipeline.workspace import Workspace, read_artifact, require, stage_records
 
 
-def collect_report(
-    workspace: Workspace, recipe: Recipe, precision: str, target: str, command: str
-) -> dict[str, Any]:
-    """Content of report.json; `reptrt.engines.report_schema.Report` documents keys and units."""
-    validation = read_artifact(workspace.validation, "validate")
-    fusion = read_artifact(workspace.fusion, "build")
+def collect_report(workspace: Workspace, plan: Plan, command: str) -> Report:
+    """What is known about a run when all stages have finished."""
+    validation = read_artifact(workspace.validation, "validate", Validation)
+    fusion = read_artifact(workspace.fusion, "build", FusionReport)
     calibration = read_result(require(workspace.calibration, "calibrate"))
     card = read_card(require(workspace.trt_onnx, "export"))
     records = stage_records(workspace)
-    content = {
-        "model": recipe.model,
-        "calibrator": calibration.method,
-        "weight_bits": recipe.weight_bits,
-        "activation_bits": recipe.activation_bits,
-        "precision": precision,
-        "softmax": recipe.softmax,
-        "target": target,
-        "backend": fusion["backend"],
-        "num_samples": calibration.num_samples,
-        "seed": recipe.seed,
-        "accuracy": validation["accuracy"],
-        "accuracy_note": _accuracy_note(validation["accuracy"], card.task),
-        "numerics": validation["numerics"],
-        "engine_numerics": validation["engine_numerics"],
-        "fp16_numerics": validation["fp16_numerics"],
-        "layers": validation["layers"],
-        "blocks": [asdict(block) for block in calibration.blocks],
-        "latency_ms": validation["latency_ms"],
-        "end2end": validation["end2end"],
-        "fusion": {key: fusion[key] for key in FUSION_KEYS},
-        "size_bytes": {
-            "fp32_onnx": require(workspace.fp32_onnx, "export").stat().st_size,
-            "trt_onnx": workspace.trt_onnx.stat().st_size,
-            "engine": require(workspace.engine, "build").stat().st_size,
-        },
-        "seconds": {name: record["seconds"] for name, record in records.items()},
-        "peak_rss_mb": max((record["peak_rss_mb"] for record in records.values()), default=None),
-        "versions": installed_versions(),
-        "gate": _gate(validation["accuracy"], recipe.max_drop),
-        "notes": [f"{label}: {text}" for label, text in calibration.notes.items()],
-        "command": command,
-    }
-    deploy, reason = choose_deployment(cast(Report, content))
-    return {**content, "deploy": deploy, "deploy_reason": reason}
+    facts = run_facts(plan, calibration, validation.accuracy)
+    report = Report(
+        **vars(facts),
+        target=plan.target,
+        backend=fusion.backend,
+        accuracy_note=_accuracy_note(validation.accuracy, card.task),
+        numerics=validation.numerics,
+        engine_numerics=validation.engine_numerics,
+        fp16_numerics=validation.fp16_numerics,
+        layers=validation.layers,
+        blocks=tuple(BlockLoss(**asdict(block)) for block in calibration.blocks),
+        latency_ms=validation.latency_ms,
+        end2end=validation.end2end,
+        fusion=fusion.summary,
+        size_bytes=FileSizes(
+            fp32_onnx=require(workspace.fp32_onnx, "export").stat().st_size,
+            trt_onnx=workspace.trt_onnx.stat().st_size,
+            engine=require(workspace.engine, "build").stat().st_size,
+        ),
+        seconds={name: record.seconds for name, record in records.items()},
+        peak_rss_mb=max((record.peak_rss_mb for record in records.values()), default=None),
+        gate=_gate(validation.accuracy, plan.max_drop),
+        notes=tuple(f"{label}: {text}" for label, text in calibration.notes.items()),
+        plan=plan.model_dump(mode="json"),
+        command=command,
+    )
+    chosen = choose_deployment(report)
+    return replace(report, deploy=chosen.deploy, deploy_reason=chosen.reason)
 
 
-def _accuracy_note(accuracy: dict[str, Any] | None, task: Task) -> str | None:
+def run_facts(plan: Plan, calibration: CalibrationResult, accuracy: Accuracy | None) -> RunFacts:
+    """What is known when the files are exported, and the accuracy where it was measured."""
+    return RunFacts(
+        model=plan.model,
+        calibrator=calibration.method,
+        weight_bits=plan.weight_bits,
+        activation_bits=plan.activation_bits,
+        precision=plan.precision,
+        softmax=plan.softmax,
+        num_samples=calibration.num_samples,
+        seed=plan.seed,
+        accuracy=accuracy,
+        versions=installed_versions(),
+    )
+
+
+def _accuracy_note(accuracy: Accuracy | None, task: Task) -> str | None:
     """Why there is no accuracy; None where there is one."""
     if accuracy:
         return None
@@ -79,11 +85,12 @@ def _accuracy_note(accuracy: dict[str, Any] | None, task: Task) -> str | None:
         return (
             "the meaning of the outputs is unknown; SNR and cosine of each compare them with FP32"
         )
-    return "no labelled images (--eval)"
+    return "no labelled images (`evaluate`)"
 
 
-def _gate(accuracy: dict[str, Any] | None, max_drop: float | None) -> dict[str, Any]:
+def _gate(accuracy: Accuracy | None, max_drop: float | None) -> Gate:
     """Whether INT8 loses at most `max_drop` points; None where that was not asked."""
     if max_drop is None:
-        return {"max_drop": None, "passed": None}
-    return {"max_drop": max_drop, "passed": accuracy is not None and accuracy["drop"] <= max_drop}
+        return Gate()
+    drop = None if accuracy is None else accuracy.drop
+    return Gate(max_drop, drop is not None and drop <= max_drop)

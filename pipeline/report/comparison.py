@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptrt.engines.report_schema import ComparisonRow, Report
+from reptrt.engines.report_schema import Accuracy, ComparisonRow
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report import number_format, summary
 from reptrt.pipeline.report.charts import is_finite
@@ -14,6 +14,7 @@ from reptrt.pipeline.report.scatter_chart import Sample, ScatterChart, scatter_c
 
 _SHORTEST = 0.01
 """Seconds; a logarithmic axis has no zero."""
+_UNMEASURED = Accuracy(metric="")
 
 
 def write_comparison(
@@ -27,14 +28,12 @@ def write_comparison(
         command: What the user typed.
         path: The file to write.
     """
-    bits = Report(weight_bits=recipe.weight_bits, activation_bits=recipe.activation_bits)
-    accuracies = [row["accuracy"] for row in rows if row["accuracy"]]
-    accuracy = accuracies[0] if accuracies else None
+    accuracy = next((row.accuracy for row in rows if row.accuracy is not None), None)
     view = {
         "model": recipe.model,
         "seed": recipe.seed,
-        "precision": summary.precision_name(bits),
-        "metric": summary.metric_name(accuracy.get("metric") or "accuracy") if accuracy else None,
+        "precision": summary.precision_name(recipe),
+        "metric": summary.metric_name(accuracy.metric) if accuracy else None,
         "sample_note": summary.sample_note(accuracy),
         "chart": _chart(rows),
         "rows": [_cells(row) for row in rows],
@@ -45,29 +44,29 @@ def write_comparison(
 
 def _cells(row: ComparisonRow) -> dict[str, str]:
     """Everything that the table shows of one calibrator."""
-    accuracy, memory = row["accuracy"] or {}, row["peak_rss_mb"]
+    accuracy, memory = row.accuracy or _UNMEASURED, row.peak_rss_mb
     return {
         "calibrator": summary.calibrator_name(row),
-        "images": number_format.number(row["num_samples"], 0),
-        "fp32": number_format.percent(accuracy.get("fp32")),
-        "quantized": number_format.percent(accuracy.get("quantized")),
-        "drop": number_format.number(accuracy.get("drop"), 2),
-        "agreement": number_format.percent(accuracy.get("agreement")),
-        "snr": number_format.decibel(summary.worst_snr(row["numerics"])),
-        "seconds": number_format.duration(row["seconds"]),
+        "images": number_format.number(row.num_samples, 0),
+        "fp32": number_format.percent(accuracy.fp32),
+        "quantized": number_format.percent(accuracy.quantized),
+        "drop": number_format.number(accuracy.drop, 2),
+        "agreement": number_format.percent(accuracy.agreement),
+        "snr": number_format.decibel(summary.worst_snr(row.numerics)),
+        "seconds": number_format.duration(row.seconds),
         "memory": number_format.file_size(None if memory is None else memory * 1e6),
     }
 
 
 def _chart(rows: Sequence[ComparisonRow]) -> ScatterChart | None:
     """Accuracy over seconds; where none was measured, SNR of the worst output."""
-    measured = any(row["accuracy"] for row in rows)
+    measured = any(row.accuracy for row in rows)
     write = number_format.percent if measured else number_format.decibel
     samples, levels = [], []
     for row in rows:
-        accuracy, seconds = row["accuracy"] or {}, row["seconds"]
-        level = accuracy.get("quantized") if measured else summary.worst_snr(row["numerics"])
-        levels.append(accuracy.get("fp32"))
+        accuracy, seconds = row.accuracy or _UNMEASURED, row.seconds
+        level = accuracy.quantized if measured else summary.worst_snr(row.numerics)
+        levels.append(accuracy.fp32)
         if is_finite(level) and is_finite(seconds):
             name = summary.calibrator_name(row)
             samples.append(Sample(max(seconds, _SHORTEST), level, name, write(level)))

@@ -38,19 +38,19 @@ class DrawnBox:
         edges: x1, y1, x2, y2 in pixels of the image.
         score: In 0..1.
         label: Class index.
-        is_lonely: The other model has no such box: drawn with dashes, and its label says so.
+        is_unmatched: The other model has no such box: drawn with dashes, and its label says so.
     """
 
     edges: Edges
     score: float
     label: int
-    is_lonely: bool = False
+    is_unmatched: bool = False
 
 
 def draw_boxes(
     image: npt.NDArray[np.uint8], boxes: Sequence[DrawnBox], class_names: Sequence[str] = ()
 ) -> bytes:
-    """Draw boxes with class and score; lonely ones and the best are drawn last, on top, and all labels above.
+    """Draw boxes with class and score: good boxes over poor ones, unmatched boxes over matched ones, labels over all.
 
     Args:
         image: `[h, w, 3]` uint8 RGB; large images are made smaller, small ones larger.
@@ -67,15 +67,15 @@ def draw_boxes(
     draw = ImageDraw.Draw(picture)
     placed = [
         (box, edges)
-        for box in sorted(boxes, key=lambda box: (box.is_lonely, box.score))
+        for box in sorted(boxes, key=lambda box: (box.is_unmatched, box.score))
         if (edges := _on_picture(box.edges, scale, size)) is not None
     ]
     for box, edges in placed:
-        _draw_box(draw, edges, _PALETTE[box.label % len(_PALETTE)], box.is_lonely)
+        _draw_box(draw, edges, _PALETTE[box.label % len(_PALETTE)], box.is_unmatched)
     taken: list[Edges] = []
     for box, edges in reversed(placed):
         name = class_names[box.label] if 0 <= box.label < len(class_names) else f"class {box.label}"
-        text = f"{name} {number(box.score, 2)}" + " only here" * box.is_lonely
+        text = f"{name} {number(box.score, 2)}" + " only here" * box.is_unmatched
         taken.append(
             _draw_label(draw, size, edges, text, _PALETTE[box.label % len(_PALETTE)], taken)
         )

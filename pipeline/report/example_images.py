@@ -16,13 +16,13 @@ from reptrt.pipeline.data.preprocess import read_image
 from reptrt.pipeline.report.draw_boxes import DrawnBox, draw_boxes
 from reptrt.pipeline.validation.evaluate import detect_batch
 from reptrt.pipeline.validation.shown_boxes import ShownBoxes, shown_boxes
-from reptrt.pipeline.validation.validate import Trial, quantized_runner
+from reptrt.pipeline.validation.validate import ValidationSetup, quantized_runner
 
 NUM_PICTURES = 6
 
 
 def draw_pictures(
-    trial: Trial,
+    setup: ValidationSetup,
     card: ModelCard,
     evaluation: DetectionSet,
     tallies: Sequence[tuple[int, int]],
@@ -30,24 +30,24 @@ def draw_pictures(
     """Boxes of FP32 and of INT8 on some images of `evaluation`.
 
     Args:
-        trial: what was validated; of an end-to-end engine, INT8's boxes are its own.
+        setup: what was validated; of an end-to-end engine, INT8's boxes are its own.
         card: contract of the network.
         evaluation: labelled images.
-        tallies: how many boxes are shown in each of them, and how many only one model has.
+        tallies: (boxes shown, boxes that only one model finds) of each image.
     """
-    fp32 = OnnxRuntimeRunner(trial.workspace.fp32_onnx, name="FP32")
-    with fp32, quantized_runner(trial) as quantized:
+    fp32 = OnnxRuntimeRunner(setup.workspace.fp32_onnx, name="FP32")
+    with fp32, quantized_runner(setup) as quantized:
         return [
-            _picture(_one(evaluation, index), (fp32, quantized), trial, card)
+            _picture(_one(evaluation, index), (fp32, quantized), setup, card)
             for index in choose_images(tallies)
         ]
 
 
 def choose_images(tallies: Sequence[tuple[int, int]]) -> list[int]:
-    """Indices of the images to show; images without boxes never are.
+    """Indices of the images to show; images without boxes are never chosen.
 
-    Up to half of them have the most boxes that only one model has. The others have as many of those as
-    most images have, and as many boxes.
+    Up to half of them are the worst: most boxes that only one of the two models finds. The others are
+    typical: about the median number of boxes, and of boxes that only one model finds.
     """
     images = [index for index, (boxes, _) in enumerate(tallies) if boxes]
     if not images:
@@ -76,30 +76,34 @@ def _one(evaluation: DetectionSet, index: int) -> DetectionSet:
 
 
 def _picture(
-    one: DetectionSet, runners: tuple[Runner, Runner], trial: Trial, card: ModelCard
+    one: DetectionSet, runners: tuple[Runner, Runner], setup: ValidationSetup, card: ModelCard
 ) -> Picture:
-    fp32, quantized = shown_boxes(*(_detect(runner, one, trial, card) for runner in runners))
+    fp32, quantized = shown_boxes(*(_detect(runner, one, setup, card) for runner in runners))
     names = card.classes or one.class_names
     image = np.asarray(read_image(one.files[0]))
-    lonely = int(fp32.is_lonely.sum() + quantized.is_lonely.sum())
-    boxes = "1 box" if lonely == 1 else f"{lonely} boxes"
+    unmatched = int(fp32.is_unmatched.sum() + quantized.is_unmatched.sum())
+    boxes = "1 box" if unmatched == 1 else f"{unmatched} boxes"
     return Picture(
         title=one.files[0].name,
-        note=f"{boxes} in one of the two only" if lonely else "the same boxes",
+        note=f"{boxes} in one of the two only" if unmatched else "the same boxes",
         fp32_png=draw_boxes(image, _drawn(fp32), names),
         quantized_png=draw_boxes(image, _drawn(quantized), names),
     )
 
 
-def _detect(runner: Runner, one: DetectionSet, trial: Trial, card: ModelCard) -> Detections:
+def _detect(
+    runner: Runner, one: DetectionSet, setup: ValidationSetup, card: ModelCard
+) -> Detections:
     (batch,) = one.batches(1)
-    return detect_batch(runner, card, batch, trial.batch_size)[0]
+    return detect_batch(runner, card, batch, setup.batch_size)[0]
 
 
 def _drawn(shown: ShownBoxes) -> list[DrawnBox]:
     found = shown.boxes
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     return [
-        DrawnBox((x1, y1, x2, y2), score, label, is_lonely=bool(lonely))
-        for ((x1, y1, x2, y2), score, label), lonely in zip(rows, shown.is_lonely, strict=True)
+        DrawnBox((x1, y1, x2, y2), score, label, is_unmatched=bool(unmatched))
+        for ((x1, y1, x2, y2), score, label), unmatched in zip(
+            rows, shown.is_unmatched, strict=True
+        )
     ]

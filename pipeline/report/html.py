@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 from reptrt.engines.inspection.kernels import Kernel
-from reptrt.engines.report_schema import LayerSnr, Picture, Report, TableKernel
+from reptrt.engines.report_schema import FileSizes, LayerSnr, Picture, Report
 from reptrt.pipeline.report import number_format, summary
 from reptrt.pipeline.report.charts import (
     BarChart,
@@ -22,70 +22,85 @@ from reptrt.pipeline.report.page import write_page
 
 _WORST_LAYERS = 15
 _PERCENT = 100.0
-_FILE_NAMES = {"fp32_onnx": "FP32 ONNX", "trt_onnx": "Q/DQ ONNX", "engine": "engine"}
 _PNG_MAGIC = b"\x89PNG"
 
 
+class KernelRow(NamedTuple):
+    """What the table shows of one kernel; `inputs` and `outputs` are the datatypes."""
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    inputs: list[str]
+    outputs: list[str]
+    int8: bool
+
+
 def write_html(
-    report: Mapping[str, object],
-    fusion_table: Sequence[TableKernel],
+    report: Report,
+    fusion_table: Sequence[Kernel],
     pictures: Sequence[Picture],
     path: Path,
 ) -> None:
     """Write the report as one HTML file without scripts or external references.
 
     Args:
-        report: Content of report.json (`reptrt.engines.report_schema.Report`).
+        report: What is known of the run.
         fusion_table: `fused_kernels` of fusion.json, or nothing.
         pictures: Detections of both models on some images, or nothing.
         path: The file to write.
     """
-    write_page("report.html.j2", _view(cast(Report, report), fusion_table, pictures), path)
+    write_page("report.html.j2", _view(report, fusion_table, pictures), path)
 
 
 def _view(
-    report: Report, fusion_table: Sequence[TableKernel], pictures: Sequence[Picture]
+    report: Report, fusion_table: Sequence[Kernel], pictures: Sequence[Picture]
 ) -> dict[str, object]:
     """Compute everything the template shows; layout is the template's."""
-    blocks = report.get("blocks") or []
-    layers = report.get("layers") or []
+    layers = report.layers
     worst = worst_layers(layers, _WORST_LAYERS)
     marked = worst[: max(1, len(layers) // 4)]
     return {
-        "report": {**dict.fromkeys(Report.__annotations__), **report},
+        "report": report,
         "verdict": summary.verdict(report),
         "precision": summary.precision_name(report),
         "summary_groups": _summary_groups(report),
         "setup": _setup(report),
-        "sample_note": summary.sample_note(report.get("accuracy")),
+        "sample_note": summary.sample_note(report.accuracy),
         "latency_origin": summary.latency_origin(report),
         "deployment_note": summary.deployment_note(report),
         "engine_note": summary.engine_note(report),
         "total_time": summary.total_time(report),
         "accuracy_chart": _accuracy_chart(report),
         "latency_chart": _latency_chart(report),
-        "files": [
-            (_FILE_NAMES.get(name, name), size)
-            for name, size in (report.get("size_bytes") or {}).items()
-        ],
+        "files": _files(report.size_bytes),
         "layers": layers,
         "strip": snr_strip(layers, marked),
         "worst": worst,
         "worst_widths": _worst_widths(layers, worst),
         "marked": len(marked),
-        "loss_chart": loss_chart(blocks),
-        "reconstruction_note": summary.reconstruction_note(blocks),
+        "loss_chart": loss_chart(report.blocks),
+        "reconstruction_note": summary.reconstruction_note(report.blocks),
         "kernels": _kernels(report, fusion_table),
         "pictures": [_picture(picture) for picture in pictures],
-        "command": report.get("command"),
+        "command": report.command,
     }
+
+
+def _files(sizes: FileSizes | None) -> list[tuple[str, int | None]]:
+    """Name and bytes of each file."""
+    if sizes is None:
+        return []
+    return [
+        ("FP32 ONNX", sizes.fp32_onnx), ("Q/DQ ONNX", sizes.trt_onnx), ("engine", sizes.engine)
+    ]  # fmt: skip
 
 
 def _worst_widths(layers: Sequence[LayerSnr], worst: Sequence[LayerSnr]) -> list[float]:
     """Return the bar lengths of the `worst` layers in percent of the best finite layer's."""
-    finite = [value for layer in layers if is_finite(value := layer.get("snr_db"))]
+    finite = [value for layer in layers if is_finite(value := layer.snr_db)]
     chart = bar_chart(
-        [("", [("worst", layer.get("snr_db"), "") for layer in worst])], max(finite, default=None)
+        [("", [("worst", layer.snr_db, "") for layer in worst])], max(finite, default=None)
     )
     return [bar.width for bar in chart.groups[0].bars]
 
@@ -102,102 +117,82 @@ def _summary_groups(report: Report) -> list[list[summary.SummaryRow]]:
 
 def _setup(report: Report) -> list[tuple[str, str]]:
     """Name what was run, in the order in which it was chosen."""
-    memory, samples = report.get("peak_rss_mb"), report.get("num_samples")
-    images = (report.get("accuracy") or {}).get("num_images")
+    memory = report.peak_rss_mb
+    images = report.accuracy.num_images if report.accuracy else None
     rows = [
-        ("Model", report.get("model")),
-        ("Calibrator", report.get("calibrator")),
-        ("Weights", f"{report.get('weight_bits') or number_format.MISSING} bits"),
-        ("Activations", f"{report.get('activation_bits') or number_format.MISSING} bits"),
-        ("Not in INT8", (report.get("precision") or "").upper()),
-        (
-            "Calibrated on",
-            None if samples is None else f"{samples} images, seed {report.get('seed')}",
-        ),
+        ("Model", report.model),
+        ("Calibrator", report.calibrator),
+        ("Weights", f"{report.weight_bits} bits"),
+        ("Activations", f"{report.activation_bits} bits"),
+        ("Not in INT8", report.precision.upper()),
+        ("Calibrated on", f"{report.num_samples} images, seed {report.seed}"),
         ("Evaluated on", None if images is None else f"{images} images"),
-        ("NMS in the engine", summary.end2end_note(report.get("end2end"))),
-        ("Target", report.get("target")),
-        ("Backend", report.get("backend")),
+        ("NMS in the engine", summary.nms_note(report.end2end)),
+        ("Target", report.target),
+        ("Backend", report.backend),
         ("Time", summary.total_time(report)),
         ("Peak memory", number_format.file_size(None if memory is None else memory * 1e6)),
     ]
-    absent = "NMS in the engine" if not report.get("end2end") else None
+    absent = "NMS in the engine" if report.end2end is None else None
     return [
         (label, str(value or number_format.MISSING)) for label, value in rows if label != absent
     ]
 
 
 def _accuracy_chart(report: Report) -> BarChart | None:
-    accuracy = report.get("accuracy")
-    if not accuracy:
+    if report.accuracy is None:
         return None
-    named = {accuracy.get("metric") or "accuracy": accuracy, **(accuracy.get("extra") or {})}
     groups = []
-    for name, pair in named.items():
-        values = (("fp32", pair.get("fp32")), ("quantized", pair.get("quantized")))
+    for name, pair in report.accuracy.pairs.items():
+        values = (("fp32", pair.fp32), ("quantized", pair.quantized))
         bars = [(series, value, number_format.percent(value)) for series, value in values]
         groups.append((summary.metric_name(name), bars))
     return bar_chart(groups, _PERCENT)
 
 
 def _latency_chart(report: Report) -> BarChart | None:
-    latency = report.get("latency_ms")
-    if not latency:
+    if report.latency_ms is None:
         return None
-    both = (
-        ("fp32", latency.get("fp32") or {}),
-        ("quantized", latency.get("quantized") or {}),
-    )
     groups = []
-    for name in summary.PERCENTILES:
-        values = [(series, percentiles.get(name)) for series, percentiles in both]
+    for name, fp32, quantized in summary.latency_pairs(report.latency_ms):
+        values = (("fp32", fp32), ("quantized", quantized))
         bars = [(series, value, number_format.milliseconds(value)) for series, value in values]
         groups.append((name, bars))
     return bar_chart(groups)
 
 
-def _kernels(report: Report, table: Sequence[TableKernel]) -> list[dict[str, object]]:
+def _kernels(report: Report, table: Sequence[Kernel]) -> list[KernelRow]:
     """Reduce each kernel to what the table shows.
 
     A kernel is INT8 where it reads Int8 activations and weights and none of its layers is a float
     island.
     """
-    fusion = report.get("fusion") or {}
-    floats = {island.get("layer") for island in fusion.get("float_islands") or []}
-    rows: list[dict[str, object]] = []
-    for entry in table:
-        kernel = _kernel(entry)
-        reads_int8 = bool(kernel.inputs) and kernel.inputs[0][1] == "Int8"
+    islands = report.fusion.float_islands if report.fusion else None
+    floats = {island.layer for island in islands or ()}
+    rows = []
+    for kernel in table:
+        reads_int8 = bool(kernel.inputs) and kernel.inputs[0].dtype == "Int8"
         multiplies = kernel.multiplies_weights
         rows.append(
-            {
-                "name": kernel.name,
-                "kind": kernel.kind,
-                "layers": kernel.onnx_layers,
-                "inputs": list(dict.fromkeys(dtype for _, dtype in kernel.inputs)),
-                "outputs": list(dict.fromkeys(dtype for _, dtype in kernel.outputs)),
-                "int8": multiplies and reads_int8 and floats.isdisjoint(kernel.onnx_layers),
-            }
+            KernelRow(
+                name=kernel.name,
+                kind=kernel.kind,
+                layers=kernel.onnx_layers,
+                inputs=list(dict.fromkeys(tensor.dtype for tensor in kernel.inputs)),
+                outputs=list(dict.fromkeys(tensor.dtype for tensor in kernel.outputs)),
+                int8=multiplies and reads_int8 and floats.isdisjoint(kernel.onnx_layers),
+            )
         )
     return rows
-
-
-def _kernel(entry: TableKernel) -> Kernel:
-    inputs, weights, outputs = (
-        tuple((str(name), str(dtype)) for name, dtype in tensors)
-        for tensors in (entry.get("inputs", ()), entry.get("weights", ()), entry.get("outputs", ()))
-    )
-    layers = tuple(entry.get("onnx_layers", ()))
-    return Kernel(entry.get("name", ""), entry.get("kind", ""), inputs, weights, outputs, layers)
 
 
 def _picture(picture: Picture) -> dict[str, str]:
     """Embed both images as data URIs."""
     return {
-        "title": picture["title"],
-        "note": picture["note"],
-        "fp32": _data_uri(picture["fp32_png"]),
-        "quantized": _data_uri(picture["quantized_png"]),
+        "title": picture.title,
+        "note": picture.note,
+        "fp32": _data_uri(picture.fp32_png),
+        "quantized": _data_uri(picture.quantized_png),
     }
 
 

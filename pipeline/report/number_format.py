@@ -28,7 +28,7 @@ def number(value: float | None, digits: int = 1, unit: str = "", sign: bool = Fa
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """Write `value` with `digits` digits that count, such as "0.00243" or "1.2e-06"."""
+    """Write `value` with `digits` significant digits, such as "0.00243" or "1.2e-06"."""
     return number(value) if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 

@@ -1,10 +1,10 @@
-"""Which model to deploy: INT8 only where it is faster than float and as accurate as was asked."""
+"""Which model to deploy: INT8 only where it is faster than the float model and meets the accuracy gate."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from reptrt.engines.report_schema import Deploy, Latency, Percentiles, Report
+from reptrt.engines.report_schema import Deploy, Percentiles, Report
 from reptrt.pipeline.report.number_format import milliseconds, number, ratio
 from reptrt.pipeline.report.summary import metric_name, precision_name
 
@@ -13,7 +13,7 @@ MIN_SPEEDUP = 1.02
 
 
 class Deployment(NamedTuple):
-    """What to deploy and why; None where that was not measured, or where neither can be."""
+    """Which model to deploy (None where speed or accuracy is unknown, or no model is usable), and why."""
 
     deploy: Deploy | None
     reason: str
@@ -22,19 +22,19 @@ class Deployment(NamedTuple):
 class _Race(NamedTuple):
     """Median latencies in milliseconds of the quantized model and of the float one it has to beat."""
 
-    rival: Deploy
-    rival_ms: float
+    float_name: Deploy
+    float_ms: float
     quantized_ms: float
 
     @property
     def is_won(self) -> bool:
-        return self.rival_ms >= MIN_SPEEDUP * self.quantized_ms
+        return self.float_ms >= MIN_SPEEDUP * self.quantized_ms
 
 
 def choose_deployment(report: Report) -> Deployment:
     """Judge by the report's accuracy, gate, latencies and FP16's outputs.
 
-    On a GPU the rival is the FP16 engine, and the copies to and from the GPU are left out; for the
+    On a GPU the float model is the FP16 engine, and the copies to and from the GPU are left out; for the
     target `cpu` it is FP32 in ONNX Runtime.
     """
     precision, race, loss = precision_name(report), _race(report), _loss(report)
@@ -43,56 +43,61 @@ def choose_deployment(report: Report) -> Deployment:
             None, f"{precision} was not compared with FP16, since no GPU here runs the engine"
         )
     speed = f"{precision} {_speed(race)}"
-    failed = (report.get("gate") or {}).get("passed") is False
-    if race.rival == "fp16" and _overflows(report):
+    failed = report.gate.passed is False
+    if race.float_name == "fp16" and _overflows(report):
         reason = f"FP16 overflows; {speed}, and {loss}"
         return Deployment(None if failed else "int8", reason)
     if failed:
-        limit = number((report.get("gate") or {}).get("max_drop"), 2)
-        return Deployment(race.rival, f"{precision} {loss}, and the limit is {limit}")
+        limit = number(report.gate.max_drop, 2)
+        return Deployment(race.float_name, f"{precision} {loss}, and the limit is {limit}")
     return (
-        Deployment("int8", f"{speed}, and {loss}") if race.is_won else Deployment(race.rival, speed)
+        Deployment("int8", f"{speed}, and {loss}")
+        if race.is_won
+        else Deployment(race.float_name, speed)
     )
 
 
 def _race(report: Report) -> _Race | None:
-    latency: Latency = report.get("latency_ms") or {}
-    alone = latency.get("device_only")
-    if alone:
-        return _medians("fp16", alone.get("fp16"), alone.get("quantized"))
-    if (report.get("backend") or "").startswith("onnxruntime"):
-        return _medians("fp32", latency.get("fp32"), latency.get("quantized"))
+    latency = report.latency_ms
+    if latency is None:
+        return None
+    if latency.device_only is not None:
+        return _medians("fp16", latency.device_only.fp16, latency.device_only.quantized)
+    if report.backend.startswith("onnxruntime"):
+        return _medians("fp32", latency.fp32, latency.quantized)
     return None
 
 
 def _medians(
-    name: Deploy, rival: Percentiles | None, quantized: Percentiles | None
+    name: Deploy, float_latency: Percentiles | None, quantized: Percentiles | None
 ) -> _Race | None:
-    rival_ms, quantized_ms = (rival or {}).get("p50"), (quantized or {}).get("p50")
-    if rival_ms is None or quantized_ms is None:
+    if (
+        float_latency is None
+        or float_latency.p50 is None
+        or quantized is None
+        or quantized.p50 is None
+    ):
         return None
-    return _Race(name, rival_ms, quantized_ms)
+    return _Race(name, float_latency.p50, quantized.p50)
 
 
 def _overflows(report: Report) -> bool:
-    numerics = (report.get("fp16_numerics") or {}).values()
-    return any(output.get("cosine") is None for output in numerics)
+    return any(output.cosine is None for output in (report.fp16_numerics or {}).values())
 
 
 def _speed(race: _Race) -> str:
-    times = f"{milliseconds(race.quantized_ms)} against {milliseconds(race.rival_ms)}"
-    factor = ratio(race.rival_ms, race.quantized_ms, "faster", "slower")
-    is_close = 1 / MIN_SPEEDUP < race.rival_ms / race.quantized_ms < MIN_SPEEDUP
+    times = f"{milliseconds(race.quantized_ms)} against {milliseconds(race.float_ms)}"
+    factor = ratio(race.float_ms, race.quantized_ms, "faster", "slower")
+    is_close = 1 / MIN_SPEEDUP < race.float_ms / race.quantized_ms < MIN_SPEEDUP
     how = "not faster" if is_close else factor
-    return f"is {how} than {race.rival.upper()} ({times})"
+    return f"is {how} than {race.float_name.upper()} ({times})"
 
 
 def _loss(report: Report) -> str:
-    accuracy = report.get("accuracy") or {}
-    drop = accuracy.get("drop")
-    if drop is None:
+    accuracy = report.accuracy
+    if accuracy is None or accuracy.drop is None:
         return "its accuracy was not measured"
-    metric = metric_name(accuracy.get("metric") or "accuracy")
-    if round(drop, 2) <= 0:
+    metric = metric_name(accuracy.metric)
+    if round(accuracy.drop, 2) <= 0:
         return f"loses no {metric}"
-    return f"loses {number(drop, 2)} points of {metric}"
+    return f"loses {number(accuracy.drop, 2)} points of {metric}"

@@ -18,7 +18,7 @@ _SPARE = 0.05
 
 
 class Sample(NamedTuple):
-    """What to draw: `x` > 0, `label` beside the point, and `value`, which is `y` as text."""
+    """One point in data units: `x` > 0, `y`, its `label`, and `value`, which is `y` as text."""
 
     x: float
     y: float
@@ -36,7 +36,7 @@ class Label(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A sample at `x`, `y` percent from the left and from the top; `is_below` the plot's values."""
+    """A sample at `x`, `y` percent from the left and the top; `is_below` if its value is below the axis."""
 
     x: float
     y: float
@@ -89,8 +89,8 @@ _PLACES: tuple[tuple[Literal["start", "middle", "end"], int, int], ...] = (
 def scatter_chart(samples: Sequence[Sample], reference: float | None = None) -> ScatterChart:
     """Lay out one or more `samples`, and the level `reference` where there is one.
 
-    Samples far below all others would press those into one line: they are drawn at the lower edge,
-    with their value.
+    A sample far below all others would stretch the axis until the others coincide: it is drawn at the
+    lower edge, with its value beside it.
     """
     columns, rows = _axes(samples, reference)
     below = [sample.y < rows.low for sample in samples]

@@ -6,15 +6,17 @@ The HTML page and the terminal table are both made from it, so that they never d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from reptrt.engines.report_schema import (
     Accuracy,
     BlockLoss,
     ComparisonRow,
     End2End,
+    ModelLatency,
+    Numerics,
     OutputNumerics,
     Percentiles,
     Report,
@@ -63,36 +65,46 @@ def metric_name(metric: str) -> str:
     return _METRIC_NAMES.get(metric, metric)
 
 
-def precision_name(report: Report) -> str:
+class Bits(Protocol):
+    """A report or a recipe."""
+
+    @property
+    def weight_bits(self) -> int:
+        """Of the weights."""
+
+    @property
+    def activation_bits(self) -> int:
+        """Of the activations."""
+
+
+def precision_name(bits: Bits) -> str:
     """Return "INT8", or bits of weights and activations where they are not both eight."""
-    weight_bits, activation_bits = report.get("weight_bits"), report.get("activation_bits")
-    if weight_bits == activation_bits == FULL_BITS:
+    if bits.weight_bits == bits.activation_bits == FULL_BITS:
         return "INT8"
-    return f"W{weight_bits or '?'}A{activation_bits or '?'}"
+    return f"W{bits.weight_bits}A{bits.activation_bits}"
 
 
 def verdict(report: Report) -> Verdict:
     """Say in one sentence what quantization cost, and whether the accuracy gate passed."""
-    gate = report.get("gate") or {}
-    limit, passed = gate.get("max_drop"), gate.get("passed")
+    limit, passed = report.gate.max_drop, report.gate.passed
     sentence = _sentence(report)
     if limit is None or passed is None:
         return Verdict(sentence, "absent", "No accuracy gate")
     text = f"limit {number(limit, 2)} points"
     if passed:
         return Verdict(sentence, "passed", f"Gate passed, {text}")
-    if not report.get("accuracy"):
-        text = f"{text}, but no accuracy was measured (--eval)"
+    if report.accuracy is None:
+        text = f"{text}, but no accuracy was measured (`evaluate`)"
     return Verdict(sentence, "failed", f"Gate failed, {text}")
 
 
 def _sentence(report: Report) -> str:
-    precision, accuracy = precision_name(report), report.get("accuracy")
-    if not accuracy:
-        note = report.get("accuracy_note")
+    precision, accuracy = precision_name(report), report.accuracy
+    if accuracy is None:
+        note = report.accuracy_note
         return f"Accuracy was not measured: {note}" if note else "Accuracy was not measured"
-    drop, metric = accuracy.get("drop"), metric_name(accuracy.get("metric") or "accuracy")
-    values = f"{percent(accuracy.get('quantized'))} against {percent(accuracy.get('fp32'))}"
+    drop, metric = accuracy.drop, metric_name(accuracy.metric)
+    values = f"{percent(accuracy.quantized)} against {percent(accuracy.fp32)}"
     if drop is None or not math.isfinite(drop):
         return f"The drop in {metric} is unknown: {values}"
     if round(drop, 2) < 0:
@@ -104,15 +116,11 @@ def _sentence(report: Report) -> str:
 
 def accuracy_rows(report: Report) -> list[SummaryRow]:
     """Compare the main metric, the further ones, and how often the two models agree."""
-    accuracy = report.get("accuracy")
-    if not accuracy:
+    accuracy = report.accuracy
+    if accuracy is None:
         return []
-    metric = accuracy.get("metric") or "accuracy"
-    rows = [_metric_row(metric, accuracy.get("fp32"), accuracy.get("quantized"))]
-    for name, pair in (accuracy.get("extra") or {}).items():
-        rows.append(_metric_row(name, pair.get("fp32"), pair.get("quantized")))
-    rows.append(SummaryRow("agreement with FP32", "", percent(accuracy.get("agreement")), ""))
-    return rows
+    rows = [_metric_row(name, pair.fp32, pair.quantized) for name, pair in accuracy.pairs.items()]
+    return [*rows, SummaryRow("agreement with FP32", "", percent(accuracy.agreement), "")]
 
 
 def _metric_row(name: str, fp32: float | None, quantized: float | None) -> SummaryRow:
@@ -128,76 +136,77 @@ def numerics_rows(report: Report) -> list[SummaryRow]:
         SummaryRow(
             f"output {name}",
             "",
-            decibel(output.get("snr_db")),
-            f"cosine {number(output.get('cosine'), 5)}{_largest(output)}",
+            decibel(output.snr_db),
+            f"cosine {number(output.cosine, 5)}{_largest(output)}",
         )
-        for name, output in (report.get("numerics") or {}).items()
+        for name, output in (report.numerics or {}).items()
     ]
 
 
 def _largest(output: OutputNumerics) -> str:
     """The largest score, where an output has scores."""
-    before, after = output.get("largest_fp32"), output.get("largest_quantized")
+    before, after = output.largest_fp32, output.largest_quantized
     if before is None or after is None:
         return ""
     return f", largest {number(before, 3)} → {number(after, 3)}"
 
 
 def engine_note(report: Report) -> str:
-    """Say how close what is deployed comes to the Q/DQ model; "" where it did not run."""
-    numerics = report.get("engine_numerics")
+    """Compare the outputs of the built engine with those of the Q/DQ model; "" where it did not run."""
+    numerics = report.engine_numerics
     if not numerics:
         return ""
-    if any(output.get("cosine") is None for output in numerics.values()):
-        return "What is deployed: an output is not finite"
+    if any(output.cosine is None for output in numerics.values()):
+        return "Engine against the Q/DQ model: an output of the engine is not finite"
     least = worst_snr(numerics)
-    close = "equals the Q/DQ model" if least is None else f"{decibel(least)} from the Q/DQ model"
-    return f"What is deployed: {close} in ONNX Runtime"
+    close = "equal outputs" if least is None else f"SNR {decibel(least)} at the worst output"
+    return f"Engine against the Q/DQ model in ONNX Runtime: {close}"
 
 
 def deployment_note(report: Report) -> str:
     """Say what to deploy and why; "" where the report does not say."""
-    reason, deploy = report.get("deploy_reason") or "", report.get("deploy")
-    return f"Deploy {deploy.upper()}: {reason}" if deploy else reason
+    if report.deploy is None:
+        return report.deploy_reason
+    return f"Deploy {report.deploy.upper()}: {report.deploy_reason}"
 
 
 def latency_rows(report: Report) -> list[SummaryRow]:
     """Compare the latency percentiles."""
-    latency = report.get("latency_ms")
-    if not latency:
+    if report.latency_ms is None:
         return []
-    fp32: Percentiles = latency.get("fp32") or {}
-    quantized: Percentiles = latency.get("quantized") or {}
     return [
         SummaryRow(
             f"latency {name}",
-            milliseconds(fp32.get(name)),
-            milliseconds(quantized.get(name)),
-            ratio(fp32.get(name), quantized.get(name), "faster", "slower"),
+            milliseconds(fp32),
+            milliseconds(quantized),
+            ratio(fp32, quantized, "faster", "slower"),
         )
-        for name in PERCENTILES
+        for name, fp32, quantized in latency_pairs(report.latency_ms)
     ]
+
+
+def latency_pairs(latency: ModelLatency) -> list[tuple[str, float | None, float | None]]:
+    """Name of each percentile, and that of FP32 and of INT8 in milliseconds."""
+    fp32, quantized = latency.fp32 or Percentiles(), latency.quantized or Percentiles()
+    return [(name, getattr(fp32, name), getattr(quantized, name)) for name in PERCENTILES]
 
 
 def engine_rows(report: Report) -> list[SummaryRow]:
     """Compare file sizes, and say how much of the network runs in INT8."""
-    sizes, fusion = report.get("size_bytes") or {}, report.get("fusion")
-    engine, fp32 = sizes.get("engine"), sizes.get("fp32_onnx")
+    sizes, fusion = report.size_bytes, report.fusion
     rows = []
-    if sizes:
+    if sizes is not None:
+        fp32, engine = sizes.fp32_onnx, sizes.engine
         change = ratio(fp32, engine, "smaller", "larger")
         rows.append(SummaryRow("ONNX → engine", file_size(fp32), file_size(engine), change))
     if fusion:
-        layers = (
-            f"{_count(fusion.get('int8_layers'))} of {_count(fusion.get('quantizable_layers'))}"
-        )
-        rows.append(SummaryRow("layers in INT8", "", layers, percent(fusion.get("int8_coverage"))))
-        if fusion.get("attention_blocks"):
-            blocks = _count(fusion.get("attention_blocks"))
-            fused = f"{_count(fusion.get('fused_attention'))} of {blocks}"
-            label = f"attention ({report.get('softmax')}) in one kernel"
+        layers = f"{_count(fusion.int8_layers)} of {_count(fusion.quantizable_layers)}"
+        rows.append(SummaryRow("layers in INT8", "", layers, percent(fusion.int8_coverage)))
+        if fusion.attention_blocks:
+            fused = f"{_count(fusion.fused_attention)} of {_count(fusion.attention_blocks)}"
+            label = f"attention ({report.softmax}) in one kernel"
             rows.append(SummaryRow(label, "", fused, ""))
-        rows.append(SummaryRow("kernels", "", _count(fusion.get("kernels")), ""))
+        rows.append(SummaryRow("kernels", "", _count(fusion.kernels), ""))
     return rows
 
 
@@ -206,14 +215,14 @@ def _count(value: int | None) -> str:
 
 
 def latency_origin(report: Report) -> str:
-    """Say where the latency was measured and what it says nothing about; "" without latency."""
-    latency = report.get("latency_ms")
-    if not latency:
+    """Say where the latency was measured, and what it is no evidence for; "" without latency."""
+    latency = report.latency_ms
+    if latency is None:
         return ""
-    backend = (latency.get("backend") or "an unnamed backend").strip()
+    backend = (latency.backend or "an unnamed backend").strip()
     library = backend.lower().replace(" ", "").replace("_", "")
-    origin = f"{backend} on {latency.get('device') or 'an unnamed device'}"
-    if library.startswith("onnxruntime") and report.get("backend", "").startswith("onnxruntime"):
+    origin = f"{backend} on {latency.device or 'an unnamed device'}"
+    if library.startswith("onnxruntime") and report.backend.startswith("onnxruntime"):
         return f"Measured with {origin}"
     if library.startswith("onnxruntime"):
         return (
@@ -226,39 +235,39 @@ def latency_origin(report: Report) -> str:
 
 
 def sample_note(accuracy: Accuracy | None) -> str:
-    """Say on how many images the accuracy stands; "" where that is unknown."""
-    count = accuracy.get("num_images") if accuracy else None
-    if not accuracy or not count:
+    """Say how many images the accuracy was measured on; "" where that is unknown."""
+    if accuracy is None or not accuracy.num_images:
         return ""
+    count = accuracy.num_images
     images = f"{number(count, 0)} {'image' if count == 1 else 'images'}"
-    if accuracy.get("metric") != "top1":
+    if accuracy.metric != "top1":
         return images
     return f"{images}: one image is {number(100 / count, 2)} points"
 
 
-def end2end_note(end2end: End2End | None) -> str:
+def nms_note(end2end: End2End | None) -> str:
     """Say what NMS inside the engine keeps, and whether its boxes are those NumPy finds."""
     if not end2end:
         return ""
-    images = end2end["num_images"]
-    same = round(end2end["identical"] * images / 100)
+    images = end2end.num_images
+    same = round(end2end.identical * images / 100)
     return (
-        f"score above {end2end['score_threshold']:g}, IoU {end2end['iou_threshold']:g}, at most "
-        f"{end2end['max_detections']} boxes; equal to NumPy’s in {same} of {images} images, F1 "
-        f"{percent(end2end['agreement'])}"
+        f"score above {end2end.score_threshold:g}, IoU {end2end.iou_threshold:g}, at most "
+        f"{end2end.max_detections} boxes; equal to NumPy’s in {same} of {images} images, F1 "
+        f"{percent(end2end.agreement)}"
     )
 
 
 def total_time(report: Report) -> str:
     """Write the seconds of all stages together; "–" without stages."""
-    seconds = [value for value in (report.get("seconds") or {}).values() if value is not None]
+    seconds = [value for value in (report.seconds or {}).values() if value is not None]
     return duration(sum(seconds)) if seconds else MISSING
 
 
 def reconstruction_note(blocks: Sequence[BlockLoss]) -> str:
-    """Say how much learning the blocks brought, and how long it took."""
+    """Say by how much block reconstruction reduced the losses, and how long it took."""
     changes = [value for block in blocks if (value := loss_change(block)) is not None]
-    seconds = [block["seconds"] for block in blocks if block["seconds"] is not None]
+    seconds = [block.seconds for block in blocks if block.seconds is not None]
     count = f"{number(len(blocks), 0)} {'block' if len(blocks) == 1 else 'blocks'}"
     if not changes:
         return f"{count} in {duration(sum(seconds))}"
@@ -271,20 +280,20 @@ def change(value: float | None) -> str:
 
 
 def loss_change(block: BlockLoss) -> float | None:
-    """Change of a block's loss in percent of what it was; None where that says nothing."""
-    before, after = block["before"], block["after"]
+    """Change of a block's loss in percent of its first value; None where one of the two is not positive."""
+    before, after = block.before, block.after
     if before is None or after is None or not before > 0 or not math.isfinite(after / before):
         return None
     return 100 * (after / before - 1)
 
 
 def calibrator_name(row: ComparisonRow) -> str:
-    """Return what the user asked for, and behind it what it became where that is another."""
-    name, method = row["calibrator"], row["method"]
+    """Return the calibrator that the user asked for, followed by the one that `auto` or `best` chose."""
+    name, method = row.calibrator, row.method
     return name if method == name else f"{name} ({method})"
 
 
-def worst_snr(numerics: Mapping[str, OutputNumerics]) -> float | None:
-    """SNR in dB of the output that lost most; None where every output is exact."""
-    values = [output.get("snr_db") for output in numerics.values()]
+def worst_snr(numerics: Numerics) -> float | None:
+    """Lowest SNR in dB over the outputs; None where every output is exact."""
+    values = [output.snr_db for output in numerics.values()]
     return min((value for value in values if value is not None), default=None)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
-
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -16,11 +13,11 @@ from reptrt.pipeline.report.summary import (
     SummaryRow,
     accuracy_rows,
     deployment_note,
-    end2end_note,
     engine_note,
     engine_rows,
     latency_origin,
     latency_rows,
+    nms_note,
     numerics_rows,
     precision_name,
     sample_note,
@@ -32,28 +29,23 @@ _MAX_OUTPUTS = 4
 _GATE_STYLES = {"passed": "bold green", "failed": "bold red", "absent": "dim"}
 
 
-def terminal_table(report: Mapping[str, object]) -> Group:
-    """Return a rich renderable of about 20 lines, made for 80 columns or more.
-
-    Args:
-        report: Content of report.json (`reptrt.engines.report_schema.Report`).
-    """
-    content = cast(Report, report)
-    judged = verdict(content)
+def terminal_table(report: Report) -> Group:
+    """Return a rich renderable of about 20 lines, made for 80 columns or more."""
+    judged = verdict(report)
     return Group(
-        _table(content),
+        _table(report),
         _text(judged.sentence, "bold"),
         _text(judged.gate_text, _GATE_STYLES[judged.gate]),
-        *[_text(note, "bold") for note in [deployment_note(content)] if note],
-        *[_text(line, "dim") for line in _footer(content)],
+        *[_text(note, "bold") for note in [deployment_note(report)] if note],
+        *[_text(line, "dim") for line in _footer(report)],
     )
 
 
 def _table(report: Report) -> Table:
     precision = precision_name(report)
-    parts = (report.get("model"), report.get("calibrator"), precision, report.get("target"))
+    parts = (report.model, report.calibrator, precision, report.target)
     table = Table(
-        title=_text(" · ".join(str(part) for part in parts if part), "bold"),
+        title=_text(" · ".join(parts), "bold"),
         title_justify="left",
         pad_edge=False,
         box=None,
@@ -82,17 +74,17 @@ def _rows(report: Report) -> list[SummaryRow]:
 
 def _footer(report: Report) -> list[str]:
     """Say where the numbers come from; empty lines are left out."""
-    worst = worst_layers(report.get("layers") or [], count=1)
-    images = sample_note(report.get("accuracy"))
-    memory = report.get("peak_rss_mb")
+    worst = worst_layers(report.layers, count=1)
+    images = sample_note(report.accuracy)
+    memory = report.peak_rss_mb
     peak = "" if memory is None else f" and {file_size(memory * 1e6)} of memory"
     stages = ", ".join(
-        f"{stage} {duration(value)}" for stage, value in (report.get("seconds") or {}).items()
+        f"{stage} {duration(value)}" for stage, value in (report.seconds or {}).items()
     )
     lines = [
         f"Evaluated on {images}" if images else "",
-        *[f"Weakest layer: {row.get('layer')}, {decibel(row.get('snr_db'))}" for row in worst],
-        f"NMS in the engine: {nms}" if (nms := end2end_note(report.get("end2end"))) else "",
+        *[f"Weakest layer: {row.layer}, {decibel(row.snr_db)}" for row in worst],
+        f"NMS in the engine: {nms}" if (nms := nms_note(report.end2end)) else "",
         engine_note(report),
         latency_origin(report),
         f"Took {total_time(report)}{peak}: {stages}" if stages else "",

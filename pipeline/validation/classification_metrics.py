@@ -1,4 +1,4 @@
-"""How often a classifier is right; streaming sums."""
+"""Top-1 and top-5 accuracy, summed batch by batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IntArray = NDArray[np.int64]
 _TOP = 5
 
 
-class Accuracy:
+class TopAccuracy:
     """Top-1 and top-5 over all batches, in percent; top-5 is top-C with fewer than 5 classes."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Accuracy:
 def top_class(logits: FloatArray) -> IntArray:
     """Return the class `[n]` of the highest logit `[n, classes]`, the first of equal ones.
 
-    A row with NaN has none: -1.
+    It is -1 for a row with NaN.
     """
     best: IntArray = np.argmax(logits, axis=1).astype(np.int64)
     best[np.isnan(logits).any(axis=1)] = -1

@@ -1,4 +1,4 @@
-"""How far the quantized network's outputs are from the float one's: at the end, and layer by layer."""
+"""SNR and cosine between the quantized and the float network: of the outputs, and of each layer."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ from polygraphy.logger import G_LOGGER
 
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.outputs.snr import SignalNoise
-from reptrt.engines.report_schema import OutputNumerics
-from reptrt.engines.runtime.runners import OnnxRuntimeRunner
+from reptrt.engines.report_schema import LayerSnr, Numerics, OutputNumerics
+from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
 from reptrt.models.card import ModelCard, Part
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-Numerics = dict[str, OutputNumerics]
-"""Output, or part of one -> how close it is."""
 
 
 def compare_outputs(
-    runners: Sequence[Any],
+    runners: Sequence[Runner],
     pairs: Sequence[tuple[int, int]],
     feeds: Feeds,
     card: ModelCard | None = None,
@@ -46,13 +45,13 @@ def compare_outputs(
     the largest value is told.
 
     Args:
-        runners: Polygraphy runners with names of their own; each runs once.
-        pairs: places in `runners` of a reference and of what is compared with it.
+        runners: with distinct names; each is loaded, runs on all feeds, and is freed before the next.
+        pairs: (reference, compared) as indices into `runners`.
         feeds: inputs by name.
         card: what is compared, and its parts; None for all outputs as they are.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        results = Comparator.run(list(runners), data_loader=list(feeds))
+        results = Comparator.run(list(map(PolygraphyRunner, runners)), data_loader=list(feeds))
         split = [[_parts(values, card) for values in found] for _, found in results]
         return [_compare(split[reference], split[test]) for reference, test in pairs]
 
@@ -104,15 +103,15 @@ def _compare(
         check_average=True,
     )
     snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
-    found: Numerics = {}
+    found = {}
     for name in names:
-        found[name] = {
-            "snr_db": _finite(snr_of[name].snr),
-            "cosine": _finite(cosine_of[name].cosine_similarity),
-        }
-        if all(values[name].min() >= 0 and values[name].max() <= 1 for values in reference):
-            found[name]["largest_fp32"] = _largest(reference, name)
-            found[name]["largest_quantized"] = _largest(test, name)
+        is_score = all(v[name].min() >= 0 and v[name].max() <= 1 for v in reference)
+        found[name] = OutputNumerics(
+            _finite(snr_of[name].snr),
+            _finite(cosine_of[name].cosine_similarity),
+            _largest(reference, name) if is_score else None,
+            _largest(test, name) if is_score else None,
+        )
     return found
 
 
@@ -130,8 +129,8 @@ def with_cut(paths: Sequence[Path], card: ModelCard) -> Iterator[list[Path]]:
         yield [_mark_outputs(path, card.compared, Path(folder)) for path in paths]
 
 
-def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[str, Any]]:
-    """SNR in dB of every weighted layer's output, in graph order: which layers lose most.
+def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> tuple[LayerSnr, ...]:
+    """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
     Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
     bias and before their ReLU. Graph optimizations are off, so that every layer exists.
@@ -155,10 +154,7 @@ def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> list[dict[s
                     layer = expected[reference[name].output]
                     quantized = actual[test[name].output].astype(np.float32).reshape(layer.shape)
                     noise[name].update(layer, quantized + shift)
-    return [
-        {"layer": name, "op": reference[name].op, "snr_db": _finite(noise[name].snr_db)}
-        for name in layers
-    ]
+    return tuple(LayerSnr(name, reference[name].op, _finite(noise[name].snr_db)) for name in layers)
 
 
 class _Layer(NamedTuple):

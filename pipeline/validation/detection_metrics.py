@@ -1,4 +1,4 @@
-"""How well boxes are found: COCO's mean average precision."""
+"""COCO's mean average precision of detected boxes."""
 
 from __future__ import annotations
 

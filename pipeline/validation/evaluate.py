@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,24 +12,46 @@ import numpy as np
 from reptrt.calibrators.base import Progress
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import (
-    END2END_OUTPUTS,
     EVALUATION,
+    NMS_OUTPUTS,
     Detections,
     FloatArray,
     Suppression,
-    read_end2end,
+    read_nms_outputs,
 )
 from reptrt.engines.outputs.detection import detect as detect_in_maps
+from reptrt.engines.report_schema import Accuracy, MetricPair
 from reptrt.engines.runtime.runners import Runner
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
 from reptrt.pipeline.data.datasets import Batch, ClassificationSet, DetectionSet, EvaluationSet
-from reptrt.pipeline.validation.classification_metrics import Accuracy, agreement, top_class
-from reptrt.pipeline.validation.detection_metrics import CocoAccuracy, boxes_in_images
+from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction, as_predict
+from reptrt.pipeline.validation.classification_metrics import TopAccuracy, agreement, top_class
+from reptrt.pipeline.validation.detection_metrics import (
+    CocoAccuracy,
+    MeanAveragePrecision,
+    boxes_in_images,
+)
 from reptrt.pipeline.validation.shown_boxes import count_boxes
+
+Pair = tuple[float, float]
+"""A metric of FP32 and of INT8, in percent."""
 
 BATCH = 8
 """Images at once where the batch is dynamic."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of both models on labelled images.
+
+    Attributes:
+        accuracy: of both.
+        shown: `reptrt.pipeline.validation.shown_boxes.count_boxes` of each image; None for a classifier.
+    """
+
+    accuracy: Accuracy
+    shown: tuple[tuple[int, int], ...] | None = None
 
 
 def evaluate(
@@ -37,12 +61,14 @@ def evaluate(
     evaluation: EvaluationSet,
     batch_size: int | None,
     progress: Progress,
-) -> dict[str, Any]:
-    """Run both models over `evaluation`; return the `accuracy` entry of report.json (percent).
+) -> Evaluation:
+    """Run both models over `evaluation`.
 
     `batch_size` is the fixed batch of the models, None where it is dynamic.
     """
     runners = {"fp32": fp32, "quantized": quantized}
+    if isinstance(evaluation, MetricFunction):
+        return _evaluate_by_function(runners, evaluation, batch_size, progress)
     if isinstance(evaluation, DetectionSet):
         return _evaluate_detector(runners, card, evaluation, batch_size, progress)
     return _evaluate_classifier(runners, card, evaluation, batch_size, progress)
@@ -77,9 +103,9 @@ def detections(
     card: ModelCard,
     suppression: Suppression = EVALUATION,
 ) -> list[Detections]:
-    """Boxes in pixels of the canvas: an end-to-end model's own, else those in its maps."""
-    if END2END_OUTPUTS[0] in outputs:
-        return read_end2end(outputs)
+    """Boxes in pixels of the canvas: those that NMS in the model returns, else decoded from its maps."""
+    if NMS_OUTPUTS[0] in outputs:
+        return read_nms_outputs(outputs)
     return detect_in_maps([outputs[name] for name in card.outputs], card.strides, suppression)
 
 
@@ -89,40 +115,38 @@ def _evaluate_detector(
     evaluation: DetectionSet,
     batch_size: int | None,
     progress: Progress,
-) -> dict[str, Any]:
-    found = {
-        key: detect(runner, card, evaluation, batch_size, progress)
-        for key, runner in runners.items()
-    }
-    scores = {key: _mean_average_precision(evaluation, card, found[key]) for key in runners}
-    return {
-        **_summary("map_50_95", {key: score[0] for key, score in scores.items()}),
-        "agreement": round(detection_agreement(found["fp32"], found["quantized"]), 2),
-        "shown": [
-            count_boxes(*pair) for pair in zip(found["fp32"], found["quantized"], strict=True)
-        ],
-        "num_images": len(evaluation),
-        "extra": {"map_50": {key: round(score[1], 2) for key, score in scores.items()}},
-    }
+) -> Evaluation:
+    boxes = [
+        detect(runner, card, evaluation, batch_size, progress)
+        for runner in (runners["fp32"], runners["quantized"])
+    ]
+    fp32, quantized = (_mean_average_precision(evaluation, card, found) for found in boxes)
+    accuracy = _accuracy(
+        "map_50_95",
+        (fp32.map_50_95, quantized.map_50_95),
+        detection_agreement(*boxes),
+        len(evaluation),
+        {"map_50": (fp32.map_50, quantized.map_50)},
+    )
+    return Evaluation(accuracy, tuple(count_boxes(*pair) for pair in zip(*boxes, strict=True)))
 
 
 def _mean_average_precision(
     evaluation: DetectionSet, card: ModelCard, found: Sequence[Detections]
-) -> tuple[float, float]:
+) -> MeanAveragePrecision:
     accuracy = CocoAccuracy(evaluation.annotations, card.num_classes)
     accuracy.update(range(len(found)), found)
-    result = accuracy.compute()
-    return result.map_50_95, result.map_50
+    return accuracy.compute()
 
 
 def _evaluate_classifier(
     runners: dict[str, Runner],
     card: ModelCard,
-    evaluation: ClassificationSet,
+    evaluation: ClassificationSet | LabelledArrays,
     batch_size: int | None,
     progress: Progress,
-) -> dict[str, Any]:
-    accuracy = {key: Accuracy() for key in runners}
+) -> Evaluation:
+    accuracy = {key: TopAccuracy() for key in runners}
     chosen: dict[str, list[np.ndarray[Any, Any]]] = {key: [] for key in runners}
     batches = evaluation.batches(batch_size or BATCH)
     for done, batch in enumerate(batches, start=1):
@@ -131,15 +155,46 @@ def _evaluate_classifier(
             accuracy[key].update(logits, evaluation.labels[batch.indices])
             chosen[key].append(top_class(logits))
         progress("evaluate FP32 and INT8", done, len(batches))
-    top5 = {key: round(result.top5, 2) for key, result in accuracy.items()}
-    return {
-        **_summary("top1", {key: result.top1 for key, result in accuracy.items()}),
-        "agreement": round(
-            agreement(np.concatenate(chosen["fp32"]), np.concatenate(chosen["quantized"])), 2
-        ),
-        "num_images": len(evaluation),
-        "extra": {"top5": top5},
-    }
+    fp32, quantized = accuracy["fp32"], accuracy["quantized"]
+    classes = [np.concatenate(chosen[key]) for key in ("fp32", "quantized")]
+    return Evaluation(
+        _accuracy(
+            "top1",
+            (fp32.top1, quantized.top1),
+            agreement(*classes),
+            len(evaluation),
+            {"top5": (fp32.top5, quantized.top5)},
+        )
+    )
+
+
+def _evaluate_by_function(
+    runners: dict[str, Runner],
+    metric: MetricFunction,
+    batch_size: int | None,
+    progress: Progress,
+) -> Evaluation:
+    """Accuracy in the unit of the user's own metric."""
+    values = []
+    for done, runner in enumerate((runners["fp32"], runners["quantized"]), start=1):
+        values.append(float(metric.function(as_predict(partial(_infer_any, runner, batch_size)))))
+        progress(f"evaluate {metric.name}", done, len(runners))
+    fp32, quantized = values
+    return Evaluation(
+        Accuracy(metric=metric.name, fp32=fp32, quantized=quantized, drop=fp32 - quantized)
+    )
+
+
+def _infer_any(
+    runner: Runner, batch_size: int | None, images: FloatArray
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Outputs for any number of images, in batches that the model takes."""
+    step = batch_size or BATCH
+    parts = [
+        infer(runner, images[start : start + step], batch_size)
+        for start in range(0, len(images), step)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def pad_batch(images: FloatArray, batch_size: int | None) -> FloatArray:
@@ -149,16 +204,24 @@ def pad_batch(images: FloatArray, batch_size: int | None) -> FloatArray:
 
 
 def infer(runner: Runner, images: FloatArray, batch_size: int | None) -> dict[str, Any]:
-    """Outputs for `images` `[n, 3, h, w]`, also where the model's batch is larger and fixed."""
+    """Outputs for `images` `[n, 3, h, w]`; padded with zeros where the model has a larger, fixed batch."""
     outputs = runner.infer({INPUT_NAME: pad_batch(images, batch_size)})
     return {name: value[: len(images)] for name, value in outputs.items()}
 
 
-def _summary(metric: str, percent: dict[str, float]) -> dict[str, Any]:
-    fp32, quantized = round(percent["fp32"], 2), round(percent["quantized"], 2)
-    return {
-        "metric": metric,
-        "fp32": fp32,
-        "quantized": quantized,
-        "drop": round(fp32 - quantized, 2),  # of what is shown, so that the page adds up
-    }
+def _accuracy(
+    metric: str, main: Pair, agreement: float, num_images: int, extra: Mapping[str, Pair]
+) -> Accuracy:
+    """All rounded to what is shown; the drop is of that, so that a page adds up."""
+    fp32, quantized = (round(value, 2) for value in main)
+    return Accuracy(
+        metric=metric,
+        fp32=fp32,
+        quantized=quantized,
+        drop=round(fp32 - quantized, 2),
+        agreement=round(agreement, 2),
+        num_images=num_images,
+        extra={
+            name: MetricPair(*(round(value, 2) for value in pair)) for name, pair in extra.items()
+        },
+    )

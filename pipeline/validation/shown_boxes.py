@@ -1,4 +1,4 @@
-"""Which boxes of FP32 and of INT8 are put side by side, and which of them have no partner."""
+"""Which boxes of FP32 and INT8 the report shows side by side, and which of them only one model finds."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SHOWN_SCORE = 0.4
 
 @dataclass(frozen=True)
 class ShownBoxes:
-    """What is drawn of one model's detections.
+    """The detections of one model that are drawn.
 
     Attributes:
         boxes: `[n]` detections.
-        is_lonely: `[n]`, whether the other model has no such box.
+        is_unmatched: `[n]`, whether the other model has no such box.
     """
 
     boxes: Detections
-    is_lonely: NDArray[np.bool_]
+    is_unmatched: NDArray[np.bool_]
 
 
 def shown_boxes(fp32: Detections, quantized: Detections) -> tuple[ShownBoxes, ShownBoxes]:
@@ -38,9 +38,11 @@ def shown_boxes(fp32: Detections, quantized: Detections) -> tuple[ShownBoxes, Sh
 
 
 def count_boxes(fp32: Detections, quantized: Detections) -> tuple[int, int]:
-    """How many boxes of an image are shown, of both models together, and how many are lonely."""
+    """(boxes shown, unmatched boxes) of an image, over both models."""
     both = shown_boxes(fp32, quantized)
-    return sum(len(one.is_lonely) for one in both), sum(int(one.is_lonely.sum()) for one in both)
+    return sum(len(one.is_unmatched) for one in both), sum(
+        int(one.is_unmatched.sum()) for one in both
+    )
 
 
 def _shown(own: Detections, other: Detections, partners: IntArray) -> ShownBoxes:

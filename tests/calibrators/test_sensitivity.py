@@ -173,4 +173,4 @@ def test_progress_fills_one_bar() -> None:
 def test_placement_says_why_a_sensitive_layer_is_float() -> None:
     model = network({"sensitive": 12.3})
     assert list(model.placement.layers.values()) == ["first", "last"]
-    assert "--min-snr 0" in model.placement.float_layers["sensitive"]
+    assert "`min_snr=0`" in model.placement.float_layers["sensitive"]

@@ -142,3 +142,20 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path, size: int) -> N
     content = b"\x07" * size
     (tmp_path / "f").write_bytes(content)
     assert file_sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_an_artifact_may_be_read_by_whom_the_umask_lets(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    def write_for_the_owner(path: Path) -> None:
+        path.write_text("x")
+        path.chmod(0o600)
+
+    before = os.umask(umask)
+    try:
+        with replace_when_done(tmp_path / "calibration.safetensors") as temporary:
+            write_for_the_owner(temporary)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "calibration.safetensors").stat().st_mode & 0o777 == mode

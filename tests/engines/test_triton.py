@@ -135,7 +135,7 @@ def test_a_version_is_whole_and_the_next_one_gets_the_next_number(model, tmp_pat
 def test_a_version_that_exists_is_never_overwritten(model, tmp_path):
     add_version(tmp_path, model)
     model.file.write_bytes(b"another engine")
-    with pytest.raises(RepositoryError, match=r"net/1: exists; leave --version out"):
+    with pytest.raises(RepositoryError, match=r"net/1: exists; leave `version` out"):
         add_version(tmp_path, model, version=1)
     assert (tmp_path / "net" / "1" / "model.plan").read_bytes() == b"an engine"
 

@@ -25,5 +25,5 @@ def test_an_engine_is_installed_and_served_after_it_ran(tmp_path: Path):
     report = json.loads((kit.parent / "engines" / "report.json").read_text())
     assert report["verification"]["ran"] == "engine"
     latency = report["latency_ms"]
-    assert 0 < latency["device_only"]["p50"] <= latency["quantized"]["p50"]
+    assert 0 < latency["device_only"]["quantized"]["p50"] <= latency["quantized"]["p50"]
     assert (kit.parent / "models" / "tiny" / "1" / "model.plan").stat().st_size > 0

@@ -179,7 +179,7 @@ def test_a_network_that_fixes_its_batch_says_how_to_go_on() -> None:
     with pytest.raises(TraceError) as caught:
         trace(FixedBatch().eval(), (8, 8))
     assert "fixes its batch size" in str(caught.value)
-    assert "--batch-size 1" in str(caught.value)
+    assert "`batch_size=1`" in str(caught.value)
     assert trace(FixedBatch().eval(), (8, 8), batch_size=1)(torch.zeros(1, 3, 8, 8)).shape[0] == 1
 
 

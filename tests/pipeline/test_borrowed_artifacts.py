@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -13,9 +12,11 @@ from typing import Any
 import pytest
 
 from reptrt.engines.artifacts import replace_when_done
-from reptrt.pipeline import stages, workspace
-from reptrt.pipeline.workspace import Stage, WorkspaceError, require
+from reptrt.pipeline import stage, stages
+from reptrt.pipeline.stage import Stage
+from reptrt.pipeline.workspace import WorkspaceError, require
 from tests.command_line import TinyProject, reptrt
+from tests.run_records import edit_record, record_of
 
 
 class Work:
@@ -48,23 +49,18 @@ def borrower(tmp_path: Path, lender: Work) -> Work:
     return Work(tmp_path / "m" / "mae-w8a8" / "cpu", "reptrt kit m")
 
 
-def sidecar(artifact: Path) -> Path:
-    return artifact.with_name(artifact.name + ".json")
+def record(work: Work) -> dict[str, Any]:
+    return record_of(work.first.parent, "calibrate")
 
 
-def record(artifact: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(sidecar(artifact).read_text())
-    return content
-
-
-def edit(artifact: Path, key: str, value: object) -> None:
-    sidecar(artifact).write_text(json.dumps({**record(artifact), key: value}))
+def edit(work: Work, **changes: object) -> None:
+    edit_record(work.first.parent, "calibrate", **changes)
 
 
 def test_a_second_target_takes_what_the_first_one_made(
     lender: Work, borrower: Work, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "pipeline"):
+    with caplog.at_level(logging.INFO, "reptrt"):
         borrower.stage.run(borrower)
         borrower.stage.run(borrower)
     assert (lender.calls, borrower.calls) == (1, 0)
@@ -75,12 +71,12 @@ def test_a_second_target_takes_what_the_first_one_made(
     ]
 
 
-def test_the_sidecar_of_a_copy_says_who_made_it_and_where_it_is_from(
+def test_the_record_of_a_copy_says_who_made_it_and_where_it_is_from(
     lender: Work, borrower: Work
 ) -> None:
     borrower.stage.run(borrower)
-    original, copy = record(lender.second), record(borrower.second)
-    assert copy.pop("copied_from") == str(lender.second)
+    original, copy = record(lender), record(borrower)
+    assert copy.pop("copied_from") == str(lender.first.parent)
     assert copy == original
     assert copy["command"] == "reptrt engine m"
     assert "copied_from" not in original
@@ -94,7 +90,7 @@ def test_a_third_target_takes_a_copy_of_a_copy(
     third = Work(tmp_path / "m" / "mae-w8a8" / "orin")
     third.stage.run(third)
     assert third.calls == 0
-    assert record(third.first)["copied_from"] == str(borrower.first)
+    assert record(third)["copied_from"] == str(borrower.first.parent)
 
 
 @pytest.mark.parametrize(("folder", "calls"), [("m/auto-w8a8/cpu", 0), ("other/mae-w8a8/cpu", 1)])
@@ -112,7 +108,7 @@ def test_other_inputs_and_stages_that_are_not_shared_run(
 ) -> None:
     replace(borrower.stage, **changed).run(borrower)
     assert borrower.calls == 1
-    assert "copied_from" not in record(borrower.first)
+    assert "copied_from" not in record(borrower)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +117,13 @@ def test_other_inputs_and_stages_that_are_not_shared_run(
         lambda work: work.second.unlink(),
         lambda work: work.second.write_text("tampered"),
         lambda work: (work.second.unlink(), work.second.mkdir()),
-        lambda work: sidecar(work.second).unlink(),
-        lambda work: sidecar(work.second).write_text('{"sha256": '),
-        lambda work: edit(work.second, "inputs", {"bits": [4, 4]}),
-        lambda work: edit(work.second, "versions", {"torch": "0.1"}),
+        lambda work: work.first.with_name("run.json").unlink(),
+        lambda work: work.first.with_name("run.json").write_text('{"stages": '),
+        lambda work: edit(work, inputs={"bits": [4, 4]}),
+        lambda work: edit(work, versions={"torch": "0.1"}),
         lambda work: (shutil.rmtree(work.first.parent), work.first.parent.write_text("")),
     ],
-    ids=["deleted", "tampered", "a folder", "no sidecar", "half a sidecar", "other inputs",
+    ids=["deleted", "tampered", "a folder", "no records", "half a file", "other inputs",
          "other versions", "a file in place of the target's folder"],
 )  # fmt: skip
 def test_spoilt_or_half_written_artifacts_are_not_taken(
@@ -137,21 +133,19 @@ def test_spoilt_or_half_written_artifacts_are_not_taken(
     borrower.stage.run(borrower)
     assert borrower.calls == 1
     assert borrower.second.read_text() == "content of second.bin"
-    assert "copied_from" not in record(borrower.second)
+    assert "copied_from" not in record(borrower)
 
 
 def test_an_artifact_that_changes_while_it_is_copied_is_not_taken(
     borrower: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        workspace.shutil, "copyfile", lambda source, target: target.write_text("newer")
-    )
+    monkeypatch.setattr(stage.shutil, "copyfile", lambda source, target: target.write_text("newer"))
     borrower.stage.run(borrower)
     assert borrower.calls == 1
     assert borrower.first.read_text() == "content of first.bin"
 
 
-@pytest.mark.parametrize("name", ["first.bin", "second.bin", "first.bin.json", "second.bin.json"])
+@pytest.mark.parametrize("name", ["first.bin", "second.bin", "run.json"])
 def test_a_copy_that_was_stopped_does_not_look_finished(
     borrower: Work, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -179,9 +173,8 @@ def test_what_another_target_has_not_finished_is_left_alone(lender: Work, borrow
     half.mkdir()
     borrower.stage.run(borrower)
     assert half.exists()
-    assert {path.name for path in borrower.first.parent.iterdir()} == {
-        *("first.bin", "second.bin", "first.bin.json", "second.bin.json")
-    }
+    names = {path.name for path in borrower.first.parent.iterdir()}
+    assert names == {"first.bin", "second.bin", "run.json"}
 
 
 def test_one_calibration_serves_every_target(
@@ -204,7 +197,8 @@ def test_one_calibration_serves_every_target(
         files = calibrate(target)
         for name in ("calibration.safetensors", "scales.json", "sensitivity.json"):
             assert (files / name).read_bytes() == (first / name).read_bytes()
-            assert Path(record(files / name)["copied_from"]).name == name
+        for name in ("sensitivity", "calibrate"):
+            assert Path(record_of(files, name)["copied_from"]).parent == files.parent
     assert len(made) == 1
     calibrate("cpu", "--seed", 1)
     assert len(made) == 2

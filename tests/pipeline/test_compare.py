@@ -2,7 +2,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from reptrt.engines.report_schema import ComparisonRow
+from reptrt.engines.report_schema import Accuracy, ComparisonRow, OutputNumerics
 from reptrt.pipeline.compare import comparison_table
 
 
@@ -10,13 +10,13 @@ def test_the_table_fits_a_terminal_and_names_what_a_fallback_chose() -> None:
     rows = [
         ComparisonRow(
             calibrator="auto", method="percentile", num_samples=256,
-            accuracy={"fp32": 78.857, "quantized": 79.0, "drop": -0.143, "agreement": 88.5},
-            numerics={"a": {"snr_db": 30.0}, "b": {"snr_db": 18.9}}, seconds=201.5,
+            accuracy=Accuracy("top1", 78.857, 79.0, drop=-0.143, agreement=88.5),
+            numerics={"a": OutputNumerics(30.0), "b": OutputNumerics(18.9)}, seconds=201.5,
             peak_rss_mb=2150.4,
         ),
         ComparisonRow(
             calibrator="mae", method="mae", num_samples=128, accuracy=None,
-            numerics={"a": {"snr_db": None}}, seconds=9.0, peak_rss_mb=None,
+            numerics={"a": OutputNumerics()}, seconds=9.0, peak_rss_mb=None,
         ),
     ]  # fmt: skip
     console = Console(width=100, file=StringIO())

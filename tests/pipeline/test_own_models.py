@@ -15,7 +15,7 @@ from torch import nn
 from reptrt.calibrators.state import read_result
 from reptrt.models.load import load_model
 from reptrt.models.spec import PreprocessOverrides
-from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.export.prepare import open_network
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe
 from tests.command_line import Outcome, reptrt
@@ -156,7 +156,7 @@ def test_a_callable_may_return_a_detector(tmp_path: Path, monkeypatch: pytest.Mo
     loaded = load_model("own_networks:detector", overrides=size)
     assert (loaded.task, loaded.num_classes) == ("detection", 3)
     assert (loaded.preprocess.layout, loaded.preprocess.mean) == ("letterbox", (0.0, 0.0, 0.0))
-    card = prepare_network(loaded, Recipe(model="own_networks:detector")).card
+    card = open_network(loaded, Recipe(model="own_networks:detector")).card
     assert (card.outputs, card.strides) == (("p2", "p3"), (4, 8))
 
 

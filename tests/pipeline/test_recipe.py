@@ -103,7 +103,7 @@ def test_thresholds_that_nothing_heeds_are_refused(tmp_path: Path) -> None:
         (None, {"score_threshold": 0.5}),
         (write(tmp_path, "max_detections: 7\n"), {}),
     ):
-        assert "is of --end2end" in error_of("m:build", options, file)
+        assert "is of `end2end`" in error_of("m:build", options, file)
 
 
 @pytest.mark.parametrize("name", ["min_snr", "max_drop"])

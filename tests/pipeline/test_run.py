@@ -34,8 +34,8 @@ def test_units_are_chains_in_a_graph_from_a_file_unless_the_recipe_says_otherwis
     said: dict[str, str], imported: str, own: str, tmp_path: Path
 ) -> None:
     chosen = Reconstruction(iterations=7, **said)
-    found = run_of(traced("detector"), chosen, tmp_path).reconstruction
+    found = run_of(traced("detector"), chosen, tmp_path).plan.reconstruction
     assert found == Reconstruction(iterations=7, units=imported)
-    assert run_of(nn.Sequential(), chosen, tmp_path).reconstruction == Reconstruction(
+    assert run_of(nn.Sequential(), chosen, tmp_path).plan.reconstruction == Reconstruction(
         iterations=7, units=own
     )

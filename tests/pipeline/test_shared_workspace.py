@@ -41,7 +41,6 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in chi
 def forget_engine(files: Path) -> None:
     for name in ("model.engine", "fusion.json"):
         (files / name).unlink()
-        (files / f"{name}.json").unlink()
 
 
 def test_a_command_waits_for_the_process_that_works_in_its_workspace(

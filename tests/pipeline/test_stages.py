@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from reptrt.calibrators.state import read_result
 from reptrt.engines.report_schema import BlockLoss, Report
 from reptrt.pipeline.workspace import ARTIFACTS
 from tests.command_line import Outcome, TinyProject, reptrt
+from tests.run_records import record_of
 
 QUICK = ("--reconstruction", "iterations=2,batch_size=4")
 LEARN = ("--calibrator", "repapq", "--weight-bits", 4, "--activation-bits", 4, *QUICK)
@@ -63,15 +65,16 @@ def plain(tiny: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
-def test_a_run_leaves_every_file_and_a_sidecar_for_each_stage_and_nothing_else(
+def test_a_run_leaves_every_file_its_records_and_nothing_else(
     tiny: TinyProject, finished: Path
 ) -> None:
     found = {path.name for path in tiny.files_of(finished).iterdir()}
-    unstaged = {"report.json", "report.html", "run.log"}
     elsewhere = {"sensitivity.json", "model.end2end.onnx"}  # of detectors
     elsewhere |= {"model.fp16.onnx", "model.fp16.engine"}  # where a GPU is
     made = set(ARTIFACTS.values()) - elsewhere
-    assert found == made | {f"{name}.json" for name in made - unstaged}
+    assert found == made | {"run.json"}
+    records = json.loads((tiny.files_of(finished) / "run.json").read_text())["stages"]
+    assert list(records) == ["calibrate", "export", "build", "validate"]
     assert tiny.files_of(finished).joinpath("model.engine").stat().st_size > 1000
 
 
@@ -88,7 +91,7 @@ def test_the_report_has_the_stable_keys_and_is_strict_json(
 ) -> None:
     text = (tiny.files_of(finished) / "report.json").read_text()
     report: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
-    assert report.keys() == Report.__annotations__.keys()
+    assert list(report) == [field.name for field in fields(Report)]
     assert report.keys() >= {
         "model", "calibrator", "weight_bits", "activation_bits", "target", "backend",
         "num_samples", "seed", "accuracy", "numerics", "latency_ms", "fusion", "size_bytes",
@@ -126,7 +129,7 @@ def test_the_report_tells_what_was_run(tiny: TinyProject, finished: Path) -> Non
 def test_without_labelled_images_the_accuracy_is_left_out(tiny: TinyProject, plain: Path) -> None:
     report = json.loads((tiny.files_of(plain) / "report.json").read_text())
     assert report["accuracy"] is None
-    assert "--eval" in report["accuracy_note"]
+    assert "`evaluate`" in report["accuracy_note"]
     assert report["numerics"]["logits"]["snr_db"] > 25.0
 
 
@@ -153,8 +156,7 @@ def test_other_images_calibrate_again(tiny: TinyProject, workspace: Path) -> Non
     run(tiny, workspace, "--num-samples", 5, command="calibrate")
     files = tiny.files_of(workspace)
     assert stages_that_ran(files) == ["calibrate"]
-    record = json.loads((files / "scales.json.json").read_text())
-    assert "--num-samples 5" in record["command"]
+    assert "--num-samples 5" in record_of(files, "calibrate")["command"]
 
 
 def test_another_seed_calibrates_again(tiny: TinyProject, workspace: Path) -> None:
@@ -194,8 +196,7 @@ def test_auto_depends_on_the_network(
     options = [model, *tiny.options[1:], "--calibrator", "auto", *QUICK, "--workspace", tmp_path]
     assert reptrt("calibrate", *options).code == 0
     files = tmp_path / model.replace(":", "-") / "auto-w8a8" / "tensorrt-rtx"
-    record = json.loads((files / "scales.json.json").read_text())
-    assert record["inputs"]["calibrator"] == chosen
+    assert record_of(files, "calibrate")["inputs"]["calibration"]["calibrator"] == chosen
     result = read_result(files / "calibration.safetensors")
     assert [block.name for block in result.blocks] == (
         ["0.rbr_reparam", "1.rbr_reparam", "4"] if chosen == "repapq" else []
@@ -225,8 +226,7 @@ def test_what_is_learned_from_is_an_input_of_the_calibration_and_memory_is_none(
     for more in (learning, ["--first-last-bits", 2], ["--softmax", "uniform"]):
         run(tiny, workspace, *more, command="calibrate")
         assert stages_that_ran(files) == ["calibrate"]
-        record = json.loads((files / "scales.json.json").read_text())
-        chosen = record["inputs"]["reconstruction"]
+        chosen = record_of(files, "calibrate")["inputs"]["calibration"]["reconstruction"]
         expected = (3, "l2") if more is learning else (50, "l1")
         assert (chosen["iterations"], chosen["loss"]) == expected
 
@@ -253,7 +253,7 @@ def test_the_report_shows_how_each_block_was_learned(tiny: TinyProject, learned:
     report = json.loads((files / "report.json").read_text(), parse_constant=pytest.fail)
     blocks = report["blocks"]
     assert [block["name"] for block in blocks] == ["0", "3", "7"]
-    assert all(block.keys() == BlockLoss.__annotations__.keys() for block in blocks)
+    assert all(list(block) == [field.name for field in fields(BlockLoss)] for block in blocks)
     assert all(0 < block["after"] <= 2 * block["before"] for block in blocks)
     assert any(block["after"] < block["before"] for block in blocks)
     assert report["calibrator"] == "repapq"

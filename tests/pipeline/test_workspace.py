@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.artifacts import file_sha256, replace_when_done
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.run_records import installed_versions, read_records
+from reptrt.pipeline.stage import Stage
 from reptrt.pipeline.workspace import (
-    Stage,
     WorkspaceError,
-    installed_versions,
+    hold_workspace,
     open_workspace,
     require,
+    require_same,
     stage_records,
 )
 from tests.command_line import TinyProject, reptrt
@@ -45,19 +47,20 @@ def work(tmp_path: Path) -> Work:
     return work
 
 
-def sidecar(artifact: Path) -> Path:
-    return artifact.with_name(artifact.name + ".json")
+def records(work: Work) -> Path:
+    return work.first.with_name("run.json")
 
 
-def edit(artifact: Path, key: str, value: object) -> None:
-    record = json.loads(sidecar(artifact).read_text())
-    sidecar(artifact).write_text(json.dumps({**record, key: value}))
+def edit(work: Work, key: str, value: object) -> None:
+    content = json.loads(records(work).read_text())
+    content["stages"]["export"][key] = value
+    records(work).write_text(json.dumps(content))
 
 
 def test_a_stage_whose_inputs_are_the_same_is_skipped(
     work: Work, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "pipeline"):
+    with caplog.at_level(logging.INFO, "reptrt"):
         work.stage.run(work)
     assert work.calls == 1
     assert caplog.messages == ["export: fresh, skipped"]
@@ -87,17 +90,19 @@ def test_other_inputs_run_the_stage_again(work: Work, inputs: dict[str, Any]) ->
     [
         lambda work: work.second.unlink(),
         lambda work: work.second.write_text("other"),
-        lambda work: sidecar(work.second).unlink(),
-        lambda work: sidecar(work.second).write_text('{"sha256": '),
-        lambda work: sidecar(work.second).write_text("[]"),
-        lambda work: sidecar(work.second).write_bytes(b"\xff\xfe"),
-        lambda work: edit(work.second, "sha256", "0" * 64),
-        lambda work: edit(work.second, "versions", {**installed_versions(), "torch": "0.1"}),
+        lambda work: records(work).unlink(),
+        lambda work: records(work).write_text('{"stages": '),
+        lambda work: records(work).write_text("[]"),
+        lambda work: records(work).write_bytes(b"\xff\xfe"),
+        lambda work: records(work).write_text('{"format": 1, "stages": {"export": {"seed": 3}}}'),
+        lambda work: edit(work, "artifacts", {"first.bin": "0" * 64, "second.bin": "0" * 64}),
+        lambda work: edit(work, "artifacts", {"first.bin": work_digest(work)}),
+        lambda work: edit(work, "versions", {**installed_versions(), "torch": "0.1"}),
     ],
-    ids=["deleted", "changed", "no sidecar", "half a sidecar", "a list", "no text", "other hash",
-         "other version"],
+    ids=["deleted", "changed", "no records", "half a file", "a list", "no text", "half a record",
+         "other hash", "an artifact fewer", "other version"],
 )  # fmt: skip
-def test_a_spoilt_artifact_or_sidecar_runs_the_stage_again(
+def test_a_spoilt_artifact_or_record_runs_the_stage_again(
     work: Work, spoil: Callable[[Work], object]
 ) -> None:
     spoil(work)
@@ -117,14 +122,13 @@ def test_a_stage_that_fails_keeps_whole_files_but_does_not_look_finished(work: W
     with pytest.raises(RuntimeError):
         replace(work.stage, inputs={"a": 2}).run(fail)
     assert work.first.read_text() == "content"
-    assert not sidecar(work.first).exists()
-    assert not sidecar(work.second).exists()
+    assert json.loads(records(work).read_text())["stages"] == {}
     with pytest.raises(WorkspaceError, match="run `reptrt export MODEL` first"):
         require(work.first, "export")
     work.stage.run(work)  # the old inputs again: still not to be trusted
     assert work.calls == 2
     names = {path.name for path in work.first.parent.iterdir()}
-    assert names == {"first.bin", "first.bin.json", "second.bin", "second.bin.json"}
+    assert names == {"first.bin", "second.bin", "run.json"}
 
 
 def unfinished(work: Work) -> Path:
@@ -166,7 +170,7 @@ def test_work_on_other_inputs_does_not_see_it_and_throws_it_away(work: Work) -> 
 def test_other_versions_do_not_see_it(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     with work.stage.unfinished() as first:
         pass
-    monkeypatch.setattr("reptrt.pipeline.workspace.installed_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("reptrt.pipeline.stage.installed_versions", lambda: {"torch": "0.1"})
     with work.stage.unfinished() as second:
         assert second != first
 
@@ -177,18 +181,49 @@ def test_work_that_leaves_nothing_unfinished_makes_no_folder(work: Work) -> None
     assert not unfinished(work).exists()
 
 
-def test_a_sidecar_says_where_its_artifact_is_from(work: Work) -> None:
-    record = json.loads(sidecar(work.first).read_text())
-    assert record["artifact"] == "first.bin"
-    assert record["stage"] == "export"
+def work_digest(work: Work) -> str:
+    return file_sha256(work.first)
+
+
+def test_a_record_says_where_artifacts_are_from(work: Work) -> None:
+    record = json.loads(records(work).read_text())["stages"]["export"]
     assert record["inputs"] == {"a": 1}
     assert record["seed"] == 3
     assert record["command"] == "reptrt export m"
     expected = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
-    assert record["sha256"] == expected  # of b"content"
-    assert record["versions"].keys() >= {"reptrt", "torch", "onnx", "numpy"}
+    assert record["artifacts"] == {"first.bin": expected, "second.bin": expected}  # of b"content"
+    assert record["versions"].keys() >= {"reptrt", "torch", "onnx", "numpy", "pillow"}
     assert 0 <= record["seconds"] < 60
     assert record["peak_rss_mb"] > 10
+
+
+def test_records_of_several_stages_share_a_file(work: Work) -> None:
+    third = work.first.with_name("third.bin")
+    Stage("build", "", 0, {}, [third]).run(lambda: third.write_text("x") and None)
+    work.stage.run(work)
+    assert list(read_records(work.first.parent)) == ["export", "build"]
+    assert work.calls == 1
+
+
+def test_what_a_later_stage_reads_must_be_of_the_same_inputs(work: Work) -> None:
+    require_same(work.first.parent, "export", {"a": 1})
+    with pytest.raises(WorkspaceError, match="is of another a; run `reptrt export MODEL` again"):
+        require_same(work.first.parent, "export", {"a": 2})
+    work.first.write_text("edited")
+    with pytest.raises(WorkspaceError, match="is not what was written there"):
+        require(work.first, "export")
+
+
+def test_sidecars_of_a_former_version_are_stale_and_go(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path, Recipe(model="m"), "t")
+    former = workspace.folder / "scales.json.json"
+    workspace.scales.write_text("{}")
+    former.write_text('{"stage": "calibrate", "sha256": "0"}')
+    with pytest.raises(WorkspaceError, match="not made yet"):
+        require(workspace.scales, "calibrate")
+    with hold_workspace(workspace, lambda: None):
+        assert not former.exists()
+        assert workspace.scales.exists()
 
 
 def test_the_folder_names_model_calibrator_bits_and_target(tmp_path: Path) -> None:
@@ -206,8 +241,8 @@ def test_records_are_read_in_the_order_of_the_road_and_broken_ones_left_out(
     for name, path in (("build", workspace.engine), ("calibrate", workspace.scales)):
         Stage(name, "", 0, {}, [path]).run(lambda path=path: path.write_text("x"))  # type: ignore[misc]
     assert list(stage_records(workspace)) == ["calibrate", "build"]
-    sidecar(workspace.scales).write_text("{")
-    assert list(stage_records(workspace)) == ["build"]
+    (workspace.folder / "run.json").write_text("{")
+    assert list(stage_records(workspace)) == []
 
 
 @pytest.mark.parametrize("root", ["under a file", "/proc/reptrt"])

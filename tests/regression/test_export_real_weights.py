@@ -15,7 +15,7 @@ from reptrt.calibrators.registry import create_calibrator
 from reptrt.models.load import load_model
 from reptrt.pipeline.data.datasets import open_images
 from reptrt.pipeline.export.export import export_qdq
-from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.export.prepare import open_network
 from reptrt.pipeline.recipe import Recipe
 from tests.onnx_codes import (
     agreement,
@@ -38,7 +38,7 @@ CALIBRATION, IMAGES = DATA / "images" / "imagenet_calib", DATA / "images" / "ima
 )
 def test_every_layer_of_mobileone_s0_computes_pytorchs_codes(tmp_path: Path) -> None:
     loaded = load_model("mobileone_s0", WEIGHTS)
-    network = prepare_network(loaded, Recipe(model="mobileone_s0"))
+    network = open_network(loaded, Recipe(model="mobileone_s0"))
     calibration = open_images(CALIBRATION, loaded.preprocess, limit=8).batches(8)
     batches = [torch.from_numpy(images) for images in calibration]
     create_calibrator("mae").calibrate(network.quantized, batches)

@@ -13,7 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from reptrt.models.load import load_model
 from reptrt.pipeline.data.datasets import open_images
 from reptrt.pipeline.export.export import export_float
-from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.export.prepare import open_network
 from reptrt.pipeline.recipe import Recipe
 from tests.command_line import reptrt
 from tests.engines.lint.equal_codes import differences
@@ -41,7 +41,7 @@ class Reader(CalibrationDataReader):
 )
 def test_onnx_runtimes_default_of_mobileone_s0_is_repaired_within_a_step(tmp_path: Path) -> None:
     loaded = load_model("mobileone_s0", WEIGHTS)
-    network = prepare_network(loaded, Recipe(model="mobileone_s0"))
+    network = open_network(loaded, Recipe(model="mobileone_s0"))
     export_float(network.float_graph, tmp_path / "fp32.onnx", network.card)
     images = {
         folder: next(iter(open_images(folder, loaded.preprocess, limit=4).batches(4)))

@@ -7,7 +7,7 @@ from torch import nn
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import float_overrides
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
-from reptrt.calibrators.reconstruction.block_inputs import CHUNK, Walk
+from reptrt.calibrators.reconstruction.block_inputs import CHUNK, BlockInputs
 from reptrt.calibrators.reconstruction.blocks import (
     Block,
     compared_outputs,
@@ -22,16 +22,16 @@ COUNT = CHUNK + 8  # a whole chunk and a part of one
 ROWS = torch.tensor([COUNT - 1, 3, 3, 0])
 
 
-def walk_on(model: QuantizedModel, cache: ActivationCache) -> Walk:
+def walk_on(model: QuantizedModel, cache: ActivationCache) -> BlockInputs:
     model.graph_module.requires_grad_(False)
     batches = smooth_images(COUNT, seed=2).split([16, 16, 8])
-    return Walk(model, find_blocks(model), batches, cache, float_overrides(model))
+    return BlockInputs(model, find_blocks(model), batches, cache, float_overrides(model))
 
 
-def pass_by(walk: Walk, *blocks: Block) -> None:
+def pass_by(block_inputs: BlockInputs, *blocks: Block) -> None:
     for block in blocks:
-        walk.pass_in_float(block)
-        walk.pass_quantized(block)
+        block_inputs.pass_in_float(block)
+        block_inputs.pass_quantized(block)
 
 
 def rows_of(value: torch.Tensor, images: torch.Tensor = ROWS) -> torch.Tensor:
@@ -52,32 +52,32 @@ def test_what_is_read_is_what_the_network_computes(name: str, max_bytes: int) ->
     expected, expected_float = all_values(model, images), float_values(model, images)
     read = 0
     with ActivationCache(max_bytes) as cache:
-        walk = walk_on(model, cache)
-        assert walk.num_samples == COUNT
-        for block in walk.blocks:
-            quantized_inputs = walk.read_quantized(block.inputs, ROWS)
-            inputs = walk.read_float(block.inputs, ROWS)
-            walk.pass_in_float(block)
-            targets = walk.read_float(block.outputs, ROWS)
-            walk.pass_quantized(block)
+        block_inputs = walk_on(model, cache)
+        assert block_inputs.num_samples == COUNT
+        for block in block_inputs.blocks:
+            quantized_inputs = block_inputs.read_quantized(block.inputs, ROWS)
+            inputs = block_inputs.read_float(block.inputs, ROWS)
+            block_inputs.pass_in_float(block)
+            targets = block_inputs.read_float(block.outputs, ROWS)
+            block_inputs.pass_quantized(block)
             for node, value in quantized_inputs.items():
                 assert close(value, rows_of(expected[node])), node
                 read += 1
             for node, value in (*inputs.items(), *targets.items()):
                 assert close(value, rows_of(expected_float[node])), node
         assert (cache.peak_bytes_in_memory == 0) == (max_bytes == 0)
-    assert read >= len(walk.blocks)
+    assert read >= len(block_inputs.blocks)
 
 
 def test_memory_and_disk_give_the_same_bits() -> None:
     found = []
     for max_bytes in (GIBIBYTE, 0, 50_000):
         with ActivationCache(max_bytes) as cache:
-            walk = walk_on(calibrated("detector", (6, 6)), cache)
-            pass_by(walk, *walk.blocks[:4])
-            nodes = walk.blocks[4].inputs
-            found.append([*walk.read_quantized(nodes, ROWS).values()])
-            found[-1] += walk.read_float(nodes, ROWS).values()
+            block_inputs = walk_on(calibrated("detector", (6, 6)), cache)
+            pass_by(block_inputs, *block_inputs.blocks[:4])
+            nodes = block_inputs.blocks[4].inputs
+            found.append([*block_inputs.read_quantized(nodes, ROWS).values()])
+            found[-1] += block_inputs.read_float(nodes, ROWS).values()
     assert len(found[0]) >= 2
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
@@ -85,11 +85,13 @@ def test_memory_and_disk_give_the_same_bits() -> None:
 
 def test_only_what_a_later_block_reads_is_kept() -> None:
     with ActivationCache(GIBIBYTE) as cache:
-        walk = walk_on(calibrated("residual"), cache)
-        for index, block in enumerate(walk.blocks):
-            pass_by(walk, block)
-            made = {node for done in walk.blocks[: index + 1] for node in done.outputs}
-            needed = {node for later in walk.blocks[index + 1 :] for node in later.inputs} & made
+        block_inputs = walk_on(calibrated("residual"), cache)
+        for index, block in enumerate(block_inputs.blocks):
+            pass_by(block_inputs, block)
+            made = {node for done in block_inputs.blocks[: index + 1] for node in done.outputs}
+            needed = {
+                node for later in block_inputs.blocks[index + 1 :] for node in later.inputs
+            } & made
             floats = COUNT * sum(node.meta["val"].shape[1:].numel() for node in needed)
             assert cache.bytes_in_memory == 2 * 4 * floats  # in float and quantized
         assert cache.bytes_in_memory == 0
@@ -98,15 +100,15 @@ def test_only_what_a_later_block_reads_is_kept() -> None:
 def test_a_block_is_passed_as_it_is_at_that_moment() -> None:
     model = calibrated("reparameterized", (6, 6))
     with ActivationCache(GIBIBYTE) as cache:
-        walk = walk_on(model, cache)
-        first, second, third = walk.blocks[:3]
-        pass_by(walk, first)
+        block_inputs = walk_on(model, cache)
+        first, second, third = block_inputs.blocks[:3]
+        pass_by(block_inputs, first)
         model.weight_of(second.name).mul_(0.5)
-        pass_by(walk, second)
-        after = walk.read_quantized(third.inputs, ROWS)
-        target = walk.read_float(third.inputs, ROWS)
+        pass_by(block_inputs, second)
+        after = block_inputs.read_quantized(third.inputs, ROWS)
+        target = block_inputs.read_float(third.inputs, ROWS)
         model.weight_of(second.name).zero_()
-        again = walk.read_quantized(third.inputs, ROWS)
+        again = block_inputs.read_quantized(third.inputs, ROWS)
     (node,) = third.inputs
     unchanged = float_values(calibrated("reparameterized", (6, 6)), smooth_images(COUNT, seed=2))
     by_name = {n.name: value for n, value in unchanged.items()}
@@ -119,23 +121,23 @@ def test_the_stage_is_read_in_float_wherever_the_walk_stands_in_it() -> None:
     model = calibrated("reparameterized", (6, 6))
     expected = float_values(model, smooth_images(COUNT, seed=2))
     with ActivationCache(GIBIBYTE) as cache:
-        walk = walk_on(model, cache)
-        for index, block in enumerate(walk.blocks):
-            rest = rest_of_stage(walk.blocks, index)
-            walk.pass_in_float(block)
+        block_inputs = walk_on(model, cache)
+        for index, block in enumerate(block_inputs.blocks):
+            rest = rest_of_stage(block_inputs.blocks, index)
+            block_inputs.pass_in_float(block)
             if rest is not None:
-                outputs = walk.read_stage(rest, ROWS)
+                outputs = block_inputs.read_stage(rest, ROWS)
                 assert list(outputs) == compared_outputs(rest)
                 assert all(close(v, expected[n][ROWS]) for n, v in outputs.items())
-            walk.pass_quantized(block)
+            block_inputs.pass_quantized(block)
 
 
 def test_statistics_are_of_the_float_output_of_every_channel() -> None:
     model = calibrated("plain", (4, 4))
     with ActivationCache(GIBIBYTE) as cache:
-        walk = walk_on(model, cache)
-        pass_by(walk, walk.blocks[0])
-        statistics = walk.statistics(walk.blocks[1])
+        block_inputs = walk_on(model, cache)
+        pass_by(block_inputs, block_inputs.blocks[0])
+        statistics = block_inputs.statistics(block_inputs.blocks[1])
     expected = float_values(model, smooth_images(COUNT, seed=2))
     node = next(n for n in expected if n.name == "conv2d_1")
     channels = expected[node][:CHUNK].transpose(0, 1).flatten(1)
@@ -160,8 +162,10 @@ def test_statistics_of_a_linear_are_per_output_feature(dimensions: int) -> None:
     model = quantized(trace(module, size))
     images = smooth_images(16, seed=0, size=4)[:, :, : size[0], : size[1]].contiguous()
     with ActivationCache(GIBIBYTE) as cache:
-        walk = Walk(model, find_blocks(model), [images], cache, float_overrides(model))
-        mean, deviation = walk.statistics(walk.blocks[0])["linear"]
+        block_inputs = BlockInputs(
+            model, find_blocks(model), [images], cache, float_overrides(model)
+        )
+        mean, deviation = block_inputs.statistics(block_inputs.blocks[0])["linear"]
     with torch.no_grad():
         features = module(images).flatten(0, -2)
     assert mean.shape == deviation.shape == (5,)
@@ -182,13 +186,15 @@ def test_a_network_of_a_fixed_batch_is_walked_in_its_own_batches(name: str) -> N
     expected = [float_values(model, batch) for batch in images.split(4)]
     with ActivationCache(GIBIBYTE) as cache:
         model.graph_module.requires_grad_(False)
-        walk = Walk(model, find_blocks(model), images.split(4), cache, float_overrides(model))
-        assert walk.batch_size == 4
-        for block in walk.blocks:
-            walk.statistics(block)
-            for node, value in walk.read_float(block.inputs, slice(12)).items():
+        block_inputs = BlockInputs(
+            model, find_blocks(model), images.split(4), cache, float_overrides(model)
+        )
+        assert block_inputs.batch_size == 4
+        for block in block_inputs.blocks:
+            block_inputs.statistics(block)
+            for node, value in block_inputs.read_float(block.inputs, slice(12)).items():
                 assert close(value, torch.cat([values[node] for values in expected])), node
-            pass_by(walk, block)
+            pass_by(block_inputs, block)
 
 
 def test_any_number_of_images_goes_through_a_dynamic_batch() -> None:

@@ -30,7 +30,7 @@ def test_the_block_is_measured_on_the_quantized_blocks_before_it(loss: str) -> N
     stand = Stand.before(traced("reparameterized"), 1, Reconstruction(loss=loss))
     images = torch.cat(batches())
     actual, target = all_values(stand.model, images), float_values(stand.model, images)
-    (node,) = stand.walk.blocks[1].outputs
+    (node,) = stand.block_inputs.blocks[1].outputs
     error = (actual[node] - target[node])[ROWS]
     expected = error.abs().mean() if loss == "l1" else error.square().mean()
     found = stand.distances(stand.learned())(ROWS)
@@ -41,7 +41,12 @@ def test_the_block_is_measured_on_the_quantized_blocks_before_it(loss: str) -> N
 def test_a_block_whose_quantizers_are_off_is_its_float_self() -> None:
     stand = Stand.before(traced("reparameterized"), 0, Reconstruction())
     distances = BlockDistances(
-        stand.model, stand.walk.float_network, stand.walk, 0, stand.chosen, torch.Generator()
+        stand.model,
+        stand.block_inputs.float_network,
+        stand.block_inputs,
+        0,
+        stand.chosen,
+        torch.Generator(),
     )
     found = distances(ROWS)
     assert float(found.block) == 0
@@ -51,7 +56,7 @@ def test_a_block_whose_quantizers_are_off_is_its_float_self() -> None:
 
 def test_the_stage_is_measured_behind_its_last_block() -> None:
     stand = Stand.before(traced("reparameterized"), 0, Reconstruction())
-    (made,), rest = stand.walk.blocks[0].outputs, stand.walk.blocks[1]
+    (made,), rest = stand.block_inputs.blocks[0].outputs, stand.block_inputs.blocks[1]
     images = torch.cat(batches())[ROWS]
     quantized, target = all_values(stand.model, images), float_values(stand.model, images)
     layer = stand.model.graph_module.get_submodule(rest.name)
@@ -64,10 +69,10 @@ def test_the_stage_is_measured_behind_its_last_block() -> None:
 
 def test_a_stage_reads_the_quantized_values_of_the_blocks_beside() -> None:
     stand = Stand.before(traced("detector"), 5, Reconstruction())
-    block, rest = stand.walk.blocks[5], rest_of_stage(stand.walk.blocks, 5)
+    block, rest = stand.block_inputs.blocks[5], rest_of_stage(stand.block_inputs.blocks, 5)
     assert block.name == "lateral"
     assert rest is not None
-    images, overrides = torch.cat(batches())[ROWS], stand.walk.float_network
+    images, overrides = torch.cat(batches())[ROWS], stand.block_inputs.float_network
     quantized, target = all_values(stand.model, images), float_values(stand.model, images)
     values = {node: quantized[node] for node in block.inputs}
     with torch.no_grad():
@@ -76,7 +81,7 @@ def test_a_stage_reads_the_quantized_values_of_the_blocks_beside() -> None:
         run_nodes(stand.model.graph_module, rest.nodes, known, overrides, len(ROWS))
     expected = distance("l1", known, {node: target[node] for node in rest.outputs})
     distances = BlockDistances(
-        *(stand.model, overrides, stand.walk, 5, stand.chosen), torch.Generator()
+        *(stand.model, overrides, stand.block_inputs, 5, stand.chosen), torch.Generator()
     )
     found = distances(ROWS).stage
     assert found is not None
@@ -119,7 +124,7 @@ def test_inputs_are_float_with_the_given_probability() -> None:
     for share in (0.0, 0.5, 1.0):
         stand = Stand.before(traced("reparameterized"), 1, Reconstruction(float_inputs=share))
         distances = BlockDistances(
-            *(stand.model, stand.walk.float_network, stand.walk, 1, stand.chosen),
+            *(stand.model, stand.block_inputs.float_network, stand.block_inputs, 1, stand.chosen),
             torch.Generator().manual_seed(0),
         )
         found[share] = float(distances(ROWS, mixed=True).block)

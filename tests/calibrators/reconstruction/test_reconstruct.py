@@ -28,7 +28,7 @@ gentle = pytest.fixture(scope="module", autouse=True)(learn_gently)
 def teach(stand: Stand, learned: LearnedBlock) -> None:
     """Learn, and leave the model as it was."""
     reconstruct(
-        *(learned, stand.distances(learned), stand.walk.num_samples, stand.chosen),
+        *(learned, stand.distances(learned), stand.block_inputs.num_samples, stand.chosen),
         *(torch.Generator().manual_seed(0), lambda: None),
     )
 
@@ -145,7 +145,7 @@ def test_affine_maps_with_negative_gains_leave_positive_scales() -> None:
         layer: ChannelAffine(gains[:count], torch.full((count,), 0.3))
         for layer, count in (("2.reparam_conv", 8), ("3.reparam_conv", 16))
     }
-    block = stand.walk.blocks[2]
+    block = stand.block_inputs.blocks[2]
     learned = LearnedBlock(stand.model, block, affines, stand.units(), SHORT, set())
     start = float(stand.distances(learned)(torch.arange(16)).block.detach())
     before, after = learn(stand, learned)
@@ -159,16 +159,16 @@ def test_a_shared_weight_is_learned_by_its_first_block_alone() -> None:
     stand = Stand.before(trace(module, (16, 16)), 0, SHORT)
     first = stand.learned()
     learn(stand, first)
-    model, (block, other) = stand.model, stand.walk.blocks
+    model, (block, other) = stand.model, stand.block_inputs.blocks
     assert model.weight_quantizers["conv"] in first.quantizers
     state = state_of(model)
     affines = {"conv": ChannelAffine.identity(3)}
     second = LearnedBlock(model, other, affines, {"conv": 1.0}, SHORT, first.quantizers)
     assert second.tensor_names == ["activation_quantizers.relu.scale"]
     assert len(second.overrides) == 1
-    stand.walk.pass_quantized(block)
-    stand.walk.pass_in_float(other)
-    learn(Stand(model, stand.walk, SHORT, 1), second)
+    stand.block_inputs.pass_quantized(block)
+    stand.block_inputs.pass_in_float(other)
+    learn(Stand(model, stand.block_inputs, SHORT, 1), second)
     assert differing(state, state_of(model)) == {"activation_quantizers.relu.scale"}
 
 
@@ -176,7 +176,7 @@ def test_a_weight_that_is_read_twice_in_a_block_is_learned_once() -> None:
     chosen = SHORT.model_copy(update={"blocks": ("conv",)})
     stand = Stand.before(trace(randomize(Twice()), (16, 16)), 0, chosen, bits=(8, 4))
     learned = stand.learned()
-    assert len(stand.walk.blocks) == 1
+    assert len(stand.block_inputs.blocks) == 1
     assert sorted(learned.tensor_names) == [
         *("activation_quantizers.relu.scale", "activation_quantizers.x.scale"),
         *("conv.bias", "conv.weight", "weight_quantizers.conv.scale"),
@@ -193,7 +193,7 @@ def test_a_weight_that_is_read_twice_in_a_block_is_learned_once() -> None:
 
 
 def test_a_scale_that_a_concat_shares_is_one_parameter() -> None:
-    names = [block.name for block in Stand.before(traced("detector"), 0, SHORT).walk.blocks]
+    names = [block.name for block in Stand.before(traced("detector"), 0, SHORT).block_inputs.blocks]
     stand = Stand.before(traced("detector"), names.index("mix.rbr_reparam"), SHORT)
     learned = stand.learned()
     calls = [node for node in learned.overrides if node.op == "call_module" and "act" in node.name]

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from reptrt.engines.build import builder
 from reptrt.engines.artifacts import WriteError
+from reptrt.engines.build import builder
 from reptrt.engines.build.builder import BuildError, BuildOptions, build_engine, network_flags
 from reptrt.engines.device import Gpu
 

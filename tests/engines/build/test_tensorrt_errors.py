@@ -21,9 +21,9 @@ def test_source_positions_and_noise_are_left_out():
         ("Non-zero zero point is not supported. Input zeroPoint: z", "reptrt lint FILE.onnx --fix REPAIRED.onnx"),
         ("input has type Int32 but must have type FP8, Int8", "reptrt lint"),
         ("Scale coefficients must all be positive", "vanished in FP16"),
-        ("input and kernel must be of same type", "one type (--precision)"),
+        ("input and kernel must be of same type", "one type (`precision`)"),
         ("Could not find any implementation for node conv1 + relu", "keep_float"),
-        ("Requested amount of GPU memory could not be allocated: out of memory", "--max-batch"),
+        ("Requested amount of GPU memory could not be allocated: out of memory", "`max_batch`"),
         ("[network] has dynamic or shape inputs, but no optimization profile", "usual and largest"),
         ("CUDA initialization failure with error: 35", "reptrt doctor"),
         ("The engine plan file is not compatible with this version of TensorRT, expecting library "

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from reptrt.engines.build.timing_cache import (
+    attach_timings,
+    cache_file,
+    default_folder,
+    keep_timings,
+)
 from reptrt.engines.device import Gpu
-from reptrt.engines.build.timing_cache import attach_timings, cache_file, default_folder, keep_timings
 
 ROOT = Path(__file__).parents[3]
 L4 = Gpu("NVIDIA L4", (8, 9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from reptrt.engines.build.builder import BuildOptions, build_engine
 from reptrt.engines.inspection.fusion import Kernel, LayerListError, fusion_report, parse_kernels
+from reptrt.engines.inspection.kernels import Tensor
 
 RTX_LOG = Path(__file__).parents[1] / "data" / "rtx_1_7_1_layers.txt"
 CLASSIC_10 = {
@@ -58,39 +60,49 @@ def live_report(rtx, tmp_path):
 
 
 def reasons(report) -> dict[str, str]:
-    return {island["layer"]: island["reason"] for island in report["float_islands"]}
+    return {island.layer: island.reason for island in report.float_islands}
 
 
 def test_the_rtx_log_lists_every_kernel_with_datatypes_and_onnx_layers():
     kernels = parse_kernels(RTX_LOG.read_text())
     stem = next(kernel for kernel in kernels if kernel.name.startswith("stem_"))
     assert stem.kind == "correlation"
-    assert stem.inputs[0][1] == stem.weights[0][1] == "Int8"
-    assert stem.outputs[0][1] == "Float"
+    assert stem.inputs[0].dtype == stem.weights[0].dtype == "Int8"
+    assert stem.outputs[0].dtype == "Float"
     assert "stem" in stem.onnx_layers
     assert [kernel.name for kernel in kernels if kernel.is_int8] == ["stem_myl0_1", "body_myl0_3"]
 
 
 def test_the_stored_log_gives_the_report_of_its_graph(mixed_onnx):
     report = fusion_report(parse_kernels(RTX_LOG.read_text()), mixed_onnx(half=True))
-    assert (report["int8_layers"], report["quantizable_layers"]) == (2, 3)
-    assert report["int8_coverage"] == pytest.approx(66.67)
+    assert (report.int8_layers, report.quantizable_layers) == (2, 3)
+    assert report.int8_coverage == pytest.approx(66.67)
     assert reasons(report) == {
         "head": "not quantized: no Q/DQ on its activation and none on its weight"
     }
-    assert report["kernels"] == len(report["fused_kernels"]) == 7
-    json.dumps(report)
+    assert report.kernels == len(report.fused_kernels) == 7
+    json.dumps(asdict(report))
 
 
-@pytest.mark.parametrize("inspector", [CLASSIC_10, CLASSIC_11], ids=["10", "11"])
-def test_both_forms_of_the_inspector_json_are_read(inspector):
+@pytest.mark.parametrize(
+    ("inspector", "formats"),
+    [
+        (
+            CLASSIC_10,
+            ("Thirty-two wide channel vectorized Int8 format", "Row major linear FP16 format"),
+        ),
+        (CLASSIC_11, ("NC/32HW32", "Linear")),
+    ],
+    ids=["10", "11"],
+)
+def test_both_forms_of_the_inspector_json_are_read(inspector, formats):
     (kernel,) = parse_kernels(json.dumps(inspector))
     assert kernel == Kernel(
         name="conv1 + relu1",
         kind="CaskConvolution",
-        inputs=(("x", "Int8"),),
-        weights=(("Weights", "Int8"),),
-        outputs=(("y", "Half"),),
+        inputs=(Tensor("x", "Int8", format=formats[0]),),
+        weights=(Tensor("Weights", "Int8", (1024,)),),
+        outputs=(Tensor("y", "Half", format=formats[1]),),
         onnx_layers=("conv1", "relu1"),
     )
     assert kernel.is_int8
@@ -121,17 +133,17 @@ def test_waits_between_streams_are_not_kernels():
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 def test_a_live_build_reads_int8_in_every_quantized_layer(live_report, mixed_onnx, half):
     report = live_report(mixed_onnx(half=half))
-    assert (report["int8_layers"], report["quantizable_layers"]) == (2, 3)
+    assert (report.int8_layers, report.quantizable_layers) == (2, 3)
     assert list(reasons(report)) == ["head"]
 
 
 def test_a_dynamic_batch_keeps_the_coverage(live_report, mixed_onnx):
-    assert live_report(mixed_onnx(batch="N"))["int8_layers"] == 2
+    assert live_report(mixed_onnx(batch="N")).int8_layers == 2
 
 
 def test_turing_emulates_int8_convolutions_and_the_report_says_so(live_report, mixed_onnx):
     report = live_report(mixed_onnx(half=True), capability=(7, 5))
-    assert report["int8_layers"] == 0
+    assert report.int8_layers == 0
     assert reasons(report)["stem"].startswith("quantized, but the compiler chose float: kernel")
 
 
@@ -154,7 +166,7 @@ def test_depthwise_grouped_pooled_concat_and_linear_layers_are_int8(
     x = graph.add("MatMul", [graph.qdq(x), graph.weight("m", (32, 16), 1)], "mm", name="matmul")
     report = live_report(graph.save(tmp_path / "all.onnx", x, [1, 3, 16, 16]))
     assert reasons(report) == {}
-    assert report["int8_layers"] == report["quantizable_layers"] == 8
+    assert report.int8_layers == report.quantizable_layers == 8
 
 
 def test_half_quantized_and_transposed_layers_are_islands_with_their_reason(
@@ -174,7 +186,7 @@ def test_half_quantized_and_transposed_layers_are_islands_with_their_reason(
         "wrong_axis": "quantized, but its weight scale runs along axis 1: TensorRT wants 0, "
         "the output channels",
     }
-    assert (report["int8_layers"], report["quantizable_layers"]) == (0, 3)
+    assert (report.int8_layers, report.quantizable_layers) == (0, 3)
 
 
 def test_a_concat_of_different_scales_is_named_as_the_reason(live_report, qdq_graph, tmp_path):
@@ -195,7 +207,7 @@ def test_a_dequantizing_matmul_is_not_int8(live_report, qdq_graph, tmp_path):
     x = graph.qdq(graph.add("Reshape", [graph.start(), shape], "rows"))
     x = graph.add("MatMul", [x, graph.weight("w", (16, 16), axis=0)], "mm", name="matmul")
     report = live_report(graph.save(tmp_path / "m.onnx", x, [2, 3, 16, 16]))
-    assert report["int8_layers"] == 0
+    assert report.int8_layers == 0
     assert "axis 0: TensorRT wants 1" in reasons(report)["matmul"]
 
 
@@ -209,7 +221,7 @@ def test_attention_products_are_not_quantizable_and_unnamed_nodes_are_found(
     turned = graph.add("Transpose", [key], "key_t", perm=[0, 1, 3, 2])
     product = graph.add("MatMul", [query, turned], "product")
     report = live_report(graph.save(tmp_path / "a.onnx", product, [1, 3, 16, 16]))
-    assert (report["int8_layers"], report["quantizable_layers"]) == (2, 2)
+    assert (report.int8_layers, report.quantizable_layers) == (2, 2)
 
 
 @pytest.mark.parametrize(("quantized", "fused"), [(False, 1), (True, 0)])
@@ -235,5 +247,5 @@ def test_attention_is_one_kernel_until_its_products_are_quantized(
     value = graph.qdq(value) if quantized else value
     y = graph.add("MatMul", [likely, value], "mixed")
     report = live_report(graph.save(tmp_path / "attention.onnx", y, [1, 3, 64, 32]))
-    assert (report["attention_blocks"], report["fused_attention"]) == (1, fused)
-    assert report["int8_coverage"] == 100
+    assert (report.attention_blocks, report.fused_attention) == (1, fused)
+    assert report.int8_coverage == 100

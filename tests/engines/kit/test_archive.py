@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.device import find_gpu
 from reptrt.engines.inspection.graph_tensors import read_tensors
-from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.inspection.kernels import Kernel, Tensor
 from reptrt.engines.kit.archive import PROGRAM, needed_modules, pack_program, write_kit
 from reptrt.engines.kit.manifest import MANIFEST_FILE, Manifest, Tolerances, read_manifest
 from reptrt.engines.kit.program import check_version
@@ -34,6 +34,7 @@ from reptrt.engines.kit.verification import (
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.target import TARGETS, MissingComponentError
 from tests.engines.conftest import QdqGraph
+from tests.reports import FACTS
 
 ON_A_DEVICE = """
 import runpy, sys
@@ -72,7 +73,7 @@ def make_kit(folder: Path, target: str = "jetson-orin-nx") -> Path:
         target=target,
         onnx=onnx.name,
         references="references.npz",
-        build=BuildChoices((1, 1, 2)),
+        build=BuildOptions(batch=(1, 1, 2)),
         inputs=inputs,
         outputs=declared,
         classes=None,
@@ -81,7 +82,7 @@ def make_kit(folder: Path, target: str = "jetson-orin-nx") -> Path:
         layers={"stem": "int8", "head": "int8"},
         layers_source="a wrong guess about the head",
         tolerances=Tolerances({head: 30.0}),
-        run={"model": "tiny"},
+        run=replace(FACTS, model="tiny"),
         files={},
     )
     files: dict[str, bytes | Path] = {
@@ -149,6 +150,7 @@ def test_a_kit_is_built_verified_and_installed_without_torch(kit: Path):
     assert report["fusion"] == {
         "int8_layers": 1, "quantizable_layers": 2, "int8_coverage": 50.0,
         "kernels": report["fusion"]["kernels"],
+        "attention_blocks": None, "fused_attention": None, "float_islands": None,
     }  # fmt: skip
     assert report["layer_differences"] == [{"layer": "head", "expected": "int8", "found": "float"}]
     assert "layer head: int8 expected, float found" in outcome.stdout
@@ -277,7 +279,7 @@ def test_tensorrt_that_is_too_old_is_refused_and_a_newer_one_noted():
 
 def test_a_layer_is_int8_where_every_kernel_that_multiplies_for_it_is():
     def kernel(dtype: str, layer: str, kind: str = "conv") -> Kernel:
-        return Kernel("k", kind, (("x", dtype),), (("w", dtype),), (), (layer,))
+        return Kernel("k", kind, (Tensor("x", dtype),), (Tensor("w", dtype),), (), (layer,))
 
     kernels = [
         kernel("Int8", "a"), kernel("Int8", "b"), kernel("Half", "b"), kernel("Float", "c"),

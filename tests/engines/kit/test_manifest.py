@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.kit.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -19,7 +19,14 @@ from reptrt.engines.kit.manifest import (
     manifest_text,
     read_manifest,
 )
+from reptrt.engines.report_schema import Accuracy, MetricPair, RunFacts
 from reptrt.engines.tensor_spec import Tensor
+
+FACTS = RunFacts(
+    model="net", calibrator="minmax", weight_bits=8, activation_bits=8, precision="fp32",
+    softmax="float", num_samples=8, seed=0, versions={"onnx": "1.19"},
+    accuracy=Accuracy("top1", 80.0, 79.0, 1.0, 95.0, 400, {"top5": MetricPair(95.0, 94.0)}),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def manifest(tmp_path: Path) -> Manifest:
         target="server-t4",
         onnx="model.trt.onnx",
         references="references.npz",
-        build=BuildChoices((1, 2, 4), workspace_bytes=1 << 30, version_compatible=True),
+        build=BuildOptions(batch=(1, 2, 4), workspace_bytes=1 << 30, version_compatible=True),
         inputs=(Tensor("images", "float32", (-1, 3, 8, 8)),),
         outputs=(Tensor("logits", "float32", (-1, 2)),),
         classes=("cat", "dog"),
@@ -42,7 +49,7 @@ def manifest(tmp_path: Path) -> Manifest:
         layers={"stem": "int8"},
         layers_source="the graph",
         tolerances=Tolerances({"logits": 12.5}, (0, None, 1), None),
-        run={"model": "net", "accuracy": None},
+        run=FACTS,
         files={path.name: file_sha256(path) for path in tmp_path.iterdir()},
     )
 
@@ -100,6 +107,8 @@ def damaged(text: str, key: str, value: object) -> str:
         ("tolerances", {"snr_db": {"logits": "much"}}, "damaged"),
         ("files", [1], "damaged"),
         ("build", {"batch": 1}, "damaged"),
+        ("run", {"model": "net", "accuracy": None}, "damaged"),
+        ("run", {**asdict(FACTS), "accuracy": [80.0]}, "damaged"),
     ],
 )
 def test_a_damaged_manifest_is_one_line(
@@ -119,5 +128,5 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str):
 
 
 def test_a_folder_without_manifest_says_what_to_give(tmp_path: Path):
-    with pytest.raises(ManifestError, match="give --kit the folder"):
+    with pytest.raises(ManifestError, match="give `kit` the folder"):
         read_manifest(tmp_path)

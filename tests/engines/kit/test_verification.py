@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reptrt.engines.build.builder import BuildChoices
+from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.kit.verification import (
     ReferenceFileError,
@@ -21,6 +21,7 @@ from reptrt.engines.kit.verification import (
     write_references,
 )
 from reptrt.engines.tensor_spec import Tensor
+from tests.reports import FACTS
 
 
 def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = ()) -> Manifest:
@@ -31,7 +32,7 @@ def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = (
         target="tensorrt",
         onnx="",
         references="",
-        build=BuildChoices((1, 1, 1)),
+        build=BuildOptions(batch=(1, 1, 1)),
         inputs=(Tensor("images", "float32", (-1, 1)),),
         outputs=tuple(Tensor(name, "float32", (-1,)) for name in outputs),
         classes=None,
@@ -40,7 +41,7 @@ def manifest(tolerances: Tolerances, *outputs: str, strides: tuple[int, ...] = (
         layers={},
         layers_source="",
         tolerances=tolerances,
-        run={},
+        run=FACTS,
         files={},
     )
 
@@ -103,7 +104,7 @@ def test_every_tolerance_that_is_missed_is_named():
     wanted = manifest(Tolerances({"y": 19.0}, (1,)), "y")
     verdict = compare(reference, [engine], wanted)
     assert verdict.failures == ()
-    assert verdict.numerics["y"]["snr_db"] == pytest.approx(20.0)
+    assert verdict.numerics["y"].snr_db == pytest.approx(20.0)
     assert verdict.top1 == 100.0
     strict = replace(wanted, tolerances=Tolerances({"y": 21.0}, (0,)))
     assert compare(reference, [engine], strict).failures == (

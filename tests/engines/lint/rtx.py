@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reptrt.engines.build.builder import BuildOptions, build_engine
-from reptrt.engines.build.parse import refusal
+from reptrt.engines.build.parse import parse_error
 from reptrt.engines.inspection.fusion import Kernel, parse_kernels
 
 needs_rtx = pytest.mark.skipif(
@@ -19,7 +19,7 @@ needs_rtx = pytest.mark.skipif(
 
 
 def refused_by_rtx(path: Path) -> str:
-    return refusal(path, importlib.import_module("tensorrt_rtx"))
+    return parse_error(path, importlib.import_module("tensorrt_rtx"))
 
 
 def kernels_of(path: Path) -> tuple[Kernel, ...]:

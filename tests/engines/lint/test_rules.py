@@ -69,7 +69,7 @@ def test_tensorrt_rtx_multiplies_in_float_what_is_called_slow(case, save):
 def test_tensorrt_rtx_does_not_fuse_the_attention_that_is_called_slow(case, save):
     def fused(text, constants):
         path = save(text, **constants)
-        return fusion_report(kernels_of(path), path)["fused_attention"]
+        return fusion_report(kernels_of(path), path).fused_attention
 
     assert fused(case.broken, case.broken_constants) == 0
     assert fused(case.sound, case.sound_constants) == 1

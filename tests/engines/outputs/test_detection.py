@@ -19,7 +19,7 @@ from reptrt.engines.outputs.detection import (
     iou,
     letterbox,
     nms,
-    read_end2end,
+    read_nms_outputs,
 )
 from tests.plain_detection import plain_detect, plain_nms
 
@@ -233,7 +233,7 @@ def test_the_outputs_of_an_end_to_end_model_are_read_without_their_unused_rows()
         "scores": np.array([[0.5, 0], [0, 0]], np.float32),
         "classes": np.array([[3, -1], [-1, -1]], np.int32),
     }
-    first, second = read_end2end(outputs)
+    first, second = read_nms_outputs(outputs)
     assert_same(first, [([0, 1, 2, 3], 0.5, 3)])
     assert first.labels.dtype == np.int64
     assert second.boxes.shape == (0, 4)

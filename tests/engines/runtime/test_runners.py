@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from polygraphy.comparator import Comparator
 
 from reptrt.engines.device import cpu_name
 from reptrt.engines.runtime import runners
@@ -10,8 +9,6 @@ from reptrt.engines.runtime.runners import (
     ModelFileError,
     OnnxRuntimeRunner,
     TensorRTRunner,
-    polygraphy_onnx_runner,
-    select_polygraphy_backend,
 )
 from reptrt.engines.target import MissingComponentError
 
@@ -54,38 +51,8 @@ def test_a_file_that_is_not_onnx_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_polygraphy_compares_optimized_and_exact_sessions(mixed_onnx):
-    path = mixed_onnx()
-    pair = [
-        polygraphy_onnx_runner(path, "optimized"),
-        polygraphy_onnx_runner(path, "exact", optimize=False),
-    ]
-    feed = {"images": np.full((1, 3, 16, 16), 0.25, np.float32)}
-    results = Comparator.run(pair, data_loader=[feed])
-    first, second = (next(iter(iterations[0].values())) for _, iterations in results.items())
-    assert first.shape == second.shape == (1, 16, 16, 16)
-
-
 def test_an_engine_without_a_gpu_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(runners, "find_gpu", lambda: None)
     with pytest.raises(MissingComponentError, match="needs an NVIDIA GPU") as caught:
         TensorRTRunner(tmp_path / "m.engine", "tensorrt_rtx").__enter__()
     assert caught.value.exit_code == 4
-
-
-def test_selecting_rtx_sets_what_polygraphy_reads(monkeypatch):
-    monkeypatch.delitem(runners.sys.modules, "polygraphy.backend.trt", raising=False)
-    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "0")
-    config = runners.require_module("polygraphy.config", "")
-    monkeypatch.setattr(config, "USE_TENSORRT_RTX", False)
-    select_polygraphy_backend("tensorrt_rtx")
-    assert runners.os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] == "1"
-    assert config.USE_TENSORRT_RTX is True
-
-
-def test_a_process_cannot_change_its_tensorrt(monkeypatch):
-    monkeypatch.setitem(runners.sys.modules, "polygraphy.backend.trt", runners)
-    config = runners.require_module("polygraphy.config", "")
-    monkeypatch.setattr(config, "USE_TENSORRT_RTX", False)
-    with pytest.raises(MissingComponentError, match="process of their own"):
-        select_polygraphy_backend("tensorrt_rtx")

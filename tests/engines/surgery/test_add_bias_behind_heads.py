@@ -126,4 +126,4 @@ def test_every_linear_of_a_transformer_is_int8_in_the_engine(
     export_qdq(calibrated(name), qdq, card, precision=precision)
     clean(qdq, trt)
     layers = build_engine(trt, tmp_path / "model.engine", rtx).layers
-    assert fusion_report(parse_kernels(layers), trt)["float_islands"] == []
+    assert fusion_report(parse_kernels(layers), trt).float_islands == ()

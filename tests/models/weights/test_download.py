@@ -198,7 +198,7 @@ def test_without_a_network_the_message_says_what_to_fetch_and_where_to_put_it(
     assert caught.value.exit_code == 4
     assert url in message
     assert "MODEL=tiny WEIGHTS=path/to/w.pth" in message
-    assert "--weights" in message
+    assert "`weights`" in message
     assert "licence: MIT" in message
     assert (f"put it at {cache_folder() / 'w.pth'}, or" in message) == (hub_id is None)
     assert "\n" not in message

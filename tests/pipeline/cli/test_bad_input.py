@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from reptrt.engines.artifacts import file_sha256
 from tests.command_line import Outcome, TinyProject, reptrt
+from tests.run_records import edit_record
 
 
 class Attack:
@@ -178,7 +180,8 @@ def test_a_truncated_image_stops_the_evaluation_and_is_named(
     assert outcome.code == 2
     (line,) = outcome.complaints
     assert str(photos / "dog" / "2.png") in line
-    assert not (tiny.files_of(workspace) / "validation.json.json").exists()
+    records = json.loads((tiny.files_of(workspace) / "run.json").read_text())["stages"]
+    assert "validate" not in records
     assert reptrt("report", *options).code == 2  # the old validation is not of these images
     shutil.copy(tiny.photos / "dog" / "2.png", photos / "dog" / "2.png")
     assert reptrt("engine", *options).code == 0
@@ -321,6 +324,20 @@ def test_a_result_that_somebody_changed_is_not_reported(
     assert outcome.complaints == [
         f"reptrt: {path}: is not what was written there; run `reptrt {stage} MODEL` again"
     ]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"accuracy": {"metric": "top1", "drop": "0"}}'])
+def test_a_forged_result_with_a_forged_record_is_one_line(
+    tiny: TinyProject, workspace: Path, content: bytes
+) -> None:
+    path = tiny.files_of(workspace) / "validation.json"
+    path.write_bytes(content)
+    edit_record(path.parent, "validate", artifacts={path.name: file_sha256(path)})
+    options = [*tiny.options, "--eval", tiny.photos, "--workspace", workspace]
+    outcome = reptrt("report", *options)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert line.startswith(f"reptrt: {path}: is not what this version of reptrt writes there (")
 
 
 @pytest.mark.parametrize("name", ["model.engine", "validation.json", "report.html"])

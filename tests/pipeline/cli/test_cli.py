@@ -6,13 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import pytest
 
 from reptrt.calibrators.registry import list_calibrators
 from reptrt.engines.target import TARGETS
 from reptrt.models.registry import list_models
-from reptrt.pipeline.cli.options import RECIPE_OPTIONS
-from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.cli.main import cli
+from reptrt.pipeline.cli.options import option_type
+from reptrt.pipeline.recipe import SECTIONS, Recipe, flag
 from tests.command_line import Outcome, TinyProject, reptrt
 
 COMMANDS = (
@@ -54,10 +56,32 @@ def test_help_answers_without_loading_torch() -> None:
 
 
 def test_every_field_of_a_recipe_that_is_one_value_has_an_option() -> None:
-    options = {flag.removeprefix("--").replace("-", "_") for flag, _, _ in RECIPE_OPTIONS}
-    fields = {"eval" if name == "evaluation" else name for name in Recipe.model_fields}
-    assert fields - options == {"model", "keep_float"}
-    assert options - fields == set()
+    options = {option for one in cli.commands["engine"].params for option in one.opts}
+    flags = {flag(name) for name in Recipe.model_fields if name != "model"}
+    assert flags - options == set()
+    assert options - flags == {"model", "--recipe", "--workspace", "--json"}
+
+
+def test_every_field_stands_in_one_section() -> None:
+    names = [name for section in SECTIONS for name in section.model_fields]
+    assert sorted(names) == sorted(Recipe.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "legal", "refused"),
+    [("weight_bits", ["2", "8"], ["1", "9", "x"]), ("score_threshold", ["0", "0.5"], ["1", "-1"]),
+     ("device", ["auto", "cuda"], ["tpu"]), ("max_detections", ["1", "1024"], ["0", "1025"]),
+     ("min_snr", ["0"], ["-1"]), ("mean", ["0.5", "1,2,3"], ["1,2"])],
+)  # fmt: skip
+def test_an_option_has_the_bounds_of_its_field(
+    field: str, legal: list[str], refused: list[str]
+) -> None:
+    parser = click.types.convert_type(option_type(Recipe.model_fields[field]))
+    for value in legal:
+        parser.convert(value, None, None)
+    for value in refused:
+        with pytest.raises(click.BadParameter):
+            parser.convert(value, None, None)
 
 
 def test_the_model_is_required_and_a_wrong_command_refused() -> None:
@@ -160,8 +184,7 @@ def test_an_image_size_is_one_number_or_two(tiny: TinyProject, tmp_path: Path, s
     options = [*tiny.options, "--data", tiny.photos, "--image-size", size]
     outcome = reptrt("calibrate", *options, "--workspace", tmp_path)
     assert outcome.code == 0
-    record = json.loads((tiny.files_of(tmp_path) / "scales.json.json").read_text())
-    assert "image_size=(24, 24)" in record["inputs"]["preprocess"]
+    assert "for classification, 24x24 pixels" in outcome.err
 
 
 @pytest.mark.parametrize(

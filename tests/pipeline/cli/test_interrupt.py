@@ -20,6 +20,7 @@ import pytest
 
 from reptrt.pipeline.workspace import ARTIFACTS
 from tests.command_line import TinyProject, reptrt
+from tests.run_records import drop_record
 
 pytestmark = pytest.mark.slow
 
@@ -126,9 +127,9 @@ def arguments(tiny: TinyProject, workspace: Path) -> list[str]:
 def forget(files: Path, stage: str) -> None:
     """Remove what `stage` and the ones after it wrote, so that a run begins there."""
     for later in list(WRITTEN)[list(WRITTEN).index(stage) :]:
+        drop_record(files, later)
         for name in WRITTEN[later]:
             (files / name).unlink()
-            (files / f"{name}.json").unlink(missing_ok=True)
 
 
 def assert_resumed(tiny: TinyProject, workspace: Path, finished: Path) -> None:
@@ -193,12 +194,12 @@ def test_ctrl_c_while_the_report_is_written(
     assert_resumed(tiny, workspace, finished)
 
 
-def test_a_kill_between_an_artifact_and_its_sidecar_runs_the_stage_again(
+def test_a_kill_between_an_artifact_and_its_record_runs_the_stage_again(
     tiny: TinyProject, finished: Path, workspace: Path, child: Child
 ) -> None:
     files = tiny.files_of(workspace)
     forget(files, "build")
-    code, _ = child(workspace, signal.SIGKILL, rename="fusion.json.json")
+    code, _ = child(workspace, signal.SIGKILL, rename="run.json")
     assert code == -signal.SIGKILL
     assert (files / "fusion.json").exists()
     assert_resumed(tiny, workspace, finished)
@@ -210,7 +211,7 @@ def test_a_kill_between_an_artifact_and_its_sidecar_runs_the_stage_again(
 def test_ctrl_c_on_a_real_command(tiny: TinyProject, finished: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "build"
     log = tiny.files_of(workspace) / "run.log"
-    command = [sys.executable, "-m", "pipeline", *arguments(tiny, workspace)]
+    command = [sys.executable, "-m", "reptrt", *arguments(tiny, workspace)]
     paths = os.pathsep.join([str(Path.cwd()), str(tiny.folder)])
     process = subprocess.Popen(
         command,

@@ -118,6 +118,10 @@ def annotated(**fields: object) -> dict[str, object]:
         (annotated(bbox=[0, 0, -1, 1]), "annotation 5: bbox must be"),
         (annotated(bbox=[0, 0, "1", 1]), "annotation 5: bbox must be"),
         (annotated(bbox=None), "annotation 5: bbox must be"),
+        (annotated(bbox=[0, 0, float("nan"), 1]), "annotation 5: bbox must be"),
+        (annotated(area="large"), "annotation 5: area must be a number"),
+        (annotated(iscrowd="0"), "annotation 5: iscrowd must be 0 or 1, found '0'"),
+        (annotated(image_id=[7]), "'annotations' has no usable 'image_id'"),
     ],
 )
 def test_a_faulty_annotation_file_is_refused(tmp_path: Path, coco: object, reason: str) -> None:

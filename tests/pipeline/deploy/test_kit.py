@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.kit.manifest import check_files, read_manifest
 from reptrt.engines.kit.verification import read_references
 from tests.command_line import TinyProject, reptrt
+from tests.run_records import edit_record, record_of
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -60,9 +62,9 @@ def test_the_manifest_says_what_the_engine_has_to_do(kit: Path):
     assert manifest.preprocess["image_size"] == [32, 32]
     assert len(manifest.tolerances.top1) == 8
     assert 3.0 <= manifest.tolerances.snr_db["logits"] <= 40.0
-    assert manifest.run["calibrator"] == "minmax"
-    assert manifest.run["num_samples"] == 12
-    assert manifest.run["accuracy"] is None
+    assert manifest.run.calibrator == "minmax"
+    assert manifest.run.num_samples == 12
+    assert manifest.run.accuracy is None
 
 
 def test_without_an_engine_the_graph_says_which_layers_are_int8(kit: Path):
@@ -110,14 +112,12 @@ def test_an_engine_of_the_same_file_says_which_layers_are_int8(
     floats = [name for name, precision in manifest.layers.items() if precision == "float"]
     assert len(manifest.layers) - len(floats) == fusion["int8_layers"]
     report = json.loads((tiny.files_of(workspace) / "report.json").read_text())
-    assert manifest.run["accuracy"] == report["accuracy"]
+    assert asdict(manifest.run.accuracy) == report["accuracy"]
 
 
 def test_an_engine_of_another_file_says_nothing(tiny: TinyProject, workspace: Path, tmp_path: Path):
-    sidecar = tiny.files_of(workspace) / "fusion.json.json"
-    record = json.loads(sidecar.read_text())
-    record["inputs"]["onnx"] = "0" * 64
-    sidecar.write_text(json.dumps(record))
+    files = tiny.files_of(workspace)
+    edit_record(files, "build", inputs={**record_of(files, "build")["inputs"], "onnx": "0" * 64})
     archive = tmp_path / "mine.tar.gz"
     assert reptrt("kit", *tiny.options, "--workspace", workspace, "--output", archive).code == 0
     manifest = read_manifest(unpack(archive, tmp_path / "device"))

@@ -18,12 +18,12 @@ from reptrt.engines.outputs.detection import (
     Detections,
     Suppression,
     detect,
-    read_end2end,
+    read_nms_outputs,
 )
 from reptrt.engines.target import TARGETS, Backend
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
-from reptrt.pipeline.export.append_nms import End2EndError, append_end2end
+from reptrt.pipeline.export.append_nms import AppendNmsError, write_with_nms
 from reptrt.pipeline.model_card import read_card, write_card
 
 SIZE, STRIDES = (64, 96), (8, 16)
@@ -43,7 +43,7 @@ class Detector:
     def end2end(self, suppression: Suppression, backend: Backend) -> Path:
         """The same with decoding and NMS behind it."""
         path = self.path.with_name(f"{backend}.onnx")
-        append_end2end(self.path, path, suppression, backend)
+        write_with_nms(self.path, path, suppression, backend)
         return path
 
 
@@ -128,7 +128,7 @@ def test_the_graph_finds_what_numpy_finds(
         maps = random_maps(seed, 3, num_classes, density, wild=wild)
         expected = in_numpy(maps, suppression)
         assert sum(len(one.scores) for one in expected) > 10
-        assert_same(read_end2end(in_graph(path, maps)), expected)
+        assert_same(read_nms_outputs(in_graph(path, maps)), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -147,7 +147,7 @@ def test_images_with_nothing_with_more_than_fits_and_in_between_share_a_batch(
     assert not outputs["scores"][1, few:].any()
     assert (outputs["classes"][1, few:] == -1).all()
     assert not outputs["boxes"][0].any()
-    assert_same(read_end2end(outputs), in_numpy(maps, suppression))
+    assert_same(read_nms_outputs(outputs), in_numpy(maps, suppression))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -160,7 +160,7 @@ def test_only_the_best_candidates_are_looked_at_as_in_numpy(
     suppression = Suppression(0.0, 0.65, MAX_CANDIDATES)
     outputs = in_graph(detector(tmp_path, 30).end2end(suppression, backend), maps)
     assert outputs["num_dets"].tolist() == [[MAX_CANDIDATES]]
-    assert_same(read_end2end(outputs), in_numpy(maps, suppression))
+    assert_same(read_nms_outputs(outputs), in_numpy(maps, suppression))
 
 
 def test_a_long_chain_of_suppressions_is_followed_to_its_end(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_long_chain_of_suppressions_is_followed_to_its_end(tmp_path: Path) -> 
     suppression = Suppression(0.25, 0.2, count)
     outputs = in_graph(detector(tmp_path, 1).end2end(suppression, "tensorrt_rtx"), maps)
     assert outputs["num_dets"].tolist() == [[count // 2]]
-    assert_same(read_end2end(outputs), in_numpy(maps, suppression))
+    assert_same(read_nms_outputs(outputs), in_numpy(maps, suppression))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -232,8 +232,8 @@ def test_the_card_of_the_file_says_what_comes_out_of_it(tmp_path: Path) -> None:
 
 def test_what_has_no_boxes_is_refused_in_one_line(tmp_path: Path) -> None:
     done = detector(tmp_path, 2).end2end(EVALUATION, "tensorrt")
-    with pytest.raises(End2EndError, match=r"^maps: --end2end needs a detector .*leave it out"):
-        append_end2end(done, tmp_path / "twice.onnx", EVALUATION)
+    with pytest.raises(AppendNmsError, match=r"^maps: `end2end` needs a detector .*leave it out"):
+        write_with_nms(done, tmp_path / "twice.onnx", EVALUATION)
     assert not (tmp_path / "twice.onnx").exists()
 
 

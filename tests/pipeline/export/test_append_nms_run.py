@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +15,12 @@ from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
+from reptrt.pipeline.stage import Stage
 from reptrt.pipeline.stages import append_nms, build
 from reptrt.pipeline.workspace import open_workspace
 from tests.command_line import TinyProject, reptrt
 from tests.one_box_detector import write_detector
+from tests.run_records import record_of
 
 
 @pytest.mark.parametrize("command", ["engine", "export"])
@@ -41,14 +42,15 @@ def test_an_end_to_end_engine_is_built_from_its_own_graph(tmp_path: Path, batch:
     workspace = open_workspace(tmp_path, recipe, "tensorrt-rtx")
     layout = Preprocess((16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), layout="letterbox")
     card = ModelCard("m", "detection", layout, 1, None, ("p3",), (8,))
-    write_detector(workspace.trt_onnx, 0.9, card, batch)
+    write = Stage("export", "", 0, {}, [workspace.trt_onnx])
+    write.run(lambda: write_detector(workspace.trt_onnx, 0.9, card, batch) and None)
 
     road = Run(recipe, TARGETS["tensorrt-rtx"], workspace, "reptrt", no_progress)
     append_nms(road)
     build(road)
     rows = onnx.load(workspace.end2end_onnx).graph.output[1].type.tensor_type.shape.dim[1]
     assert rows.dim_value == 3
-    record = json.loads((workspace.folder / "model.engine.json").read_text())
+    record = record_of(workspace.folder, "build")
     assert record["inputs"]["onnx"] == file_sha256(workspace.end2end_onnx)
     before = workspace.engine.stat().st_mtime_ns
     append_nms(road)

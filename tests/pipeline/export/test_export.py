@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from reptrt.calibrators.histogram.methods import MinMaxCalibrator
-from reptrt.calibrators.quantized.find_attention import Softmax
-from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer
-from reptrt.models.card import ModelCard
 from reptrt.models.graph import trace
-from reptrt.models.spec import Preprocess
-from reptrt.pipeline.export.export import ExportError, Precision, export_float, export_qdq
+from reptrt.pipeline.export.export import ExportError, export_float, export_qdq
 from reptrt.pipeline.model_card import read_card
+from tests.exported import Case, Exported, card
 from tests.onnx_codes import (
     agreement,
     forced_codes,
@@ -34,28 +30,6 @@ from tests.onnx_codes import (
 from tests.tiny_networks import SIZE, calibrated, quantized, randomize, smooth_images, traced
 
 STATIC = 64
-
-
-@dataclass(frozen=True)
-class Case:
-    network: str
-    bits: tuple[int, int] = (8, 8)
-    batch_size: int | None = None
-    precision: Precision = "fp32"
-    softmax: Softmax = "float"
-
-    def __str__(self) -> str:
-        name = f"{self.network}-{self.softmax}" if self.softmax != "float" else self.network
-        return f"{name}-w{self.bits[0]}a{self.bits[1]}-{self.batch_size or 'N'}-{self.precision}"
-
-
-@dataclass(frozen=True)
-class Exported:
-    case: Case
-    model: QuantizedModel
-    proto: onnx.ModelProto
-    path: Path
-    images: torch.Tensor
 
 
 CASES = [
@@ -78,29 +52,6 @@ CASES = [
 ]
 HALF = [Case(name, precision="fp16") for name in ("plain", "detector", "vit")]
 HALF += [Case("vit", precision="fp16", softmax="uniform")]
-
-
-def card(name: str) -> ModelCard:
-    preprocess = Preprocess((SIZE, SIZE), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    if name == "detector":
-        return ModelCard(name, "detection", preprocess, 3, None, ("p1", "p2"), (2, 4))
-    return ModelCard(name, "classification", preprocess, 10, None, ("logits",))
-
-
-@pytest.fixture(scope="module")
-def export_once(tmp_path_factory: pytest.TempPathFactory):
-    done: dict[Case, Exported] = {}
-
-    def export(case: Case) -> Exported:
-        if case not in done:
-            model = calibrated(case.network, case.bits, case.batch_size, case.softmax)
-            path = tmp_path_factory.mktemp("onnx") / "model.qdq.onnx"
-            export_qdq(model, path, card(case.network), case.batch_size, precision=case.precision)
-            images = smooth_images(case.batch_size or 128, seed=5)
-            done[case] = Exported(case, model, onnx.load(path), path, images)
-        return done[case]
-
-    return export
 
 
 @pytest.fixture(params=CASES, ids=str)

@@ -14,7 +14,7 @@ from reptrt.engines.target import TARGETS, load_backend
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.export.export import Precision, export_qdq
-from reptrt.pipeline.fp16_engine import write_rival
+from reptrt.pipeline.fp16_engine import write_fp16_onnx
 from tests.float_kernels import needless_float_kernels
 from tests.tiny_networks import SIZE, calibrated, traced
 
@@ -45,7 +45,7 @@ def typed(folder: Path, name: str, precision: Precision) -> Path:
 def test_no_kernel_is_float_that_need_not_be(tmp_path: Path, name: str) -> None:
     path = typed(tmp_path, name, "fp16")
     kernels = kernels_of(path)
-    assert fusion_report(kernels, path)["int8_layers"] > 0
+    assert fusion_report(kernels, path).int8_layers > 0
     assert needless_float_kernels(kernels, path) == []
 
 
@@ -56,9 +56,9 @@ def test_the_float_remainder_of_the_fp32_twin_is_seen(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("name", ["detector", "vit"])
-def test_the_fp16_rival_has_no_float_kernel_either(tmp_path: Path, name: str) -> None:
+def test_the_fp16_engine_has_no_float_kernel_either(tmp_path: Path, name: str) -> None:
     path = tmp_path / "fp16.onnx"
-    write_rival(traced(name), card(name), path)
+    write_fp16_onnx(traced(name), card(name), path)
     kernels = kernels_of(path)
-    assert {dtype for kernel in kernels for _, dtype in kernel.inputs} >= {"Half"}
+    assert {tensor.dtype for kernel in kernels for tensor in kernel.inputs} >= {"Half"}
     assert needless_float_kernels(kernels, path) == []

@@ -11,7 +11,7 @@ from reptrt.models.expand_attention import FUSED
 from reptrt.models.graph import TraceError
 from reptrt.models.load import LoadedModel
 from reptrt.models.spec import Preprocess, Task
-from reptrt.pipeline.export.prepare import OutputError, prepare_network
+from reptrt.pipeline.export.prepare import OutputError, open_network
 from reptrt.pipeline.recipe import Recipe
 from tests.tiny_networks import NETWORKS, randomize, smooth_images
 
@@ -42,7 +42,7 @@ def loaded(module: nn.Module, task: Task = "classification") -> LoadedModel:
 
 def test_a_network_is_reparameterized_traced_and_placed() -> None:
     model = loaded(NETWORKS["reparameterized"]())
-    network = prepare_network(model, Recipe(model="user:net"))
+    network = open_network(model, Recipe(model="user:net"))
     assert list(network.quantized.weight_quantizers) == [
         *("0.rbr_reparam", "1.rbr_reparam", "2.reparam_conv", "3.reparam_conv", "6")
     ]
@@ -55,7 +55,7 @@ def test_a_network_is_reparameterized_traced_and_placed() -> None:
 
 def test_bits_and_float_layers_come_from_the_recipe() -> None:
     recipe = Recipe(model="m", weight_bits=4, activation_bits=6, keep_float=("6", "0.*"))
-    quantized = prepare_network(loaded(NETWORKS["reparameterized"]()), recipe).quantized
+    quantized = open_network(loaded(NETWORKS["reparameterized"]()), recipe).quantized
     assert {q.grid.num_bits for q in quantized.weight_quantizers.values()} == {4}
     assert {q.grid.num_bits for q in quantized.activation_quantizers.values()} == {6}
     assert set(quantized.placement.float_layers) == {"6", "0.rbr_reparam"}
@@ -63,7 +63,7 @@ def test_bits_and_float_layers_come_from_the_recipe() -> None:
 
 def test_the_card_of_a_classifier_names_its_logits_and_classes() -> None:
     model = loaded(NETWORKS["plain"]())
-    card = prepare_network(model, Recipe(model="m")).card
+    card = open_network(model, Recipe(model="m")).card
     assert (card.model, card.task, card.outputs, card.strides) == (
         *("user:net", "classification", ("logits",), ()),
     )
@@ -72,12 +72,12 @@ def test_the_card_of_a_classifier_names_its_logits_and_classes() -> None:
 
 
 def test_the_card_of_a_detector_names_maps_after_their_strides() -> None:
-    card = prepare_network(loaded(NETWORKS["detector"](), "detection"), Recipe(model="m")).card
+    card = open_network(loaded(NETWORKS["detector"](), "detection"), Recipe(model="m")).card
     assert (card.outputs, card.strides) == (("p1", "p2"), (2, 4))
 
 
 def test_a_fixed_batch_is_what_the_network_runs_on() -> None:
-    network = prepare_network(loaded(NETWORKS["plain"]()), Recipe(model="m", batch_size=3))
+    network = open_network(loaded(NETWORKS["plain"]()), Recipe(model="m", batch_size=3))
     placeholder = next(
         node for node in network.quantized.graph_module.graph.nodes if node.op == "placeholder"
     )
@@ -86,20 +86,20 @@ def test_a_fixed_batch_is_what_the_network_runs_on() -> None:
 
 def test_a_classifier_with_two_outputs_is_refused() -> None:
     with pytest.raises(OutputError, match="a classifier must return logits") as caught:
-        prepare_network(loaded(TwoLogits()), Recipe(model="m"))
+        open_network(loaded(TwoLogits()), Recipe(model="m"))
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 def test_a_network_that_cannot_be_recorded_is_refused() -> None:
     with pytest.raises(TraceError):
-        prepare_network(loaded(nn.Conv2d(4, 4, 1)), Recipe(model="m"))
+        open_network(loaded(nn.Conv2d(4, 4, 1)), Recipe(model="m"))
 
 
 @pytest.mark.parametrize("softmax", ["float", "uniform", "log2"])
 def test_attention_is_quantized_as_the_recipe_says(softmax: Softmax) -> None:
     model = loaded(NETWORKS["vit"]())
-    network = prepare_network(model, Recipe(model="m", softmax=softmax, activation_bits=6))
+    network = open_network(model, Recipe(model="m", softmax=softmax, activation_bits=6))
     sites = network.quantized.placement.attention
     assert len(sites) == (softmax != "float")
     assert FUSED in [node.target for node in network.float_graph.graph.nodes]

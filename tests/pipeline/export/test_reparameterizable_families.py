@@ -25,7 +25,7 @@ from reptrt.models.card import ModelCard
 from reptrt.models.load import LoadedModel
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.export.export import Precision, export_qdq
-from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.export.prepare import open_network
 from reptrt.pipeline.recipe import Recipe
 from tests import user_blocks
 from tests.command_line import Outcome, TinyProject, reptrt
@@ -60,7 +60,7 @@ class Deployed:
 def prepared(request: pytest.FixtureRequest) -> Prepared:
     """Fused, traced and placed; not to be calibrated."""
     module = NETWORKS[request.param]()
-    network = prepare_network(loaded(module), Recipe(model="m"))
+    network = open_network(loaded(module), Recipe(model="m"))
     return Prepared(module, network.float_graph.graph, network.quantized, network.card)
 
 
@@ -127,10 +127,10 @@ def test_tensorrt_rtx_builds_it_with_every_convolution_in_int8(
     options = BuildOptions(compute_capabilities=((8, 6),), batch=(1, 1, 4))
     built = build_engine(deployed.onnx_path, tmp_path / "m.engine", rtx, options)
     report = fusion_report(parse_kernels(built.layers), deployed.onnx_path)
-    islands = {island["layer"] for island in report["float_islands"]}
+    islands = {island.layer for island in report.float_islands}
     assert islands == set(deployed.model.placement.float_layers)
     assert all("se." in name or "attn." in name or "conv_head" in name for name in islands)
-    assert report["int8_layers"] == len(deployed.model.placement.layers)
+    assert report.int8_layers == len(deployed.model.placement.layers)
 
 
 def test_a_users_callable_of_blocks_is_calibrated(tiny: TinyProject, tmp_path: Path) -> None:

@@ -234,5 +234,5 @@ def test_tensorrt_rtx_builds_the_same_number_of_int8_kernels(files: Files, tmp_p
         result = build_engine(path, tmp_path / "model.engine", rtx, options)
         reports.append(fusion_report(parse_kernels(result.layers), path))
     plain, shifted = reports
-    assert shifted["int8_coverage"] == 100
-    assert shifted["kernels"] == plain["kernels"]
+    assert shifted.int8_coverage == 100
+    assert shifted.kernels == plain.kernels

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from reptrt.engines.report_schema import (
+    Accuracy,
+    DeviceLatency,
+    ModelLatency,
+    Percentiles,
+    Report,
+)
+from reptrt.pipeline.records import read_record
 from reptrt.pipeline.regression.baselines import load_baselines
-from reptrt.pipeline.regression.regress import Finding, exit_code, judge
+from reptrt.pipeline.regression.regress import BaselineCheck, exit_code, judge
 from tests.command_line import Outcome, TinyProject, reptrt
 
 GPU = "NVIDIA L4"
 
 
 @pytest.fixture(scope="session")
-def measured(finished: Path) -> dict[str, Any]:
+def measured(finished: Path) -> Report:
     """Report of a whole run; its accuracy is made up, since that of a random network is chance."""
     (path,) = finished.rglob("report.json")
-    report: dict[str, Any] = json.loads(path.read_text())
-    report["accuracy"] |= {"quantized": 80.0, "agreement": 95.0}
-    return report
+    report = read_record(path, Report)
+    return replace(report, accuracy=Accuracy("top1", quantized=80.0, agreement=95.0))
 
 
-def on_gpu(report: Mapping[str, Any], **p50: float) -> dict[str, Any]:
-    latency = {name: {"p50": value} for name, value in p50.items()}
-    where = {"backend": report["backend"], "device": GPU, "device_only": None}
-    return {**deepcopy(dict(report)), "latency_ms": {"fp32": None, **latency, **where}}
+def on_gpu(report: Report, alone: DeviceLatency | None = None, **p50: float) -> Report:
+    latency = {name: Percentiles(value) for name, value in p50.items()}
+    where = {"backend": report.backend, "device": GPU, "device_only": alone}
+    return replace(report, latency_ms=ModelLatency(**latency, **where))  # type: ignore[arg-type]
 
 
 def entry(**metrics: Any) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def entry(**metrics: Any) -> dict[str, Any]:
     return {"recipe": {"model": "repvgg_a0"}, **expected, **metrics}
 
 
-def findings(folder: Path, report: Mapping[str, Any], **metrics: Any) -> dict[str, Finding]:
+def findings(folder: Path, report: Report, **metrics: Any) -> dict[str, BaselineCheck]:
     path = folder / "baselines.yaml"
     path.write_text(yaml.safe_dump({"net": entry(**metrics)}, sort_keys=False))
     found = judge(path, "net", load_baselines(path)["net"], report)
@@ -60,7 +66,7 @@ def near(value: float, tolerance: float = 0.5) -> dict[str, float]:
     ],
 )
 def test_more_accuracy_than_the_tolerance_fails_as_less_does(
-    tmp_path: Path, measured: dict[str, Any], baseline: float, outcome: str, code: int
+    tmp_path: Path, measured: Report, baseline: float, outcome: str, code: int
 ) -> None:
     found = findings(tmp_path, measured, accuracy=near(baseline))["accuracy"]
     assert found.outcome == outcome
@@ -68,7 +74,7 @@ def test_more_accuracy_than_the_tolerance_fails_as_less_does(
 
 
 def test_a_message_names_the_line_and_what_it_should_become(
-    tmp_path: Path, measured: dict[str, Any]
+    tmp_path: Path, measured: Report
 ) -> None:
     found = findings(tmp_path, measured, accuracy=near(70), agreement=near(99))
     line = f"{tmp_path / 'baselines.yaml'}"
@@ -81,11 +87,9 @@ def test_a_message_names_the_line_and_what_it_should_become(
     )
 
 
-def test_fewer_kernels_are_better_and_belong_to_a_builder(
-    tmp_path: Path, measured: dict[str, Any]
-) -> None:
-    kernels = measured["fusion"]["kernels"]
-    version = measured["backend"].rpartition(".")[0]
+def test_fewer_kernels_are_better_and_belong_to_a_builder(tmp_path: Path, measured: Report) -> None:
+    kernels = measured.fusion.kernels
+    version = measured.backend.rpartition(".")[0]
 
     def outcome(baselines: dict[str, Any]) -> str:
         return findings(tmp_path, measured, kernels=baselines)["kernels"].outcome
@@ -94,56 +98,52 @@ def test_fewer_kernels_are_better_and_belong_to_a_builder(
     assert outcome({version: near(kernels - 1, 0)}) == "regression"
     assert outcome({version: near(kernels + 1, 0)}) == "improvement"
     assert outcome({"tensorrt 10.13": near(kernels, 0)}) == "skipped"
-    assert outcome({measured["backend"][:-1]: near(kernels, 0)}) == "skipped"
+    assert outcome({measured.backend[:-1]: near(kernels, 0)}) == "skipped"
     # the most exact key counts
     assert outcome({version[:14]: near(1, 0), version: near(kernels, 0)}) == "ok"
     assert outcome({version[:14]: near(1, 0)}) == "regression"
 
 
-def test_a_lost_int8_layer_fails(tmp_path: Path, measured: dict[str, Any]) -> None:
-    report = deepcopy(measured)
-    report["fusion"]["int8_coverage"] = 75.0
+def test_a_lost_int8_layer_fails(tmp_path: Path, measured: Report) -> None:
+    report = replace(measured, fusion=replace(measured.fusion, int8_coverage=75.0))
     found = findings(tmp_path, report, int8_coverage=near(100, 0))
     assert found["int8_coverage"].outcome == "regression"
 
 
-def test_what_is_expected_and_was_not_measured_fails(
-    tmp_path: Path, measured: dict[str, Any]
-) -> None:
-    found = findings(tmp_path, {**measured, "accuracy": None})["accuracy"]
+def test_what_is_expected_and_was_not_measured_fails(tmp_path: Path, measured: Report) -> None:
+    found = findings(tmp_path, replace(measured, accuracy=None))["accuracy"]
     assert found.outcome == "regression"
     assert "not measured, but the baseline expects 80" in found.message
 
 
 def test_latency_counts_on_the_gpu_that_its_baseline_names(
-    tmp_path: Path, measured: dict[str, Any]
+    tmp_path: Path, measured: Report
 ) -> None:
-    def found(report: dict[str, Any], gpu: str = GPU) -> Finding:
+    def found(report: Report, gpu: str = GPU) -> BaselineCheck:
         return findings(tmp_path, report, latency_ratio={gpu: near(0.5, 0.05)})["latency_ratio"]
 
     slow = found(on_gpu(measured, fp32=10, quantized=5.6))
     assert (slow.outcome, slow.measured) == ("regression", 0.56)
     assert found(on_gpu(measured, fp32=10, quantized=4.4)).outcome == "improvement"
     assert found(on_gpu(measured, fp32=10, fp16=4, quantized=2)).outcome == "ok"
-    with_copies = on_gpu(measured, fp16=9, quantized=8)
-    with_copies["latency_ms"]["device_only"] = {"fp16": {"p50": 4}, "quantized": {"p50": 2}}
-    assert found(with_copies).measured == 0.5
+    alone = DeviceLatency(Percentiles(4), Percentiles(2))
+    assert found(on_gpu(measured, alone, fp16=9, quantized=8)).measured == 0.5
     other = found(on_gpu(measured, fp32=10, quantized=5), "NVIDIA L40S")
     assert (other.outcome, other.measured) == ("skipped", 0.5)
     assert "no baseline for NVIDIA L4; one can be added at" in other.message
 
 
 def test_latency_without_a_gpu_or_a_float_engine_is_skipped_with_the_reason(
-    tmp_path: Path, measured: dict[str, Any]
+    tmp_path: Path, measured: Report
 ) -> None:
-    def reason(report: Mapping[str, Any]) -> str:
+    def reason(report: Report) -> str:
         found = findings(tmp_path, report, latency_ratio={GPU: near(0.5)})["latency_ratio"]
         assert found.outcome == "skipped"
         return found.message
 
     assert reason(measured) == "no GPU here: the time of onnxruntime says nothing about the engine"
     assert reason(on_gpu(measured, quantized=5)) == "neither FP16 nor FP32 was timed beside INT8"
-    assert reason({**measured, "latency_ms": None}) == "no latency was measured"
+    assert reason(replace(measured, latency_ms=None)) == "no latency was measured"
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,14 @@ def test_latency_without_a_gpu_or_a_float_engine_is_skipped_with_the_reason(
 )
 def test_the_worst_outcome_decides_the_exit_code(outcomes: list[Any], code: int) -> None:
     codes = {"error": 2}
-    found = [Finding("net", "", outcome, exit_code=codes.get(outcome, 0)) for outcome in outcomes]
+    found = [
+        BaselineCheck("net", "", outcome, exit_code=codes.get(outcome, 0)) for outcome in outcomes
+    ]
     assert exit_code(found) == code
 
 
 def test_a_run_that_was_killed_fails() -> None:
-    assert exit_code([Finding("net", "", "error", exit_code=-9)]) == 1
+    assert exit_code([BaselineCheck("net", "", "error", exit_code=-9)]) == 1
 
 
 def regress(tiny: TinyProject, folder: Path, entries: dict[str, Any], *options: object) -> Outcome:

@@ -7,7 +7,7 @@ from reptrt.pipeline.report.charts import bar_chart, loss_chart, snr_strip, wors
 
 
 def layers(*values: float | None) -> list[LayerSnr]:
-    return [{"layer": f"l{i}", "op": "Conv", "snr_db": value} for i, value in enumerate(values)]
+    return [LayerSnr(f"l{i}", "Conv", value) for i, value in enumerate(values)]
 
 
 def test_bars_are_proportional_to_the_maximum() -> None:
@@ -22,7 +22,7 @@ def test_a_value_that_cannot_be_drawn_has_no_bar(value: float | None) -> None:
 
 def test_worst_layers_are_sorted_and_known() -> None:
     worst = worst_layers(layers(30, None, -2, math.nan, 0, math.inf, 12), count=3)
-    assert [layer["snr_db"] for layer in worst] == [-2, 0, 12]
+    assert [layer.snr_db for layer in worst] == [-2, 0, 12]
 
 
 def test_columns_reach_from_zero_to_their_value() -> None:
@@ -62,7 +62,7 @@ def test_a_deep_range_keeps_few_grid_lines_and_zero_among_them() -> None:
 
 def blocks(*losses: tuple[int, float | None, float | None]) -> list[BlockLoss]:
     return [
-        {"name": f"b{i}", "stage": stage, "before": before, "after": after, "seconds": 1.0}
+        BlockLoss(f"b{i}", stage, before, after, seconds=1.0)
         for i, (stage, before, after) in enumerate(losses)
     ]
 

@@ -1,9 +1,10 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from reptrt.engines.report_schema import ComparisonRow
+from reptrt.engines.report_schema import Accuracy, ComparisonRow, OutputNumerics
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.comparison import write_comparison
 
@@ -13,13 +14,13 @@ HOSTILE = "<script>alert(1)</script>"
 def row(
     calibrator: str, quantized: float | None, snr_db: float | None, seconds: float = 10.0
 ) -> ComparisonRow:
-    accuracy = None if quantized is None else {
-        "metric": "top1", "fp32": 78.86, "quantized": quantized, "drop": 78.86 - quantized,
-        "agreement": 88.0, "num_images": 700,
-    }  # fmt: skip
+    accuracy = None if quantized is None else Accuracy(
+        "top1", fp32=78.86, quantized=quantized, drop=78.86 - quantized, agreement=88.0,
+        num_images=700,
+    )  # fmt: skip
     return ComparisonRow(
-        calibrator=calibrator, method=calibrator, num_samples=128, accuracy=accuracy,  # type: ignore[typeddict-item]
-        numerics={"logits": {"snr_db": snr_db}}, seconds=seconds, peak_rss_mb=1200.0,
+        calibrator=calibrator, method=calibrator, num_samples=128, accuracy=accuracy,
+        numerics={"logits": OutputNumerics(snr_db)}, seconds=seconds, peak_rss_mb=1200.0,
     )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def page(rows: list[ComparisonRow], folder: Path, command: str = "reptrt compare
 
 def test_the_page_holds_every_number_of_the_table(tmp_path: Path) -> None:
     rows = [row("mae", 76.0, 11.25, 11.0), row("repapq", 79.0, 18.9, 200.0)]
-    rows[1]["calibrator"] = "auto"
+    rows[1] = replace(rows[1], calibrator="auto")
     text = page(rows, tmp_path)
     cells = re.findall(r"<t[hd] class=\"(?:name|num|num strong)\"[^>]*>([^<]*)</t[hd]>", text)
     header = ["Images", "FP32", "INT8", "Drop", "Agreement", "SNR", "Time", "Peak memory"]

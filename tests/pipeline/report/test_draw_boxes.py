@@ -39,12 +39,14 @@ def test_a_box_is_drawn_where_it_is() -> None:
 def test_a_box_that_the_other_model_lacks_has_a_broken_outline_and_says_so() -> None:
     edges = (50.0, 100.0, 450.0, 400.0)
     plain = drawn(black(480, 480), DrawnBox(edges, 0.9, 4))
-    lonely = drawn(black(480, 480), DrawnBox(edges, 0.9, 4, is_lonely=True))
-    white = [(picture.min(axis=2) > 180)[150:390, 45:60].any(axis=1) for picture in (plain, lonely)]
+    unmatched = drawn(black(480, 480), DrawnBox(edges, 0.9, 4, is_unmatched=True))
+    white = [
+        (picture.min(axis=2) > 180)[150:390, 45:60].any(axis=1) for picture in (plain, unmatched)
+    ]
     assert not white[0].any()
     assert 0.3 < white[1].mean() < 0.8
     widths = [
-        np.nonzero(picture[85:95].max(axis=(0, 2)) > 100)[0].max() for picture in (plain, lonely)
+        np.nonzero(picture[85:95].max(axis=(0, 2)) > 100)[0].max() for picture in (plain, unmatched)
     ]
     assert widths[1] > widths[0] + 40
 

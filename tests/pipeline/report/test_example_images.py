@@ -17,7 +17,7 @@ from reptrt.pipeline.data.coco import Annotations
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.example_images import choose_images, draw_pictures
-from reptrt.pipeline.validation.validate import Trial
+from reptrt.pipeline.validation.validate import ValidationSetup
 from reptrt.pipeline.workspace import open_workspace
 from tests.one_box_detector import write_detector
 
@@ -58,11 +58,15 @@ def test_pictures_show_the_boxes_of_both_models_side_by_side(tmp_path: Path) -> 
     )
     images = DetectionSet(files, (nothing,) * 3, (None,) * 3, ("thing",), LETTERBOX)
     card = ModelCard("m", "detection", LETTERBOX, 1, None, ("p3",), (8,))
-    (picture,) = draw_pictures(Trial(workspace, TARGET), card, images, [(0, 0), (2, 0), (0, 0)])
-    assert (picture["title"], picture["note"]) == ("1.png", "the same boxes")
-    for name in ("fp32_png", "quantized_png"):
-        assert abs(decode(picture[name]) - 40).max() > 50
+    (picture,) = draw_pictures(
+        ValidationSetup(workspace, TARGET), card, images, [(0, 0), (2, 0), (0, 0)]
+    )
+    assert (picture.title, picture.note) == ("1.png", "the same boxes")
+    for png in (picture.fp32_png, picture.quantized_png):
+        assert abs(decode(png) - 40).max() > 50
     write_detector(workspace.trt_onnx, score=0.2)
-    (picture,) = draw_pictures(Trial(workspace, TARGET), card, images, [(0, 0), (1, 1), (0, 0)])
-    assert picture["note"] == "1 box in one of the two only"
-    assert abs(decode(picture["quantized_png"]) - 40).max() <= 3  # only the image
+    (picture,) = draw_pictures(
+        ValidationSetup(workspace, TARGET), card, images, [(0, 0), (1, 1), (0, 0)]
+    )
+    assert picture.note == "1 box in one of the two only"
+    assert abs(decode(picture.quantized_png) - 40).max() <= 3  # only the image

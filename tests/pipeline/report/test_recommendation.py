@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from reptrt.engines.report_schema import Deploy, Report
+from reptrt.engines.report_schema import (
+    Accuracy,
+    Deploy,
+    DeviceLatency,
+    Gate,
+    ModelLatency,
+    OutputNumerics,
+    Percentiles,
+    Report,
+)
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.report.summary import deployment_note
+from tests.reports import make_report
 
 
 def report(
@@ -18,16 +28,16 @@ def report(
     cosine: float | None = 0.9999,
 ) -> Report:
     """On a GPU, with its copies an order of magnitude slower."""
-    both = {"fp16": {"p50": float_}, "quantized": {"p50": int8}}
-    accuracy = None if drop is None else {"metric": "top1", "drop": drop}
+    both = DeviceLatency(Percentiles(float_), Percentiles(int8))
+    accuracy = None if drop is None else Accuracy("top1", drop=drop)
     passed = None if limit is None else drop is not None and drop <= limit
-    return Report(
-        weight_bits=8, activation_bits=8, backend="tensorrt 11.1", accuracy=accuracy,
-        latency_ms={"fp32": None, "fp16": {"p50": 10.0}, "quantized": {"p50": 20.0},
-                    "device_only": both},
-        fp16_numerics={"logits": {"snr_db": 60.0, "cosine": cosine}},
-        gate={"max_drop": limit, "passed": passed},
-    )  # type: ignore[typeddict-item] # fmt: skip
+    return make_report(
+        backend="tensorrt 11.1", accuracy=accuracy,
+        latency_ms=ModelLatency(fp16=Percentiles(10.0), quantized=Percentiles(20.0),
+                                device_only=both),
+        fp16_numerics={"logits": OutputNumerics(60.0, cosine)},
+        gate=Gate(limit, passed),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -55,10 +65,9 @@ def test_on_a_gpu_int8_must_beat_fp16(content: Report, deploy: Deploy, reason: s
 
 @pytest.mark.parametrize(("int8", "deploy"), [(0.6, "int8"), (1.1, "fp32")])
 def test_on_a_cpu_int8_must_beat_fp32(int8: float, deploy: Deploy) -> None:
-    content = Report(
+    content = make_report(
         weight_bits=6, activation_bits=6, backend="onnxruntime 1.31",
-        latency_ms={"fp32": {"p50": 1.0}, "fp16": None, "quantized": {"p50": int8},
-                    "device_only": None},
+        latency_ms=ModelLatency(fp32=Percentiles(1.0), quantized=Percentiles(int8)),
     )  # fmt: skip
     chosen = choose_deployment(content)
     assert chosen.deploy == deploy
@@ -66,16 +75,17 @@ def test_on_a_cpu_int8_must_beat_fp32(int8: float, deploy: Deploy) -> None:
     assert "than FP32" in chosen.reason
 
 
-@pytest.mark.parametrize("latency", [None, {"fp32": {"p50": 1.0}, "quantized": {"p50": 0.5}}])
-def test_onnx_runtime_says_nothing_about_an_engine(latency: object) -> None:
-    content = Report(weight_bits=8, activation_bits=8, backend="tensorrt_rtx 1.7")
-    content["latency_ms"] = latency  # type: ignore[typeddict-item]
-    chosen = choose_deployment(content)
+@pytest.mark.parametrize(
+    "latency", [None, ModelLatency(fp32=Percentiles(1.0), quantized=Percentiles(0.5))]
+)
+def test_onnx_runtime_says_nothing_about_an_engine(latency: ModelLatency | None) -> None:
+    chosen = choose_deployment(make_report(backend="tensorrt_rtx 1.7", latency_ms=latency))
     assert chosen.deploy is None
     assert chosen.reason == ("INT8 was not compared with FP16, since no GPU here runs the engine")
 
 
 def test_the_note_begins_with_the_choice() -> None:
-    assert deployment_note({"deploy": "fp16", "deploy_reason": "slow"}) == "Deploy FP16: slow"
-    assert deployment_note({"deploy": None, "deploy_reason": "no GPU"}) == "no GPU"
-    assert deployment_note({}) == ""
+    slow = make_report(deploy="fp16", deploy_reason="slow")
+    assert deployment_note(slow) == "Deploy FP16: slow"
+    assert deployment_note(make_report(deploy_reason="no GPU")) == "no GPU"
+    assert deployment_note(make_report()) == ""

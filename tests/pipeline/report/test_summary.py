@@ -2,25 +2,33 @@ import math
 
 import pytest
 
-from reptrt.engines.report_schema import BlockLoss, End2End, Report
+from reptrt.engines.report_schema import (
+    Accuracy,
+    BlockLoss,
+    End2End,
+    Gate,
+    ModelLatency,
+    OutputNumerics,
+    Report,
+)
 from reptrt.pipeline.report.summary import (
-    end2end_note,
     latency_origin,
     loss_change,
+    nms_note,
     precision_name,
     reconstruction_note,
     sample_note,
     verdict,
     worst_snr,
 )
+from tests.reports import make_report
 
 
 def report(quantized: float, passed: bool | None = None) -> Report:
-    return Report(
-        weight_bits=8, activation_bits=8, gate={"max_drop": 1.0, "passed": passed},
-        accuracy={"metric": "map_50_95", "fp32": 70.0, "quantized": quantized,
-                  "drop": 70.0 - quantized},
-    )  # fmt: skip
+    return make_report(
+        gate=Gate(max_drop=1.0, passed=passed),
+        accuracy=Accuracy("map_50_95", fp32=70.0, quantized=quantized, drop=70.0 - quantized),
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,13 +46,13 @@ def test_the_verdict_names_the_loss(quantized: float, passed: bool, beginning: s
 
 def test_without_a_judgement_there_is_no_gate() -> None:
     assert verdict(report(69.0)).gate == "absent"
-    assert verdict(Report(accuracy=None, accuracy_note="no --eval")).sentence == (
+    assert verdict(make_report(accuracy_note="no --eval")).sentence == (
         "Accuracy was not measured: no --eval"
     )
 
 
 def test_fewer_bits_are_not_called_int8() -> None:
-    assert precision_name(Report(weight_bits=4, activation_bits=8)) == "W4A8"
+    assert precision_name(make_report(weight_bits=4)) == "W4A8"
 
 
 @pytest.mark.parametrize(
@@ -55,13 +63,14 @@ def test_fewer_bits_are_not_called_int8() -> None:
      ("tensorrt 11.1", "Measured with tensorrt 11.1 on X")],
 )  # fmt: skip
 def test_latency_says_what_it_does_not_tell(backend: str, caveat: str) -> None:
-    assert latency_origin(Report(latency_ms={"backend": backend, "device": "X"})).endswith(caveat)
+    measured = make_report(latency_ms=ModelLatency(backend=backend, device="X"))
+    assert latency_origin(measured).endswith(caveat)
 
 
 def test_few_images_are_named_with_their_grain() -> None:
-    note = sample_note({"metric": "top1", "num_images": 250})
+    note = sample_note(Accuracy("top1", num_images=250))
     assert note == "250 images: one image is 0.40 points"
-    assert sample_note({"metric": "map_50_95", "num_images": 1}) == "1 image"
+    assert sample_note(Accuracy("map_50_95", num_images=1)) == "1 image"
 
 
 @pytest.mark.parametrize(
@@ -82,17 +91,18 @@ def test_one_block_without_a_change_is_only_counted() -> None:
 
 
 def test_the_worst_output_is_the_one_of_lowest_snr() -> None:
-    assert worst_snr({"a": {"snr_db": 9.0}, "b": {"snr_db": -2.0}, "c": {"snr_db": None}}) == -2
-    assert worst_snr({"a": {"snr_db": None}}) is None
+    numerics = {"a": OutputNumerics(9.0), "b": OutputNumerics(-2.0), "c": OutputNumerics(None)}
+    assert worst_snr(numerics) == -2
+    assert worst_snr({"a": OutputNumerics(None)}) is None
 
 
 def test_an_engine_with_nms_is_judged_by_its_boxes() -> None:
     compared = End2End(
         score_threshold=0.25, iou_threshold=0.65, max_detections=100, identical=18.75,
-        agreement=99.62, num_images=16,
+        agreement=99.62, num_images=16, backend="onnxruntime",
     )  # fmt: skip
     assert (
-        end2end_note(compared)
+        nms_note(compared)
         .replace("\u00a0", " ")
         .endswith("equal to NumPy’s in 3 of 16 images, F1 99.62 %")
     )

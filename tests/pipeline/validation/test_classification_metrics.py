@@ -1,15 +1,15 @@
-"""Accuracy and agreement against hand-computed values."""
+"""TopAccuracy and agreement against hand-computed values."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from reptrt.pipeline.validation.classification_metrics import Accuracy, agreement, top_class
+from reptrt.pipeline.validation.classification_metrics import TopAccuracy, agreement, top_class
 
 
 def test_top1_and_top5_of_known_logits() -> None:
-    accuracy = Accuracy()
+    accuracy = TopAccuracy()
     row = np.arange(10, dtype=np.float32)  # classes 9, 8, 7, 6, 5 are the best five
     accuracy.update(np.stack([row, row]), np.array([9, 5]))
     accuracy.update(row[None], np.array([4]))
@@ -20,13 +20,13 @@ def test_top1_and_top5_of_known_logits() -> None:
 
 
 def test_top5_of_three_classes_is_always_right() -> None:
-    accuracy = Accuracy()
+    accuracy = TopAccuracy()
     accuracy.update(np.array([[3.0, 2.0, 1.0]], np.float32), np.array([2]))
     assert (accuracy.top1, accuracy.top5) == (0.0, 100.0)
 
 
 def test_of_equal_logits_the_first_class_wins_as_in_argmax() -> None:
-    accuracy = Accuracy()
+    accuracy = TopAccuracy()
     logits = np.zeros((3, 4), np.float32)
     accuracy.update(logits, np.array([0, 1, 3]))
     assert accuracy.top1 == pytest.approx(100 / 3)
@@ -34,7 +34,7 @@ def test_of_equal_logits_the_first_class_wins_as_in_argmax() -> None:
 
 
 def test_logits_that_are_nan_are_wrong_and_agree_with_nothing() -> None:
-    accuracy = Accuracy()
+    accuracy = TopAccuracy()
     logits = np.full((2, 10), np.nan, np.float32)
     accuracy.update(logits, np.array([0, 9]))
     assert (accuracy.top1, accuracy.top5) == (0.0, 0.0)

@@ -15,7 +15,8 @@ from reptrt.calibrators.histogram.methods import (
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.reconstruction.baseline_guard import use_all_codes
 from reptrt.calibrators.registry import create_calibrator
-from reptrt.engines.runtime.runners import polygraphy_onnx_runner
+from reptrt.engines.report_schema import OutputNumerics
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.surgery import clean
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
@@ -50,7 +51,7 @@ def network(path: Path, first: float, second: float, head: str = "head") -> Path
 
 def outputs(reference: Path, test: Path) -> dict[str, dict[str, float | None]]:
     runners = [
-        polygraphy_onnx_runner(path, path.stem, optimize=False) for path in (reference, test)
+        OnnxRuntimeRunner(path, optimize=False, name=path.stem) for path in (reference, test)
     ]
     (found,) = compare_outputs(runners, [(0, 1)], FEEDS)
     return found
@@ -59,23 +60,21 @@ def outputs(reference: Path, test: Path) -> dict[str, dict[str, float | None]]:
 def test_an_error_of_a_tenth_is_twenty_decibels(tmp_path: Path) -> None:
     reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
     found = outputs(reference, network(tmp_path / "int8.onnx", 2.0, 1.1))
-    assert found["logits"]["snr_db"] == pytest.approx(20.0, abs=1e-3)
-    assert found["logits"]["cosine"] == pytest.approx(1.0, abs=1e-4)
+    assert found["logits"].snr_db == pytest.approx(20.0, abs=1e-3)
+    assert found["logits"].cosine == pytest.approx(1.0, abs=1e-4)
 
 
 def test_opposite_outputs_have_cosine_minus_one(tmp_path: Path) -> None:
     reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
     found = outputs(reference, network(tmp_path / "int8.onnx", 2.0, -1.0))
-    assert found["logits"]["snr_db"] == pytest.approx(
-        -6.0206, abs=1e-3
-    )  # error of twice the signal
-    assert found["logits"]["cosine"] == pytest.approx(-1.0, abs=1e-4)
+    assert found["logits"].snr_db == pytest.approx(-6.0206, abs=1e-3)  # error of twice the signal
+    assert found["logits"].cosine == pytest.approx(-1.0, abs=1e-4)
 
 
 def test_equal_outputs_have_no_number_of_decibels(tmp_path: Path) -> None:
     path = network(tmp_path / "fp32.onnx", 2.0, 1.0)
     found = outputs(path, network(tmp_path / "int8.onnx", 2.0, 1.0))
-    assert found["logits"] == {"snr_db": None, "cosine": 1.0}
+    assert found["logits"] == OutputNumerics(None, 1.0)
     assert list(found) == ["half", "logits"]
 
 
@@ -83,21 +82,21 @@ def test_layers_are_compared_by_name_in_the_order_of_the_graph(tmp_path: Path) -
     reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
     test = network(tmp_path / "int8.onnx", 2.2, 1.0)
     rows = compare_layers(reference, test, FEEDS)
-    assert [(row["layer"], row["op"]) for row in rows] == [("stem", "Conv"), ("head", "Conv")]
-    assert [row["snr_db"] for row in rows] == pytest.approx([20.0, 20.0], abs=1e-3)
+    assert [(row.layer, row.op) for row in rows] == [("stem", "Conv"), ("head", "Conv")]
+    assert [row.snr_db for row in rows] == pytest.approx([20.0, 20.0], abs=1e-3)
 
 
 def test_an_error_in_the_head_does_not_blame_the_stem(tmp_path: Path) -> None:
     reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
     stem, head = compare_layers(reference, network(tmp_path / "int8.onnx", 2.0, 1.01), FEEDS)
-    assert stem["snr_db"] is None  # no error at all
-    assert head["snr_db"] == pytest.approx(40.0, abs=1e-2)
+    assert stem.snr_db is None  # no error at all
+    assert head.snr_db == pytest.approx(40.0, abs=1e-2)
 
 
 def test_a_layer_that_only_one_model_has_is_left_out(tmp_path: Path) -> None:
     reference = network(tmp_path / "fp32.onnx", 2.0, 1.0)
     test = network(tmp_path / "int8.onnx", 2.2, 1.0, head="other")
-    assert [row["layer"] for row in compare_layers(reference, test, FEEDS)] == ["stem"]
+    assert [row.layer for row in compare_layers(reference, test, FEEDS)] == ["stem"]
 
 
 def test_comparing_layers_leaves_the_files_as_they_were(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def snr_of_layers(folder: Path, precision: Precision, *, wide: bool) -> dict[str
     clean(folder / "qdq.onnx", folder / "trt.onnx")
     feeds = [{"images": images.numpy()}]
     rows = compare_layers(folder / "fp32.onnx", folder / "trt.onnx", feeds)
-    return {row["layer"]: row["snr_db"] for row in rows}
+    return {row.layer: row.snr_db for row in rows}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -148,4 +147,4 @@ def test_layers_are_compared_with_what_their_bias_gives_back(tmp_path: Path) -> 
     feeds = [{"images": images.numpy()}]
     rows = compare_layers(tmp_path / "fp32.onnx", tmp_path / "trt.onnx", feeds)
     assert len(rows) == 10
-    assert min(row["snr_db"] for row in rows) > 20
+    assert min(row.snr_db for row in rows) > 20

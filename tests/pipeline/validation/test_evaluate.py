@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from reptrt.calibrators.base import no_progress
+from reptrt.engines.report_schema import Accuracy, MetricPair
 from reptrt.engines.tensor_spec import TensorSpec
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
@@ -73,16 +74,17 @@ def test_top1_drop_and_agreement_of_a_classifier(tmp_path: Path, batch_size: int
     result = evaluate(
         fp32, int8, card("classification", ("logits",)), images, batch_size, no_progress
     )
-    assert result == {
-        "metric": "top1",
-        "fp32": 75.0,
-        "quantized": 50.0,
-        "drop": 25.0,
-        "agreement": 50.0,
-        "num_images": 4,
-        # of equal logits the first classes come first: class 3 is fourth behind 6, 0, 1 and 2
-        "extra": {"top5": {"fp32": 100.0, "quantized": 100.0}},
-    }
+    # of equal logits the first classes come first: class 3 is fourth behind 6, 0, 1 and 2
+    assert result.accuracy == Accuracy(
+        metric="top1",
+        fp32=75.0,
+        quantized=50.0,
+        drop=25.0,
+        agreement=50.0,
+        num_images=4,
+        extra={"top5": MetricPair(100.0, 100.0)},
+    )
+    assert result.shown is None
     assert fp32.batches == int8.batches == ([4] if batch_size is None else [3, 3])
 
 
@@ -123,16 +125,16 @@ def test_map_drop_and_agreement_of_a_detector(tmp_path: Path) -> None:
     # left edge at 12 - 8 * 0.4375 = 8.5: IoU 11.5 / 16 = 0.72 passes five of ten thresholds
     int8 = Reciter("INT8", np.stack([one_box(0.8, left=0.4375), one_box(0.0)]), output="p3")
     result = evaluate(fp32, int8, card("detection", ("p3",), (8,)), images, None, no_progress)
-    assert result == {
-        "metric": "map_50_95",
-        "fp32": 100.0,
-        "quantized": 50.0,
-        "drop": 50.0,
-        "agreement": 100.0,
-        "shown": [(2, 0), (0, 0)],
-        "num_images": 2,
-        "extra": {"map_50": {"fp32": 100.0, "quantized": 100.0}},
-    }
+    assert result.accuracy == Accuracy(
+        metric="map_50_95",
+        fp32=100.0,
+        quantized=50.0,
+        drop=50.0,
+        agreement=100.0,
+        num_images=2,
+        extra={"map_50": MetricPair(100.0, 100.0)},
+    )
+    assert result.shown == ((2, 0), (0, 0))
 
 
 def test_a_detector_that_collapsed_and_finds_nothing_scores_zero(tmp_path: Path) -> None:
@@ -140,7 +142,8 @@ def test_a_detector_that_collapsed_and_finds_nothing_scores_zero(tmp_path: Path)
     fp32 = Reciter("FP32", one_box(0.9)[None], output="p3")
     int8 = Reciter("INT8", one_box(0.0)[None], output="p3")
     result = evaluate(fp32, int8, card("detection", ("p3",), (8,)), images, 2, no_progress)
-    assert (result["fp32"], result["quantized"], result["agreement"]) == (100.0, 0.0, 0.0)
+    found = result.accuracy
+    assert (found.fp32, found.quantized, found.agreement) == (100.0, 0.0, 0.0)
     assert int8.batches == [2]
 
 

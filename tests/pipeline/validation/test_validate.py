@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from PIL import Image
 from reptrt.calibrators.base import no_progress
 from reptrt.engines.device import find_gpu
 from reptrt.engines.outputs.detection import Suppression
+from reptrt.engines.report_schema import End2End
 from reptrt.engines.target import TARGETS, Backend
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.coco import Annotations
 from reptrt.pipeline.data.datasets import ClassificationSet, DetectionSet, FolderImages
-from reptrt.pipeline.export.append_nms import append_end2end
+from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.validation.validate import (
-    Trial,
+    ValidationSetup,
     engine_can_run,
     quantized_runner,
     validate_files,
@@ -73,8 +74,8 @@ def validate(
 ) -> dict[str, Any]:
     card = ModelCard("m", "classification", PLAIN, 2, None, ("logits",))
     labelled = ClassificationSet(files, np.array([0, 1, 1]), PLAIN)
-    trial = Trial(workspace, TARGET, batch_size)
-    return validate_files(trial, card, labelled.images, labelled, no_progress)
+    setup = ValidationSetup(workspace, TARGET, batch_size)
+    return validate_files(setup, card, labelled.images, labelled, no_progress)
 
 
 @pytest.mark.parametrize("batch", [None, 2])
@@ -85,17 +86,17 @@ def test_accuracy_numerics_layers_and_latency_of_a_classifier(
     write_classifier(workspace.trt_onnx, gain=0.5, batch=str(batch or "N"))
     files = colours(tmp_path, (200, 0, 0), (100, 150, 0), (0, 100, 0))  # INT8 misses the second
     found = validate(workspace, files, batch)
-    assert found["accuracy"]["fp32"] == 100.0
-    assert found["accuracy"]["quantized"] == pytest.approx(66.67)
-    assert found["accuracy"]["drop"] == pytest.approx(33.33)
-    assert [row["layer"] for row in found["layers"]] == ["fc"]
+    assert found.accuracy.fp32 == 100.0
+    assert found.accuracy.quantized == pytest.approx(66.67)
+    assert found.accuracy.drop == pytest.approx(33.33)
+    assert [row.layer for row in found.layers] == ["fc"]
     signal, noise = 200**2 + 100**2 + 150**2 + 100**2, 75**2 + 50**2
-    assert found["layers"][0]["snr_db"] == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
-    assert found["numerics"].keys() == {"logits"}
-    latency = found["latency_ms"]
-    assert latency["fp32"].keys() == latency["quantized"].keys() == {"p50", "p90", "p99"}
-    assert latency["backend"].endswith("CPU")
-    json.dumps(found, allow_nan=False)
+    assert found.layers[0].snr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
+    assert found.numerics.keys() == {"logits"}
+    latency = found.latency_ms
+    assert all(0 < one.p50 <= one.p90 <= one.p99 for one in (latency.fp32, latency.quantized))
+    assert latency.backend.endswith("CPU")
+    json.dumps(asdict(found), allow_nan=False)
 
 
 def test_without_labels_only_the_outputs_are_compared(workspace: Workspace, tmp_path: Path) -> None:
@@ -103,15 +104,15 @@ def test_without_labels_only_the_outputs_are_compared(workspace: Workspace, tmp_
     write_classifier(workspace.trt_onnx, gain=1.1)
     images = FolderImages(colours(tmp_path, (0, 90, 0)), PLAIN)
     card = ModelCard("m", "classification", PLAIN, 2, None, ("logits",))
-    found = validate_files(Trial(workspace, TARGET), card, images, None, no_progress)
-    assert found["accuracy"] is None
-    assert found["numerics"]["logits"]["snr_db"] == pytest.approx(20.0, abs=0.01)
+    found = validate_files(ValidationSetup(workspace, TARGET), card, images, None, no_progress)
+    assert found.accuracy is None
+    assert found.numerics["logits"].snr_db == pytest.approx(20.0, abs=0.01)
 
 
 def test_an_engine_runs_nowhere_without_a_gpu(workspace: Workspace) -> None:
     assert [name for name, target in TARGETS.items() if engine_can_run(target)] == ["cpu"]
     write_classifier(workspace.trt_onnx, gain=1.0)
-    with quantized_runner(Trial(workspace, TARGET)) as runner:
+    with quantized_runner(ValidationSetup(workspace, TARGET)) as runner:
         assert runner.backend.startswith("onnxruntime")
 
 
@@ -131,21 +132,20 @@ def test_an_end_to_end_detector_is_measured_through_its_own_boxes(
     write_detector(workspace.fp32_onnx, score=0.9)
     write_detector(workspace.trt_onnx, score=0.2, card=card)  # dropped by the engine's threshold
     suppression = Suppression(0.25, 0.65, 10)
-    append_end2end(workspace.trt_onnx, workspace.end2end_onnx, suppression, backend)
+    write_with_nms(workspace.trt_onnx, workspace.end2end_onnx, suppression, backend)
     files = colours(tmp_path, (10, 10, 10), (40, 40, 40))
     images = DetectionSet(files, (THING,) * 2, (None,) * 2, ("thing",), LETTERBOX)
-    trial = Trial(workspace, replace(TARGET, backend=backend), None, suppression)
-    found = validate_files(trial, card, images.images, images, no_progress)
-    assert found["end2end"] == {
-        "score_threshold": 0.25, "iou_threshold": 0.65, "max_detections": 10, "identical": 100.0,
-        "agreement": 100.0, "num_images": 2, "backend": found["latency_ms"]["backend"],
-    }  # fmt: skip
-    assert found["numerics"].keys() == {"p3"}
-    assert (found["accuracy"]["fp32"], found["accuracy"]["quantized"]) == (100.0, 100.0)
-    assert found["accuracy"]["agreement"] == 0.0  # only boxes of 0.25 and more count there
-    assert found["shown"] == [(1, 1), (1, 1)]
-    assert "shown" not in found["accuracy"]
-    json.dumps(found, allow_nan=False)
+    setup = ValidationSetup(workspace, replace(TARGET, backend=backend), None, suppression)
+    found = validate_files(setup, card, images.images, images, no_progress)
+    assert found.end2end == End2End(
+        0.25, 0.65, max_detections=10, identical=100.0, agreement=100.0, num_images=2,
+        backend=found.latency_ms.backend,
+    )  # fmt: skip
+    assert found.numerics.keys() == {"p3"}
+    assert (found.accuracy.fp32, found.accuracy.quantized) == (100.0, 100.0)
+    assert found.accuracy.agreement == 0.0  # only boxes of 0.25 and more count there
+    assert found.shown == ((1, 1), (1, 1))
+    json.dumps(asdict(found), allow_nan=False)
 
 
 def test_boxes_that_the_graph_loses_are_noticed(workspace: Workspace, tmp_path: Path) -> None:
@@ -153,11 +153,11 @@ def test_boxes_that_the_graph_loses_are_noticed(workspace: Workspace, tmp_path: 
     write_detector(workspace.fp32_onnx, score=0.9)
     write_detector(workspace.trt_onnx, score=0.9, card=card)
     wrong = Suppression(0.95, 0.65, 10)
-    append_end2end(workspace.trt_onnx, workspace.end2end_onnx, wrong, TARGET.backend)
+    write_with_nms(workspace.trt_onnx, workspace.end2end_onnx, wrong, TARGET.backend)
     images = FolderImages(colours(tmp_path, (10, 10, 10)), LETTERBOX)
-    trial = Trial(workspace, TARGET, None, Suppression(0.25, 0.65, 10))
-    found = validate_files(trial, card, images, None, no_progress)
-    assert (found["end2end"]["identical"], found["end2end"]["agreement"]) == (0.0, 0.0)
+    setup = ValidationSetup(workspace, TARGET, None, Suppression(0.25, 0.65, 10))
+    found = validate_files(setup, card, images, None, no_progress)
+    assert (found.end2end.identical, found.end2end.agreement) == (0.0, 0.0)
 
 
 def test_without_end_to_end_there_is_nothing_to_say_about_it(
@@ -168,6 +168,8 @@ def test_without_end_to_end_there_is_nothing_to_say_about_it(
         write_detector(path, score=0.9)
     files = colours(tmp_path, (10, 10, 10))
     images = DetectionSet(files, (EMPTY,), (None,), ("thing",), LETTERBOX)
-    found = validate_files(Trial(workspace, TARGET), card, images.images, images, no_progress)
-    assert found["end2end"] is None
-    assert found["shown"] == [(2, 0)]
+    found = validate_files(
+        ValidationSetup(workspace, TARGET), card, images.images, images, no_progress
+    )
+    assert found.end2end is None
+    assert found.shown == ((2, 0),)

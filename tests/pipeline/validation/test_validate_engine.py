@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 from reptrt.calibrators.base import no_progress
+from reptrt.engines.report_schema import Percentiles
 from reptrt.engines.target import TARGETS
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.datasets import ClassificationSet
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.recommendation import choose_deployment
-from reptrt.pipeline.validation.validate import Trial, validate_files
+from reptrt.pipeline.validation.validate import ValidationSetup, validate_files
 from reptrt.pipeline.workspace import Workspace, open_workspace
 from tests.fake_tensorrt import GPU, pretend_gpu, write_fake_engine
 from tests.pipeline.validation.test_validate import colours, write_classifier
+from tests.reports import make_report
 
 PLAIN = Preprocess((16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 TARGET = replace(TARGETS["tensorrt"], compute_capabilities=(GPU.compute_capability,))
@@ -45,9 +47,9 @@ def validate(workspace: Workspace, folder: Path, max_batch: int = 8) -> dict[str
     card = ModelCard("m", "classification", PLAIN, 2, None, ("logits",))
     files = colours(folder, (100, 95, 0), (100, 80, 0), (0, 100, 0))  # the engine errs on the first
     labelled = ClassificationSet(files, np.array([0, 0, 1]), PLAIN)
-    trial = Trial(workspace, TARGET, max_batch=max_batch)
-    found = validate_files(trial, card, labelled.images, labelled, no_progress)
-    json.dumps(found, allow_nan=False)
+    setup = ValidationSetup(workspace, TARGET, max_batch=max_batch)
+    found = validate_files(setup, card, labelled.images, labelled, no_progress)
+    json.dumps(asdict(found), allow_nan=False)
     return found
 
 
@@ -68,7 +70,7 @@ def test_the_engine_the_qdq_model_and_fp32_are_told_apart(
         "fp16_numerics": (1.0, 1.01),
     }
     for key, gains in pairs.items():
-        assert found[key]["logits"]["snr_db"] == pytest.approx(snr(*gains), abs=0.05), key
+        assert getattr(found, key)["logits"].snr_db == pytest.approx(snr(*gains), abs=0.05), key
 
 
 def test_accuracy_is_the_engines_and_both_engines_are_timed_without_copies(
@@ -76,17 +78,16 @@ def test_accuracy_is_the_engines_and_both_engines_are_timed_without_copies(
 ) -> None:
     pretend_gpu(monkeypatch)
     found = validate(workspace, tmp_path)
-    assert found["accuracy"]["fp32"] == 100.0
-    assert found["accuracy"]["quantized"] == pytest.approx(66.67)
-    latency = found["latency_ms"]
-    assert (latency["backend"], latency["device"]) == ("tensorrt 11.1", GPU.name)
-    assert latency["fp32"] is None
+    assert found.accuracy.fp32 == 100.0
+    assert found.accuracy.quantized == pytest.approx(66.67)
+    latency = found.latency_ms
+    assert (latency.backend, latency.device) == ("tensorrt 11.1", GPU.name)
+    assert latency.fp32 is None
     # A mark of the pretended stream takes 1 ms, and an upload and a download lie between two each.
-    assert latency["device_only"]["quantized"] == {"p50": 3.0, "p90": 3.0, "p99": 3.0}
-    assert latency["device_only"]["fp16"] == {"p50": 4.0, "p90": 4.0, "p99": 4.0}
-    assert (latency["quantized"]["p50"], latency["fp16"]["p50"]) == (5.0, 6.0)
-    found["weight_bits"] = found["activation_bits"] = 8
-    chosen = choose_deployment(found)  # type: ignore[arg-type]
+    assert latency.device_only.quantized == Percentiles(3.0, 3.0, 3.0)
+    assert latency.device_only.fp16 == Percentiles(4.0, 4.0, 4.0)
+    assert (latency.quantized.p50, latency.fp16.p50) == (5.0, 6.0)
+    chosen = choose_deployment(make_report(accuracy=found.accuracy, latency_ms=latency))
     assert chosen.deploy == "int8"
     assert chosen.reason.startswith("INT8 is 1.33× faster than FP16 (3.00")
 
@@ -95,4 +96,4 @@ def test_no_batch_is_larger_than_the_engine_takes(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_gpu(monkeypatch, max_batch=2)
-    assert validate(workspace, tmp_path, max_batch=2)["accuracy"]["num_images"] == 3
+    assert validate(workspace, tmp_path, max_batch=2).accuracy.num_images == 3

@@ -7,8 +7,8 @@ import pytest
 
 from reptrt.engines.device import Gpu
 from reptrt.engines.target import TARGETS
-from reptrt.pipeline import build_options as module
-from reptrt.pipeline.build_options import build_inputs, build_options
+from reptrt.pipeline import build as module
+from reptrt.pipeline.build import build_inputs, build_options
 from reptrt.pipeline.recipe import RecipeError, load_recipe
 from tests.command_line import TinyProject, reptrt
 

@@ -1,0 +1,37 @@
+"""What the commands share: the two consoles, exit codes, and how paths and tables are shown."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+GATE_FAILED = 1
+INTERRUPTED = 130
+
+output = Console(emoji=False)
+messages = Console(stderr=True, emoji=False)
+
+
+def print_path(console: Console, path: Path, before: str = "") -> None:
+    """Print `path` on one line, so that it can be copied."""
+    console.print(f"{before}{path}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of plain text below `header`."""
+    first, *others = header
+    table = Table(Column(first, no_wrap=True), *others, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    output.print(table)
+
+
+def command_line() -> str:
+    """What the user typed, as it can be typed again."""
+    return shlex.join(["reptrt", *sys.argv[1:]])

@@ -1,0 +1,198 @@
+"""The commands that walk the road, or part of it: each opens a run and calls its stages."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reptrt.engines.artifacts import write_json
+from reptrt.pipeline.cli.console import (
+    GATE_FAILED,
+    command_line,
+    messages,
+    output,
+    print_path,
+)
+from reptrt.pipeline.cli.options import FILE, recipe_options
+from reptrt.pipeline.progress import ProgressBars
+from reptrt.pipeline.recipe import Recipe, load_recipe, slug
+from reptrt.pipeline.regression.baselines import BASELINES
+from reptrt.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from reptrt.engines.report_schema import Report
+    from reptrt.pipeline.run import Run
+
+
+@click.command()
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
+def engine(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
+    """Walk the whole road: checkpoint in, validated engine and report out."""
+    from reptrt.pipeline.stages import run_pipeline
+
+    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+        report = run_pipeline(run)
+    show_report(report, run.workspace, as_json)
+
+
+def stage_command(stage: str, summary: str) -> click.Command:
+    """Command of one stage of `reptrt.pipeline.stages`."""
+
+    @click.command(stage, help=summary)
+    @recipe_options
+    def command(model: str, workspace: Path, recipe_file: Path, **options: Any) -> None:
+        from reptrt.pipeline import stages
+
+        with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+            getattr(stages, stage)(run)
+        print_path(messages, run.workspace.folder, f"{stage}: done, in ")
+
+    return command
+
+
+STAGES = (
+    stage_command("calibrate", "Choose scales: calibration.safetensors and scales.json."),
+    stage_command("export", "Write model.fp32.onnx, model.qdq.onnx and model.trt.onnx."),
+    stage_command("build", "Build model.engine and say what runs in INT8: fusion.json."),
+    stage_command("validate", "Compare INT8 with FP32: validation.json."),
+)
+
+
+@click.command()
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
+def report(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
+    """Write report.json and report.html, and show the table."""
+    from reptrt.pipeline import stages
+
+    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+        content = stages.report(run)
+    show_report(content, run.workspace, as_json)
+
+
+@click.command()
+@recipe_options
+@click.option("--calibrators", required=True, help="names, separated by commas")
+def compare(
+    model: str, workspace: Path, recipe_file: Path, calibrators: str, **options: Any
+) -> None:
+    """Take one model through several calibrators; one table."""
+    from reptrt.calibrators.registry import require_calibrator
+    from reptrt.pipeline.compare import compare_calibrators, comparison_table
+    from reptrt.pipeline.report.comparison import write_comparison
+
+    recipe = load_recipe(model, options, recipe_file)
+    names = list(dict.fromkeys(name.strip() for name in calibrators.split(",")))
+    for name in names:
+        require_calibrator(name)  # a wrong name is said before the first one runs
+    recipes = [recipe.model_copy(update={"calibrator": name}) for name in names]
+    rows = []
+    for one in recipes:
+        with open_run(one, workspace) as run:
+            rows.append(compare_calibrators(run))
+    path = workspace / slug(model) / f"compare-w{recipe.weight_bits}a{recipe.activation_bits}.json"
+    write_json({"model": model, "command": command_line(), "rows": rows}, path)
+    page = path.with_suffix(".html")
+    write_comparison(rows, recipe, command_line(), page)
+    output.print(comparison_table(rows))
+    print_path(messages, page)
+
+
+@click.command()
+@recipe_options
+@click.option("--output", "archive", type=FILE, help="a .tar.gz; default: in the workspace")
+def kit(
+    model: str, workspace: Path, recipe_file: Path, archive: Path | None, **options: Any
+) -> None:
+    """Pack what builds, checks and installs the engine on its device: one archive.
+
+    Calibrates and exports first, where that is not done yet; builds nothing here.
+    """
+    from reptrt.pipeline.deploy.kit import make_kit
+
+    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+        written = make_kit(run, archive)
+    print_path(messages, written)
+
+
+@click.command()
+@recipe_options
+@click.option("--output", "repository", type=FILE, required=True, help="Triton's model repository")
+@click.option("--name", help="of the model there; default: that of MODEL")
+@click.option("--version", type=click.IntRange(1), help="its number; default: the next")
+@click.option("--instances", type=click.IntRange(1), default=1, help="on each GPU, or on the CPU")
+@click.option("--keep-config", is_flag=True, help="leave a config.pbtxt that was edited")
+def triton(
+    model: str, workspace: Path, recipe_file: Path, repository: Path, **options: Any
+) -> None:
+    """Add the engine, or the ONNX file of --target cpu, to a model repository of Triton.
+
+    Calibrates, exports and builds first, where that is not done yet.
+    """
+    from reptrt.pipeline.deploy.triton import add_to_repository
+
+    serving = {key: options.pop(key) for key in ("name", "version", "instances", "keep_config")}
+    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+        folder = add_to_repository(run, repository, **serving)
+    print_path(messages, folder)
+
+
+@click.command()
+@click.argument("entries", nargs=-1)
+@click.option("--baselines", type=FILE, default=BASELINES, help="YAML; default: what reptrt ships")
+@click.option("--files", type=FILE, default=Path(), envvar="REPTRT_DATA", help="weights and images")
+@click.option("--target", help="where the engines will run; see `reptrt targets`")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="where PyTorch calibrates")
+@click.option("--workspace", type=FILE, default=Path("build"), help="folder for all that is made")
+def regress(
+    entries: Sequence[str], baselines: Path, files: Path, workspace: Path, **options: Any
+) -> None:
+    """Run ENTRIES of the baselines, or all; leave with 1 if one is worse, 3 if better than claimed."""
+    from reptrt.pipeline.regression.regress import exit_code, run_entries
+    from reptrt.pipeline.regression.summary import regression_table, write_summary
+
+    folder = workspace / "regress"
+    findings = run_entries(baselines, entries, files, folder, options)
+    output.print(regression_table(findings))
+    print_path(output, write_summary(findings, folder))
+    sys.exit(exit_code(findings))
+
+
+@contextmanager
+def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
+    """A run with progress bars, whose warnings are shown."""
+    from reptrt.pipeline.open_run import Caller
+    from reptrt.pipeline.open_run import open_run as open_in
+
+    screen = logging.StreamHandler()
+    screen.setLevel(logging.WARNING)
+    screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    with ProgressBars(messages) as progress:
+        caller = Caller(command_line(), progress, say_waiting, screen)
+        with open_in(recipe, root, caller) as run:
+            yield run
+
+
+def say_waiting(workspace: Workspace) -> None:
+    """Say why nothing happens."""
+    print_path(messages, workspace.folder, "another process works there, waiting for it: ")
+
+
+def show_report(report: Report, workspace: Workspace, as_json: bool) -> None:
+    """Print the report; leave with 1 when the gate failed."""
+    from reptrt.pipeline.report.terminal import terminal_table
+
+    if as_json:
+        print(workspace.report_json.read_text(), end="")
+    else:
+        output.print(terminal_table(report))
+        print_path(output, workspace.report_html)
+    if report.gate.passed is False:
+        sys.exit(GATE_FAILED)

@@ -1,0 +1,110 @@
+"""The commands that look at one file, or say what there is: nothing is calibrated."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from reptrt.engines.target import resolve_target
+from reptrt.pipeline.cli.console import GATE_FAILED, output, print_table
+from reptrt.pipeline.cli.flags import in_flags
+from reptrt.pipeline.cli.options import FILE
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--batch", type=click.IntRange(1), default=1, help="images per inference")
+@click.option("--seconds", type=float, default=5.0, help="how long to measure")
+@click.option("--trusted", is_flag=True, help="let a version-compatible engine run what it carries")
+def bench(file: Path, batch: int, seconds: float, trusted: bool) -> None:
+    """Measure latency p50/p90/p99 and throughput of an ENGINE (on a GPU) or an ONNX file."""
+    from reptrt.pipeline.cli.bench import bench_file, bench_table
+
+    output.print(bench_table(file, bench_file(file, batch, seconds, trusted)))
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--fix", "fixed", type=FILE, help="write a file with all repaired that can be")
+@click.option("--no-build", is_flag=True, help="do not ask TensorRT-RTX, though it is installed")
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
+    """Say what TensorRT 10 and 11 refuse or run slowly in an ONNX FILE; leave with 1 if they refuse.
+
+    Needs no GPU. TensorRT-RTX is asked too, where it is installed, and its kernels are listed.
+    """
+    from reptrt.engines.lint import Severity, lint_file
+    from reptrt.engines.lint.repair import repair_file, repaired
+    from reptrt.engines.lint.rtx import RtxAnswer, ask_rtx
+    from reptrt.engines.lint.show import lint_json, lint_lines
+
+    findings, gone = lint_file(file), None
+    if fixed is not None:
+        repair_file(file, fixed)
+        before, file = findings, fixed
+        findings = lint_file(file)
+        gone = repaired(before, findings)
+    answer = RtxAnswer(skipped="not asked") if no_build else ask_rtx(file)
+    findings = (*answer.findings(), *findings)
+    if as_json:
+        print(json.dumps(lint_json(file, findings, answer, gone), indent=2))
+    else:
+        shown = "\n".join(lint_lines(file, findings, answer, gone))
+        print(in_flags(shown, click.get_current_context().find_root().command))
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        sys.exit(GATE_FAILED)
+
+
+@click.command()
+def models() -> None:
+    """List the zoo; any timm model is also available as timm:NAME."""
+    from reptrt.models.registry import list_models
+
+    print_table(("model", "task", "image", "description"), [
+        (spec.name, spec.task, "x".join(map(str, spec.preprocess.image_size)), spec.description)
+        for spec in list_models()
+        if spec.task and spec.preprocess  # as every model of the zoo states
+    ])  # fmt: skip
+
+
+@click.command()
+def calibrators() -> None:
+    """List the ways to choose scales."""
+    from reptrt.calibrators.registry import AUTO, list_calibrators
+
+    known = list_calibrators().items()
+    print_table(("calibrator", "what it does"), [
+        (AUTO, "repq-vit or repquant for transformers, repapq for re-parameterized networks and ONNX, else best"),
+        *((name, calibrator.summary) for name, calibrator in known),
+    ])  # fmt: skip
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="print all that is known, as JSON")
+def targets(name: str | None, as_json: bool) -> None:
+    """List the build targets, or say all that is known about the one called NAME."""
+    from reptrt.pipeline.cli.target_list import HEADER, target_facts, target_json, target_rows
+
+    chosen = None if name is None else resolve_target(name)
+    if as_json:
+        print(json.dumps(target_json(chosen), indent=2))
+    elif chosen is None:
+        print_table(HEADER, target_rows())
+    else:
+        print_table(("", ""), target_facts(chosen))
+
+
+@click.command()
+def doctor() -> None:
+    """Say what this machine has, what works on it, and what to install for the rest."""
+    from reptrt.pipeline.cli.doctor import abilities, found_components
+
+    print_table(("component", "found"), found_components())
+    output.print()
+    print_table(("", "what works here", "what it takes"), [
+        ("no" if ability.remedy else "yes", ability.name, ability.remedy) for ability in abilities()
+    ])  # fmt: skip

@@ -1,0 +1,262 @@
+"""Images, labels and metrics that a Python program already holds.
+
+What is iterated is written once to an `.npy` file beside the runs, so that every stage, a resumed run
+and a build kit read the same images, and any number of them fits in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.outputs.detection import FloatArray
+from reptrt.models.spec import Preprocess
+from reptrt.pipeline.data.array_images import ArrayImages, read_array_header
+from reptrt.pipeline.data.batches import Batch, ImageSet, LazyBatches
+from reptrt.pipeline.data.preprocess import DataError
+
+ImageSource: TypeAlias = "str | Path | NDArray[Any] | torch.Tensor | Iterable[Any]"
+"""A folder or file, an array or tensor, a DataLoader, or any iterable of batches."""
+
+Predict = Callable[[Any], Any]
+"""Images `[n, 3, h, w]` -> the network's output, or its outputs by name where it has several."""
+
+Metric = Callable[[Predict], float]
+"""Accuracy of a `predict` function in a unit of the user's own; more is better."""
+
+_BATCH_KEYS = ("images", "image", "pixel_values", "input", "inputs")
+
+
+@dataclass(frozen=True)
+class MetricFunction:
+    """A user's own measure of accuracy.
+
+    Attributes:
+        name: what reports call it.
+        function: measures a `predict`; more is better.
+    """
+
+    name: str
+    function: Metric
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the function's source, or of its name where there is no source."""
+        try:
+            text = inspect.getsource(self.function)
+        except (OSError, TypeError):
+            text = repr(self.function)
+        return hashlib.sha256(f"{self.name}\0{text}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LabelledArrays:
+    """Images in an array file, and the class that each shows.
+
+    Attributes:
+        images: in the order of `labels`.
+        labels: `[n]` int64, class indices of the model.
+    """
+
+    images: ImageSet
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the images and their labels."""
+        return hashlib.sha256(self.images.fingerprint.encode() + self.labels.tobytes()).hexdigest()
+
+    def batches(self, batch_size: int) -> LazyBatches[Batch]:
+        """Return batches in order; an image stands for itself, so nothing is said of its canvas."""
+        arrays = self.images.batches(batch_size)
+
+        def read() -> Iterator[Batch]:
+            for number, images in enumerate(arrays):
+                first = number * batch_size
+                indices = np.arange(first, first + len(images), dtype=np.int64)
+                yield Batch(images, indices, (), ())
+
+        return LazyBatches(len(arrays), read)
+
+
+def store_images(images: ImageSource, folder: Path, limit: int | None = None) -> Path:
+    """Path of `images`: their own, or of an `.npy` file in `folder` that now holds them.
+
+    Args:
+        images: a path, or batches: arrays or tensors `[n, 3, h, w]` (normalized, as the network takes
+            them) or uint8 `[n, h, w, 3]` (RGB), tuples whose first member is such a batch, or dicts
+            with one under `images`, `image`, `pixel_values`, `input` or `inputs`. One array or tensor
+            is one batch.
+        folder: where the file goes; its name is the digest of its content.
+        limit: most images that are read; None reads all.
+
+    Raises:
+        DataError: no images, or something else than images.
+    """
+    if isinstance(images, (str, Path)):
+        return Path(images)
+    return _store((batch for batch, _ in _read_batches(images)), folder, limit)
+
+
+def store_labelled(
+    loader: Iterable[Any], folder: Path, preprocess: Preprocess, num_classes: int
+) -> LabelledArrays:
+    """The images and labels of a loader that yields `(images, labels)`.
+
+    Args:
+        loader: batches as in `store_images`, each with labels `[n]` behind it.
+        folder: where the images go.
+        preprocess: of the network, for uint8 images.
+        num_classes: that the network tells apart.
+
+    Raises:
+        DataError: no labels, labels that the network does not have, or see `store_images`.
+    """
+    labels: list[NDArray[np.int64]] = []
+
+    def images() -> Iterator[NDArray[Any]]:
+        for batch, behind in _read_batches(loader):
+            found = _as_labels(behind) if behind is not None else ()
+            if len(found) != len(batch):
+                raise DataError(
+                    "evaluate: a labelled loader yields (images, labels) with one label for each image"
+                )
+            labels.append(np.asarray(found))
+            yield batch
+
+    path = _store(images(), folder, None)
+    every = np.concatenate(labels)
+    if every.min() < 0 or every.max() >= num_classes:
+        raise DataError(
+            f"evaluate: labels {every.min()} to {every.max()}, and the network tells "
+            f"{num_classes} classes apart, 0 to {num_classes - 1}"
+        )
+    array = read_array_header(path, preprocess.image_size)
+    return LabelledArrays(ArrayImages(array, range(array.shape[0]), preprocess), every)
+
+
+def _read_batches(source: Any) -> Iterator[tuple[NDArray[Any], Any]]:
+    """Images of each batch, and what stands behind them, or None."""
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        source = [source]
+    if not isinstance(source, Iterable):
+        raise DataError(
+            f"images: a {type(source).__name__} is no folder, array, tensor, DataLoader or other "
+            "iterable of batches"
+        )
+    for batch in source:
+        images, labels = batch, None
+        if isinstance(batch, Mapping):
+            images, labels = _from_mapping(batch)
+        elif isinstance(batch, (tuple, list)):
+            images, labels = batch[0], batch[1] if len(batch) > 1 else None
+        yield _as_images(images), labels
+
+
+def _from_mapping(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    for key in _BATCH_KEYS:
+        if key in batch:
+            return batch[key], batch.get("labels", batch.get("label"))
+    raise DataError(
+        f"images: a batch with the keys {', '.join(map(str, batch))}; one of "
+        f"{', '.join(_BATCH_KEYS)} has to hold the images"
+    )
+
+
+def _as_images(value: Any) -> NDArray[Any]:
+    array = _as_array(value)
+    if array.dtype != np.uint8:
+        array = array.astype(np.float32)
+    if array.ndim != 4:
+        raise DataError(
+            f"images: a batch of shape {list(array.shape)}; it has to be [n, 3, h, w] (normalized) or "
+            "uint8 [n, h, w, 3] (RGB)"
+        )
+    return array
+
+
+def _as_labels(value: Any) -> NDArray[np.int64]:
+    array = _as_array(value)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise DataError(
+            f"evaluate: labels of shape {list(array.shape)} and type {array.dtype}; they have to be "
+            "class indices [n]"
+        )
+    return array.astype(np.int64)
+
+
+def _as_array(value: Any) -> NDArray[Any]:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"images: a batch that is no array: {error}") from None
+
+
+def _store(batches: Iterator[NDArray[Any]], folder: Path, limit: int | None) -> Path:
+    """Write `[n, ...]` batches one behind the other into a file that is named after its content."""
+    first = next(batches, None)
+    if first is None or len(first) == 0:
+        raise DataError("images: there are none")
+    folder.mkdir(parents=True, exist_ok=True)
+    layout, count, digest = first.shape[1:], 0, hashlib.sha256()
+    with tempfile.TemporaryFile(dir=folder) as raw:
+        for batch in chain([first], batches):
+            if batch.shape[1:] != layout or batch.dtype != first.dtype:
+                raise DataError(
+                    f"images: a batch {list(batch.shape)} {batch.dtype} behind others "
+                    f"{['n', *layout]} {first.dtype}"
+                )
+            content = np.ascontiguousarray(batch if limit is None else batch[: limit - count])
+            raw.write(content.tobytes())
+            digest.update(content.tobytes())
+            count += len(content)
+            if count == limit:
+                break
+        digest.update(repr((count, *layout, str(first.dtype))).encode())
+        path = folder / f"images-{digest.hexdigest()[:16]}.npy"
+        if not path.exists():
+            with replace_when_done(path) as temporary, temporary.open("wb") as stream:
+                described = np.lib.format.dtype_to_descr(first.dtype)
+                shape = (count, *layout)
+                header = {"descr": described, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(stream, header)
+                raw.seek(0)
+                shutil.copyfileobj(raw, stream)
+    return path
+
+
+def as_predict(infer: Callable[[FloatArray], Mapping[str, NDArray[Any]]]) -> Predict:
+    """`predict(images)` for a user's metric: tensors in give tensors out, arrays give arrays.
+
+    Args:
+        infer: images `[n, 3, h, w]` float32 -> outputs by name.
+    """
+
+    def predict(images: Any) -> Any:
+        wants_tensors = isinstance(images, torch.Tensor)
+        outputs = infer(_as_images(images))
+        found = {
+            name: torch.from_numpy(value) if wants_tensors else value
+            for name, value in outputs.items()
+        }
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    return predict

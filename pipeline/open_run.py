@@ -1,0 +1,93 @@
+"""Open a run: its folder, kept from other processes, and its log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from reptrt.calibrators.base import Progress, no_progress
+from reptrt.calibrators.registry import require_calibrator
+from reptrt.engines.target import resolve_target
+from reptrt.models.load import LoadedModel
+from reptrt.models.registry import find_model
+from reptrt.pipeline.data.datasets import EvaluationSet
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.run import Run
+from reptrt.pipeline.workspace import Workspace, hold_workspace, open_workspace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asked for a run.
+
+    Attributes:
+        command: what was typed or called, for records and report.
+        progress: called as work advances.
+        waiting: called with the workspace while another process works in it.
+        screen: takes warnings too; None leaves them to the program's own logging.
+    """
+
+    command: str
+    progress: Progress = no_progress
+    waiting: Callable[[Workspace], None] = lambda workspace: None
+    screen: logging.Handler | None = None
+
+
+@contextmanager
+def open_run(
+    recipe: Recipe,
+    root: Path,
+    caller: Caller,
+    model: LoadedModel | None = None,
+    measure: EvaluationSet | None = None,
+) -> Iterator[Run]:
+    """A run of `recipe` below `root`; a wrong name leaves no folder behind.
+
+    Args:
+        recipe: what to do.
+        root: folder of all runs.
+        caller: who asked for it.
+        model: the network, where it is in memory.
+        measure: labelled images or a metric, where they are in memory.
+
+    Raises:
+        UnknownTargetError, UnknownModelError, UnknownCalibratorError: `recipe` names nothing.
+        WorkspaceError: `root` cannot be written.
+    """
+    target = resolve_target(recipe.target)
+    if model is None:
+        find_model(recipe.model)
+    require_calibrator(recipe.calibrator)
+    workspace = open_workspace(root, recipe, target.name)
+    with (
+        hold_workspace(workspace, lambda: caller.waiting(workspace)),
+        log_to(workspace.log, caller.screen),
+    ):
+        logger.info("command: %s", caller.command)
+        yield Run(recipe, target, workspace, caller.command, caller.progress, model, measure)
+
+
+@contextmanager
+def log_to(file: Path, screen: logging.Handler | None) -> Iterator[None]:
+    """Log of this package into `file`, and what `screen` takes there too."""
+    logging.raiseExceptions = False  # on a full disk, who writes the artifact says so once
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    own = logging.getLogger("reptrt")
+    level, handlers = own.level, [handler, *([screen] if screen else [])]
+    own.setLevel(logging.INFO)
+    for one in handlers:
+        own.addHandler(one)
+    try:
+        yield
+    finally:
+        own.setLevel(level)
+        for one in handlers:
+            own.removeHandler(one)
+        with suppress(OSError):
+            handler.close()

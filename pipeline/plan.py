@@ -1,0 +1,129 @@
+"""The plan of a run: its recipe with every choice made, so that nothing is decided anywhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from torch import fx
+
+from reptrt.calibrators.auto import choose_calibrator
+from reptrt.calibrators.quantized.find_attention import has_attention
+from reptrt.calibrators.registry import AUTO, create_calibrator
+from reptrt.calibrators.settings import Reconstruction, Settings
+from reptrt.engines.target import MissingComponentError, Target
+from reptrt.models.load import LoadedModel
+from reptrt.models.task import OutputError
+from reptrt.pipeline.recipe import Device, Precision, Recipe
+
+DETECTOR_SNR = 20.0
+"""Of a detector's outputs, in dB: what YOLOv6Lite needs (docs/results.md)."""
+
+
+class Plan(Recipe):
+    """A recipe with nothing left open: fields that may be None or `auto` there have their value here.
+
+    The report shows it, the log holds it, and stages depend on its sections.
+    """
+
+    calibrator: str
+    num_samples: int
+    device: Device
+    precision: Precision
+    quantize_head: bool
+    min_snr: float
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of every choice."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def choose_device(recipe: Recipe) -> Device:
+    """Where PyTorch calibrates.
+
+    Raises:
+        MissingComponentError: the recipe asks for CUDA, and PyTorch finds none here.
+    """
+    has_cuda = torch.cuda.is_available()
+    if recipe.device == "cuda" and not has_cuda:
+        raise MissingComponentError(
+            '`device="cuda"`: PyTorch finds no CUDA GPU here; install its driver and a CUDA build of '
+            'PyTorch, or calibrate with `device="cpu"`'
+        )
+    if recipe.device == "auto":
+        return "cuda" if has_cuda else "cpu"
+    return recipe.device
+
+
+def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
+    """Batch size of the exported files: the recipe's, else the network's fixed one; None for a dynamic batch.
+
+    Raises:
+        OutputError: the recipe asks for another batch, or a larger one, than the network's fixed one.
+    """
+    if recipe.batch_size and loaded.batch_size and recipe.batch_size != loaded.batch_size:
+        raise OutputError(
+            f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave"
+            f" `batch_size={recipe.batch_size}` out, or export the model with a dynamic batch"
+        )
+    if loaded.batch_size and _asks_for_more(recipe, loaded.batch_size):
+        raise OutputError(
+            f"{loaded.name}: runs on batches of {loaded.batch_size} only, so"
+            f" `max_batch={recipe.max_batch}` cannot be met: leave it out, or change what fixes the"
+            " batch, which a warning names"
+        )
+    return recipe.batch_size or loaded.batch_size
+
+
+def _asks_for_more(recipe: Recipe, batch_size: int) -> bool:
+    return "max_batch" in recipe.model_fields_set and recipe.max_batch > batch_size
+
+
+def make_plan(
+    recipe: Recipe, target: Target, loaded: LoadedModel, float_graph: fx.GraphModule
+) -> Plan:
+    """Make every choice that `recipe` leaves open.
+
+    Args:
+        recipe: what the user said.
+        target: where the engine will run.
+        loaded: the float network.
+        float_graph: what it computes.
+    """
+    calibrator = recipe.calibrator
+    if calibrator == AUTO:
+        bits = min(recipe.weight_bits, recipe.activation_bits)
+        calibrator = choose_calibrator(loaded.module, float_graph.graph, bits)
+    settings = Settings(recipe.seed)
+    min_snr = DETECTOR_SNR if loaded.task == "detection" else 0.0
+    is_classifier = loaded.task == "classification"
+    choices = {
+        "calibrator": calibrator,
+        "num_samples": recipe.num_samples
+        or create_calibrator(calibrator, settings).default_num_samples,
+        "device": choose_device(recipe),
+        "target": target.name,
+        "precision": recipe.precision or _choose_precision(target, float_graph),
+        "batch_size": fixed_batch(loaded, recipe),
+        "quantize_head": is_classifier if recipe.quantize_head is None else recipe.quantize_head,
+        "min_snr": min_snr if recipe.min_snr is None else recipe.min_snr,
+        "reconstruction": _choose_units(recipe.reconstruction, loaded),
+    }
+    return Plan.model_validate({**dict(recipe), **choices})
+
+
+def _choose_precision(target: Target, float_graph: fx.GraphModule) -> Precision:
+    """FP16 where attention is, which TensorRT fuses in FP16 only."""
+    on_gpu = target.backend != "onnxruntime"
+    return "fp16" if on_gpu and has_attention(float_graph.graph) else "fp32"
+
+
+def _choose_units(chosen: Reconstruction, loaded: LoadedModel) -> Reconstruction:
+    """A graph from a file has no modules that say what a block is: its chains do."""
+    is_imported = isinstance(loaded.module, fx.GraphModule)
+    if not is_imported or "units" in chosen.model_fields_set:
+        return chosen
+    return chosen.model_copy(update={"units": "chains"})
