@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, replace
 
+import torch
+
 from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.quantized.far_concats import find_far_concats
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.sensitivity import find_sensitive_layers
 from reptrt.calibrators.settings import Settings
@@ -66,6 +69,24 @@ def network_inputs(run: Run) -> dict[str, object]:
     }
 
 
+def choose_apart_concats(run: Run) -> None:
+    """Write `concats.json`: concats whose sources keep scales of their own, if there are concats."""
+    plan, workspace, graph_module = run.plan, run.workspace, run.recording.float_graph
+    if not any(node.target is torch.ops.aten.cat.default for node in graph_module.graph.nodes):
+        discard(workspace.concats)
+        return
+
+    def work() -> None:
+        batches = calibration_batches(run.images, plan.batch_size, plan.device)
+        write_json(find_far_concats(graph_module, next(iter(batches))), workspace.concats)
+
+    inputs = {
+        "network": run.network_sha256, "images": run.images.fingerprint, "device": plan.device,
+        "batch_size": plan.batch_size,
+    }  # fmt: skip
+    run.stage("concats", inputs, "concats", shared=True).run(work)
+
+
 def choose_float_layers(run: Run) -> None:
     """Write `sensitivity.json`, the layers that INT8 would cost too much, if there is a bound."""
     plan, workspace = run.plan, run.workspace
@@ -74,24 +95,29 @@ def choose_float_layers(run: Run) -> None:
         return
 
     def work() -> None:
-        network = prepare_network(run.loaded, plan, run.recording)
+        network = prepare_network(run.loaded, plan, run.recording, apart=run.apart)
         batches = calibration_batches(run.images, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
         write_json(found, workspace.sensitivity)
 
-    inputs = {**network_inputs(run), "images": run.images.fingerprint, "device": plan.device}
+    inputs = {
+        **network_inputs(run), "images": run.images.fingerprint, "device": plan.device,
+        "apart": run.apart,
+    }  # fmt: skip
     run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
 
 
 def calibrate(run: Run) -> None:
     """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
     plan, workspace = run.plan, run.workspace
+    choose_apart_concats(run)
     choose_float_layers(run)
     inputs = {
         **network_inputs(run),
         "images": run.images.fingerprint,
         "calibration": plan.section(Calibration),
         "sensitive": sorted(run.sensitive),
+        "apart": run.apart,
     }
     stage = run.stage("calibrate", inputs, "calibration", "scales", shared=True)
 

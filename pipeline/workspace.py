@@ -27,9 +27,15 @@ T = TypeVar("T")
 
 CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
-COMMANDS = {"sensitivity": "calibrate", "end2end": "export", "fp16": "validate"}
+COMMANDS = {
+    "concats": "calibrate",
+    "sensitivity": "calibrate",
+    "end2end": "export",
+    "fp16": "validate",
+}
 """Stages that a command of another name walks."""
 ARTIFACTS = {
+    "concats": "concats.json",
     "sensitivity": "sensitivity.json",
     "calibration": "calibration.safetensors",
     "scales": "scales.json",
@@ -59,6 +65,7 @@ class Workspace:
     """Files of one run, in `folder` = `<root>/<model>/<calibrator>-w8a8/<target>`."""
 
     folder: Path
+    concats: Path
     sensitivity: Path
     calibration: Path
     scales: Path

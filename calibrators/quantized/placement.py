@@ -111,6 +111,7 @@ def place_quantizers(
     quantize_head: bool = True,
     sensitive: Collection[str] = (),
     softmax: Softmax = "float",
+    apart: Collection[str] = (),
 ) -> Placement:
     """Decide which edges of `graph` are quantized.
 
@@ -119,6 +120,7 @@ def place_quantizers(
         keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
         quantize_head: whether the layers behind which no other comes are quantized too.
         sensitive: layers that stay float because they cost too much (`reptrt.calibrators.sensitivity`).
+        apart: concats whose sources keep scales of their own (`far_concats`).
         softmax: how to quantize attention; fused attention (`reptrt.models.expand_attention`) stays float.
     """
     predictions = set() if quantize_head else last_layers(graph)
@@ -127,7 +129,7 @@ def place_quantizers(
         n: SENSITIVE for n in graph.nodes if n.target in WEIGHTED and layer_name(n) in sensitive
     }
     layers, float_layers = _choose_layers(graph, keep_float, reasons)
-    edges = _Edges()
+    edges = _Edges(apart)
     for node in graph.nodes:
         if node.name in layers:
             edges.add(node.args[0], node)
@@ -199,7 +201,8 @@ def _is_integral(node: fx.Node) -> bool:
 class _Edges:
     """Quantized (value, consumer) edges, and which values must share a scale (union-find)."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart: Collection[str] = ()) -> None:
+        self._apart = apart  # concats with a quantizer of their own behind them
         self._edges: dict[tuple[fx.Node, fx.Node], None] = {}
         self._parent: dict[fx.Node, fx.Node] = {}
 
@@ -210,7 +213,7 @@ class _Edges:
         if value.target in SELECTING:
             for source in _sources(value):
                 self.add(source, value)
-        else:
+        if value.target not in SELECTING or value.name in self._apart:
             self._edges[value, consumer] = None
 
     def values(self) -> set[fx.Node]:
@@ -231,7 +234,7 @@ class _Edges:
         ]
 
     def _tie(self, value: fx.Node) -> None:
-        if keeps_grid(value):
+        if keeps_grid(value) and value.name not in self._apart:
             for source in _sources(value):
                 self._parent[self._find(source)] = self._find(value)
                 self._tie(source)

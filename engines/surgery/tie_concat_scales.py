@@ -1,8 +1,8 @@
 """Concats that a quantized layer reads: one scale for what they join, or a pair behind them.
 
 With different scales and no pair on its output, the next convolution leaves INT8 (measured on
-TensorRT-RTX 1.7). Where the scales differ by no more than a factor of two, which costs the finer tensor
-6 dB at most, they become one and TensorRT joins codes without requantizing them. Where they differ by
+TensorRT-RTX 1.7). Where the scales differ by no more than a factor of four, which costs the finer tensor
+12 dB at most, they become one and TensorRT joins codes without requantizing them. Where they differ by
 more, one scale would take the digits of the finer tensor away from all that read it: each keeps its own,
 and a pair of the largest scale follows the concat. A concat that no quantized layer reads stays as it is,
 and so does one with a pair behind it.
@@ -29,8 +29,8 @@ from reptrt.engines.surgery.qdq import (
     zero_point_of,
 )
 
-LARGEST_RATIO = 2.0
-"""Of scales that become one: 20 log10(2) = 6 dB of the finer tensor, one bit of its eight."""
+LARGEST_RATIO = 4.0
+"""Of scales that become one: 20 log10(4) = 12 dB of the finer tensor, two of its eight bits."""
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -40,7 +40,7 @@ class TieConcatScales(Pass):
 
     Only where every input of the Concat is quantized (symmetric, per tensor), the scales differ and a
     quantized layer reads the Concat without a pair between. A tensor whose scale grows is rounded in
-    steps up to twice as large, and a Clip keeps it inside its old range.
+    steps up to four times as large, and a Clip keeps it inside its old range.
     """
 
     def apply(self, graph: gs.Graph) -> int:

@@ -85,6 +85,7 @@ def prepare_network(
     plan: Plan,
     recording: Recording,
     sensitive: Collection[str] = (),
+    apart: Collection[str] = (),
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
 
@@ -93,6 +94,7 @@ def prepare_network(
         plan: what to do.
         recording: of `loaded`.
         sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
+        apart: concats whose sources keep scales of their own.
 
     Raises:
         OutputError: the network does not do its task.
@@ -105,6 +107,7 @@ def prepare_network(
         plan.keep_float,
         quantize_head=plan.quantize_head,
         sensitive=sensitive,
+        apart=apart,
         softmax=plan.softmax,
     )
     quantized = insert_quantizers(

@@ -234,7 +234,9 @@ def test_attention_of_another_form_is_refused(call: str, reason: str, tmp_path: 
         _import(from_text(text, tmp_path / "m.onnx"))
 
 
-def test_what_follows_a_shape_that_depends_on_pixels_is_left_to_onnx_runtime(tmp_path: Path) -> None:
+def test_what_follows_a_shape_that_depends_on_pixels_is_left_to_onnx_runtime(
+    tmp_path: Path,
+) -> None:
     body = "n = Cast<to = 7>(x) s = Constant<value_ints = [1]>() m = ReduceMax<keepdims = 0>(n)"
     body += " q = Reshape(m, s) u = Constant<value_ints = [-1]>() c = Concat<axis = 0>(u, q)"
     text = f"{HEAD} net (float[1,3,8,8] x) => (float y) {{ {body} y = Reshape(x, c) }}"
