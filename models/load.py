@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,13 @@ import torch
 from torch import nn
 
 from reptrt.models.one_line import one_line
+from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck
+from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.onnx_import.importer import import_onnx
 from reptrt.models.onnx_import.islands import IslandNote
 from reptrt.models.onnx_import.tail import Tail
+from reptrt.models.onnx_import.values import Array
 from reptrt.models.registry import find_model
 from reptrt.models.spec import ModelSpec, Preprocess, PreprocessOverrides, Task
 from reptrt.models.task import (
@@ -62,6 +66,7 @@ class LoadedModel:
         batch_size: The only one that the network can run; None where any will do.
         tail: Of an ONNX file: what follows `module` and sorts, selects or decides.
         islands: Of an ONNX file: what ONNX Runtime computes, the tail included.
+        check: Of an ONNX file: compares `module` with ONNX Runtime on images.
     """
 
     name: str
@@ -76,6 +81,21 @@ class LoadedModel:
     batch_size: int | None = None
     tail: Tail | None = None
     islands: tuple[IslandNote, ...] = ()
+    check: Callable[[Array], ImportCheck] | None = None
+
+    def require_same_as_file(self, images: Array) -> None:
+        """Compare the import of an ONNX file with ONNX Runtime on `images` [N, channels, H, W].
+
+        Raises:
+            OnnxFileError: They differ; the first node that does is named.
+        """
+        found = self.check(images) if self.check else None
+        if found is not None and found.error > TOLERANCE:
+            raise OnnxFileError(
+                f"{self.name}: its import differs from ONNX Runtime by {found.error:.1e} of an"
+                f" output's range on the calibration images, from {found.node!r} on: bring the model"
+                " as package.module:callable"
+            )
 
 
 def load_model(
@@ -235,6 +255,7 @@ def _load_onnx(
         batch_size=network.batch_size,
         tail=network.tail,
         islands=network.islands,
+        check=network.check,
     )
 
 

@@ -45,6 +45,8 @@ from reptrt.pipeline.workspace import discard, read_artifact, require, require_s
 
 logger = logging.getLogger(__name__)
 
+_CHECKED_IMAGES = 4
+
 
 def run_pipeline(run: Run) -> Report:
     """Checkpoint in, validated engine and report out."""
@@ -67,6 +69,16 @@ def network_inputs(run: Run) -> dict[str, object]:
         "quantization": run.plan.section(Quantization),
         "batch_size": run.plan.batch_size,
     }
+
+
+def check_import(run: Run) -> None:
+    """Compare what an ONNX file became with ONNX Runtime, on calibration images.
+
+    Raises:
+        OnnxFileError: they differ.
+    """
+    size = run.plan.batch_size or _CHECKED_IMAGES
+    run.loaded.require_same_as_file(next(iter(run.images.batches(size)))[:size])
 
 
 def choose_apart_concats(run: Run) -> None:
@@ -122,6 +134,7 @@ def calibrate(run: Run) -> None:
     stage = run.stage("calibrate", inputs, "calibration", "scales", shared=True)
 
     def work() -> None:
+        check_import(run)
         quantized = run.network.quantized
         batches = calibration_batches(run.images, run.network.card.batch_size, plan.device)
         with stage.unfinished() as checkpoint:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx
 import onnx2torch
@@ -17,7 +18,7 @@ from torch import fx, nn
 
 from reptrt.models.one_line import one_line
 from reptrt.models.onnx_import.canonical import CanonicalGraph, canonicalize
-from reptrt.models.onnx_import.check_import import TOLERANCE, check_numerics
+from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck, check_numerics
 from reptrt.models.onnx_import.cut import find_tail
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import OnnxFile
@@ -26,7 +27,7 @@ from reptrt.models.onnx_import.pieces import is_own, makers, pixel_tensors
 from reptrt.models.onnx_import.rewrite import layer_paths, rewrite, to_onnx2torch
 from reptrt.models.onnx_import.tail import Tail, split_tail
 from reptrt.models.onnx_import.upgrade import OPSET
-from reptrt.models.onnx_import.values import range_error, run_onnx_feeds
+from reptrt.models.onnx_import.values import Array, range_error, run_onnx_feeds
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class ImportedNetwork:
         relative_error: Largest distance of the module's outputs from ONNX Runtime's, in units of their range.
         tail: What follows the module; None where it makes the file's outputs itself.
         islands: What ONNX Runtime computes, the tail included.
+        check: Compares `module` with ONNX Runtime on images [N, channels, H, W].
     """
 
     module: nn.Module
@@ -53,6 +55,7 @@ class ImportedNetwork:
     relative_error: float
     tail: Tail | None = None
     islands: tuple[IslandNote, ...] = ()
+    check: Callable[[Array], ImportCheck] | None = None
 
 
 def import_onnx(file: OnnxFile, image_size: tuple[int, int]) -> ImportedNetwork:
@@ -102,7 +105,13 @@ def _import(canonical: CanonicalGraph) -> ImportedNetwork:
                 _check_tail(tail, canonical, values)
             names = outputs if tail is None else tail.outputs
             return ImportedNetwork(
-                module, names, canonical.batch_size, check.error, tail, tuple(notes)
+                module,
+                names,
+                canonical.batch_size,
+                check.error,
+                tail,
+                tuple(notes),
+                partial(check_numerics, module, tensors, canonical, outputs),
             )
         logger.warning("%s: %s by %.1e of its range", check.node, _DIFFERS, check.error)
         refused = refused | _by_node(canonical.graph, {check.tensor: _DIFFERS}, refused)
