@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, inliner, numpy_helper
 
 from reptrt.models.one_line import one_line
 from reptrt.models.onnx_import.data import (
@@ -153,7 +153,7 @@ def _check_opset(proto: onnx.ModelProto) -> None:
 
 def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Put the bodies of the file's own functions where they are called."""
-    return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+    return inliner.inline_local_functions(proto) if proto.functions else proto
 
 
 def _state_output_shapes(graph: onnx.GraphProto) -> None:

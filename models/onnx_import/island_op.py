@@ -100,7 +100,7 @@ def _island(
     inputs: Sequence[torch.Tensor], model: torch.Tensor, outputs: str, batch: int
 ) -> list[torch.Tensor]:
     session = _session(model.cpu().numpy().tobytes())
-    feeds = {
+    feeds: dict[str, Any] = {
         slot.name: np.ascontiguousarray(tensor.detach().cpu().numpy()).astype(
             _DTYPES[slot.type], copy=False
         )

@@ -148,7 +148,8 @@ def _normalize(pixels: NDArray[np.uint8], preprocess: Preprocess) -> FloatArray:
     mean, std = (np.asarray(v, dtype=np.float32) for v in (preprocess.mean, preprocess.std))
     if preprocess.num_channels == 1:
         grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32)
-        return ((grey / np.float32(255) - mean.mean()) / std.mean())[None]
+        single: FloatArray = ((grey / np.float32(255) - mean.mean()) / std.mean())[None]
+        return single
     planes = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     normalized: FloatArray = (planes - mean[:, None, None]) / std[:, None, None]
     return normalized if preprocess.channels == "rgb" else normalized[::-1].copy()

@@ -179,16 +179,24 @@ def _halve(module: fx.GraphModule) -> None:
 def _keep_island_float(module: fx.GraphModule, island: fx.Node) -> None:
     """An island runs in FP32, whatever is around it: its nodes stay as they are in the file."""
     inputs = island.args[0]
+    assert isinstance(inputs, (list, tuple))
     with module.graph.inserting_before(island):
         cast = [
-            _cast(module, node, torch.float32) if _is_float(node) else node
-            for node in inputs  # type: ignore[union-attr]  # a list
+            _cast(module, node, torch.float32)
+            if isinstance(node, fx.Node) and _is_float(node)
+            else node
+            for node in inputs
         ]
     island.args = (cast, *island.args[1:])
     for part in [user for user in island.users if _is_float(user)]:
         with module.graph.inserting_after(part):
             half = _cast(module, part, torch.float16)
-        part.replace_all_uses_with(half, delete_user_cb=lambda user, half=half: user is not half)
+        _replace_but(part, half)
+
+
+def _replace_but(value: fx.Node, cast: fx.Node) -> None:
+    """Let all that reads `value` read `cast`, but `cast` itself."""
+    value.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
 
 
 def _is_float(node: object) -> bool:

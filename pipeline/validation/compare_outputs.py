@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +60,9 @@ def _parts(values: Mapping[str, Any], card: ModelCard | None) -> dict[str, NDArr
     if card is None:
         return dict(values)
     found: dict[str, NDArray[Any]] = {}
-    for name, parts in zip_longest(card.compared, card.parts, fillvalue=()):
+    known = dict(zip(card.compared, card.parts, strict=False))
+    for name in card.compared:
+        parts = known.get(name, ())
         if name in values:
             for part in parts or ((),):
                 found[f"{name}{_range_text(part)}"] = np.ascontiguousarray(
