@@ -52,14 +52,14 @@ class BlockFit:
         stage: index of its stage.
         before: mean distance of the block's outputs from float before the first step.
         after: the same after the last, on the same images.
-        seconds: spent on it.
+        seconds: spent on it; None where a file does not say, so that equal runs give equal files.
     """
 
     name: str
     stage: int
     before: float
     after: float
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)

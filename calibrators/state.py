@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from reptrt.calibrators.base import BlockFit, CalibrationResult
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, TensorQuantizer
+from reptrt.engines.foreign.border import reading
 
 
 class CalibrationFileError(ValueError):
@@ -25,6 +26,8 @@ class CalibrationFileError(ValueError):
 
 def save_calibration(model: QuantizedModel, path: Path, result: CalibrationResult) -> None:
     """Write every tensor of `model`, and the grids of its quantizers, to `path`.
+
+    The same calibration gives the same bytes.
 
     Args:
         model: calibrated model.
@@ -37,8 +40,23 @@ def save_calibration(model: QuantizedModel, path: Path, result: CalibrationResul
     }
     state = model.graph_module.state_dict(keep_vars=False)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    metadata = {"grids": json.dumps(grids), "result": json.dumps(asdict(result))}
+    untimed = replace(result, blocks=tuple(replace(fit, seconds=None) for fit in result.blocks))
+    metadata = {"grids": json.dumps(grids), "result": json.dumps(asdict(untimed))}
     save_file(tensors, path, metadata=metadata)
+    _sort_header(path)
+
+
+def _sort_header(path: Path) -> None:
+    """Write the header of a safetensors file in one order: safetensors draws that of metadata."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        content = text.encode()
+        if len(content) > length:  # cannot be: it is the same content, as short as it can be
+            raise CalibrationFileError(f"{path}: its header has an unknown form")
+        file.seek(8)
+        file.write(content.ljust(length))
 
 
 def load_calibration(model: QuantizedModel, path: Path) -> CalibrationResult:
@@ -47,6 +65,11 @@ def load_calibration(model: QuantizedModel, path: Path) -> CalibrationResult:
     Raises:
         CalibrationFileError: damaged, or of another model.
     """
+    with reading(path, CalibrationFileError, "is no calibration; calibrate again"):
+        return _load(model, path)
+
+
+def _load(model: QuantizedModel, path: Path) -> CalibrationResult:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -82,11 +105,11 @@ def read_result(path: Path) -> CalibrationResult:
     Raises:
         CalibrationFileError: damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _parse_result((file.metadata() or {})["result"])
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CalibrationFileError(f"{path}: cannot be read: {error}; calibrate again") from None
+    with (
+        reading(path, CalibrationFileError, "is no calibration; calibrate again"),
+        safe_open(path, framework="pt") as file,
+    ):
+        return _parse_result((file.metadata() or {})["result"])
 
 
 def readable_scales(model: QuantizedModel) -> dict[str, Any]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
 
+from reptrt.engines.file_lock import hold_lock
+
 _CHUNK_BYTES = 1 << 20
+_LONGEST_NAME = 200  # bytes of a file's name; the temporary one is longer
 _UNWRITABLE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -27,6 +35,7 @@ _UNWRITABLE = {
     errno.EEXIST: "a part of its path is a file",
     errno.ENOTDIR: "a part of its path is a file",
     errno.ENAMETOOLONG: "its name is too long",
+    errno.ELOOP: "it is a link",
 }
 
 
@@ -40,26 +49,80 @@ class WriteError(OSError):
 def replace_when_done(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
-    The temporary name is the same on every run, so what `kill -9` leaves is overwritten by the
-    next run.
+    `path` is new or a regular file: devices, pipes and links are left alone. The temporary file is
+    new, of a name that nobody can guess. What `kill -9` leaves is removed by the next write of `path`.
 
     Raises:
-        WriteError: full disk, read-only folder, a folder of that name.
+        WriteError: full disk, read-only folder, or something else than a file has that name.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary: Path | None = None
     try:
+        _require_file_or_nothing(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
-        temporary.replace(path)
+        _remove_leftovers(path)
+        with _new_file(path) as temporary:
+            yield temporary
+            if not temporary.stat().st_size:
+                raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
+            temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
+            temporary.replace(path)
     except Exception as error:
         reason = _UNWRITABLE.get(_error_number(error))
-        if reason is None:
+        if reason is None or isinstance(error, WriteError):
             raise
         raise WriteError(f"{path}: cannot be written: {reason}") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def make_folder_once(
+    folder: Path, is_complete: Callable[[], bool], fill: Callable[[Path], None]
+) -> None:
+    """Make a shared folder, whole or absent, by one process; the others wait and find it.
+
+    Args:
+        folder: to make; one that is there and not complete is replaced.
+        is_complete: whether `folder` is there and needs nothing; it is asked again under the lock.
+        fill: writes the content into an empty folder.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    if is_complete():  # needs no lock, and perhaps lies where nothing can be written
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(folder.with_name(f".{folder.name}.lock")):
+            if is_complete():
+                return
+            unfinished = Path(tempfile.mkdtemp(".partial", f".{folder.name}.", folder.parent))
+            try:
+                unfinished.chmod(0o777 & ~_umask())
+                fill(unfinished)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                unfinished.replace(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        reason = _UNWRITABLE.get(_error_number(error))
+        if reason is None or isinstance(error, WriteError):
+            raise
+        raise WriteError(f"{folder}: cannot be written: {reason}") from error
+
+
+def cache_folder() -> Path:
+    """Return `reptrt` in the user's cache folder; in the temporary one for a user without a home."""
+    caches = os.environ.get("XDG_CACHE_HOME")
+    if caches:
+        return Path(caches) / "reptrt"
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither HOME nor an entry in the password file
+        return Path(tempfile.gettempdir()) / f"reptrt-{os.getuid()}"
+    return home / ".cache" / "reptrt"
 
 
 def write_json(content: object, path: Path) -> None:
@@ -80,6 +143,56 @@ def file_sha256(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _require_file_or_nothing(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISDIR(mode):
+        raise WriteError(f"{path}: cannot be written: a folder has that name")
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "a device, a pipe or a socket"
+        raise WriteError(f"{path}: cannot be written: it is {kind}, and no file; give another name")
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """Create an empty file beside `path`, locked as long as it is in use; yield where it is."""
+    name = f".{_stem(path)}.{secrets.token_hex(8)}.partial"
+    temporary = path.with_name(name)
+    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks keeps what was killed
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `path` that no process holds."""
+    pattern = re.compile(re.escape(f".{_stem(path)}.") + r"[0-9a-f]{16}\.partial")
+    for name in os.listdir(path.parent):  # noqa: PTH208  # names that are no UTF-8 too
+        if not pattern.fullmatch(name):
+            continue
+        leftover = path.with_name(name)
+        with suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _stem(path: Path) -> str:
+    """Name of `path` in that of its temporary file; shorter where that would be too long."""
+    if len(os.fsencode(path.name)) <= _LONGEST_NAME:
+        return path.name
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
 
 
 def _umask() -> int:

@@ -2,31 +2,42 @@
 
     <repository>/<name>/config.pbtxt   schema: Triton's model_config.proto
     <repository>/<name>/labels.txt     one class name per line
-    <repository>/<name>/<version>/model.plan or model.onnx
+    <repository>/<name>/<version>/model.plan or model.onnx, and verdict.json
 
-A version appears whole, under a number that was free; nothing that is there is ever changed.
+A version appears whole, under a number that was free; nothing that is there is ever changed, but
+config.pbtxt, which gets a line for each version: its verdict.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.foreign.border import read_bytes
+from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
+from reptrt.engines.foreign.text import one_line
+from reptrt.engines.report_schema import NOT_JUDGED, Verdict
 from reptrt.engines.target import Target
 from reptrt.engines.tensor_spec import Tensor
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
+VERDICT = "verdict.json"
+_VERDICT_LINE = 'parameters { key: "reptrt.verdict.'
 _TYPES = {
     "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8",
     "int32": "TYPE_INT32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL",
 }  # fmt: skip
 _QUEUE_DELAY_US = 100
+_LONGEST_LABEL = 1000
+_VERSION = re.compile(r"[0-9]{1,9}")
 
 
 class RepositoryError(ValueError):
@@ -49,6 +60,7 @@ class ServedModel:
         instances: how many of it run at once on each GPU, or on the CPU.
         classes: names in the order of the logits; None when nobody named them.
         labelled_output: output whose index is a class, so that Triton can name it; None for none.
+        verdict: whether it is good enough.
     """
 
     name: str
@@ -60,6 +72,7 @@ class ServedModel:
     instances: int = 1
     classes: tuple[str, ...] | None = None
     labelled_output: str | None = None
+    verdict: Verdict = NOT_JUDGED
 
     @property
     def batches(self) -> bool:
@@ -102,15 +115,16 @@ def add_version(
         final = folder / str(number)
         if final.exists():
             raise RepositoryError(f"{final}: exists; leave `version` out, or give a free number")
-        _write_config(folder, text, keep_config)
+        _write_config(folder, text, _verdict_line(number, model.verdict), keep_config)
         if model.classes is not None and not (folder / LABELS).exists():
-            _write(folder / LABELS, "".join(f"{name}\n" for name in model.classes))
-        partial = folder / f".{number}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            _write(folder / LABELS, "".join(f"{_label(name)}\n" for name in model.classes))
+        partial = Path(tempfile.mkdtemp(".partial", f".{number}.", folder))
+        partial.chmod(0o755)
         target = partial / ("model.plan" if model.is_engine else "model.onnx")
         try:
             with replace_when_done(target) as temporary:
                 shutil.copyfile(model.file, temporary)
+            write_json(model.verdict, partial / VERDICT)
             partial.rename(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -120,7 +134,12 @@ def add_version(
 def list_versions(folder: Path) -> list[int]:
     """Return the numbers of the versions in the folder of a model, ascending."""
     names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return sorted(int(name) for name in names if _VERSION.fullmatch(name))
+
+
+def _label(name: str) -> str:
+    """A class name as one line, however it is written: the n-th line names class n."""
+    return one_line(name, _LONGEST_LABEL) or "?"
 
 
 def config_text(model: ServedModel) -> str:
@@ -130,7 +149,7 @@ def config_text(model: ServedModel) -> str:
         RepositoryError: Triton has no such data type.
     """
     lines = [
-        f"name: {json.dumps(model.name)}",
+        f"name: {_quoted(model.name)}",
         f'platform: "{"tensorrt_plan" if model.is_engine else "onnxruntime_onnx"}"',
         f"max_batch_size: {model.max_batch if model.batches else 0}",
         _tensors("input", model.inputs, model),
@@ -158,13 +177,20 @@ def require_name(name: str) -> None:
     Raises:
         RepositoryError: it is a path, or empty.
     """
-    if Path(name).name != name or name in ("", ".."):
-        raise RepositoryError(f"`name` {name!r}: must be the name of a folder, not a path")
+    if Path(name).name != name or name in ("", "..") or not name.isprintable():
+        raise RepositoryError(
+            f"`name` {one_line(name)!r}: must be the name of a folder, not a path"
+        )
 
 
 def _make_folder(repository: Path, name: str) -> Path:
     require_name(name)
     folder = repository / name
+    for path in (folder, *(folder / file for file in (".lock", CONFIG, LABELS))):
+        if path.is_symlink():
+            raise RepositoryError(
+                f"{path}: is a link, which may lead out of the repository: remove it"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()
@@ -175,11 +201,28 @@ def _make_folder(repository: Path, name: str) -> Path:
     return folder
 
 
-def _write_config(folder: Path, text: str, keep: bool) -> None:
+def _read_config(path: Path) -> str:
+    return read_bytes(path, MAX_SIDECAR_BYTES, RepositoryError).decode(errors="replace")
+
+
+def _verdict_line(version: int, verdict: Verdict) -> str:
+    """Parameter of config.pbtxt that says how good a version is."""
+    decision = f"{verdict.decision}, forced" if verdict.forced else verdict.decision
+    value = json.dumps(f"{decision}: {verdict.reason}".removesuffix(": "))
+    return f'{_VERDICT_LINE}{version}" value {{ string_value: {value} }} }}\n'
+
+
+def _write_config(folder: Path, text: str, verdict: str, keep: bool) -> None:
+    """Write config.pbtxt, or add the line `verdict` to the one that is there and says the same."""
     path = folder / CONFIG
-    if not path.exists():
-        _write(path, text)
-    elif path.read_text(encoding="utf-8") != text and not keep:
+    there = _read_config(path) if path.exists() else text
+    lines = there.splitlines(keepends=True)
+    verdicts = [line for line in lines if line.startswith(_VERDICT_LINE)]
+    if "".join(line for line in lines if line not in verdicts) == text:
+        of_version = verdict[: verdict.index(" value ")]
+        others = [line for line in verdicts if not line.startswith(of_version)]
+        _write(path, text + "".join(others) + verdict)
+    elif not keep:
         raise RepositoryError(
             f"{path}: is not what this model needs: it was edited, or is of another model. Keep it with"
             " `keep_config`, delete it to have it written again, or choose another `name`"
@@ -194,17 +237,31 @@ def _write(path: Path, text: str) -> None:
 def _tensors(kind: str, tensors: Sequence[Tensor], model: ServedModel) -> str:
     entries = []
     for tensor in tensors:
-        fields = [f"    name: {json.dumps(tensor.name)}", *_type_and_dims(tensor, model)]
+        fields = [f"    name: {_quoted(tensor.name)}", *_type_and_dims(tensor, model)]
         if tensor.name == model.labelled_output and model.classes is not None:
             fields.append(f'    label_filename: "{LABELS}"')
         entries.append("  {\n" + "\n".join(fields) + "\n  }")
     return f"{kind} [\n" + ",\n".join(entries) + "\n]"
 
 
+def _quoted(name: str) -> str:
+    """`name` as protobuf's text format has it.
+
+    Raises:
+        RepositoryError: it holds what no configuration should.
+    """
+    if not name.isprintable():
+        raise RepositoryError(
+            f"tensor {one_line(name)}: its name holds characters that cannot be shown: rename it in"
+            " the model"
+        )
+    return json.dumps(name, ensure_ascii=False)
+
+
 def _warmup(model: ServedModel, batch: int) -> str:
     """One request with random values before the model counts as loaded."""
     inputs = [
-        f"  inputs {{\n    key: {json.dumps(tensor.name)}\n    value {{\n"
+        f"  inputs {{\n    key: {_quoted(tensor.name)}\n    value {{\n"
         + "\n".join(f"  {line}" for line in _type_and_dims(tensor, model))
         + "\n      random_data: true\n    }\n  }"
         for tensor in model.inputs

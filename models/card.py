@@ -27,6 +27,7 @@ class ModelCard:
             for the outputs themselves.
         parts: of each such tensor: the ranges that are compared one by one, as a concat joins them;
             none where it is one.
+        stated_accuracy: top-1 or mAP 50-95 in percent that the checkpoint states; None where it states none.
     """
 
     model: str
@@ -39,6 +40,7 @@ class ModelCard:
     batch_size: int | None = None
     cut: tuple[str, ...] | None = None
     parts: tuple[tuple[Part, ...], ...] = ()
+    stated_accuracy: float | None = None
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.fuse import block_error, fusing_method
-from reptrt.models.one_line import one_line
 
 LARGEST_ERROR = 1e-3
 """Of a block's output, relative to its norm: float32 leaves some 1e-6, INT8 at least 1e-2."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import read_onnx
@@ -67,6 +67,7 @@ class LoadedModel:
         tail: Of an ONNX file: what follows `module` and sorts, selects or decides.
         islands: Of an ONNX file: what ONNX Runtime computes, the tail included.
         check: Of an ONNX file: compares `module` with ONNX Runtime on images.
+        stated_accuracy: Top-1 or mAP 50-95 in percent that the checkpoint states; None for nothing stated.
     """
 
     name: str
@@ -79,6 +80,7 @@ class LoadedModel:
     weights_sha256: str
     output_names: tuple[str, ...] | None = None
     batch_size: int | None = None
+    stated_accuracy: float | None = None
     tail: Tail | None = None
     islands: tuple[IslandNote, ...] = ()
     check: Callable[[Array], ImportCheck] | None = None
@@ -141,7 +143,8 @@ def load_model(
         raise CheckpointError(
             f"{path}: names {len(checkpoint.classes)} classes, its head has {found.num_classes}"
         )
-    return _describe(spec, module, found, checkpoint.classes, path, checkpoint.sha256)
+    loaded = _describe(spec, module, found, checkpoint.classes, path, checkpoint.sha256)
+    return replace(loaded, stated_accuracy=checkpoint.accuracy)
 
 
 def load_module(

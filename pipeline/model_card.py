@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 
+from reptrt.engines.foreign.border import reading
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 
@@ -44,7 +45,8 @@ def read_card(path: Path) -> ModelCard:
     values = {entry.key: entry.value for entry in proto.metadata_props}
     if _KEY not in values:
         raise ModelCardError(f"{path}: has no model card; export it with `reptrt export MODEL`")
-    return _from_json(json.loads(values[_KEY]))
+    with reading(path, ModelCardError, "has a damaged model card; export again"):
+        return _from_json(json.loads(values[_KEY]))
 
 
 def _from_json(values: dict[str, Any]) -> ModelCard:

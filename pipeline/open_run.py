@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reptrt.calibrators.base import Progress, no_progress
 from reptrt.calibrators.registry import require_calibrator
+from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.engines.target import resolve_target
 from reptrt.models.load import LoadedModel
 from reptrt.models.registry import find_model
@@ -77,7 +78,7 @@ def log_to(file: Path, screen: logging.Handler | None) -> Iterator[None]:
     """Log of this package into `file`, and what `screen` takes there too."""
     logging.raiseExceptions = False  # on a full disk, who writes the artifact says so once
     handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     own = logging.getLogger("reptrt")
     level, handlers = own.level, [handler, *([screen] if screen else [])]
     own.setLevel(logging.INFO)

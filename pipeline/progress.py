@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,6 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from reptrt.engines.foreign.text import visible
 
 
 class ProgressBars:
@@ -46,5 +49,7 @@ class ProgressBars:
     def __call__(self, description: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` units of `description` are finished."""
         if description not in self._tasks:
-            self._tasks[description] = self._progress.add_task(description, total=total)
+            self._tasks[description] = self._progress.add_task(
+                escape(visible(description)), total=total
+            )
         self._progress.update(self._tasks[description], completed=done, total=total)

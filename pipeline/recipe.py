@@ -13,12 +13,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from reptrt.calibrators.settings import GIBIBYTE, Reconstruction
+from reptrt.engines.foreign.text import one_line, path_part
 from reptrt.engines.outputs.detection import DEPLOYMENT, MAX_CANDIDATES, Suppression
+from reptrt.pipeline.read_yaml import read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 AUTO = "auto"
@@ -95,6 +96,11 @@ class Quantization(Section):
     first_last_bits: Bits | None = Field(
         8, description="fewest bits of the first and the last layers and of their inputs"
     )
+    quantize: Literal["pays", "all"] = Field(
+        "pays",
+        description="pays: a layer is INT8 where the target is predicted to be faster for it; all: "
+        "every layer that can be",
+    )
     softmax: Literal["float", "uniform", "log2"] = Field(
         "float", description="grid of attention's probabilities; float leaves attention float"
     )
@@ -135,7 +141,7 @@ class Build(Section):
 
     target: str = Field(AUTO, description="where the engine will run; see `reptrt targets`")
     precision: Precision | None = Field(
-        None, description="type of all that is not INT8; default: FP16 if there is attention"
+        None, description="type of all that is not INT8; default: FP16 on a GPU"
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="fixed batch of the engine; default: dynamic"
@@ -183,6 +189,17 @@ class Gate(Section):
     title = "The gate"
 
     max_drop: float | None = Field(None, description="most points of accuracy that INT8 may lose")
+    min_accuracy: float | None = Field(
+        None, description="least accuracy of FP32 and of INT8, as 70; default: better than chance"
+    )
+    min_agreement: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="least agreement of INT8 with FP32 in percent; default of a gate at 8 bits: 90 of"
+        " the classes, 85 of the boxes (F1)",
+    )
+    force: bool = Field(
+        False, description="deploy although the gate fails; the artifacts say that it did"
+    )
 
 
 class Machine(Section):
@@ -251,7 +268,7 @@ def slug(model: str) -> str:
     """Folder and file name of a model: `timm:resnet18` -> `timm-resnet18`, `my/net.onnx` -> `net`."""
     if _is_file(model):
         model = Path(model).stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", model)
+    return path_part(model)
 
 
 def flag(field: str) -> str:
@@ -272,15 +289,7 @@ def _is_file(model: str) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: not a text file in UTF-8") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise RecipeError(f"{path}: not valid YAML: {where}") from None
+    values = read_yaml(path, RecipeError)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -300,7 +309,7 @@ def _require_no_thresholds(recipe: Recipe) -> None:
 
 def _explain(error: ValidationError, source: Path | None) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "recipe"
+    key = one_line(".".join(str(part) for part in first["loc"])) or "recipe"
     where = f"{source}: " if source else ""
     if first["type"] == "extra_forbidden":
         is_nested = len(first["loc"]) > 1
@@ -310,5 +319,5 @@ def _explain(error: ValidationError, source: Path | None) -> str:
         return f"{where}unknown key {key!r}; {hint}"
     if first["type"].startswith("byte_size"):
         size = "is not a size; write 4GiB, 512MiB or a number of bytes"
-        return f"{where}{key}: {first['input']!r} {size}"
-    return f"{where}{key}: {first['msg'].lower()} (got {first['input']!r})"
+        return f"{where}{key}: {one_line(first['input'])} {size}"
+    return f"{where}{key}: {first['msg'].lower()} (got {one_line(first['input'])})"

@@ -7,6 +7,10 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from reptrt.engines.foreign.border import read_bytes, reading
+from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
+from reptrt.engines.foreign.text import one_line
+
 T = TypeVar("T")
 
 
@@ -24,14 +28,14 @@ def read_record(path: Path, record: type[T]) -> T:
     Raises:
         RecordError: the file is missing, no JSON, or lacks a key or has a value of another type.
     """
+    with reading(path, RecordError, "cannot be read"):
+        content = read_bytes(path, MAX_SIDECAR_BYTES, RecordError)
     try:
-        return TypeAdapter(record).validate_json(path.read_bytes(), strict=True)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
+        return TypeAdapter(record).validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        reason = " ".join(f"{place}: {first['msg']}".removeprefix(": ").split())
+        reason = one_line(f"{place}: {first['msg']}".removeprefix(": "))
         raise RecordError(
             f"{path}: is not what this version of reptrt writes there ({reason}); make it again"
         ) from None

@@ -23,17 +23,21 @@ from reptrt.calibrators.state import (
     save_calibration,
 )
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
+from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
 from reptrt.pipeline.build import build_inputs, build_options, write_engine
+from reptrt.pipeline.cost_placement import choose_by_cost
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.in_memory import MetricFunction
-from reptrt.pipeline.data.torch_batches import calibration_batches
+from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.export import export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.fp16_cost import compare_with_fp16
 from reptrt.pipeline.fp16_engine import make_fp16_engine
+from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Calibration, Quantization
 from reptrt.pipeline.report.collect import collect_report
@@ -50,6 +54,7 @@ _CHECKED_IMAGES = 4
 
 def run_pipeline(run: Run) -> Report:
     """Checkpoint in, validated engine and report out."""
+    require_labels(run)
     load_backend(run.target)  # what is missing is said now, not after calibration
     build_options(run.recipe, run.target)
     require_boxes(run)
@@ -99,6 +104,24 @@ def choose_apart_concats(run: Run) -> None:
     run.stage("concats", inputs, "concats", shared=True).run(work)
 
 
+def place(run: Run) -> None:
+    """Write `placement.json`, the layers that stay FP16 since INT8 is not faster there."""
+    plan, workspace, sheet = run.plan, run.workspace, run.target.data_sheet
+    if plan.quantize == "all" or sheet is None:
+        discard(workspace.placement)
+        return
+    inputs = {
+        **network_inputs(run),
+        "target": run.target.name,
+        "end2end": plan.end2end,
+        "opt_batch": plan.opt_batch,
+        "cost": repr(FITTED),
+    }
+    run.stage("placement", inputs, "placement").run(
+        lambda: write_json(choose_by_cost(run, sheet), workspace.placement)
+    )
+
+
 def choose_float_layers(run: Run) -> None:
     """Write `sensitivity.json`, the layers that INT8 would cost too much, if there is a bound."""
     plan, workspace = run.plan, run.workspace
@@ -107,27 +130,35 @@ def choose_float_layers(run: Run) -> None:
         return
 
     def work() -> None:
-        network = prepare_network(run.loaded, plan, run.recording, apart=run.apart)
+        network = prepare_network(
+            run.loaded, plan, run.recording, costly=run.costly, apart=run.apart
+        )
         batches = calibration_batches(run.images, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
         write_json(found, workspace.sensitivity)
 
     inputs = {
-        **network_inputs(run), "images": run.images.fingerprint, "device": plan.device,
+        **network_inputs(run),
+        "images": run.images.fingerprint,
+        "device": plan.device,
+        "costly": sorted(run.costly),
         "apart": run.apart,
-    }  # fmt: skip
-    run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
+    }
+    with naming_images(run.images):
+        run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
 
 
 def calibrate(run: Run) -> None:
     """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
     plan, workspace = run.plan, run.workspace
     choose_apart_concats(run)
+    place(run)
     choose_float_layers(run)
     inputs = {
         **network_inputs(run),
         "images": run.images.fingerprint,
         "calibration": plan.section(Calibration),
+        "costly": sorted(run.costly),
         "sensitive": sorted(run.sensitive),
         "apart": run.apart,
     }
@@ -147,7 +178,8 @@ def calibrate(run: Run) -> None:
         with replace_when_done(workspace.scales) as path:
             path.write_text(dump_scales(readable_scales(quantized)))
 
-    stage.run(work)
+    with naming_images(run.images):
+        stage.run(work)
 
 
 def export(run: Run) -> None:
@@ -165,6 +197,7 @@ def export(run: Run) -> None:
         "calibration": file_sha256(workspace.calibration),
         "batch_size": plan.batch_size,
         "precision": plan.precision,
+        "form": plan.form,
     }
 
     def work() -> None:
@@ -184,7 +217,7 @@ def export(run: Run) -> None:
             islands=run.loaded.islands,
         )
         run.progress("export ONNX", 2, steps)
-        clean(workspace.qdq_onnx, workspace.trt_onnx)
+        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form)
         run.progress("export ONNX", 3, steps)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
@@ -220,10 +253,40 @@ def build(run: Run) -> None:
         write_json(fusion, workspace.fusion)
 
     run.stage("build", inputs, "engine", "fusion").run(work)
+    price(run)
+
+
+def price(run: Run) -> None:
+    """Write `cost.json`: INT8's engine against FP16's on the target, predicted without a GPU."""
+    recipe, workspace, sheet = run.recipe, run.workspace, run.target.data_sheet
+    if sheet is None or run.target.backend == "onnxruntime":
+        discard(workspace.cost)
+        return
+    inputs = {
+        "onnx": file_sha256(run.engine_onnx),
+        "target": run.target.name,
+        "batch": recipe.opt_batch,
+        "model": repr((FITTED, sheet)),
+    }
+
+    def work() -> None:
+        network = run.network
+        compared = compare_with_fp16(
+            run.engine_onnx,
+            network.float_graph,
+            network.card,
+            run.target,
+            recipe.opt_batch,
+            recipe.suppression,
+        )
+        write_json(compared, workspace.cost)
+
+    run.stage("cost", inputs, "cost").run(work)
 
 
 def validate(run: Run) -> None:
     """Compare the Q/DQ model with the float one, and the engine where it can run."""
+    require_labels(run)
     workspace, suppression = run.workspace, run.recipe.suppression
     require_exported(run)
     card = read_card(workspace.trt_onnx)
@@ -255,13 +318,14 @@ def validate(run: Run) -> None:
 
 def report(run: Run) -> Report:
     """Put everything known about this run into `report.json` and `report.html`."""
+    require_labels(run)
     workspace = run.workspace
     require(workspace.validation, "validate")
     require_exported(run)
     require_same(workspace.folder, "validate", {"trt_onnx": file_sha256(workspace.trt_onnx)})
     require(workspace.fusion, "build")
     require_same(workspace.folder, "build", {"onnx": file_sha256(run.engine_onnx)})
-    content = collect_report(workspace, run.plan, run.command)
+    content = collect_report(workspace, run.plan, verdict_of(run), run.command)
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
     pictures = []

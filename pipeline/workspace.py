@@ -29,6 +29,8 @@ CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
 COMMANDS = {
     "concats": "calibrate",
+    "cost": "build",
+    "placement": "calibrate",
     "sensitivity": "calibrate",
     "end2end": "export",
     "fp16": "validate",
@@ -36,6 +38,7 @@ COMMANDS = {
 """Stages that a command of another name walks."""
 ARTIFACTS = {
     "concats": "concats.json",
+    "placement": "placement.json",
     "sensitivity": "sensitivity.json",
     "calibration": "calibration.safetensors",
     "scales": "scales.json",
@@ -47,6 +50,7 @@ ARTIFACTS = {
     "fp16_onnx": "model.fp16.onnx",
     "fp16_engine": "model.fp16.engine",
     "fusion": "fusion.json",
+    "cost": "cost.json",
     "validation": "validation.json",
     "report_json": "report.json",
     "report_html": "report.html",
@@ -66,6 +70,7 @@ class Workspace:
 
     folder: Path
     concats: Path
+    placement: Path
     sensitivity: Path
     calibration: Path
     scales: Path
@@ -77,6 +82,7 @@ class Workspace:
     fp16_onnx: Path
     fp16_engine: Path
     fusion: Path
+    cost: Path
     validation: Path
     report_json: Path
     report_html: Path

@@ -32,8 +32,7 @@ def quantize_inputs(model: onnx.ModelProto, skips: bool = False) -> onnx.ModelPr
     quantized = helper.make_graph(
         pairs.nodes, graph.name, graph.input, graph.output, [*kept, *pairs.constants]
     )
-    opsets = [helper.make_opsetid("", 17)]
-    return helper.make_model(quantized, opset_imports=opsets, ir_version=8)
+    return helper.make_model(quantized, opset_imports=model.opset_import, ir_version=10)
 
 
 class _Pairs:

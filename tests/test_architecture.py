@@ -21,6 +21,9 @@ MAY_IMPORT = {
     "engines": {"engines"},
     "pipeline": set(PACKAGES),
 }
+# How files from others are read and shown, and files written: the same everywhere, without torch.
+SHARED = ("reptrt.engines.foreign", "reptrt.engines.artifacts", "reptrt.engines.file_lock")
+SHARED_PREFIXES = tuple(f"{name}." for name in SHARED)
 GPU_MODULES = ("tensorrt", "tensorrt_rtx", "polygraphy.backend.trt", "pycuda", "cuda")
 WITHOUT_TORCH = (
     "reptrt.engines", "reptrt.pipeline.recipe", "reptrt.pipeline.workspace", "reptrt.pipeline.cli.main",
@@ -94,8 +97,24 @@ def test_there_is_something_to_check() -> None:
 
 @each_file
 def test_imports_go_in_one_direction(file: Path) -> None:
-    ours = {name.split(".")[1] for name in imports(parse(file)) if name.startswith(f"{PREFIX}.")}
+    ours = {
+        name.split(".")[1]
+        for name in imports(parse(file))
+        if name.startswith(f"{PREFIX}.") and not f"{name}.".startswith(SHARED_PREFIXES)
+    }
     assert ours <= MAY_IMPORT[file.relative_to(ROOT).parts[0]]
+
+
+def test_what_is_shared_imports_nothing_else_of_ours() -> None:
+    ours = {
+        name
+        for module, file in MODULES.items()
+        if f"{module}.".startswith(SHARED_PREFIXES)
+        for name in imports(parse(file))
+        if name.startswith(f"{PREFIX}.")
+    }
+    assert ours
+    assert all(f"{name}.".startswith(SHARED_PREFIXES) for name in ours)
 
 
 def test_no_module_imports_the_tests_or_the_benchmarks() -> None:

@@ -10,12 +10,11 @@ on and a warning says why. TensorRT does not promise the same engine from the sa
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.artifacts import cache_folder, replace_when_done
 from reptrt.engines.device import Gpu
 from reptrt.engines.file_lock import hold_lock
 
@@ -24,8 +23,7 @@ logger = logging.getLogger(__name__)
 
 def default_folder() -> Path:
     """Return `reptrt/timings` in the user's cache folder."""
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "reptrt" / "timings"
+    return cache_folder() / "timings"
 
 
 def cache_file(folder: Path, gpu: Gpu, version: str) -> Path:

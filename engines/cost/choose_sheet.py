@@ -22,4 +22,4 @@ def choose_sheet(target: Target | None, device_info: Path | None) -> DataSheet:
         return target.data_sheet
     known = ", ".join(name for name, one in TARGETS.items() if one.data_sheet is not None)
     named = f"target '{target.name}' names no GPU" if target is not None else "no GPU is named"
-    raise CostError(f"{named}: give --device-info FILE, or --target with one of {known}")
+    raise CostError(f"{named}: give `device_info=FILE`, or as `target` one of {known}")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reptrt.engines.cost.constants import FITTED, SPREAD, Constants
-from reptrt.engines.cost.kernel_time import Bound, kernel_time, work_of
+from reptrt.engines.cost.kernel_time import kernel_time, work_of
+from reptrt.engines.cost.records import Bound
 from reptrt.engines.data_sheet import DataSheet
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor
 

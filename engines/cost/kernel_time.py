@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reptrt.engines.cost.constants import Constants
+from reptrt.engines.cost.records import Bound
 from reptrt.engines.data_sheet import DataSheet
 from reptrt.engines.inspection.kernel import Kernel, Product
 from reptrt.engines.inspection.traffic import has_work
 
-Bound = Literal["compute", "memory", "launch", "nothing"]
 Work = Literal[
     "none", "product", "image product", "depthwise", "move", "reformat", "image reformat"
 ]
@@ -109,7 +109,7 @@ def _compute_us(kernel: Kernel, work: Work, sheet: DataSheet, constants: Constan
         return _MICROSECONDS * product.operations / (sheet.core_peak * constants.depthwise)
     sustained = sheet.sustained
     if work == "image product":
-        return _image_us(product, kernel.product_dtype, sheet, constants) / sustained
+        return _image_us(kernel, product, sheet, constants) / sustained
     rows, columns = _TILE
     tiles = math.ceil(product.rows / rows) * math.ceil(product.columns / columns) * product.groups
     waves = math.ceil(tiles / sheet.sms)
@@ -119,13 +119,16 @@ def _compute_us(kernel: Kernel, work: Work, sheet: DataSheet, constants: Constan
     return _MICROSECONDS * operations / (sheet.peak(kernel.product_dtype) * reached * sustained)
 
 
-def _image_us(product: Product, dtype: str, sheet: DataSheet, constants: Constants) -> float:
-    """The first convolution: FP16's tensor cores with 4 channels, or FP32 cores.
+def _image_us(kernel: Kernel, product: Product, sheet: DataSheet, constants: Constants) -> float:
+    """The first convolution, whose few channels are padded to 4.
 
-    INT8 gains nothing there: its kernels use dot products of ordinary cores, or pad to 32 channels.
+    In FP32 it runs on ordinary cores, in INT8 on their dot products of 4 bytes, unless a pooling is fused
+    into it; what uses tensor cores reaches little of them.
     """
-    if dtype == "Float":
-        return _MICROSECONDS * product.operations / (sheet.core_peak * constants.compute)
     channels = max(1, product.depth // math.prod(product.window))
     padded = product.operations / channels * _IMAGE_CHANNELS
+    if kernel.product_dtype == "Float":
+        return _MICROSECONDS * product.operations / (sheet.core_peak * constants.compute)
+    if kernel.product_dtype in ("Int8", "UInt8") and "pool" not in kernel.kind.lower():
+        return _MICROSECONDS * padded / (sheet.dot_peak * constants.compute)
     return _MICROSECONDS * padded / (sheet.peak("Half") * constants.image)

@@ -30,17 +30,20 @@ class Layers:
         kernels: in order of execution.
         batch: that they are for.
         origin: who says so, in words.
+        engine_bytes: size of the engine's file, None where nothing here builds it.
     """
 
     kernels: tuple[Kernel, ...]
     batch: int
     origin: str
+    engine_bytes: int | None = None
 
     def at_batch(self, batch: int) -> Layers:
         """The same kernels, for another batch."""
         if batch == self.batch:
             return self
-        return Layers(scale_batch(self.kernels, batch / self.batch), batch, self.origin)
+        kernels = scale_batch(self.kernels, batch / self.batch)
+        return Layers(kernels, batch, self.origin, self.engine_bytes)
 
 
 def read_layers(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
@@ -80,7 +83,7 @@ def read_model(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
     """
     if target is not None and target.backend == "onnxruntime":
         raise CostError(
-            f"--target {target.name}: there is a model for GPUs only; `reptrt bench` times it"
+            f"target '{target.name}': there is a model for GPUs only; `reptrt bench` times it"
         )
     if target is not None and target.backend == "tensorrt_rtx":
         trt = load_backend(target)
@@ -88,11 +91,13 @@ def read_model(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
         with TemporaryDirectory() as folder:
             built = build_engine(path, Path(folder, "model.engine"), trt, options)
         kernels, origin = parse_kernels(built.layers), f"compiled by TensorRT-RTX {built.version}"
+        size: int | None = built.size_bytes
     else:
         kernels = predict_kernels(path, compute_capability=sheet.compute_capability)
+        size = None
         origin = "layers predicted by the fusion rules of classic TensorRT"
     require_shapes(kernels)
-    return Layers(kernels, _batch_of(kernels), origin)
+    return Layers(kernels, _batch_of(kernels), origin, size)
 
 
 def _read_list(path: Path) -> Layers:

@@ -15,11 +15,13 @@ class DropNoOps(Rule):
     evidence: ClassVar[Evidence] = Evidence.SEEN
 
     def apply(self, network: Network, build: Build) -> None:
-        """Remove Identity, Dropout, and Cast to the type that a tensor has."""
-        for node in network.nodes("Identity", "Dropout", "Cast"):
-            source, result = node.inputs[0], node.outputs[0]
-            same = network.tensors[source].dtype == network.tensors[result].dtype
-            if (node.op != "Cast" or same) and result not in network.outputs:
+        """Remove Identity, Dropout, Cast to the type there is, and Pad and Expand to the size."""
+        for node in network.nodes("Identity", "Dropout", "Cast", "Pad", "Expand"):
+            source, result = (network.tensors[name] for name in (node.inputs[0], node.outputs[0]))
+            is_same = (source.dtype, source.dims) == (result.dtype, result.dims)
+            is_known = bool(source.dims) or node.op == "Cast"
+            changes = node.op in ("Cast", "Pad", "Expand") and not (is_same and is_known)
+            if not changes and result.name not in network.outputs:
                 network.bypass(node)
 
 
@@ -116,9 +118,9 @@ class FoldScale(Rule):
 
 
 class FoldPad(Rule):
-    """Guide: "Padding and Convolution/Deconvolution", with sizes that are not negative."""
+    """Guide: "Padding and Convolution/Deconvolution"; NVIDIA/TensorRT#2592 saw it done."""
 
-    evidence: ClassVar[Evidence] = Evidence.DOCUMENTED
+    evidence: ClassVar[Evidence] = Evidence.REPORTED
 
     def apply(self, network: Network, build: Build) -> None:
         """Fold a Pad with zeros into the convolutions that alone read it."""

@@ -63,7 +63,7 @@ class FuseResidual(Rule):
 
     def apply(self, network: Network, build: Build) -> None:
         """Fuse Add into the later of the convolutions it reads, and what activates it."""
-        for add in network.nodes("Add"):
+        for add in network.nodes("Add", "Sum"):
             if len(add.inputs) != 2 or add.inputs[0] == add.inputs[1]:
                 continue
             writers = [network.writer(name) for name in add.inputs]

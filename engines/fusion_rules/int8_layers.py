@@ -44,8 +44,8 @@ class QuantizeProducts(Rule):
 
     A100, TITAN RTX: Int8 to Int8 with Q, to Half without; depthwise (TITAN RTX) Int8 to Int8. The
     Q joins only if the skip is INT8 too (A100); a ConvTranspose takes none
-    (NVIDIA/TensorRT#2597). Groups of channels that are no multiples of 4 stay float (guide,
-    "Layers and precision"; not seen).
+    (NVIDIA/TensorRT#2597). That groups of channels that are no multiples of 4 stay float is
+    assumed.
     """
 
     evidence: ClassVar[Evidence] = Evidence.SEEN
@@ -92,6 +92,22 @@ class QuantizeProducts(Rule):
         result = network.tensors[node.outputs[0]].channels
         source_channels = network.tensors[node.inputs[0]].channels
         return source_channels // groups % 4 == 0 and result // groups % 4 == 0
+
+
+class QuantizeBatchedProducts(Rule):
+    """TensorRT-RTX: a product of two computed matrices, both behind DQ, is INT8; a Q behind joins."""
+
+    evidence: ClassVar[Evidence] = Evidence.ASSUMED
+
+    def apply(self, network: Network, build: Build) -> None:
+        """Let the products of a quantized attention read and write INT8."""
+        for node in network.nodes("MatMul"):
+            pairs = [dequantizer(network, tensor) for tensor in node.inputs]
+            if node.weights or len(pairs) != 2 or None in pairs:
+                continue
+            for tensor in list(node.inputs):
+                read_int8(network, node, tensor)
+            write_int8(network, node)
 
 
 class QuantizePools(Rule):

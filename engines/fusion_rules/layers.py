@@ -55,7 +55,7 @@ def _kernel(network: Network, node: Node) -> Kernel:
         inputs=_tensors(network, node.inputs),
         weights=_tensors(network, node.weights),
         outputs=_tensors(network, node.outputs),
-        onnx_layers=tuple(part for part in node.parts if part != "||"),
+        onnx_layers=tuple(part for part in node.parts if part in network.onnx_names),
         product=_product(network, node),
     )
 

@@ -115,6 +115,7 @@ class Network:
         self._fresh = 0
         for node in nodes:
             self.add(node)
+        self.onnx_names = frozenset(part for node in self._nodes for part in node.parts)
 
     def nodes(self, *ops: str) -> Iterator[Node]:
         """The live nodes whose operator is one of `ops` (all without any), as of now."""

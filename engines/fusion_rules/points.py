@@ -15,12 +15,20 @@ VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 class ReduceToPool(Rule):
-    """Guide, "Shuffle and Reduce": a mean over height and width is an average pool."""
+    """A mean over height and width is a global average pool.
 
-    evidence: ClassVar[Evidence] = Evidence.DOCUMENTED
+    hmorimitsu/ptlflow#65 lists ReduceMean as POOLING.
+    """
+
+    evidence: ClassVar[Evidence] = Evidence.REPORTED
 
     def apply(self, network: Network, build: Build) -> None:
-        """Turn ReduceMean over the last two of four axes into GlobalAveragePool."""
+        """Turn means over the last two of four axes into GlobalAveragePool."""
+        for node in network.nodes("AveragePool"):
+            result = network.tensors[node.outputs[0]]
+            source = network.tensors[node.inputs[0]]
+            if len(result.dims) == 4 and node.ints("kernel_shape") == source.dims[2:]:
+                node.op = "GlobalAveragePool"
         for node in network.nodes("ReduceMean"):
             source = network.tensors[node.inputs[0]]
             if len(source.dims) != 4 or self._axes(network, node) != {2, 3}:

@@ -25,6 +25,7 @@ from reptrt.engines.fusion_rules.convolutions import (
 )
 from reptrt.engines.fusion_rules.forms import InsertReformats, OutputForms
 from reptrt.engines.fusion_rules.int8_layers import (
+    QuantizeBatchedProducts,
     QuantizePointwise,
     QuantizePools,
     QuantizeProducts,
@@ -73,6 +74,7 @@ RULES: tuple[Rule, ...] = (
     FusePointwise(),
     FuseNormalization(),
     QuantizeProducts(),
+    QuantizeBatchedProducts(),
     QuantizePools(),
     QuantizePointwise(),
     FuseMaxPool(),

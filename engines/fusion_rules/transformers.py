@@ -13,17 +13,17 @@ from reptrt.engines.fusion_rules.network import Network, Node
 from reptrt.engines.fusion_rules.pointwise import absorb_writer
 from reptrt.engines.fusion_rules.rule import Build, Evidence, Rule
 
-_BETWEEN = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Sub", "Where"})
+_BETWEEN = frozenset({"Add", "Cast", "Div", "Mul", "Reshape", "Sub", "Unsqueeze", "Where"})
 _VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
-_MOVES = _VIEWS | {"DepthToSpace", "Expand", "Slice", "SpaceToDepth", "Split", "Transpose"}
+_MOVES = _VIEWS | {"Expand", "Gather", "Slice", "Split", "Transpose"}
 _HEAD_SIZES = range(16, 257)
 
 
 class FuseAttention(Rule):
     """Guide, "Fused attention": softmax(Q K^T + mask) V in one kernel, in FP16 or BF16.
 
-    A head has 16 to 256 channels, a multiple of 8. Q/DQ inside prevents it (TensorRT-RTX). That it
-    needs compute capability 8.0 is assumed.
+    Q/DQ inside prevents it (TensorRT-RTX). That it needs compute capability 8.0, and heads of 16 to
+    256 channels, a multiple of 8, is assumed.
     """
 
     evidence: ClassVar[Evidence] = Evidence.DOCUMENTED
@@ -93,11 +93,16 @@ class FuseMoves(Rule):
         """Join the tree of moves that hangs on one tensor, if something in it moves values."""
         for root in network.nodes(*_MOVES):
             writer = network.writer(root.inputs[0])
-            if writer is not None and writer.op in _MOVES and not writer.layer:
-                continue  # it hangs on another root
-            tree = list(self._tree(network, root))
-            if any(node.op == "Transpose" for node in tree):
-                self._join(network, tree)
+            if self._moves(root) and (writer is None or not self._moves(writer)):
+                self._join_tree(network, root)
+
+    def _moves(self, node: Node) -> bool:
+        return node.op in _MOVES and len(node.inputs) == 1 and not node.layer
+
+    def _join_tree(self, network: Network, root: Node) -> None:
+        tree = list(self._tree(network, root))
+        if any(node.op == "Transpose" for node in tree):
+            self._join(network, tree)
 
     def _tree(self, network: Network, root: Node) -> Iterator[Node]:
         waiting = [root]
@@ -107,7 +112,7 @@ class FuseMoves(Rule):
             for output in node.outputs:
                 for reader in network.readers(output):
                     scales = reader.op == "Pointwise" and len(reader.inputs) == 1
-                    if (reader.op in _MOVES or scales) and not reader.layer:
+                    if self._moves(reader) or (scales and not reader.layer):
                         waiting.append(reader)
 
     def _join(self, network: Network, tree: list[Node]) -> None:

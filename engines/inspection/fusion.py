@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
+
+from reptrt.engines.form import read_form
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
 from reptrt.engines.inspection.placement_notes import read_islands, read_reasons
-from reptrt.engines.inspection.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
+from reptrt.engines.inspection.qdq_graph import WeightedLayer, attentions, weighted_layers
+from reptrt.engines.inspection.traffic import measure_traffic
 from reptrt.engines.report_schema import FloatIsland, FusionReport
 
 __all__ = [
@@ -23,6 +27,9 @@ __all__ = [
 ]
 
 
+DEPTHWISE = "depthwise: FP16 in the form for TensorRT-RTX, which would pad its INT8 fourfold"
+
+
 def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "") -> FusionReport:
     """Match the `kernels` of an engine with the layers of the ONNX file it was built from.
 
@@ -31,28 +38,39 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "")
         onnx_path: the Q/DQ graph.
         backend: builder and its version, for the report.
     """
-    layers = read_weighted_layers(onnx_path)
+    model = onnx.load(str(onnx_path), load_external_data=False)
+    layers = weighted_layers(model.graph)
+    by_form = depthwise_by_form(model, layers)
     quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
-    reasons = read_reasons(onnx_path)
+    reasons = read_reasons(model)
     islands = [
         island
         for layer in layers
-        for island in _float_island(layer, kernels, reasons.get(layer.name))
+        for island in _float_island(layer, kernels, by_form, reasons.get(layer.name))
     ]
     int8_layers = len(quantizable) - sum(island.op != "ConvTranspose" for island in islands)
-    attentions = read_attentions(onnx_path)
+    found = attentions(model.graph)
     return FusionReport(
         backend=backend,
         int8_layers=int8_layers,
         quantizable_layers=len(quantizable),
         int8_coverage=round(100 * int8_layers / len(quantizable), 2) if quantizable else 0.0,
-        attention_blocks=len(attentions),
-        fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
+        attention_blocks=len(found),
+        fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in found),
         kernels=len(kernels),
+        traffic=measure_traffic(kernels),
         float_islands=tuple(islands),
-        operator_islands=tuple(read_islands(onnx_path)),
+        operator_islands=tuple(read_islands(model)),
         fused_kernels=tuple(kernels),
     )
+
+
+def depthwise_by_form(model: onnx.ModelProto, layers: Sequence[WeightedLayer]) -> frozenset[str]:
+    """Names of the depthwise layers that are FP16 because of the form of `model`."""
+    depthwise = [layer for layer in layers if layer.depthwise]
+    if read_form(model) != "multiplier" or any(layer.weight_quantized for layer in depthwise):
+        return frozenset()
+    return frozenset(layer.name for layer in depthwise)
 
 
 def _is_fused(
@@ -68,7 +86,7 @@ def _is_fused(
 
 
 def _float_island(
-    layer: WeightedLayer, kernels: Sequence[Kernel], stated: str | None
+    layer: WeightedLayer, kernels: Sequence[Kernel], by_form: frozenset[str], stated: str | None
 ) -> list[FloatIsland]:
     """Return no island where every kernel that multiplies for `layer` does so in INT8, else one.
 
@@ -79,8 +97,9 @@ def _float_island(
     if multiplying and all(kernel.is_int8 for kernel in multiplying):
         return []
     float_kernels = [kernel for kernel in multiplying or naming if not kernel.is_int8]
-    is_left_out = stated is not None and not layer.weight_quantized
-    reason = stated if stated and is_left_out else _reason(layer, float_kernels)
+    reason = DEPTHWISE if layer.name in by_form else _reason(layer, float_kernels)
+    if stated is not None and not layer.weight_quantized:
+        reason = stated
     return [FloatIsland(layer=layer.name, op=layer.op, reason=reason)]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import onnx
 
@@ -22,9 +21,9 @@ def write_reasons(reasons: Mapping[str, str], proto: onnx.ModelProto) -> None:
     _write(proto, _REASONS, dict(reasons))
 
 
-def read_reasons(path: Path) -> dict[str, str]:
+def read_reasons(proto: onnx.ModelProto) -> dict[str, str]:
     """Layer -> why it stays float; empty for files of other tools."""
-    found: dict[str, str] = json.loads(_read(path).get(_REASONS, "{}"))
+    found: dict[str, str] = json.loads(_read(proto).get(_REASONS, "{}"))
     return found
 
 
@@ -33,13 +32,13 @@ def write_islands(islands: Sequence[OperatorIsland], proto: onnx.ModelProto) -> 
     _write(proto, _ISLANDS, [asdict(island) for island in islands])
 
 
-def read_islands(path: Path) -> list[OperatorIsland]:
+def read_islands(proto: onnx.ModelProto) -> list[OperatorIsland]:
     """The islands of a file; none in files of other tools."""
     return [
         OperatorIsland(
             **{**values, "nodes": tuple(values["nodes"]), "op_types": tuple(values["op_types"])}
         )
-        for values in json.loads(_read(path).get(_ISLANDS, "[]"))
+        for values in json.loads(_read(proto).get(_ISLANDS, "[]"))
     ]
 
 
@@ -48,6 +47,5 @@ def _write(proto: onnx.ModelProto, key: str, value: object) -> None:
     entry.key, entry.value = key, json.dumps(value)
 
 
-def _read(path: Path) -> dict[str, str]:
-    proto = onnx.load(path, load_external_data=False)
+def _read(proto: onnx.ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in proto.metadata_props}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import onnx
 from onnx import numpy_helper
 
 from reptrt.engines.commuting import CARRIED_OPS
+
+_Scales = dict[str, frozenset[bytes]]
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INSIDE_ATTENTION = frozenset(
@@ -32,6 +34,7 @@ class WeightedLayer:
     activation_quantized: bool
     weight_quantized: bool
     obstacle: str = ""
+    depthwise: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -44,18 +47,13 @@ def read_weighted_layers(onnx_path: Path) -> tuple[WeightedLayer, ...]:
     return weighted_layers(onnx.load(str(onnx_path), load_external_data=False).graph)
 
 
-def read_attentions(onnx_path: Path) -> tuple[frozenset[str], ...]:
-    """Return each attention as the names of its product Q Kᵀ, its Softmax and its product with V."""
-    return attentions(onnx.load(str(onnx_path), load_external_data=False).graph)
-
-
 def weighted_layers(graph: onnx.GraphProto) -> tuple[WeightedLayer, ...]:
     """As `read_weighted_layers`, of a graph that is in memory."""
     return tuple(_QdqGraph(graph).weighted_layers())
 
 
 def attentions(graph: onnx.GraphProto) -> tuple[frozenset[str], ...]:
-    """As `read_attentions`, of a graph that is in memory."""
+    """Return each attention as the names of its product Q Kᵀ, its Softmax and its product with V."""
     return tuple(_QdqGraph(graph).attentions())
 
 
@@ -71,6 +69,8 @@ class _QdqGraph:
             inputs = [name for name in node.input if name]
             if node.op_type == "Constant" or (inputs and self.constants.issuperset(inputs)):
                 self.constants.update(node.output)
+        self._dequantize = _behind(graph)
+        self._activation_scales = _scales(graph, self.initializers)
 
     def weighted_layers(self) -> Iterator[WeightedLayer]:
         for node in self.graph.node:
@@ -83,9 +83,10 @@ class _QdqGraph:
             yield WeightedLayer(
                 name=_name(node),
                 op=node.op_type,
-                activation_quantized=self._dequantize(activation) is not None,
-                weight_quantized=self._dequantize(weight) is not None,
+                activation_quantized=self._dequantize.get(activation) is not None,
+                weight_quantized=self._dequantize.get(weight) is not None,
                 obstacle=self._obstacle(node, activation, weight),
+                depthwise=self._is_depthwise(node, weight),
             )
 
     def attentions(self) -> Iterator[frozenset[str]]:
@@ -107,19 +108,20 @@ class _QdqGraph:
             node = self.producer.get(next(computed, ""))
         return node
 
-    def _dequantize(self, tensor: str) -> onnx.NodeProto | None:
-        """Return a DequantizeLinear that reaches `tensor` on every path, or None."""
-        node = self.producer.get(tensor)
-        if node is None or node.op_type == "DequantizeLinear":
-            return node
-        if node.op_type == "Concat":
-            found = [self._dequantize(name) for name in node.input]
-            return found[0] if all(found) else None
-        return self._dequantize(node.input[0]) if node.op_type in CARRIED_OPS else None
+    def _is_depthwise(self, node: onnx.NodeProto, weight: str) -> bool:
+        """Whether `node` is a convolution that reads one channel for each it writes."""
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        maker = self.producer.get(weight)
+        while maker is not None and maker.input:
+            weight = maker.input[0]
+            maker = self.producer.get(weight)
+        constant = self.initializers.get(weight)
+        shape = [] if constant is None else list(constant.dims)
+        return node.op_type == "Conv" and groups > 1 and shape[1:2] == [1]
 
     def _obstacle(self, node: onnx.NodeProto, activation: str, weight: str) -> str:
         """Return why the compiler may have to multiply in float although both sides are Q/DQ."""
-        if len(self._activation_scales(activation)) > 1:
+        if len(self._activation_scales.get(activation, ())) > 1:
             return "its activation is a Concat of different scales: put one Q/DQ behind the Concat"
         dequantize = self._skip_casts(weight)
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
@@ -138,19 +140,39 @@ class _QdqGraph:
             node = self.producer.get(node.input[0])
         return node
 
-    def _activation_scales(self, tensor: str) -> set[bytes]:
-        """Return the distinct constant scales that reach `tensor` through one or more Concats."""
-        node = self.producer.get(tensor)
-        if node is None:
-            return set()
+
+def _behind(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto | None]:
+    """The DequantizeLinear that reaches a tensor on every path, for each that a node makes."""
+    found: dict[str, onnx.NodeProto | None] = {}
+    for node in graph.node:
+        reached: onnx.NodeProto | None = None
         if node.op_type == "DequantizeLinear":
-            scale = self.initializers.get(node.input[1])
-            if scale is None or scale.external_data:  # not loaded
-                return set()
-            return {numpy_helper.to_array(scale).tobytes()}
-        if node.op_type == "Concat":
-            return set().union(*(self._activation_scales(name) for name in node.input))
-        return self._activation_scales(node.input[0]) if node.op_type in CARRIED_OPS else set()
+            reached = node
+        elif node.op_type == "Concat":
+            parts = [found.get(name) for name in node.input]
+            reached = parts[0] if parts and all(parts) else None
+        elif node.op_type in CARRIED_OPS and node.input:
+            reached = found.get(node.input[0])
+        found.update(dict.fromkeys(node.output, reached))
+    return found
+
+
+def _scales(graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto]) -> _Scales:
+    """Constant scales that reach each tensor through one or more Concats; two where there are more."""
+    found: _Scales = {}
+    for node in graph.node:
+        reached: frozenset[bytes] = frozenset()
+        if node.op_type == "DequantizeLinear":
+            scale = initializers.get(node.input[1])
+            if scale is not None and not scale.external_data:  # else not loaded
+                reached = frozenset([numpy_helper.to_array(scale).tobytes()])
+        elif node.op_type == "Concat":
+            parts = set[bytes]().union(*(found.get(name, frozenset()) for name in node.input))
+            reached = frozenset(sorted(parts)[:2])
+        elif node.op_type in CARRIED_OPS and node.input:
+            reached = found.get(node.input[0], frozenset())
+        found.update(dict.fromkeys(node.output, reached))
+    return found
 
 
 def _name(node: onnx.NodeProto) -> str:

@@ -99,7 +99,8 @@ def _product(
     source, result = inputs[0].dims, outputs[0].dims
     if weight is not None and len(weight.dims) == len(source) == len(result) >= _IMAGE_RANK:
         window = weight.dims[2:]
-        if kind != "gemm" and source[1] > 0 and weight.dims[1] > 0:
+        is_batch = len(source) == _IMAGE_RANK and weight.dims[0] != result[1]  # of matrices
+        if kind != "gemm" and not is_batch and source[1] > 0 and weight.dims[1] > 0:
             return _convolution(source, result, weight.dims, window)
     return matrix_product(
         source, result, None if weight is None or weight.elements == 1 else weight.elements
@@ -132,14 +133,19 @@ def matrix_product(
 ) -> Product | None:
     """A product of `left` [..., rows, depth] to `result` [..., rows, columns].
 
-    By a constant of `weight_elements` all rows are one matrix; without, each matrix has its own.
+    By a constant of `weight_elements` all rows are one matrix; without, each matrix has its own. A 1x1
+    convolution that became a product multiplies from the left: [channels, pixels], so that the side of
+    `result` that the constant makes is the one for which the rest of it is a side of `left`.
     """
     columns = abs(result[-1]) if result else 0
     rows = math.prod(abs(side) for side in result[:-1])
     if not columns or not rows:
         return None
     if weight_elements is not None:
-        return Product(rows, columns, max(1, weight_elements // columns))
+        sides = [abs(side) for side in reversed(result)]
+        depths = {abs(side) for side in left}
+        made = next((side for side in sides if side and weight_elements / side in depths), columns)
+        return Product(rows * columns // made, made, max(1, weight_elements // made))
     groups = math.prod(abs(side) for side in result[:-2]) or 1
     depth = math.prod(abs(side) for side in left) // rows
     return Product(rows // groups, columns, max(1, depth), groups)

@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 from reptrt.engines.inspection.kernel import Kernel
 
 _FREE = ("noop", "constant", "signal", "wait", "shape_call", "shape call")
 _MEGA, _GIGA = 1e6, 1e9
-
-
-class TrafficEntry(TypedDict):
-    """`Traffic` in fusion.json; operations in 10^9 by the type they are done in."""
-
-    kernels: int
-    activation_megabytes: float
-    weight_megabytes: float
-    gigaoperations: dict[str, float]
-    int8_writers: float
 
 
 @dataclass(frozen=True)
@@ -68,18 +57,5 @@ def measure_traffic(kernels: Sequence[Kernel]) -> Traffic | None:
         activation_megabytes=sum(one.bytes_in + one.bytes_out for one in working) / _MEGA,
         weight_megabytes=sum(one.bytes_constant for one in working) / _MEGA,
         gigaoperations={dtype: count / _GIGA for dtype, count in sorted(operations.items())},
-        int8_writers=100 * writers / len(weighted) if weighted else 0.0,
-    )
-
-
-def traffic_entry(traffic: Traffic | None) -> TrafficEntry | None:
-    """Return it as JSON, rounded to what it is worth."""
-    if traffic is None:
-        return None
-    return TrafficEntry(
-        kernels=traffic.kernels,
-        activation_megabytes=round(traffic.activation_megabytes, 3),
-        weight_megabytes=round(traffic.weight_megabytes, 3),
-        gigaoperations={key: round(value, 4) for key, value in traffic.gigaoperations.items()},
-        int8_writers=round(traffic.int8_writers, 2),
+        int8_writers=round(100 * writers / len(weighted), 2) if weighted else 0.0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Any
 
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.build.builder import BuildOptions
-from reptrt.engines.report_schema import Accuracy, MetricPair, RunFacts
+from reptrt.engines.foreign.border import read_json, reading
+from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
+from reptrt.engines.foreign.text import one_line, path_part, visible
+from reptrt.engines.report_schema import Accuracy, Check, MetricPair, RunFacts, Verdict
 from reptrt.engines.tensor_spec import Tensor
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+_INTERVALS = ("fp32_interval", "drop_interval")
+_MAX_BATCH = 1 << 16
 
 
 class ManifestError(ValueError):
@@ -94,21 +100,17 @@ def read_manifest(folder: Path) -> Manifest:
         ManifestError: it is missing, damaged, or of another version.
     """
     path = folder / MANIFEST_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    if path.is_symlink() or not path.is_file():
         raise ManifestError(
-            f"{path}: cannot be read ({error.strerror}); give `kit` the folder that the kit was"
-            " unpacked to"
-        ) from None
-    except ValueError:
-        raise ManifestError(f"{path}: damaged; unpack the kit again") from None
+            f"{path}: no such file; give `kit` the folder that the kit was unpacked to"
+        )
+    values = read_json(path, MAX_SIDECAR_BYTES, ManifestError)
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise ManifestError(f"{path}: not a manifest of format {FORMAT}; make the kit again")
-    try:
-        return _from_json(values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ManifestError(f"{path}: damaged ({error}); unpack the kit again") from None
+    with reading(path, ManifestError, "damaged; unpack the kit again"):
+        manifest = _from_json(values)
+        require_types(manifest)
+        return manifest
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -119,16 +121,63 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """
     for name in (manifest.onnx, manifest.references):
         if name not in manifest.files:
-            raise ManifestError(f"{folder / MANIFEST_FILE}: lists no hash of {name!r}")
+            raise ManifestError(f"{folder / MANIFEST_FILE}: lists no hash of {one_line(name)!r}")
     for name in (manifest.name, *manifest.files):
-        if Path(name).name != name or name == ".." or (folder / name).is_symlink():
-            raise ManifestError(f"{folder / name}: a kit holds plain files only; do not use it")
+        if path_part(name) != name or (folder / name).is_symlink():
+            raise ManifestError(
+                f"{folder / visible(name)}: a kit holds plain files only; do not use it"
+            )
     for name, digest in manifest.files.items():
         path = folder / name
         if not path.is_file():
             raise ManifestError(f"{path}: missing; unpack the kit again")
         if file_sha256(path) != digest:
             raise ManifestError(f"{path}: differs from the manifest; unpack the kit again")
+
+
+def require_types(manifest: Manifest) -> None:
+    """Check what a file of others says, before anything relies on it.
+
+    Raises:
+        ManifestError: a field has another type, or the tolerances bound nothing.
+    """
+    texts = (
+        *(manifest.name, manifest.model, manifest.task, manifest.target, manifest.onnx),
+        *(manifest.references, manifest.layers_source, *(manifest.classes or ())),
+        *(tensor.name for tensor in (*manifest.inputs, *manifest.outputs)),
+        *(*manifest.layers, *manifest.layers.values()),
+    )
+    sizes = [side for tensor in (*manifest.inputs, *manifest.outputs) for side in tensor.shape]
+    numbers = (*sizes, *manifest.build.batch, *manifest.strides)
+    if not all(isinstance(text, str) for text in texts):
+        raise ManifestError("a name in it is no text")
+    if not all(type(number) is int for number in numbers):
+        raise ManifestError("a size in it is no whole number")
+    low, usual, high = manifest.build.batch
+    if not 1 <= low <= usual <= high <= _MAX_BATCH:
+        raise ManifestError(f"its batch sizes are {one_line(manifest.build.batch)}")
+    if not isinstance(manifest.preprocess, Mapping) or not isinstance(manifest.run.model, str):
+        raise ManifestError("'run' names no model, or 'preprocess' is no object")
+    if not manifest.inputs or not manifest.outputs:
+        raise ManifestError("it has no input, or no output")
+    _require_bounds(manifest.tolerances, {tensor.name for tensor in manifest.outputs})
+
+
+def _require_bounds(tolerances: Tolerances, outputs: set[str]) -> None:
+    """An engine must have something to fail at: bounds that an output of zeros does not reach."""
+    decibels, agreement = tolerances.snr_db, tolerances.agreement
+    if not decibels and agreement is None:
+        raise ManifestError("its tolerances bound nothing, so that any engine would pass")
+    if not decibels.keys() <= outputs:
+        raise ManifestError("its tolerances are of outputs that the model does not have")
+    if not all(math.isfinite(bound) and bound > 0 for bound in decibels.values()):
+        raise ManifestError("a tolerance is no number of dB above 0, so that any engine would pass")
+    if agreement is not None and not (
+        isinstance(agreement, int | float) and math.isfinite(agreement) and 0 < agreement <= 100
+    ):
+        raise ManifestError("the tolerance of its boxes is no percentage above 0")
+    if not all(label is None or (type(label) is int and label >= 0) for label in tolerances.top1):
+        raise ManifestError("a class in its tolerances is no whole number")
 
 
 def _from_json(values: Mapping[str, Any]) -> Manifest:
@@ -164,8 +213,12 @@ def _facts(values: Mapping[str, Any]) -> RunFacts:
     accuracy = values["accuracy"]
     if accuracy is not None:
         extra = {name: MetricPair(**pair) for name, pair in (accuracy["extra"] or {}).items()}
-        accuracy = Accuracy(**{**accuracy, "extra": extra})
-    return RunFacts(**{**values, "accuracy": accuracy})
+        ends = {key: accuracy[key] and tuple(accuracy[key]) for key in _INTERVALS}
+        accuracy = Accuracy(**{**accuracy, **ends, "extra": extra or None})
+    verdict = values["verdict"]
+    checks = tuple(Check(**check) for check in verdict["checks"])
+    verdict = Verdict(**{**verdict, "checks": checks})
+    return RunFacts(**{**values, "accuracy": accuracy, "verdict": verdict})
 
 
 def _tensors(rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """The program `build.pyz` of a build kit: build, verify and measure the engine; install or refuse it.
 
 Needs NumPy, TensorRT and a CUDA library; no PyTorch, no ONNX. Exit codes: 0 installed, 1 refused, 2 usage or
-bad input, 4 a component is missing, 130 interrupted.
+bad input, 4 a component is missing, 70 a fault of this program, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,16 @@ from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.build.builder import BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
-from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.log_format import VisibleFormatter
+from reptrt.engines.foreign.text import visible
+from reptrt.engines.kit.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    ManifestError,
+    check_files,
+    read_manifest,
+)
 from reptrt.engines.kit.report import TriedEngine, report_content, report_text
 from reptrt.engines.kit.verification import (
     EngineCheck,
@@ -37,13 +47,16 @@ from reptrt.engines.target import MissingComponentError, Target, load_backend, r
 from reptrt.engines.triton import ServedModel, add_version, require_servable
 
 REFUSED = 1
+CRASHED = 70
 INTERRUPTED = 130
 _MIB = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and exit with its code; errors that a user can fix are one line."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     options = _parse(arguments)
     try:
         sys.exit(run(options))
@@ -52,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
-            raise
+            traceback.print_exc()
+            print("build.pyz: this is a fault of reptrt: please report it", file=sys.stderr)
+            sys.exit(CRASHED)
         flags = {name: f"--{name.replace('_', '-')}" for name in vars(options)}
-        print(f"build.pyz: {as_flags(str(error), flags)}", file=sys.stderr)
+        print(f"build.pyz: {visible(as_flags(str(error), flags))}", file=sys.stderr)
         sys.exit(code)
 
 
@@ -79,12 +94,14 @@ def run(options: argparse.Namespace) -> int:
     tried = TriedEngine(built, check, latency, time.monotonic() - started, options.verify)
     passed = not check.failures
     final = folder / f"{manifest.name}.engine"
-    candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
-    content = report_content(manifest, target, tried, kit, notes, final if passed else None)
-    write_json(content, folder / "report.json")
+    with reading(kit / MANIFEST_FILE, ManifestError, "says what no report can hold"):
+        content = report_content(manifest, target, tried, kit, notes, final if passed else None)
     text = report_text(content)
+    write_json(content, folder / "report.json")
     with replace_when_done(folder / "report.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    # Last: nothing is installed before every check has run and the report is written.
+    candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
     print(text, end="")
     if passed and options.triton is not None:
         print(f"served by Triton: {add_version(options.triton, _served(manifest, final, options))}")
@@ -166,6 +183,7 @@ def _served(manifest: Manifest, engine: Path, options: argparse.Namespace) -> Se
         max_batch=_batches(manifest, options.max_batch)[2],
         classes=manifest.classes,
         labelled_output=manifest.outputs[0].name if is_classifier else None,
+        verdict=manifest.run.verdict,
     )
 
 
@@ -239,7 +257,9 @@ def _try_out(
 def _show_progress(phase: str, done: int, total: int) -> None:
     """One line that is written over, on a terminal; TensorRT calls this from its own threads."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{phase[:60]}: {done} of {total}", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K{visible(phase[:60])}: {done} of {total}", end="", file=sys.stderr, flush=True
+        )
 
 
 def _version(text: str) -> tuple[int, ...]:

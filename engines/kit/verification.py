@@ -16,6 +16,7 @@ way. How much is allowed is measured on the network itself: no more than quantiz
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.limits import MAX_REFERENCE_BYTES
 from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import (
@@ -92,13 +95,31 @@ def read_references(path: Path, manifest: Manifest) -> References:
     Raises:
         ReferenceFileError: the file is no .npz, or lacks a tensor.
     """
-    try:
+    problem = "no reference inputs and outputs"
+    with reading(path, ReferenceFileError, problem):
+        _require_small(path)
         with np.load(path, allow_pickle=False) as arrays:
             inputs = {tensor.name: arrays[f"{_INPUT}{tensor.name}"] for tensor in manifest.inputs}
             outputs = {name: arrays[f"{_OUTPUT}{name}"] for name in _names(manifest)}
-    except Exception as error:  # numpy, zipfile and zlib each have their own
-        raise ReferenceFileError(f"{path}: no reference inputs and outputs ({error})") from None
+        arrays_read = [*inputs.values(), *outputs.values()]
+        if not all(array.ndim and array.size for array in arrays_read):
+            raise ReferenceFileError(f"{path}: {problem}: it holds no images")
+        if not all(np.isfinite(array).all() for array in arrays_read):
+            raise ReferenceFileError(f"{path}: {problem}: it holds NaN or infinity")
+        counts = {len(array) for array in arrays_read}
+        if len(counts) > 1 or len(manifest.tolerances.top1) not in (0, *counts):
+            raise ReferenceFileError(f"{path}: {problem}: they differ in their number of images")
     return References(inputs, outputs)
+
+
+def _require_small(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is, or to too much."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    total = sum(entry.file_size for entry in entries)
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or total > min(MAX_REFERENCE_BYTES, path.stat().st_size):
+        raise ReferenceFileError(f"{path}: unpacks to more than it is, or to more than 1 GiB")
 
 
 def run_in_batches(runner: Runner, inputs: Arrays, batch: int) -> dict[str, Array]:
@@ -167,7 +188,7 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
     failures = [
         f"output {name}: {noise[name].snr_db:.1f} dB, at least {least:.1f} dB wanted"
         for name, least in tolerances.snr_db.items()
-        if noise[name].snr_db < least
+        if not noise[name].snr_db >= least  # NaN too
     ]
     top1 = agreement = None
     if clear := [(row, label) for row, label in enumerate(tolerances.top1) if label is not None]:
@@ -183,7 +204,7 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
             detection_agreement(wanted, _find_boxes(one, names, manifest.strides))
             for one in outputs
         )
-        if agreement < tolerances.agreement:
+        if not agreement >= tolerances.agreement:
             failures.append(
                 f"boxes agree to {agreement:.1f} %, at least {tolerances.agreement:.1f} % wanted"
             )

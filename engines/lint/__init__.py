@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from reptrt.engines.foreign.border import reading
 from reptrt.engines.lint.base import Finding, Rule, Severity
 from reptrt.engines.lint.codes import CODE_RULES
 from reptrt.engines.lint.layers import LAYER_RULES
@@ -32,6 +33,9 @@ def lint_file(path: Path) -> tuple[Finding, ...]:
     Raises:
         LintError: It is missing, damaged or no valid ONNX.
     """
-    with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints to standard output, where JSON may go
+    with (
+        G_LOGGER.suppress(G_LOGGER.ERROR),  # it prints to standard output, where JSON may go
+        reading(path, LintError, "cannot be linted"),
+    ):
         model = read_model(path)
         return tuple(finding for rule in RULES for finding in rule.check(model))

@@ -13,6 +13,7 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.form import Form, read_form
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, attentions, weighted_layers
 from reptrt.engines.surgery.base import Pass
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE
@@ -84,11 +85,35 @@ class LintedModel:
         """The names of the nodes of each attention."""
         return attentions(self.proto.graph)
 
+    def is_constant(self, tensor: gs.Tensor) -> bool:
+        """Whether `tensor` follows from constants alone."""
+        if isinstance(tensor, gs.Constant) or tensor.is_empty():
+            return True
+        return id(tensor) in self._computed_once
+
+    @cached_property
+    def _computed_once(self) -> set[int]:
+        """`id` of each tensor that is computed from constants; nodes are in order."""
+        found: set[int] = set()
+        for node in self.nodes:
+            has_source = node.op == "Constant" or bool(node.inputs)
+            if has_source and all(
+                isinstance(one, gs.Constant) or one.is_empty() or id(one) in found
+                for one in node.inputs
+            ):
+                found.update(map(id, node.outputs))
+        return found
+
     @property
     def opset(self) -> int:
         """Version of ONNX's own operators."""
         versions = {entry.domain: entry.version for entry in self.proto.opset_import}
         return int(versions.get("", versions.get("ai.onnx", 0)))
+
+    @property
+    def form(self) -> Form:
+        """How its scales are written, as its metadata says."""
+        return read_form(self.proto)
 
     @property
     def is_quantized(self) -> bool:

@@ -198,7 +198,7 @@ class ComputedScale(Rule):
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the nodes whose scale or zero point is computed from what is no constant."""
         for node in model.nodes_of(QUANTIZE, DEQUANTIZE):
-            if not has_blocks(node) and not all(map(_is_constant, node.inputs[1:])):
+            if not has_blocks(node) and not all(map(model.is_constant, node.inputs[1:])):
                 yield model.site(node)
 
 
@@ -206,18 +206,6 @@ def _scale(node: gs.Node) -> np.ndarray:
     """The scale of a Q/DQ node as FP64; empty where it is no constant."""
     scale = constant_at(node, 1)
     return np.empty(0) if scale is None else np.asarray(scale, np.float64)
-
-
-def _is_constant(tensor: gs.Tensor) -> bool:
-    """Whether `tensor` follows from constants alone."""
-    if isinstance(tensor, gs.Constant) or tensor.is_empty():
-        return True
-    node = producer(tensor)
-    return (
-        node is not None
-        and (node.op == "Constant" or bool(node.inputs))
-        and all(map(_is_constant, node.inputs))
-    )
 
 
 CODE_RULES: tuple[Rule, ...] = (

@@ -18,7 +18,9 @@ from reptrt.engines.surgery.drop_output_qdq import DropOutputQdq
 from reptrt.engines.surgery.fuse_pad_into_conv import FusePadIntoConv, spatial_pads
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at, producer
 from reptrt.engines.surgery.tie_concat_scales import TieConcatScales
+from reptrt.engines.surgery.walks import reaching
 
+_PAIR = frozenset({QUANTIZE, DEQUANTIZE})
 _POINTWISE = frozenset({"Cast", "Clip", "HardSwish", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
 _AROUND_ATTENTION = frozenset(
     (
@@ -41,29 +43,28 @@ class UntiedConcat(Rule):
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield each Concat of different scales that a layer reads."""
+        leading = reaching(model.nodes, lambda node: node.op in WEIGHTED, _moves)
         for concat in model.nodes_of("Concat"):
+            if id(concat.outputs[0]) not in leading:
+                continue
             scales = [_scale_behind(part) for part in concat.inputs]
-            if None not in scales and len(set(scales)) > 1 and _reaches_layer(concat.outputs[0]):
+            if None not in scales and len(set(scales)) > 1:
                 yield model.site(concat, f"{len(set(scales))} scales")
 
 
 def _scale_behind(tensor: gs.Tensor) -> float | None:
     """The per-tensor scale of the DequantizeLinear whose values `tensor` holds, or None."""
     node = producer(tensor)
-    if node is None:
+    while node is not None and _moves(node):
+        node = producer(node.inputs[0])
+    if node is None or node.op != DEQUANTIZE:
         return None
-    if node.op == DEQUANTIZE:
-        scale = constant_at(node, 1)
-        return float(scale.item()) if scale is not None and scale.size == 1 else None
-    return _scale_behind(node.inputs[0]) if commutes(node) or node.op == "Cast" else None
+    scale = constant_at(node, 1)
+    return float(scale.item()) if scale is not None and scale.size == 1 else None
 
 
-def _reaches_layer(tensor: gs.Tensor) -> bool:
-    return any(
-        node.op in WEIGHTED
-        or ((commutes(node) or node.op == "Cast") and _reaches_layer(node.outputs[0]))
-        for node in tensor.outputs
-    )
+def _moves(node: gs.Node) -> bool:
+    return commutes(node) or node.op == "Cast"
 
 
 class PadBeforePair(Rule):
@@ -77,21 +78,20 @@ class PadBeforePair(Rule):
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield each Pad behind which Q/DQ and a convolution follow."""
+        to_conv = reaching(model.nodes, lambda node: node.op == "Conv", _keeps_pads)
+        to_pair = reaching(
+            model.nodes,
+            lambda node: node.op in _PAIR and id(node.outputs[0]) in to_conv,
+            _keeps_pads,
+        )
         for pad in model.nodes_of("Pad"):
-            if _leads_to_conv(pad.outputs[0], quantized=False):
+            if id(pad.outputs[0]) in to_pair:
                 is_zero = spatial_pads(pad) is not None
                 yield model.site(pad, "" if is_zero else "with another value than 0", is_zero)
 
 
-def _leads_to_conv(tensor: gs.Tensor, quantized: bool) -> bool:
-    for node in tensor.outputs:
-        if node.op == "Conv" and quantized:
-            return True
-        is_pair = node.op in {QUANTIZE, DEQUANTIZE}
-        passes = is_pair or node.op in {"Cast", "Clip", "Relu"}
-        if passes and _leads_to_conv(node.outputs[0], quantized or is_pair):
-            return True
-    return False
+def _keeps_pads(node: gs.Node) -> bool:
+    return node.op in _PAIR or node.op in {"Cast", "Clip", "Relu"}
 
 
 class AttentionPair(Rule):
@@ -168,13 +168,16 @@ class FloatSkip(Rule):
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield each Add of a quantized convolution and a float tensor that is quantized after."""
+        quantized_next = reaching(
+            model.nodes, lambda node: node.op == QUANTIZE, lambda node: node.op in _POINTWISE
+        )
         for add in model.nodes_of("Add"):
             writers = [producer(tensor) for tensor in add.inputs]
             has_conv = any(node is not None and _is_int8_conv(node) for node in writers)
             is_skip = all(node is not None for node in writers) and all(
                 _scale_behind(_before_scaling(tensor)) is None for tensor in add.inputs
             )
-            if has_conv and is_skip and _is_quantized_next(add.outputs[0]):
+            if has_conv and is_skip and id(add.outputs[0]) in quantized_next:
                 yield model.site(add)
 
 
@@ -218,13 +221,6 @@ def _is_int8_conv(node: gs.Node) -> bool:
         node.op == "Conv"
         and quantized_weight(node) is not None
         and _scale_behind(node.inputs[0]) is not None
-    )
-
-
-def _is_quantized_next(tensor: gs.Tensor) -> bool:
-    return any(
-        node.op == QUANTIZE or (node.op in _POINTWISE and _is_quantized_next(node.outputs[0]))
-        for node in tensor.outputs
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,10 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 from onnx import external_data_helper
 
+from reptrt.engines.foreign.border import read_bytes, reading
+from reptrt.engines.foreign.graphs import all_nodes, require_small_functions
+from reptrt.engines.foreign.limits import MAX_MODEL_BYTES
+from reptrt.engines.foreign.text import one_line
 from reptrt.engines.lint.base import LintedModel
 
 # Scales, zero points and pads are smaller, and no rule looks at the values of a weight.
@@ -31,6 +34,7 @@ def read_model(path: Path) -> LintedModel:
     """
     proto = _parse(path)
     try:
+        require_small_functions(proto)
         onnx.checker.check_model(str(path))
         _load_small_constants(proto, path.parent)
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
@@ -39,21 +43,20 @@ def read_model(path: Path) -> LintedModel:
         *(onnx.checker.ValidationError, onnx.shape_inference.InferenceError),
         *(OSError, ValueError, TypeError, KeyError, RuntimeError),
     ) as error:
-        reason = " ".join(str(error).split())
-        raise LintError(f"{path}: not a valid ONNX model: {reason[:400]}") from None
-    nodes = list(_all_nodes(graph))
+        raise LintError(f"{path}: not a valid ONNX model: {one_line(error, 400)}") from None
+    nodes = list(all_nodes(graph))
     for node in nodes:
         _name_constant(node)
     return LintedModel(path, inferred, graph, tuple(node for node in nodes if node.outputs))
 
 
 def _parse(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        raise LintError(f"{path}: no such file")
+    with reading(path, LintError, "cannot be read"):
+        content = read_bytes(path, MAX_MODEL_BYTES, LintError)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError:
-        raise LintError(f"{path}: no such file") from None
-    except OSError as error:
-        raise LintError(f"{path}: cannot be read: {error.strerror or error}") from None
+        proto = onnx.load_model_from_string(content)
     except (DecodeError, ValueError):
         raise LintError(f"{path}: not an ONNX file, or damaged: export the model again") from None
     if not proto.graph.node:
@@ -79,12 +82,3 @@ def _name_constant(node: gs.Node) -> None:
             node.outputs.clear()
             output.to_constant(values)
             return
-
-
-def _all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
-    yield from graph.nodes
-    for node in graph.nodes:
-        for value in node.attrs.values():
-            for inner in value if isinstance(value, list) else [value]:
-                if isinstance(inner, gs.Graph):
-                    yield from _all_nodes(inner)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.lint.base import Finding, Severity
 from reptrt.engines.lint.rtx import RtxAnswer
 
@@ -31,7 +32,7 @@ def lint_lines(
     path: Path, findings: Sequence[Finding], answer: RtxAnswer, gone: Mapping[str, int] | None
 ) -> list[str]:
     """Return the findings, worst first and equal ones together, and TensorRT-RTX's kernels."""
-    lines = []
+    lines: list[str] = []
     if gone is not None:
         listed = ", ".join(f"{count} {rule}" for rule, count in gone.items()) or "nothing"
         lines += [f"repaired: {listed}", ""]
@@ -39,7 +40,7 @@ def lint_lines(
     lines += [f"{path}: {counts or 'nothing found'}", ""]
     for group in _groups(findings):
         lines += _group_lines(group)
-    return [*lines, *_rtx_lines(answer)]
+    return [visible(line) for line in [*lines, *_rtx_lines(answer)]]
 
 
 def _counts(findings: Sequence[Finding]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from reptrt.engines.runtime.engine_context import EngineExecution, InferenceTime
 from reptrt.engines.runtime.runners import Array, Runner
 
 _MS_PER_SECOND = 1000.0
+_WARMUP_SECONDS = 2.0
 _PROBE = 20  # executions
 
 
@@ -92,9 +93,12 @@ def _measure(
             f"warmup {warmup}, max_iterations {max_iterations}: warmup is 0 or more, "
             "max_iterations 1 or more"
         )
+    warm = time.perf_counter() + max(min_seconds, _WARMUP_SECONDS)
     for _ in range(warmup):
         for runner, feed in zip(runners, feeds, strict=True):
             runner.infer(feed)
+        if time.perf_counter() >= warm:
+            break
     times: list[list[InferenceTime]] = [[] for _ in runners]
     deadline = time.perf_counter() + min_seconds
     for _ in range(max_iterations):

@@ -7,7 +7,9 @@ kits do without; `reptrt.engines.runtime.polygraphy_runner` makes Polygraphy's r
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -72,7 +74,8 @@ class OnnxRuntimeRunner:
 
     `optimize=False` turns graph optimizations off: each Q and DQ then computes exactly what ONNX
     says, which is the reference that an export is checked against. `num_threads` defaults to the
-    processors this process may use.
+    processors this process may use. `seconds_per_run` ends a run that takes longer, at its next
+    operator: a file of others may hold a loop without end.
     """
 
     def __init__(
@@ -81,9 +84,11 @@ class OnnxRuntimeRunner:
         optimize: bool = True,
         num_threads: int | None = None,
         name: str | None = None,
+        seconds_per_run: float | None = None,
     ) -> None:
         self.path = path
         self.name = name or path.name
+        self._seconds_per_run = seconds_per_run
         self._optimize = optimize
         self._num_threads = num_threads
         self._session: Any = None
@@ -127,7 +132,24 @@ class OnnxRuntimeRunner:
     def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name."""
         names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, dict(feed_dict)), strict=True))
+        with self._limited() as options:
+            values = self._session.run(names, dict(feed_dict), options)
+        return dict(zip(names, values, strict=True))
+
+    @contextmanager
+    def _limited(self) -> Iterator[Any]:
+        """Options of one run, which is told to end when its time is over."""
+        if self._seconds_per_run is None:
+            yield None
+            return
+        options = _onnxruntime().RunOptions()
+        timer = threading.Timer(self._seconds_per_run, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield options
+        finally:
+            timer.cancel()
 
 
 class TensorRTRunner:

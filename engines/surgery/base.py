@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.foreign.graphs import sort_nodes
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +44,7 @@ def run_passes(graph: gs.Graph, passes: Sequence[Pass]) -> dict[str, int]:
         name = type(surgery_pass).__name__
         surgery_pass.requires(graph)
         changed[name] = surgery_pass.apply(graph)
-        graph.cleanup().toposort()
+        sort_nodes(graph.cleanup())
         surgery_pass.ensures(graph)
         logger.info("%s changed %d site(s)", name, changed[name])
     return changed

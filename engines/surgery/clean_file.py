@@ -10,26 +10,40 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 
 from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.graphs import require_small_functions, sort_nodes
+from reptrt.engines.foreign.text import one_line
+from reptrt.engines.form import Form, write_form
 from reptrt.engines.surgery.base import Pass, SurgeryError, run_passes
 
 # What one protobuf file can hold; onnx.checker and shape inference need the model as one.
 MAX_BYTES = 2**31 - 1
 
 
-def clean_file(source: Path, target: Path, passes: Sequence[Pass]) -> dict[str, int]:
+def clean_file(
+    source: Path, target: Path, passes: Sequence[Pass], form: Form | None = None
+) -> dict[str, int]:
     """Apply `passes` to the model in `source`, write it to `target`, return sites per pass.
 
     The two paths may be the same. Weights of `source` may lie beside it as external data; `target`
-    holds everything.
+    holds everything, and names `form` in its metadata; None leaves what is there.
 
     Raises:
         SurgeryError: `source` is missing, no valid ONNX model or over 2 GB, or a pass refuses it.
     """
+    with reading(source, SurgeryError, "cannot be repaired"):
+        return _clean(source, target, passes, form)
+
+
+def _clean(source: Path, target: Path, passes: Sequence[Pass], form: Form | None) -> dict[str, int]:
     model = _load(source)
+    require_small_functions(model)
     graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True))
-    changed = run_passes(graph.toposort(), passes)
+    changed = run_passes(sort_nodes(graph), passes)
     cleaned = gs.export_onnx(graph)
     cleaned.metadata_props.extend(model.metadata_props)
+    if form is not None:
+        write_form(cleaned, form)
     _require_valid(cleaned, f"{source}: not valid ONNX after surgery", full_check=True)
     with replace_when_done(target) as temporary:
         temporary.write_bytes(cleaned.SerializeToString())
@@ -73,5 +87,4 @@ def _require_valid(model: onnx.ModelProto, problem: str, full_check: bool) -> No
     try:
         onnx.checker.check_model(model, full_check=full_check)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())
-        raise SurgeryError(f"{problem}: {reason}") from error
+        raise SurgeryError(f"{problem}: {one_line(error, 400)}") from error

@@ -19,15 +19,18 @@ class DropOutputQdq(Pass):
 
     def apply(self, graph: gs.Graph) -> int:
         """Rewire in place; a site is a pair."""
-        dropped = 0
+        dropped, names = 0, Names(graph)
         for index in range(len(graph.outputs)):
             while dequantize := _trailing_dequantize(graph, graph.outputs[index]):
-                source, values = dequantize.i().inputs[0], dequantize.outputs[0]
+                quantize, values = dequantize.i(), dequantize.outputs[0]
+                source = quantize.inputs[0]
                 if values is graph.outputs[index]:
-                    _rename(graph, index, source)
+                    _rename(graph, index, source, names)
                 else:
                     values.outputs[0].inputs[0] = source
-                graph.cleanup()  # the dropped pair no longer counts as a reader of `source`
+                readers = [*quantize.outputs[0].outputs, *values.outputs]
+                if all(reader is dequantize for reader in readers):
+                    quantize.inputs.clear()  # it no longer counts as a reader of `source`
                 dropped += 1
         return dropped
 
@@ -38,11 +41,11 @@ class DropOutputQdq(Pass):
             raise SurgeryError(f"Outputs still end in {DEQUANTIZE}: {trailing}")
 
 
-def _rename(graph: gs.Graph, index: int, source: gs.Tensor) -> None:
+def _rename(graph: gs.Graph, index: int, source: gs.Tensor, names: Names) -> None:
     """Make `source` the graph output `index`, under the name that callers know."""
     output = graph.outputs[index]
     name = output.name
-    output.name = Names(graph).fresh(f"{name}_dequantized")
+    output.name = names.fresh(f"{name}_dequantized")
     source.name, source.dtype, source.shape = name, output.dtype, output.shape
     graph.outputs[index] = source
 

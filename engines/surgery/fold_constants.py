@@ -2,26 +2,104 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.foreign.graphs import sort_nodes
+from reptrt.engines.foreign.limits import MAX_FOLDED_BYTES
 from reptrt.engines.surgery.base import Pass
+
+_WIDEST = 8  # bytes of an element
+_GROWTH = 4  # weights are cast, transposed and added to a few times
+# They draw numbers, hold graphs of their own, or take long for what they return.
+_KEPT = frozenset(
+    (
+        *("Bernoulli", "Multinomial", "If", "Loop", "Scan", "SequenceMap"),
+        *("Conv", "ConvTranspose", "Einsum", "GRU", "LSTM", "RNN"),
+    )
+)
+# Where shapes are unknown: results of no more elements than the product and the sum of all inputs.
+_BOUNDED = frozenset(
+    (
+        *("Abs", "Add", "And", "Cast", "Ceil", "Concat", "Div", "Equal", "Exp", "Flatten", "Floor"),
+        *("Gather", "GatherElements", "Greater", "Identity", "Less", "Log", "MatMul", "Max", "Min"),
+        *("Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Reshape", "Round"),
+        *("Shape", "Sigmoid", "Sign", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
+        *("Transpose", "Unsqueeze", "Where"),
+    )
+)
 
 
 class FoldConstants(Pass):
     """Turn Constant nodes and constant sub-graphs into initializers.
 
-    graphsurgeon never folds QuantizeLinear or DequantizeLinear, so int8 weights stay int8.
-    Random and custom operators are kept: they are no constants, or ONNX Runtime cannot run them.
+    graphsurgeon never folds QuantizeLinear or DequantizeLinear, so int8 weights stay int8. Random and
+    custom operators are kept: they are no constants, or ONNX Runtime cannot run them. What would be
+    larger than a few times the weights of the file is kept too, and so is what may be.
     """
 
     def apply(self, graph: gs.Graph) -> int:
         """Fold in place; a site is a node that became an initializer."""
-        graph.cleanup().toposort()
+        sort_nodes(graph.cleanup())
         before = len(graph.nodes)
-        graph.fold_constants(should_exclude_node=_is_not_foldable).cleanup()
+        small = _small_results(graph)
+        graph.fold_constants(
+            should_exclude_node=lambda node: any(one.name not in small for one in node.outputs)
+        ).cleanup()
         return before - len(graph.nodes)
 
 
-def _is_not_foldable(node: gs.Node) -> bool:
-    is_random = node.op in {"Bernoulli", "Multinomial"} or node.op.startswith("Random")
-    return is_random or node.domain not in {None, "", "ai.onnx"}
+def _small_results(graph: gs.Graph) -> set[str]:
+    """Names of the tensors that follow from constants, as far as the budget reaches."""
+    constants = [one for one in graph.tensors().values() if isinstance(one, gs.Constant)]
+    elements = {one.name: math.prod(one.shape) for one in constants}
+    left = MAX_FOLDED_BYTES + _GROWTH * sum(
+        elements[one.name] * _item_bytes(one) for one in constants
+    )
+    names: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "Constant":
+            names.update(tensor.name for tensor in node.outputs)
+            elements.update((tensor.name, 1 << 20) for tensor in node.outputs)
+            continue
+        inputs = [tensor for tensor in node.inputs if not tensor.is_empty()]
+        if not _is_foldable(node) or any(tensor.name not in elements for tensor in inputs):
+            continue
+        counts = _result_elements(node, [elements[tensor.name] for tensor in inputs])
+        if counts is None:
+            continue
+        size = sum(count * _item_bytes(one) for one, count in counts)
+        if size <= left:
+            left -= size
+            names.update(tensor.name for tensor, _ in counts)
+            elements.update((tensor.name, count) for tensor, count in counts)
+    return names
+
+
+def _is_foldable(node: gs.Node) -> bool:
+    is_random = node.op in _KEPT or node.op.startswith("Random")
+    return not is_random and node.domain in {None, "", "ai.onnx"}
+
+
+def _result_elements(node: gs.Node, inputs: list[int]) -> list[tuple[gs.Tensor, int]] | None:
+    """How many elements each output has at most; None where nobody can tell."""
+    at_most = sum(inputs) + math.prod(max(1, count) for count in inputs)
+    counts = []
+    for tensor in node.outputs:
+        shape = tensor.shape
+        if shape is not None and all(isinstance(side, int) and side >= 0 for side in shape):
+            counts.append((tensor, math.prod(shape)))
+        elif node.op in _BOUNDED:
+            counts.append((tensor, at_most))
+        else:
+            return None
+    return counts
+
+
+def _item_bytes(tensor: gs.Tensor) -> int:
+    try:
+        return int(np.dtype(tensor.dtype).itemsize)
+    except TypeError:  # unknown, or a type that NumPy does not have
+        return _WIDEST

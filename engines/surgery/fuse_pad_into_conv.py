@@ -62,19 +62,27 @@ def _reach_convs(
     graph: gs.Graph, tensor: gs.Tensor, between: list[gs.Node], convs: list[gs.Node]
 ) -> bool:
     """Collect all that reads `tensor`: whether it ends in nothing but explicitly padded Conv."""
-    if is_any(tensor, graph.outputs) or not tensor.outputs:
-        return False
-    for node in tensor.outputs:
-        reads_as_data = sum(other is tensor for other in node.inputs) == 1
-        if not reads_as_data or node.inputs[0] is not tensor:
+    pending = [tensor]
+    while pending:
+        here = pending.pop()
+        if is_any(here, graph.outputs) or not here.outputs:
             return False
-        if node.op == "Conv" and str(node.attrs.get("auto_pad", "NOTSET")) in {"NOTSET", "VALID"}:
-            convs.append(node)
-        elif _keeps_zero(node) and _reach_convs(graph, node.outputs[0], between, convs):
-            between.append(node)
-        else:
-            return False
+        for node in here.outputs:
+            reads_as_data = sum(other is here for other in node.inputs) == 1
+            if not reads_as_data or node.inputs[0] is not here:
+                return False
+            if node.op == "Conv" and _pads_by_itself(node):
+                convs.append(node)
+            elif _keeps_zero(node):
+                between.append(node)
+                pending.append(node.outputs[0])
+            else:
+                return False
     return True
+
+
+def _pads_by_itself(conv: gs.Node) -> bool:
+    return str(conv.attrs.get("auto_pad", "NOTSET")) in {"NOTSET", "VALID"}
 
 
 def _keeps_zero(node: gs.Node) -> bool:

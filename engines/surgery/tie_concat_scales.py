@@ -10,6 +10,8 @@ and so does one with a pair behind it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -47,70 +49,60 @@ class TieConcatScales(Pass):
         """Rewrite in place; a site is a QuantizeLinear whose scale changed, or a new pair."""
         changed = 0
         names = Names(graph)
-        for group in _merge(_groups(graph)):
+        leading = _leading_to_layers(graph)
+        for group in _groups(graph, leading):
             scales = [_scale(node) for node in group.quantizers]
             if max(scales) <= LARGEST_RATIO * min(scales):
                 changed += _tie(graph, names, group.quantizers)
             else:
-                changed += sum(_follow(graph, names, concat) for concat in group.concats)
+                for concat, widest in group.concats:
+                    _follow(graph, names, concat, widest, leading)
+                changed += len(group.concats)
         return changed
 
 
-class _Group:
-    """Concats that share inputs, and the QuantizeLinear nodes of these."""
+class _Group(NamedTuple):
+    """QuantizeLinear nodes that meet in Concats; each Concat with the one of the largest scale in it."""
 
-    def __init__(self, concat: gs.Node, quantizers: list[gs.Node]) -> None:
-        self.concats = [concat]
-        self.quantizers = list({id(node): node for node in quantizers}.values())
-
-    def shares_with(self, other: _Group) -> bool:
-        own = {id(node) for node in self.quantizers}
-        return any(id(node) in own for node in other.quantizers)
-
-    def add(self, other: _Group) -> None:
-        self.concats += other.concats
-        both = [*self.quantizers, *other.quantizers]
-        self.quantizers = list({id(node): node for node in both}.values())
+    quantizers: list[gs.Node]
+    concats: list[tuple[gs.Node, gs.Node]]
 
 
-def _groups(graph: gs.Graph) -> list[_Group]:
-    """Every Concat of quantized tensors of different scales that a quantized layer reads."""
-    groups = []
+def _groups(graph: gs.Graph, leading: set[int]) -> list[_Group]:
+    """The groups of different scales; every input of their Concats is quantized, a layer reads them."""
+    families = _Families()
     for concat in nodes_of(graph, "Concat"):
-        sources = _sources(concat.outputs[0])
-        if sources and _is_read_by_layer(concat.outputs[0]):
-            groups.append(_Group(concat, sources))
+        sources = [_source(part, families) for part in concat.inputs]
+        found = [source for source in sources if source is not None]
+        if found and len(found) == len(sources) and id(concat) in leading:
+            families.join(found, concat)
+    groups = families.with_concats()
     return [group for group in groups if len({_scale(node) for node in group.quantizers}) > 1]
 
 
-def _merge(groups: list[_Group]) -> list[_Group]:
-    merged: list[_Group] = []
-    for group in groups:
-        touching = [other for other in merged if other.shares_with(group)]
-        merged = [other for other in merged if not other.shares_with(group)]
-        for other in touching:
-            group.add(other)
-        merged.append(group)
-    return merged
+def _leading_to_layers(graph: gs.Graph) -> set[int]:
+    """Ids of nodes from which codes reach a layer with a quantized weight, but for moves."""
+    leading: set[int] = set()
+    for node in reversed(graph.nodes):  # in order, so that readers are known
+        moves = commutes(node) or node.op in ("Concat", "Cast")
+        if _is_quantized_layer(node) or (
+            moves and any(id(reader) in leading for reader in node.outputs[0].outputs)
+        ):
+            leading.add(id(node))
+    return leading
+
+
+def _is_quantized_layer(node: gs.Node) -> bool:
+    if node.op not in _LAYERS:
+        return False
+    maker = producer(node.inputs[1])
+    while maker is not None and maker.op in ("Transpose", "Cast", "Reshape"):
+        maker = producer(maker.inputs[0])
+    return maker is not None and maker.op == DEQUANTIZE
 
 
 def _scale(quantize: gs.Node) -> float:
     return float(scale_of(quantize).item())
-
-
-def _is_read_by_layer(tensor: gs.Tensor) -> bool:
-    """Whether a layer with a quantized weight reads `tensor` with nothing but moves between."""
-    return any(_leads_to_layer(node) for node in tensor.outputs)
-
-
-def _leads_to_layer(node: gs.Node) -> bool:
-    if node.op in _LAYERS:
-        maker = producer(node.inputs[1])
-        while maker is not None and maker.op in ("Transpose", "Cast", "Reshape"):
-            maker = producer(maker.inputs[0])
-        return maker is not None and maker.op == DEQUANTIZE
-    moves = commutes(node) or node.op in ("Concat", "Cast")
-    return moves and _is_read_by_layer(node.outputs[0])
 
 
 def _tie(graph: gs.Graph, names: Names, quantizers: list[gs.Node]) -> int:
@@ -126,13 +118,12 @@ def _tie(graph: gs.Graph, names: Names, quantizers: list[gs.Node]) -> int:
     return len(smaller)
 
 
-def _follow(graph: gs.Graph, names: Names, concat: gs.Node) -> int:
-    """Put a pair of the largest scale between `concat` and the layers that read it."""
-    sources = _sources(concat.outputs[0])
-    assert sources  # `_groups` asked
-    widest = max(sources, key=_scale)
+def _follow(
+    graph: gs.Graph, names: Names, concat: gs.Node, widest: gs.Node, leading: set[int]
+) -> None:
+    """Put a pair of the scale of `widest` between `concat` and the layers that read it."""
     joined, stem = concat.outputs[0], concat.outputs[0].name
-    readers = [node for node in joined.outputs if _leads_to_layer(node)]
+    readers = [node for node in joined.outputs if id(node) in leading]
     scale = names.constant(f"{stem}_scale", scale_of(widest))
     zero = names.constant(f"{stem}_zero_point", np.zeros(scale.values.shape, np.int8))
     codes = gs.Variable(names.fresh(f"{stem}_codes"), np.int8, joined.shape)
@@ -142,24 +133,61 @@ def _follow(graph: gs.Graph, names: Names, concat: gs.Node) -> int:
         graph.nodes.append(gs.Node(op, name, inputs=[source, scale, zero], outputs=[target]))
     for reader in readers:
         reader.inputs = [values if tensor is joined else tensor for tensor in reader.inputs]
-    return 1
 
 
-def _sources(tensor: gs.Tensor) -> list[gs.Node] | None:
-    """The QuantizeLinear nodes whose codes `tensor` is made of, or None if not of codes alone."""
+def _source(tensor: gs.Tensor, families: _Families) -> gs.Node | None:
+    """The QuantizeLinear whose codes are in `tensor`, or None if it is not of codes alone.
+
+    Of a Concat it is the one of the largest scale: those of a Concat are one family.
+    """
     node = producer(tensor)
+    while node is not None and commutes(node):
+        node = producer(node.inputs[0])
     if node is None:
         return None
     if node.op == "Concat":
-        parts = [_sources(part) for part in node.inputs]
-        return None if None in parts else [q for part in parts if part is not None for q in part]
-    if commutes(node):
-        return _sources(node.inputs[0])
+        return families.of_concat(node)
     if node.op != DEQUANTIZE:
         return None
     quantize = producer(node.inputs[0])
     is_pair = quantize is not None and quantize.op == QUANTIZE and _is_plain(quantize)
-    return [quantize] if is_pair else None
+    return quantize if is_pair else None
+
+
+class _Families:
+    """Nodes that meet in Concats: a forest whose trees are joined at their roots."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, gs.Node] = {}
+        self._parents: dict[int, int] = {}
+        self._concats: dict[int, tuple[gs.Node, gs.Node]] = {}
+
+    def join(self, nodes: list[gs.Node], concat: gs.Node) -> None:
+        """Make one family of those of `nodes`, which meet in `concat`."""
+        for node in nodes:
+            self._nodes.setdefault(id(node), node)
+            self._parents[self._root(id(nodes[0]))] = self._root(id(node))
+        self._concats[id(concat)] = (concat, max(nodes, key=_scale))
+
+    def of_concat(self, concat: gs.Node) -> gs.Node | None:
+        """The node of the largest scale in `concat`; None where not all of its inputs are codes."""
+        return self._concats.get(id(concat), (concat, None))[1]
+
+    def with_concats(self) -> list[_Group]:
+        """Every family with its Concats."""
+        groups: dict[int, _Group] = {}
+        for key, node in self._nodes.items():
+            groups.setdefault(self._root(key), _Group([], [])).quantizers.append(node)
+        for pair in self._concats.values():
+            groups[self._root(id(pair[1]))].concats.append(pair)
+        return list(groups.values())
+
+    def _root(self, key: int) -> int:
+        parents = self._parents
+        while parents.setdefault(key, key) != key:
+            parents[key] = parents[parents[key]]
+            key = parents[key]
+        return key
 
 
 def _is_plain(quantize: gs.Node) -> bool:

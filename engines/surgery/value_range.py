@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -26,6 +27,32 @@ def value_range(tensor: gs.Tensor) -> tuple[float, float]:
 
     Q/DQ pairs are walked through: their rounding adds at most half a step at either end.
     """
+    known: dict[int, tuple[float, float]] = {}
+    pending = [tensor]
+    while pending:
+        here = pending[-1]
+        waiting = [source for source in _sources(here) if id(source) not in known]
+        if waiting:
+            pending += waiting
+        else:
+            known[id(here)] = _range_of(here, [known[id(source)] for source in _sources(here)])
+            pending.pop()
+    return known[id(tensor)]
+
+
+def _sources(tensor: gs.Tensor) -> list[gs.Tensor]:
+    """The tensors whose ranges decide that of `tensor`."""
+    node = producer(tensor)
+    if node is None:
+        return []
+    if node.op == "Concat":
+        return list(node.inputs)
+    passes = commutes(node) or node.op in {DEQUANTIZE, QUANTIZE, "Cast"}
+    return [node.inputs[0]] if passes else []
+
+
+def _range_of(tensor: gs.Tensor, ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The range of `tensor`, made of those of its `_sources`."""
     node = producer(tensor)
     if node is None:
         return _UNBOUNDED
@@ -34,16 +61,13 @@ def value_range(tensor: gs.Tensor) -> tuple[float, float]:
     if node.op == "Clip":
         low, high = clip_bounds(node)
         return (-math.inf if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
-    if node.op == "Concat":
-        ranges = [value_range(part) for part in node.inputs]
-        return min(low for low, _ in ranges), max(high for _, high in ranges)
+    if not ranges:
+        return _UNBOUNDED
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     if node.op == DEQUANTIZE:
-        low, high = value_range(node.inputs[0])
         grid_low, grid_high = _grid_range(node)
         return max(low, grid_low), min(high, grid_high)
-    if commutes(node) or node.op in {QUANTIZE, "Cast"}:
-        return value_range(node.inputs[0])
-    return _UNBOUNDED
+    return low, high
 
 
 def _grid_range(dequantize: gs.Node) -> tuple[float, float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from reptrt.engines.artifacts import make_folder_once
 from reptrt.models.demo.scenes import IMAGE_SIZE, Scene, generate_scene
 from reptrt.models.demo.shapes import CLASSES
 
@@ -26,7 +26,7 @@ class DatasetFolderError(ValueError):
 def write_dataset(folder: Path, seeds: Sequence[int], size: int = IMAGE_SIZE) -> Path:
     """Write one PNG per seed and their COCO annotations; do nothing if they are there already.
 
-    The folder appears under its name only when it is complete. Category ids are label + 1.
+    The folder appears under its name only when it is complete, and one process makes it. Category ids are label + 1.
 
     Args:
         folder: To create; an older or incomplete dataset of this generator is replaced.
@@ -42,19 +42,11 @@ def write_dataset(folder: Path, seeds: Sequence[int], size: int = IMAGE_SIZE) ->
     info: dict[str, object] = {
         "description": _GENERATOR, "version": _VERSION, "size": size, "seeds": list(seeds)
     }  # fmt: skip
-    if _is_complete(folder, info):
-        return folder / ANNOTATIONS
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
-    unfinished.mkdir()
-    try:
-        _write_scenes(unfinished, seeds, size, info)
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder_once(
+        folder,
+        lambda: _is_complete(folder, info),
+        lambda unfinished: _write_scenes(unfinished, seeds, size, info),
+    )
     return folder / ANNOTATIONS
 
 

@@ -14,6 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, numpy_helper
 
+from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.constant_ifs import fold_constant_ifs
 from reptrt.models.onnx_import.data import list_graphs, list_tensors
 from reptrt.models.onnx_import.file import OnnxFile
@@ -63,7 +64,7 @@ def canonicalize(file: OnnxFile, image_size: tuple[int, int]) -> CanonicalGraph:
     graph = gs.import_onnx(_promote(file.proto))
     shape = (file.channels, *image_size)
     _feed_images(graph, file, shape)
-    graph.cleanup().toposort()
+    sort_nodes(graph.cleanup())
     infer_shapes(graph, file.batch or 1)  # what is too large is said before anything runs
     peak = 1.0 if file.raw_type is None else _RAW_PEAK
     images = np.random.default_rng(0).random((2, *shape), dtype=np.float32) * np.float32(peak)
@@ -71,11 +72,11 @@ def canonicalize(file: OnnxFile, image_size: tuple[int, int]) -> CanonicalGraph:
     graph = gs.import_onnx(fold_constant_ifs(gs.export_onnx(graph), one))
     _unpack_constants(graph)
     _name_nodes(graph)
-    graph.cleanup().toposort()
+    sort_nodes(graph.cleanup())
     roots = _find_roots(graph)
     roots |= {f"{name}_frozen": root for name, root in roots.items()}
     frozen = freeze(graph, images, file)
-    graph = frozen.graph.cleanup().toposort()
+    graph = sort_nodes(frozen.graph.cleanup())
     shapes = infer_shapes(graph, frozen.batch_size or 1)
     shapes |= {name: value.shape for name, value in frozen.seen.items()}
     return CanonicalGraph(

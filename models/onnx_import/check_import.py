@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.values import Array, range_error, run_onnx

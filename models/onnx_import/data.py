@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import onnx
 from onnx import TensorProto, external_data_helper, helper
 
-from reptrt.models.weights.checkpoint import file_sha256
+from reptrt.engines.artifacts import file_sha256
 
 _MAX_MESSAGE = 400
 

@@ -16,7 +16,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 from onnx import TensorProto, inliner, numpy_helper
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.limits import MAX_INPUT_PIXELS
 from reptrt.models.onnx_import.data import (
     OnnxFileError,
     list_tensors,
@@ -26,10 +27,8 @@ from reptrt.models.onnx_import.data import (
 from reptrt.models.onnx_import.values import open_session
 
 SUFFIX = ".onnx"
-MAX_PIXELS = 1 << 26
-"""Most pixels of an input: 8192 x 8192."""
-
 _MAX_BYTES = 2**31 - 1  # of a protobuf message
+_MAX_IMAGES = 4  # of the largest size; of smaller ones more
 _MIN_OPSET = 7
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _QUANTIZED = {
@@ -106,6 +105,11 @@ def read_onnx(path: Path) -> OnnxFile:
         OnnxFileError: One line: the file is missing, damaged, not a network of one image, quantized
             already, or reaches for data outside its folder.
     """
+    with reading(path, OnnxFileError, "is not a valid ONNX model"):
+        return _read_checked(path)
+
+
+def _read_checked(path: Path) -> OnnxFile:
     proto = _parse(path)
     try:
         proto = _inline(proto)
@@ -120,8 +124,6 @@ def read_onnx(path: Path) -> OnnxFile:
         return _describe_input(path, proto, sha256)
     except OnnxFileError as error:
         raise error.at(path) from None
-    except (onnx.checker.ValidationError, ValueError, TypeError, UnicodeError) as error:
-        raise OnnxFileError(f"{path}: is not a valid ONNX model: {one_line(error)}") from None
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -293,7 +295,8 @@ def _describe_input(path: Path, proto: onnx.ModelProto, sha256: str) -> OnnxFile
     channels_last = _is_channels_last(sides[1], sides[3])
     channels = sides[3 if channels_last else 1] or _COLOURS
     height, width = sides[1:3] if channels_last else sides[2:]
-    if channels * math.prod(side or 1 for side in (*sides[:1], height, width)) > 3 * MAX_PIXELS:
+    pixels = channels * math.prod(side or 1 for side in (*sides[:1], height, width))
+    if pixels > 3 * _MAX_IMAGES * MAX_INPUT_PIXELS:
         raise OnnxFileError(f"its input {name!r} has the shape {shown}, which no image has")
     raw_type = tensor.elem_type if tensor.elem_type in _RAW else None
     return OnnxFile(

@@ -16,7 +16,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.utils.safe_shape_inference import safe_shape_inference
 from torch import fx, nn
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.canonical import CanonicalGraph, canonicalize
 from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck, check_numerics
 from reptrt.models.onnx_import.cut import find_tail

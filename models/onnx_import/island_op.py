@@ -19,7 +19,7 @@ import onnx
 import torch
 from torch import nn
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.text import one_line
 
 _MOST_SESSIONS = 64
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.canonical import CanonicalGraph
 
 
@@ -35,7 +36,7 @@ def recompose_norms(canonical: CanonicalGraph) -> int:
     for node, norm in norms:
         node.op, node.attrs = "LayerNormalization", {"axis": -1, "epsilon": norm.epsilon}
         node.inputs = [norm.source, norm.gamma, norm.beta]
-    canonical.graph.cleanup().toposort()
+    sort_nodes(canonical.graph.cleanup())
     return len(norms)
 
 

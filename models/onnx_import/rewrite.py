@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from torch import nn
 
+from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.layers import HANDLED
@@ -55,7 +56,7 @@ def rewrite(canonical: CanonicalGraph) -> dict[str, str]:
             except OnnxFileError as error:
                 refused[output] = str(error)
     if not refused:
-        graph.cleanup().toposort()
+        sort_nodes(graph.cleanup())
     return refused
 
 

@@ -12,11 +12,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.limits import MAX_TENSOR_BYTES
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.data import OnnxFileError
 
 Array = NDArray[Any]
-_MAX_TENSOR_BYTES = 1 << 32
 _FLOOR = 1e-3
 """Least range of a tensor: what stays below it is background, whose digits mean nothing."""
 
@@ -25,7 +25,7 @@ def infer_shapes(graph: gs.Graph, batch_size: int) -> dict[str, tuple[int, ...]]
     """Shapes of the tensors for a batch of `batch_size`, as far as ONNX can tell.
 
     Raises:
-        OnnxFileError: shapes contradict each other, or a tensor would have more than 4 GiB.
+        OnnxFileError: shapes contradict each other, or a tensor would have more than 1 GiB.
     """
     proto = gs.export_onnx(graph)
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch_size
@@ -36,8 +36,8 @@ def infer_shapes(graph: gs.Graph, batch_size: int) -> dict[str, tuple[int, ...]]
     shapes = {}
     for value in [*proto.graph.value_info, *proto.graph.output, *proto.graph.input]:
         sides = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
-        if 4 * math.prod(sides) > _MAX_TENSOR_BYTES:
-            raise OnnxFileError(f"tensor {value.name!r} of shape {sides} would need over 4 GiB")
+        if 4 * math.prod(sides) > MAX_TENSOR_BYTES:
+            raise OnnxFileError(f"tensor {value.name!r} of shape {sides} would need over 1 GiB")
         stated = value.type.tensor_type.HasField("shape")
         if stated and len(sides) == len(value.type.tensor_type.shape.dim):
             shapes[value.name] = tuple(sides)

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import http.client
 import logging
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError as HubError  # type: ignore[attr-defined]
 from huggingface_hub.errors import XetDownloadError
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.artifacts import cache_folder, file_sha256, replace_when_done
+from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.spec import PublishedWeights
-from reptrt.models.weights.checkpoint import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,23 @@ def fetch_weights(
         raise DownloadError(_how_to_bring(weights, model_name, one_line(error))) from error
 
 
+def fetch_hub_file(repository: str, filename: str, model_name: str) -> Path:
+    """Return the local copy of a small file on the Hugging Face hub.
+
+    Raises:
+        DownloadError: no network, or there is no such file.
+    """
+    url = hf_hub_url(repository, filename)
+    wanted = PublishedWeights(url, filename, None, "unknown", repository, hub_id=repository)
+    try:
+        return _fetch_hub(wanted)
+    except (OSError, ValueError, HubError, XetDownloadError, http.client.HTTPException) as error:
+        raise DownloadError(
+            f"{model_name}: cannot read {url} ({one_line(error)}); run it once where there is a"
+            " network, or name the architecture (timm:NAME) and give `weights`"
+        ) from error
+
+
 def _how_to_bring(weights: PublishedWeights, model_name: str, reason: str) -> str:
     by_hand = "" if weights.hub_id else f"put it at {cache_folder() / weights.filename}, or: "
     return (
@@ -72,12 +89,6 @@ def _how_to_bring(weights: PublishedWeights, model_name: str, reason: str) -> st
         f" a network (licence: {weights.licence}), then {by_hand}make engine MODEL={model_name}"
         f" WEIGHTS=path/to/{Path(weights.filename).name} (or give `weights`)"
     )
-
-
-def cache_folder() -> Path:
-    """Return the folder of plain downloads, `$XDG_CACHE_HOME/reptrt` or `~/.cache/reptrt`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "reptrt"
 
 
 def _fetch_hub(weights: PublishedWeights) -> Path:
@@ -110,16 +121,21 @@ def _require_reachable(url: str) -> None:
 def _fetch_url(weights: PublishedWeights, progress: Progress | None) -> Path:
     path = cache_folder() / weights.filename
     note = path.with_name(f"{path.name}.sha256")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        logger.info("downloading %s (licence: %s)", weights.url, weights.licence)
-        _continue_download(weights.url, part, progress)
-        _check_digest(part, weights.sha256)
-        note.unlink(missing_ok=True)
-        part.replace(path)
-    if weights.sha256 is None:
-        _remember_digest(path, note)
+    if path.exists() and (weights.sha256 is not None or note.exists()):
+        if weights.sha256 is None:
+            _remember_digest(path, note)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(path.with_name(f".{path.name}.lock")):  # processes share the unfinished file
+        if not path.exists():
+            part = path.with_name(f"{path.name}.part")
+            logger.info("downloading %s (licence: %s)", weights.url, weights.licence)
+            _continue_download(weights.url, part, progress)
+            _check_digest(part, weights.sha256)
+            note.unlink(missing_ok=True)
+            part.replace(path)
+        if weights.sha256 is None:
+            _remember_digest(path, note)
     return path
 
 
@@ -132,9 +148,8 @@ def _remember_digest(path: Path, note: Path) -> None:
     actual = file_sha256(path)
     if not note.exists():
         logger.info("%s: its publisher states no sha256; from now on it must be %s", path, actual)
-        partial = note.with_name(f"{note.name}.part")
-        partial.write_text(f"{actual}  {path.name}\n", encoding="ascii")
-        partial.replace(note)
+        with replace_when_done(note) as partial:
+            partial.write_text(f"{actual}  {path.name}\n", encoding="ascii")
         return
     remembered = note.read_text(encoding="ascii", errors="replace").split(" ")[0]
     if actual != remembered:

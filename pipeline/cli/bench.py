@@ -8,10 +8,17 @@ from pathlib import Path
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.graphs import GraphError, require_small_tensors
+from reptrt.engines.foreign.limits import MAX_FEED_BYTES
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.runtime.benchmark import Latency, measure_latency, measure_throughput
 from reptrt.engines.runtime.runners import Array, OnnxRuntimeRunner, Runner, TensorRTRunner
 from reptrt.engines.target import resolve_target
+
+_SECONDS_PER_RUN = 60.0
 
 
 class BenchInputError(ValueError):
@@ -51,13 +58,28 @@ def bench_file(path: Path, batch: int, seconds: float, trusted: bool = False) ->
     """
     if not 0 <= seconds < math.inf:
         raise BenchInputError(f"--seconds {seconds:g}: must be finite, and at least 0")
-    if not path.exists() or path.suffix not in (".onnx", ".engine"):
+    if not path.is_file() or path.suffix not in (".onnx", ".engine"):
         raise BenchInputError(f"{path}: no such .onnx or .engine file")
+    if path.suffix == ".onnx":
+        _require_small(path, batch)
     runner: Runner = (
-        OnnxRuntimeRunner(path)
+        OnnxRuntimeRunner(path, seconds_per_run=_SECONDS_PER_RUN)
         if path.suffix == ".onnx"
         else TensorRTRunner(path, resolve_target("auto").backend, trusted=trusted)
     )
+    with reading(path, BenchInputError, "cannot be measured"):
+        return _measure(runner, batch, seconds)
+
+
+def _require_small(path: Path, batch: int) -> None:
+    try:
+        with reading(path, BenchInputError, "is no ONNX file that can be measured"):
+            require_small_tensors(path, batch)
+    except GraphError as error:
+        raise BenchInputError(f"--batch {batch}: {error}") from error
+
+
+def _measure(runner: Runner, batch: int, seconds: float) -> Bench:
     with runner:
         feed = _random_images(runner, batch)
         latency = measure_latency(runner, feed, min_seconds=seconds, max_iterations=100_000)
@@ -70,21 +92,29 @@ def bench_file(path: Path, batch: int, seconds: float, trusted: bool = False) ->
 
 def _random_images(runner: Runner, batch: int) -> dict[str, Array]:
     generator = np.random.default_rng(0)
-    try:
-        return {
-            name: generator.random(
-                [batch if side < 0 else side for side in spec.shape], dtype=np.float32
-            ).astype(spec.dtype)
-            for name, spec in runner.input_metadata.items()
-        }
-    except (MemoryError, ValueError) as error:
-        raise BenchInputError(f"--batch {batch}: {error}; give a smaller one") from None
+    specs = runner.input_metadata
+    shapes = {
+        name: [batch if side < 0 else side for side in spec.shape] for name, spec in specs.items()
+    }
+    needed = sum(4 * math.prod(shape) for shape in shapes.values())
+    if needed > MAX_FEED_BYTES:
+        raise BenchInputError(
+            f"--batch {batch}: images of {needed / 1e9:.1f} GB, more than {MAX_FEED_BYTES / 1e9:.1f}"
+            " GB; give a smaller one"
+        )
+    if not all(shapes.values()):
+        raise BenchInputError("it has no input, or one that counts no images")
+    return {
+        name: generator.random(shape, dtype=np.float32).astype(specs[name].dtype)
+        for name, shape in shapes.items()
+    }
 
 
 def bench_table(path: Path, bench: Bench) -> Table:
     """Percentiles in milliseconds and images per second; `on GPU` leaves the copies out."""
     latency, device_only = bench.latency, bench.latency.device_only
-    table = Table(box=None, pad_edge=False, title=path.name, title_justify="left")
+    title = Text(visible(path.name))
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     times = [latency.p50, latency.p90, latency.p99]
     headers = ["p50 ms", "p90 ms", "p99 ms"]
     if device_only is not None:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from reptrt.engines.foreign.text import visible
+
 GATE_FAILED = 1
 INTERRUPTED = 130
 
@@ -20,7 +22,8 @@ messages = Console(stderr=True, emoji=False)
 
 def print_path(console: Console, path: Path, before: str = "") -> None:
     """Print `path` on one line, so that it can be copied."""
-    console.print(f"{before}{path}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    line = visible(f"{before}{path}")
+    console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,7 +1,7 @@
 """The command line: `reptrt`, or `python -m reptrt`.
 
 Exit codes: 0 ok, 1 accuracy gate failed, 2 usage or bad input, 3 improvement that the stored
-baseline does not claim yet, 4 missing component, 130 interrupted.
+baseline does not claim yet, 4 missing component, 70 a fault of reptrt, 130 interrupted.
 
 PyTorch is imported inside the commands that need it, so that `--help` answers at once.
 """
@@ -17,6 +17,7 @@ import click
 
 from reptrt.pipeline.cli import cost_command, run_commands, tool_commands
 from reptrt.pipeline.cli.console import INTERRUPTED, messages
+from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.cli.flags import in_flags
 
 
@@ -57,27 +58,9 @@ def main() -> None:
             sys.exit(stop.exit_code)
         except (Exception, KeyboardInterrupt) as error:
             if not interrupts and not isinstance(error, (KeyboardInterrupt, click.Abort)):
-                sys.exit(explain(error))
+                sys.exit(explain(error, messages, lambda text: in_flags(text, cli)))
             messages.print("\ninterrupted: the same command goes on where this one stopped")
             sys.exit(INTERRUPTED)
-
-
-def explain(error: BaseException) -> int:
-    """Print what the user can mend and return its exit code; a bug keeps its traceback."""
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    code = getattr(error, "exit_code", None)
-    if not isinstance(code, int):
-        raise error
-    messages.print(
-        f"reptrt: {in_flags(str(error), cli)}",
-        style="red",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    return code
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reptrt.engines.artifacts import write_json
+from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.pipeline.cli.console import (
     GATE_FAILED,
     command_line,
@@ -173,7 +174,7 @@ def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
 
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    screen.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
     with ProgressBars(messages) as progress:
         caller = Caller(command_line(), progress, say_waiting, screen)
         with open_in(recipe, root, caller) as run:
@@ -194,5 +195,5 @@ def show_report(report: Report, workspace: Workspace, as_json: bool) -> None:
     else:
         output.print(terminal_table(report))
         print_path(output, workspace.report_html)
-    if report.gate.passed is False:
+    if report.verdict.stops:
         sys.exit(GATE_FAILED)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ import numpy as np
 from numpy.lib import format as npy_format
 from PIL import Image
 
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.limits import MAX_IMAGES
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.batches import ImageSet, LazyBatches, num_batches
 from reptrt.pipeline.data.image_folder import fingerprint_files
-from reptrt.pipeline.data.preprocess import DataError, prepare
+from reptrt.pipeline.data.preprocess import DataError, prepare, require_size
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 _PREFERRED_KEY = "images"
-_READING_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ArrayFile:
     @property
     def image_bytes(self) -> int:
         """Bytes of one image."""
-        return int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 def read_array_header(path: Path, image_size: tuple[int, int], num_channels: int = 3) -> ArrayFile:
@@ -64,16 +65,12 @@ def read_array_header(path: Path, image_size: tuple[int, int], num_channels: int
     Raises:
         DataError: Anything else.
     """
-    try:
+    with reading(path, DataError, "unreadable array file"):
         member = None if path.suffix.lower() == ".npy" else _choose_member(path)
         with _open(path, member) as stream:
             shape, fortran_order, dtype = _read_header(stream)
             array = ArrayFile(path, member, shape, dtype, stream.tell())
         stored = _stored_bytes(path, member) - array.offset
-    except _READING_ERRORS as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: unreadable array file ({error})") from error
     _check_layout(array, (num_channels, *image_size), fortran_order)
     if stored < array.shape[0] * array.image_bytes:
         raise DataError(
@@ -99,6 +96,10 @@ class ArrayImages(ImageSet):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def name_of(self, index: int) -> str:
+        """Place of an image in the file."""
+        return f"{self._array.path}, image {self._indices[index]}"
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of the whole file and of the chosen indices."""
@@ -117,12 +118,10 @@ class ArrayImages(ImageSet):
 
     def _image(self, stream: IO[bytes], index: int) -> FloatArray:
         array = self._array
-        try:
+        with reading(array.path, DataError, f"image {index} is unreadable"):
             stream.seek(array.offset + index * array.image_bytes)
             content = stream.read(array.image_bytes)
             image = np.frombuffer(content, dtype=array.dtype).reshape(array.shape[1:])
-        except _READING_ERRORS as error:
-            raise DataError(f"{array.path}: image {index} is unreadable ({error})") from error
         if image.dtype == np.uint8:
             return prepare(Image.fromarray(image), self._preprocess).tensor
         if not np.isfinite(image).all():
@@ -175,6 +174,11 @@ def _check_layout(array: ArrayFile, input_shape: tuple[int, int, int], fortran_o
             f" [n, {', '.join(map(str, input_shape))}] (normalized) or uint8 [n, height, width, 3]"
             " (RGB)"
         )
+    if shape[0] > MAX_IMAGES:
+        raise DataError(f"{array.path}: holds {shape[0]} images, more than {MAX_IMAGES}")
+    if pixels:
+        with reading(array.path, DataError, "holds images that are too large"):
+            require_size(shape[2], shape[1])
     if fortran_order:
         raise DataError(
             f"{array.path}: stored column by column; save numpy.ascontiguousarray(images) instead"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
-from reptrt.models.one_line import one_line
+from reptrt.engines.foreign.border import read_json, reading
+from reptrt.engines.foreign.limits import MAX_JSON_BYTES
+from reptrt.engines.foreign.text import one_line
 from reptrt.pipeline.data.preprocess import DataError
 
 ANNOTATIONS_FILE = "annotations.json"
@@ -136,6 +137,11 @@ def read_coco(path: Path, num_classes: int | None, classes: Sequence[str] | None
     Raises:
         DataError: The file is malformed, an image is missing, or nothing is annotated.
     """
+    with reading(path, DataError, "cannot be used as COCO annotations"):
+        return _read(path, num_classes, classes)
+
+
+def _read(path: Path, num_classes: int | None, classes: Sequence[str] | None) -> CocoData:
     file = _parse(path)
     if not file.images or not file.annotations:
         raise DataError(f"{path}: no annotated images; 'images' and 'annotations' must hold some")
@@ -159,12 +165,7 @@ def read_coco(path: Path, num_classes: int | None, classes: Sequence[str] | None
 
 
 def _parse(path: Path) -> _File:
-    try:
-        root: object = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: unreadable ({error})") from error
+    root = read_json(path, MAX_JSON_BYTES, DataError)
     if not isinstance(root, dict):
         raise DataError(
             f"{path}: no COCO file; needs an object with images, annotations, categories"
@@ -220,7 +221,7 @@ def _find_files(path: Path, names: Sequence[str]) -> tuple[Path, ...]:
             return tuple(folder / name for name in names)
     missing = next(name for name in names if not (path.parent / name).is_file())
     raise DataError(
-        f"{path}: no image '{missing}' in {path.parent}; all images must lie in one folder: beside"
+        f"{path}: no image '{one_line(missing)}' in {path.parent}; all images must lie in one folder: beside"
         f" the JSON file, in images/, or in a folder next to it"
     )
 

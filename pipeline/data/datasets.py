@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reptrt.engines.foreign.border import reading
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess, Task
 from reptrt.pipeline.data.array_images import ARRAY_SUFFIXES, ArrayImages, read_array_header
@@ -70,6 +71,10 @@ class FolderImages(ImageSet):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def name_of(self, index: int) -> str:
+        """Path of an image."""
+        return str(self.files[index])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -186,6 +191,11 @@ def open_images(
     Raises:
         DataError: `path` holds no readable image.
     """
+    with reading(path, DataError, "cannot be calibrated with"):
+        return _open_images(path, preprocess, limit, seed)
+
+
+def _open_images(path: Path, preprocess: Preprocess, limit: int | None, seed: int) -> ImageSet:
     if path.is_dir():
         files = _readable(path, _sample(len(found := find_images(path)), limit, seed), found)
         return FolderImages(files, preprocess)
@@ -205,9 +215,10 @@ def open_evaluation(
     classes: Sequence[str] | None = None,
 ) -> EvaluationSet:
     """Open the labelled images of a task: see `open_classification` and `open_detection`."""
-    if task == "detection":
-        return open_detection(path, preprocess, num_classes, classes)
-    return open_classification(path, preprocess, num_classes, classes)
+    with reading(path, DataError, "cannot be evaluated with"):
+        if task == "detection":
+            return open_detection(path, preprocess, num_classes, classes)
+        return open_classification(path, preprocess, num_classes, classes)
 
 
 def open_classification(
@@ -229,7 +240,7 @@ def open_classification(
             f"{path}: no such folder; give one with {LABELS_FILE} or one subfolder per class"
         )
     if (path / LABELS_FILE).is_file():
-        labelled = read_labels_file(path / LABELS_FILE, num_classes)
+        labelled = read_labels_file(path / LABELS_FILE, num_classes, classes)
     else:
         labelled = read_class_folders(path, num_classes, classes)
     files, labels = zip(*labelled, strict=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from reptrt.engines.artifacts import file_sha256
+from reptrt.engines.foreign.text import one_line
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -29,7 +31,7 @@ def describe_contents(folder: Path) -> str:
         for path in folder.rglob("*")
         if path.is_file() and not _is_hidden(path, folder)
     )
-    listed = [f"{count} {suffix}" for suffix, count in counts.most_common(4)]
+    listed = [f"{count} {one_line(suffix)}" for suffix, count in counts.most_common(4)]
     return ", ".join(listed) if listed else "nothing"
 
 
@@ -37,7 +39,7 @@ def fingerprint_files(files: Sequence[Path], *more: bytes) -> str:
     """Hex digest of the names and bytes of `files`, in order, and of `more`; folders do not count."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+        digest.update(os.fsencode(path.name) + f"\0{file_sha256(path)}\n".encode())
     for block in more:
         digest.update(block)
     return digest.hexdigest()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from reptrt.engines.foreign.border import explain
+from reptrt.engines.foreign.limits import MAX_ASPECT_RATIO, MAX_IMAGE_PIXELS
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.outputs.detection import FloatArray, Letterbox, letterbox
 from reptrt.models.spec import Preprocess
 
-# What Pillow's decoders raise on damaged files; a bare `Exception` would hide our own faults.
-_DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
+# What people calibrate with; Pillow's other formats start programs, or are read by nobody else.
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_BAND_PIXELS = 1 << 20
 
 
 class DataError(ValueError):
@@ -45,28 +46,40 @@ class Prepared:
 def read_image(path: Path) -> Image.Image:
     """Decode a file to 8-bit RGB, upright as its EXIF orientation says.
 
-    Grey, palette and CMYK images are converted, 16-bit samples scaled, and alpha is dropped without
+    Grey, palette and CMYK images are converted, 16-bit and float samples scaled, and alpha is dropped without
     blending, as torchvision and timm do.
 
     Raises:
-        DataError: The file is missing, damaged or no image.
+        DataError: The file is missing, damaged, too large or no image.
     """
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # decoders of damaged files raise anything
         raise DataError(_unreadable(path, error)) from error
 
 
 def check_image(path: Path) -> str | None:
     """Say in one line why a file is no readable image, or None; cheaper than decoding it fully."""
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             image.draft(None, (1, 1))  # JPEG: all data is read, but only 1/8 of the pixels made
             _to_rgb(ImageOps.exif_transpose(image))
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # decoders of damaged files raise anything
         return _unreadable(path, error)
     return None
+
+
+def require_size(width: int, height: int) -> None:
+    """Check that an image is small enough to be decoded and resized.
+
+    Raises:
+        DataError: it has too many pixels, or is a mere line of them.
+    """
+    if width * height > MAX_IMAGE_PIXELS:
+        raise DataError(f"{width}x{height} pixels, more than the {MAX_IMAGE_PIXELS} that are read")
+    if max(width, height) > MAX_ASPECT_RATIO * max(1, min(width, height)):
+        raise DataError(f"{width}x{height} pixels, longer than {MAX_ASPECT_RATIO} times its width")
 
 
 def prepare(image: Image.Image, preprocess: Preprocess) -> Prepared:
@@ -95,17 +108,48 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> Prepared:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode of Pillow; its own conversion would clip 16-bit grey at 255."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        wide = np.asarray(image)
+        narrow = np.empty(wide.shape, np.uint8)
+        rows = max(1, _BAND_PIXELS // max(1, wide.shape[1]))
+        for start in range(0, len(wide), rows):
+            band = np.clip(wide[start : start + rows].astype(np.int64), 0, 65535)
+            narrow[start : start + rows] = (band + 128) // 257
+        image = Image.fromarray(narrow)
+    elif image.mode == "F":
+        image = Image.fromarray(_to_bytes(np.asarray(image)))
     return image.convert("RGB")
 
 
+def _open(path: Path) -> Image.Image:
+    """Read the head of an image file; its size is checked before a pixel is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own limit is higher
+        image = Image.open(path, formats=_FORMATS)
+    try:
+        require_size(*image.size)
+    except DataError:
+        image.close()
+        raise
+    return image
+
+
+def _to_bytes(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Float samples on the scale that their largest one suggests: 0..1, 0..255 or 0..65535."""
+    largest = float(np.nanmax(samples, initial=0.0))
+    scale = next(255 / top for top in (1, 255, 65535, largest) if largest <= top)
+    bytes_: NDArray[np.uint8] = np.clip(np.rint(np.nan_to_num(samples) * scale), 0, 255).astype(
+        np.uint8
+    )
+    return bytes_
+
+
 def _unreadable(path: Path, error: Exception) -> str:
+    shown = visible(str(path))
     if isinstance(error, FileNotFoundError):
-        return f"{path}: no such image"
+        return f"{shown}: no such image"
     if isinstance(error, UnidentifiedImageError):
-        return f"{path}: not an image, or one of an unknown format"
-    return f"{path}: unreadable image ({error})"
+        return f"{shown}: not an image, or one of an unknown format"
+    return f"{shown}: unreadable image ({explain(error)})"
 
 
 def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
@@ -117,6 +161,11 @@ def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         return image
     scale = max(full_height / image.height, full_width / image.width)
     size = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    if math.prod(size) > MAX_IMAGE_PIXELS:
+        raise DataError(
+            f"an image of {image.width}x{image.height} pixels is too long for an input of"
+            f" {width}x{height}: cut it"
+        )
     return image.resize(size, _filter(preprocess.interpolation))
 
 

@@ -14,6 +14,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.text import one_line
+from reptrt.pipeline.read_yaml import read_yaml
 from reptrt.pipeline.recipe import RECIPES, Recipe, load_recipe, slug
 
 BASELINES = Path(__file__).with_name("baselines.yaml")
@@ -75,13 +78,11 @@ def load_baselines(path: Path) -> dict[str, Baseline]:
     Raises:
         BaselineError: unreadable, not YAML, an unknown key or a value out of range.
     """
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BaselineError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    entries = read_yaml(path, BaselineError)
     if not isinstance(entries, dict) or not entries:
         raise BaselineError(f"{path}: holds no entry; it has to be `name:` and below it `recipe:`")
-    return {str(name): _entry(path, str(name), values) for name, values in entries.items()}
+    with reading(path, BaselineError, "not legal"):
+        return {str(name): _entry(path, str(name), values) for name, values in entries.items()}
 
 
 def _entry(path: Path, name: str, values: object) -> Baseline:
@@ -90,7 +91,7 @@ def _entry(path: Path, name: str, values: object) -> Baseline:
     except ValidationError as error:
         first = error.errors()[0]
         keys = [str(part) for part in first["loc"]]
-        where = f"{line_of(path, name, *keys)}: {'.'.join([name, *keys])}"
+        where = one_line(f"{line_of(path, name, *keys)}: {'.'.join([name, *keys])}")
         if first["type"] == "extra_forbidden":
             legal = Expected.model_fields if len(keys) > 1 else Baseline.model_fields
             raise BaselineError(f"{where}: unknown key; legal: {', '.join(legal)}") from None

@@ -62,7 +62,7 @@ def _view(
     marked = worst[: max(1, len(layers) // 4)]
     return {
         "report": report,
-        "verdict": summary.verdict(report),
+        "headline": summary.headline(report),
         "precision": summary.precision_name(report),
         "summary_groups": _summary_groups(report),
         "setup": _setup(report),

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.foreign.text import visible
 from reptrt.pipeline.report import number_format, summary
 
 
@@ -28,6 +30,13 @@ def write_page(template: str, view: Mapping[str, object], path: Path) -> None:
         temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
+def _shown(value: object) -> object:
+    """Text without characters that turn the direction of writing, or that nobody sees."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(map(visible, value.split("\n")))
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("reptrt.pipeline.report", "templates"),
@@ -35,6 +44,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     for name in ("number", "significant", "percent", "decibel", "duration", "file_size"):
         environment.filters[name] = getattr(number_format, name)

@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import Report
 from reptrt.pipeline.report.charts import worst_layers
 from reptrt.pipeline.report.number_format import decibel, duration, file_size
@@ -15,6 +16,7 @@ from reptrt.pipeline.report.summary import (
     deployment_note,
     engine_note,
     engine_rows,
+    headline,
     island_lines,
     latency_origin,
     latency_rows,
@@ -23,7 +25,6 @@ from reptrt.pipeline.report.summary import (
     precision_name,
     sample_note,
     total_time,
-    verdict,
 )
 
 _MAX_OUTPUTS = 4
@@ -32,12 +33,12 @@ _GATE_STYLES = {"passed": "bold green", "failed": "bold red", "absent": "dim"}
 
 def terminal_table(report: Report) -> Group:
     """Return a rich renderable of about 20 lines, made for 80 columns or more."""
-    judged = verdict(report)
+    judged = headline(report)
     return Group(
+        *[_text(note, "bold") for note in [deployment_note(report)] if note],
         _table(report),
         _text(judged.sentence, "bold"),
         _text(judged.gate_text, _GATE_STYLES[judged.gate]),
-        *[_text(note, "bold") for note in [deployment_note(report)] if note],
         *[_text(line, "dim") for line in _footer(report)],
     )
 
@@ -52,7 +53,7 @@ def _table(report: Report) -> Table:
         box=None,
     )
     table.add_column("", style="dim", overflow="fold")
-    table.add_column("FP32", justify="right")
+    table.add_column("float", justify="right")
     table.add_column(precision, justify="right", style="bold")
     table.add_column("change", justify="right")
     for row in _rows(report):
@@ -96,5 +97,4 @@ def _footer(report: Report) -> list[str]:
 
 def _text(content: str, style: str = "") -> Text:
     """Make text of untrusted `content`: no markup, and no terminal control sequences."""
-    visible = "".join(char if char.isprintable() or char == "\u00a0" else "�" for char in content)
-    return Text(visible, style=style)
+    return Text(visible(content), style=style)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reptrt.calibrators import state
 from reptrt.calibrators.base import BlockFit, CalibrationResult
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
+from reptrt.calibrators.reconstruction import checkpoint
 from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.state import (
@@ -187,7 +187,7 @@ def test_a_block_that_does_not_fit_on_the_disk_gives_one_line(
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state, "save_file", fill_the_disk)
+    monkeypatch.setattr(checkpoint, "save_file", fill_the_disk)
     path = tmp_path / "block-000.safetensors"
     with pytest.raises(CalibrationFileError, match="No space left") as caught:
         save_block(calibrated("plain"), NAMES, FIT, path)
@@ -245,3 +245,12 @@ def test_readable_scales_name_zero_points_where_there_are_any() -> None:
     assert "zero_point" not in weights["head"]
     gelu = model.activation_quantizers["gelu"]
     assert scales["activations"]["gelu"]["zero_point"] == int(gelu.zero_point) > 0
+
+
+def test_the_same_calibration_gives_the_same_bytes(tmp_path: Path) -> None:
+    model, files = calibrated("plain"), [tmp_path / f"{index}.safetensors" for index in range(8)]
+    for index, path in enumerate(files):
+        fit = BlockFit("0", 0, 1.0, 0.5, float(index))
+        save_calibration(model, path, CalibrationResult("repapq", blocks=(fit,)))
+    assert len({path.read_bytes() for path in files}) == 1
+    assert load_calibration(model, files[0]).blocks == (BlockFit("0", 0, 1.0, 0.5, None),)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from reptrt.engines.artifacts import WriteError, file_sha256, replace_when_done, write_json
+from tests.full_disk import fill_disk_for
 
 
 def test_a_file_appears_whole_and_no_temporary_one_stays(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_what_fails_halfway_keeps_the_old_file(tmp_path: Path, error: type[BaseE
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_run_left_is_overwritten_and_gone(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_gone_after_the_next_write(tmp_path: Path) -> None:
     path = tmp_path / "engine.bin"
     with replace_when_done(path) as temporary:
         temporary.write_bytes(b"first")
@@ -56,10 +57,12 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "fusion.json"
     path.write_text("old")
-    (tmp_path / ".fusion.json.partial").symlink_to("/dev/full")
+    fill_disk_for(monkeypatch, "fusion.json")
     with pytest.raises(WriteError) as caught:
         write_json({"a": 1}, path)
     assert str(caught.value) == f"{path}: cannot be written: the disk is full"

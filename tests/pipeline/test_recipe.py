@@ -230,7 +230,8 @@ def test_the_command_line_leaves_with_2_on_an_unknown_key(
 @pytest.mark.parametrize(
     ("model", "folder"),
     [("yolov6n", "yolov6n"), ("timm:resnet18.a1_in1k", "timm-resnet18.a1_in1k"),
-     ("my.package:build", "my.package-build"), ("../a b/c", "..-a-b-c")],
+     ("my.package:build", "my.package-build"), ("../a b/c", "a-b-c"),
+     ("...onnx", "model"), ("../..onnx", "model"), ("-rf.onnx", "rf"), ("x" * 300, "x" * 100)],
 )  # fmt: skip
 def test_a_models_folder_name_is_one_plain_path_component(model: str, folder: str) -> None:
     assert slug(model) == folder

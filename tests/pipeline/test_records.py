@@ -11,18 +11,17 @@ import pytest
 
 from reptrt.engines.artifacts import write_json
 from reptrt.engines.inspection.kernel import Kernel, Tensor
+from reptrt.engines.kit.report import KitReport, Verification
 from reptrt.engines.report_schema import (
     Accuracy,
     End2End,
     FloatIsland,
     FusionReport,
-    KitReport,
     MetricPair,
     OutputNumerics,
     Report,
     Sensitivity,
     Validation,
-    Verification,
 )
 from reptrt.pipeline.records import RecordError, read_record
 from tests.reports import make_report

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from tests.command_line import TinyProject, reptrt
+from tests.full_disk import fill_disk_for
 
 HOLDER = """
 import fcntl, sys, time
@@ -75,11 +78,11 @@ def test_two_processes_in_one_workspace_build_once_and_agree(
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
-    tiny: TinyProject, workspace: Path
+    tiny: TinyProject, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = tiny.files_of(workspace)
     forget_engine(files)
-    (files / ".model.engine.partial").symlink_to("/dev/full")
+    fill_disk_for(monkeypatch, "model.engine")
     outcome = reptrt("build", *tiny.options, "--workspace", workspace)
     assert outcome.code == 2
     path = files / "model.engine"
@@ -90,9 +93,13 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert path.exists()
 
 
-def test_a_log_on_a_full_disk_stops_nothing(tiny: TinyProject, workspace: Path) -> None:
-    log = tiny.files_of(workspace) / "run.log"
-    log.unlink()
-    log.symlink_to("/dev/full")
+def _open_full(handler: logging.FileHandler) -> IO[str]:
+    return Path("/dev/full").open("a")
+
+
+def test_a_log_on_a_full_disk_stops_nothing(
+    tiny: TinyProject, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.FileHandler, "_open", _open_full)
     outcome = reptrt("build", *tiny.options, "--workspace", workspace)
     assert (outcome.code, "Traceback" in outcome.err) == (0, False)

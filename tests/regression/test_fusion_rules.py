@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -12,22 +13,24 @@ import onnx
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from reptrt.engines.fusion_rules import predict_kernels
 from reptrt.engines.inspection.kernels import Kernel, Tensor, parse_kernels
+from reptrt.models.fuse import reparameterize
+from reptrt.models.load import load_random
 from tests.onnx_quantizing import quantize_inputs
 
-A100, TITAN_RTX = (8, 0), (7, 5)
+A100, TITAN_RTX, T4 = (8, 0), (7, 5), (7, 5)
 
 
-def exported(name: str) -> onnx.ModelProto:
-    module = getattr(torchvision.models, name)(weights=None).eval()
+def exported(module: nn.Module, size: int = 224) -> onnx.ModelProto:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module,
-            (torch.zeros(1, 3, 224, 224),),
+            module.eval(),
+            (torch.zeros(1, 3, size, size),),
             file,
             dynamo=False,
             input_names=["input"],
@@ -38,12 +41,12 @@ def exported(name: str) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def resnet18() -> onnx.ModelProto:
-    return exported("resnet18")
+    return exported(torchvision.models.resnet18(weights=None))
 
 
 @pytest.fixture(scope="module")
 def mobilenet() -> onnx.ModelProto:
-    return exported("mobilenet_v2")
+    return exported(torchvision.models.mobilenet_v2(weights=None))
 
 
 def real_layers(data: Path, engine: str) -> tuple[Kernel, ...]:
@@ -140,4 +143,21 @@ def halved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(
         replace(one, dtype="Half") if (one.dtype, one.dims) == ("Float", (1, 160, 7, 7)) else one
         for one in tensors
+    )
+
+
+def test_yolov6n_on_a_t4_is_predicted_at_once() -> None:
+    """11.4 GFLOPs are published; no engine of it is at hand to compare its 92 layers with."""
+    network = exported(reparameterize(load_random("yolov6n").module), 640)
+    started = time.process_time()
+    kernels = work(predict_kernels(network, compute_capability=T4, remainder="fp16"))
+    assert time.process_time() - started < 5
+    assert sum(kernel.operations for kernel in kernels) == pytest.approx(11.4e9, rel=0.02)
+    assert all(kernel.has_shapes for kernel in kernels)
+    assert {tensor.dtype for kernel in kernels for tensor in kernel.outputs} == {"Half", "Float"}
+    kinds = Counter(kernel.kind for kernel in kernels)
+    assert (kinds["CaskConvolution"], kinds["CaskDeconvolution"], kinds["CudaPooling"]) == (
+        64,
+        2,
+        3,
     )

@@ -64,19 +64,34 @@ def read_inert_pickle(content: bytes) -> object:
     return _read_one(io.BytesIO(content), _ITEMS_PER_BYTE * len(content))
 
 
-def check_inert(file: BinaryIO) -> None:
+def read_old_pickles(file: BinaryIO) -> tuple[list[Storage], list[object]]:
     """Check the pickles that a torch file of before version 1.6 begins with.
+
+    Returns:
+        The storages that its object refers to, and the keys of those that follow; `file` is behind
+        the pickles.
 
     Raises:
         RefusedPickleError, CorruptFileError: As for `read_inert_pickle`.
     """
+    start = file.tell()
     head = io.BytesIO(file.read(_MAX_BYTES))
+    storages: list[Storage] = []
     for _ in range(_PICKLES_OF_OLD_FILES):
-        _read_one(head, _ITEMS_PER_BYTE * _MAX_BYTES)
+        machine = _Machine(_ITEMS_PER_BYTE * _MAX_BYTES)
+        keys = _run(machine, head)
+        storages += machine.storages
+    file.seek(start + head.tell())
+    if not isinstance(keys, list):
+        raise CorruptFileError("it does not list its storages")
+    return storages, keys
 
 
 def _read_one(stream: BinaryIO, budget: int) -> object:
-    machine = _Machine(budget)
+    return _run(_Machine(budget), stream)
+
+
+def _run(machine: _Machine, stream: BinaryIO) -> object:
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
@@ -97,6 +112,7 @@ class _Machine:
         self.stack: list[object] = []
         self._below_marks: list[list[object]] = []
         self._memo: dict[int, object] = {}
+        self.storages: list[Storage] = []
 
     def step(self, opcode: str, argument: object) -> None:
         """Do what one opcode says, as far as that is only data."""
@@ -211,7 +227,9 @@ class _Machine:
             case ("storage", ForeignClass("torch", kind), str(key), str(), int(size), *_) if (
                 kind in STORAGES and size >= 0
             ):
-                self.stack.append(Storage(key, STORAGES[kind], size))
+                storage = Storage(key, STORAGES[kind], size)
+                self.storages.append(storage)
+                self.stack.append(storage)
             case ("module", ForeignClass() as cls, *_):  # files of before torch 1.6
                 self.stack.append(cls)
             case _:

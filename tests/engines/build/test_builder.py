@@ -14,6 +14,7 @@ from reptrt.engines.artifacts import WriteError
 from reptrt.engines.build import builder
 from reptrt.engines.build.builder import BuildError, BuildOptions, build_engine, network_flags
 from reptrt.engines.device import Gpu
+from tests.full_disk import fill_disk_for
 
 SM86 = BuildOptions(compute_capabilities=((8, 6),))
 
@@ -196,9 +197,9 @@ def test_a_tensorrt_that_does_not_start_says_why(mixed_onnx, tmp_path):
         build_engine(mixed_onnx(), tmp_path / "m.engine", trt)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(rtx, mixed_onnx, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing(rtx, mixed_onnx, tmp_path, monkeypatch):
     path = tmp_path / "m.engine"
-    (tmp_path / ".m.engine.partial").symlink_to("/dev/full")
+    fill_disk_for(monkeypatch, "m.engine")
     with pytest.raises(WriteError) as caught:
         build_engine(mixed_onnx(), path, rtx, SM86)
     assert str(caught.value) == f"{path}: cannot be written: the disk is full"

@@ -17,6 +17,7 @@ from reptrt.engines.build.timing_cache import (
     keep_timings,
 )
 from reptrt.engines.device import Gpu
+from tests.full_disk import fill_disk_for
 
 ROOT = Path(__file__).parents[3]
 L4 = Gpu("NVIDIA L4", (8, 9))
@@ -135,14 +136,16 @@ def test_two_processes_lose_no_timing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["full disk", "a file in the way", "unreadable"])
-def test_timings_that_cannot_be_kept_are_a_warning(config, tmp_path, caplog, trouble) -> None:
+def test_timings_that_cannot_be_kept_are_a_warning(
+    config, tmp_path, caplog, monkeypatch, trouble
+) -> None:
     path = tmp_path / "timings" / "l4.cache"
     if trouble == "a file in the way":
         path.parent.write_text("")
     else:
         path.parent.mkdir()
     if trouble == "full disk":
-        (path.parent / f".{path.name}.partial").symlink_to("/dev/full")
+        fill_disk_for(monkeypatch, path.name)
     if trouble == "unreadable":
         path.mkdir()
     with caplog.at_level(logging.WARNING):

@@ -82,16 +82,25 @@ def test_a_depthwise_convolution_runs_on_ordinary_cores():
     assert work_of(kernel(product=product)) == "depthwise"
 
 
-def test_the_first_convolution_pads_its_3_channels_to_4_and_gains_nothing_from_int8():
-    product = Product(256_000, 64, 27, 1, (3, 3))  # 1.18e9 operations of 204.8e12
-    image = Tensor("x", "Half", (1, 3, 1000, 512))
-    codes = replace(image, dtype="Int8")
-    gpu = replace(GPU, bandwidth_gbs=1e9)
-    half = time(kernel(product=product, inputs=(image,)), gpu=gpu)
-    assert half == pytest.approx(2 + 0.884736e9 / 204.8e6 * 4 / 3, rel=1e-3)
-    assert time(
-        kernel(product=product, inputs=(codes,), outputs=(codes,)), gpu=gpu
-    ) == pytest.approx(half)
+@pytest.mark.parametrize(
+    ("dtype", "kind", "operations", "peak"),
+    [
+        ("Half", "CaskConvolution", 4 / 3, 204.8e12),
+        ("Float", "CaskConvolution", 1, 12.8e12),  # ordinary cores
+        ("Int8", "CaskConvolution", 4 / 3, 51.2e12),  # their dot products of 4 bytes
+        ("Int8", "ConvActPool", 4 / 3, 204.8e12),
+    ],
+)
+def test_the_first_convolution_pads_its_3_channels_to_4_and_seldom_has_tensor_cores(
+    dtype, kind, operations, peak
+):
+    product = Product(256_000, 64, 27, 1, (3, 3))  # 0.884736e9 operations
+    image = Tensor("x", dtype, (1, 3, 1000, 512))
+    found = time(
+        kernel(kind, product, inputs=(image,), outputs=(image,)),
+        gpu=replace(GPU, bandwidth_gbs=1e9),
+    )
+    assert found == pytest.approx(2 + 0.884736e15 * operations / peak, rel=1e-3)
 
 
 def test_an_image_changes_its_layout_pixel_by_pixel():

@@ -162,3 +162,9 @@ def test_a_convolution_with_one_quantized_side_runs_in_float() -> None:
     weight = f"u = DQW(w3x32x32)\ny = Conv{CONV}(x, u)"
     assert "Reformat: Int8 -> Float" in layers(activation)
     assert "Reformat: Float -> Int8" not in layers(weight)
+
+
+def test_a_scale_in_fp32_on_fp16_data_is_read_as_tensorrt_reads_it() -> None:
+    body = "a = Q(x)\nb = DQ(a)\ny = Relu(b)"
+    found = layers(body, source="float16[1,32,8,8] x")
+    assert found[:2] == ["Reformat: Half -> Int8", "PointWise: Int8 -> Float"]

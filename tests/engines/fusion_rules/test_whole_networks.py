@@ -38,6 +38,13 @@ def test_the_classifier_is_a_convolution_of_one_point() -> None:
     assert product.operations == 2 * 4 * 32 * 10
 
 
+def test_layers_name_the_nodes_they_compute_and_reformats_none() -> None:
+    network = model(CLASSIFIER, "float[1,3,8,8] x", "float[1,10] y")
+    kernels = predict_kernels(network, remainder="fp16")
+    named = [kernel.onnx_layers for kernel in kernels]
+    assert named == [(), ("node_of_a",), ("node_of_b",), ("node_of_y",), (), (), ()]
+
+
 def test_a_mean_over_height_and_width_is_a_pool() -> None:
     body = "a = ReduceMean(x, axes)\ny = Relu(a)"
     body = f"axes = Constant<value_ints=[2,3]>()\n{body}"
@@ -81,6 +88,25 @@ def test_attention_is_one_kernel_in_fp16_from_ampere_on(
         ATTENTION, source=HEADS.replace("TYPE", dtype), result=f"{dtype}[1,4,16,32] y", gpu=gpu
     )
     assert any(kind.startswith("_gemm_mha_v2") for kind in found) == is_fused
+
+
+def test_pairs_inside_attention_give_int8_products_and_a_softmax() -> None:
+    body = """k2 = Transpose<perm=[0,1,3,2]>(k)
+        c1 = Q(q)
+        c2 = Q(k2)
+        q8 = DQ(c1)
+        k8 = DQ(c2)
+        a = MatMul(q8, k8)
+        p = Softmax(a)
+        c3 = Q2(p)
+        c4 = Q(v)
+        p8 = DQ2(c3)
+        v8 = DQ(c4)
+        y = MatMul(p8, v8)"""
+    heads = HEADS.replace("TYPE", "float")
+    found = layers(body, source=heads, result="float[1,4,16,32] y")
+    assert found.count("gemm: Int8 Int8 -> Float") == 2
+    assert "SoftMax: Float -> Int8" in found
 
 
 def test_a_residual_add_joins_a_float_product_and_the_normalization_behind_an_int8_one() -> None:

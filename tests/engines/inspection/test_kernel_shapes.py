@@ -11,6 +11,7 @@ import pytest
 
 from reptrt.engines.inspection.kernel_record import read_kernel_entry
 from reptrt.engines.inspection.kernels import LayerListError, Product, parse_kernels
+from reptrt.engines.inspection.rtx_log import matrix_product
 
 RTX_LOG = Path(__file__).parents[1] / "data" / "rtx_1_7_1_layers.txt"
 CONVOLUTION = {
@@ -132,3 +133,9 @@ def test_an_entry_of_an_older_version_has_no_shapes():
 def test_an_entry_of_another_form_is_refused(entry):
     with pytest.raises(LayerListError, match=r"no entry of fusion\.json"):
         read_kernel_entry({"name": "k", **entry})
+
+
+def test_a_1x1_convolution_that_became_a_product_multiplies_from_the_left() -> None:
+    product = matrix_product((1, 256, 196), (1, 512, 196), 512 * 256)
+    assert product == Product(rows=196, columns=512, depth=256)
+    assert matrix_product((8, 1024), (8, 1000), 1024 * 1000) == Product(8, 1000, 1024)

@@ -106,7 +106,7 @@ def test_a_complete_dataset_is_not_written_again(tmp_path):
     image.unlink()
     write_dataset(tmp_path / "scenes", range(2), 64)
     assert image.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".scenes.lock", "scenes"]
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):

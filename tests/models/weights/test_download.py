@@ -87,7 +87,8 @@ def _weights(server: _Server, sha256: str | None = SHA256) -> PublishedWeights:
 
 
 def _files() -> list[str]:
-    return sorted(path.name for path in cache_folder().iterdir())
+    names = (path.name for path in cache_folder().iterdir())
+    return sorted(name for name in names if not name.endswith(".lock"))
 
 
 def test_a_file_is_fetched_once_with_progress(server: _Server) -> None:

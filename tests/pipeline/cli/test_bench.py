@@ -10,7 +10,6 @@ from rich.console import Console
 
 from reptrt.engines.device import find_gpu
 from reptrt.engines.runtime.benchmark import Latency
-from reptrt.engines.runtime.runners import ModelFileError
 from reptrt.engines.target import MissingComponentError
 from reptrt.pipeline.cli.bench import Bench, BenchInputError, bench_file, bench_table
 from tests.command_line import reptrt
@@ -51,7 +50,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_an_onnx_file_that_does_not_load_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_text("not protobuf")
-    with pytest.raises(ModelFileError, match=r"m\.onnx"):
+    with pytest.raises(BenchInputError, match=r"m\.onnx"):
         bench_file(tmp_path / "m.onnx", 1, 0.1)
 
 

@@ -106,7 +106,7 @@ def test_an_illegal_recipe_is_refused(file: Path) -> None:
         ("model: repvgg_a0, ", "", ":2: net: value error, its recipe names no model"),
         ("  accuracy:", "  # accuracy:", ":2: net: value error, expects none of accuracy, agree"),
         (ENTRY, "", ": holds no entry"),
-        (ENTRY, "a: [", ": cannot be read: while parsing a flow"),
+        (ENTRY, "a: [", ": not valid YAML: while parsing a flow"),
     ],
 )
 def test_what_is_not_legal_is_named_with_its_line(

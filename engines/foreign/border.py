@@ -1,0 +1,74 @@
+"""The border where foreign bytes come in: whatever goes wrong behind it becomes the reader's one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reptrt.engines.foreign.text import one_line, visible
+
+
+@contextmanager
+def reading(path: Path | str, refuse: Callable[[str], Exception], problem: str) -> Iterator[None]:
+    """Turn every exception of the block into `refuse("<path>: <problem>: <reason>")`.
+
+    Errors that already have an exit code, and those of the reader's own class, pass as they are.
+
+    Args:
+        path: what is read.
+        refuse: makes the reader's error, most often its class.
+        problem: what a user is told, as "not a checkpoint".
+    """
+    try:
+        yield
+    except Exception as error:  # a damaged file can raise anything in the libraries that read it
+        if isinstance(getattr(error, "exit_code", None), int):
+            raise
+        raise refuse(f"{visible(str(path))}: {problem}: {explain(error)}") from error
+
+
+def explain(error: BaseException) -> str:
+    """Say on one line what an error of a library means for whoever brought the file."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, OverflowError):
+        return "a number in it is too large"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnicodeError):
+        return "it holds text that is not UTF-8"
+    return one_line(error)
+
+
+def read_bytes(path: Path, limit: int, refuse: Callable[[str], Exception]) -> bytes:
+    """Return the content of a file of at most `limit` bytes; pipes and devices are no files."""
+    if path.exists() and not path.is_file():
+        raise refuse(f"{visible(str(path))}: is no file")
+    with path.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise refuse(f"{visible(str(path))}: is larger than the {limit / 1e6:.0f} MB that are read")
+    return content
+
+
+def read_json(path: Path, limit: int, refuse: Callable[[str], Exception]) -> object:
+    """Return what a JSON file of at most `limit` bytes holds.
+
+    Raises `refuse(message)`: it is missing, too large, not JSON, nested too deep, or has numbers of
+    thousands of digits.
+    """
+    with reading(path, refuse, "cannot be read"):
+        text = read_bytes(path, limit, refuse).decode("utf-8")
+    try:
+        content: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise refuse(
+            f"{visible(str(path))}:{error.lineno}: not valid JSON ({error.msg})"
+        ) from error
+    except (RecursionError, ValueError, MemoryError) as error:
+        raise refuse(f"{visible(str(path))}: not valid JSON ({explain(error)})") from error
+    return content

@@ -1,0 +1,162 @@
+"""Walks of graphs from others: each node once and without recursion, however long or deep they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from reptrt.engines.foreign.border import read_bytes
+from reptrt.engines.foreign.limits import (
+    MAX_CALL_DEPTH,
+    MAX_MODEL_BYTES,
+    MAX_NODES,
+    MAX_TENSOR_BYTES,
+)
+from reptrt.engines.foreign.text import one_line, visible
+
+_Key = tuple[str, str]
+
+
+class GraphError(ValueError):
+    """A graph that runs in a circle, or that is larger than it looks."""
+
+    exit_code = 2
+
+
+def sort_nodes(graph: gs.Graph) -> gs.Graph:
+    """Put the nodes of `graph` in topological order, in place; those in order keep theirs.
+
+    Raises:
+        GraphError: there is no such order.
+    """
+    nodes = {id(node): node for node in graph.nodes}
+    done: dict[int, gs.Node] = {}
+    is_open: set[int] = set()
+    for node in graph.nodes:
+        pending = [node]
+        while pending:
+            here = pending[-1]
+            if id(here) in done:
+                pending.pop()
+                continue
+            waiting = [
+                writer
+                for tensor in _read_tensors(here)
+                for writer in tensor.inputs
+                if id(writer) in nodes and id(writer) not in done
+            ]
+            if any(id(writer) in is_open or writer is here for writer in waiting):
+                raise GraphError("the graph runs in a circle")
+            if waiting:
+                is_open.add(id(here))
+                pending += waiting
+            else:
+                is_open.discard(id(here))
+                done[id(here)] = pending.pop()
+    graph.nodes = list(done.values())
+    return graph
+
+
+def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
+    """Yield the nodes of `graph`, then those of the graphs inside them."""
+    pending = [graph]
+    while pending:
+        here = pending.pop()
+        yield from here.nodes
+        for node in reversed(here.nodes):
+            pending += reversed(list(inner_graphs(node)))
+
+
+def inner_graphs(node: gs.Node) -> Iterator[gs.Graph]:
+    """Yield the graphs that a node of control flow holds."""
+    for value in node.attrs.values():
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, gs.Graph):
+                yield inner
+
+
+def require_small_functions(model: onnx.ModelProto) -> None:
+    """Check what the functions of `model` are, unfolded, without unfolding them.
+
+    Raises:
+        GraphError: they call each other in a circle, too deep, or unfold to too many operators.
+    """
+    bodies = {(f.domain, f.name): f.node for f in model.functions}
+    if not bodies:
+        return
+    calls = {key: _calls(nodes, bodies) for key, nodes in bodies.items()}
+    sizes: dict[_Key, int] = {}
+    depths: dict[_Key, int] = {}
+    for start in bodies:
+        pending, is_open = [start], set[_Key]()
+        while pending:
+            key = pending[-1]
+            waiting = [other for other in calls[key] if other not in sizes]
+            if key in sizes or not waiting:
+                pending.pop()
+                is_open.discard(key)
+                sizes[key] = len(bodies[key]) + sum(sizes[other] for other in calls[key])
+                depths[key] = 1 + max((depths[other] for other in calls[key]), default=0)
+                continue
+            if is_open.intersection(waiting) or key in waiting:
+                raise GraphError(f"its function {one_line(key[1])} calls itself")
+            is_open.add(key)
+            pending += waiting
+    total = len(model.graph.node) + sum(sizes[k] for k in _calls(model.graph.node, bodies))
+    if total > MAX_NODES:
+        raise GraphError(f"its functions unfold to more than {MAX_NODES} operators: inline fewer")
+    if max(depths.values()) > MAX_CALL_DEPTH:
+        raise GraphError(
+            f"its functions call each other {max(depths.values())} deep, more than"
+            f" {MAX_CALL_DEPTH}: inline them (onnx.inliner.inline_local_functions)"
+        )
+
+
+def require_small_tensors(path: Path, batch: int) -> None:
+    """Check that no tensor of an ONNX file is too large for a batch of `batch`.
+
+    Raises:
+        GraphError: one is, or the file is no ONNX file.
+    """
+    model = onnx.load_model_from_string(read_bytes(path, MAX_MODEL_BYTES, GraphError))
+    require_small_functions(model)
+    for value in model.graph.input:
+        for side in value.type.tensor_type.shape.dim:
+            if not side.HasField("dim_value"):
+                side.dim_value = batch
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        sides = [side.dim_value for side in value.type.tensor_type.shape.dim]
+        if 4 * math.prod(sides) > MAX_TENSOR_BYTES:
+            raise GraphError(
+                f"{visible(str(path))}: its tensor {one_line(value.name)} would have"
+                f" {4 * math.prod(sides) / 1e9:.1f} GB, more than {MAX_TENSOR_BYTES / 1e9:.1f} GB"
+            )
+
+
+def _calls(nodes: object, bodies: object) -> list[_Key]:
+    """The functions that `nodes` call, each as often as it is called; in inner graphs too."""
+    assert isinstance(bodies, dict)
+    found, pending = [], [nodes]
+    while pending:
+        for node in pending.pop():  # type: ignore[attr-defined]  # a repeated field of protobuf
+            if (node.domain, node.op_type) in bodies:
+                found.append((node.domain, node.op_type))
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    pending.append(attribute.g.node)
+                pending += [inner.node for inner in attribute.graphs]
+    return found
+
+
+def _read_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
+    """What `node` reads, and what the graphs inside it read from outside."""
+    yield from node.inputs
+    for graph in inner_graphs(node):
+        for inner in all_nodes(graph):
+            yield from inner.inputs
+        yield from graph.outputs

@@ -1,0 +1,76 @@
+"""Runs a reader on hostile input: only its own one-line error, in a minute, in two gigabytes."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+MOST_SECONDS = 60
+MOST_BYTES = 2 << 30
+FEW, MANY = 200, 2000  # inputs of a border in `make test`, and in `make regress`
+
+PLANTED = "\x1b]0;owned\x07 <script>alert(1)</script>\n\u202etxt.exe\r\u2028"
+"""What is planted in names: a terminal sequence, markup, line breaks, a mark that turns the writing."""
+
+
+class TooSlowError(BaseException):
+    """A reader took more than a minute; no handler of ours catches it."""
+
+
+def read_or_refuse(read: Callable[[], object]) -> str:
+    """Call `read`; return its refusal, which must be one visible line, or nothing."""
+    refusal = None
+    with time_limit():
+        try:
+            read()
+        except Exception as error:
+            refusal = error
+    if refusal is None:
+        return ""
+    if getattr(refusal, "exit_code", None) != 2:
+        raise refusal
+    message = str(refusal)
+    assert message
+    assert message.isprintable(), ascii(message)
+    assert len(message) < 2000, message[:2000]
+    return message
+
+
+@contextmanager
+def time_limit() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TooSlowError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def bounded(folder: Path) -> Iterator[None]:
+    """Check afterwards that memory stayed in bounds and that nothing was written beside `folder`."""
+    around = set(folder.parent.iterdir())
+    before = _reset_peak()
+    yield
+    assert _memory("VmHWM") - before < MOST_BYTES
+    assert set(folder.parent.iterdir()) == around
+
+
+def _reset_peak() -> int:
+    """Let the peak of this process's memory start over; return what it holds now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
