@@ -102,7 +102,9 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """Traced network with quantizers; uncalibrated when first made."""
-        return prepare_network(self.loaded, self.plan, self.recording, self.sensitive, self.costly)
+        return prepare_network(
+            self.loaded, self.plan, self.recording, self.sensitive, self.costly, self.apart
+        )
 
     @cached_property
     def network_sha256(self) -> str:
@@ -122,6 +124,12 @@ class Run:
         """Layers that stay float, as the stage `sensitivity` found; none where it did not run."""
         path = self.workspace.sensitivity
         return read_artifact(path, "sensitivity", Sensitivity) if path.exists() else {}
+
+    @property
+    def apart(self) -> list[str]:
+        """Concats whose sources keep their own scales, as the stage `concats` found."""
+        path = self.workspace.concats
+        return read_artifact(path, "concats", list[str]) if path.exists() else []
 
     @property
     def engine_onnx(self) -> Path:
