@@ -140,7 +140,13 @@ def require_types(manifest: Manifest) -> None:
     Raises:
         ManifestError: a field has another type, or the tolerances bound nothing.
     """
-    texts = (manifest.name, manifest.model, manifest.task, manifest.target, manifest.onnx)
+    texts: tuple[str, ...] = (
+        manifest.name,
+        manifest.model,
+        manifest.task,
+        manifest.target,
+        manifest.onnx,
+    )
     texts += (manifest.references, manifest.layers_source, *(manifest.classes or ()))
     texts += tuple(tensor.name for tensor in (*manifest.inputs, *manifest.outputs))
     texts += (*manifest.layers, *manifest.layers.values())
