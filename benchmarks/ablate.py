@@ -28,7 +28,7 @@ from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.settings import Settings
 from reptrt.engines.outputs.snr import SignalNoise
-from reptrt.models.graph import INPUT_NAME
+from reptrt.models.graph import INPUT_NAME, merged_layers
 from reptrt.models.load import load_model
 from reptrt.models.spec import PreprocessOverrides
 from reptrt.pipeline.data.datasets import open_evaluation, open_images
@@ -36,8 +36,8 @@ from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network, open_network
 from reptrt.pipeline.recipe import load_recipe
+from reptrt.pipeline.stage import peak_rss_bytes
 from reptrt.pipeline.validation.evaluate import evaluate
-from reptrt.pipeline.workspace import peak_rss_bytes
 
 SNR_IMAGES = 64
 
@@ -160,7 +160,12 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     bits = min(recipe.weight_bits, recipe.activation_bits)
     name = recipe.calibrator
     if name == AUTO:
-        name = choose_calibrator(loaded.module, network.float_graph.graph, bits)
+        name = choose_calibrator(
+            loaded.module,
+            network.float_graph.graph,
+            bits,
+            is_merged=bool(merged_layers(network.float_graph)),
+        )
     calibrator = create_calibrator(name, Settings(recipe.seed, recipe.reconstruction))
     scenes = Path("build/demo-scenes")
     images = open_images(

@@ -9,7 +9,9 @@ from reptrt.calibrators.transformers.scale_reparam import has_norm_sites
 from reptrt.models.fuse import has_reparameterizable_blocks
 
 
-def choose_calibrator(network: nn.Module, graph: fx.Graph, num_bits: int = 8) -> str:
+def choose_calibrator(
+    network: nn.Module, graph: fx.Graph, num_bits: int = 8, *, is_merged: bool = False
+) -> str:
     """Name of the calibrator that suits the network.
 
     Transformers (attention, and linears that read a LayerNorm) are recognised first: the fusable
@@ -20,9 +22,12 @@ def choose_calibrator(network: nn.Module, graph: fx.Graph, num_bits: int = 8) ->
         network: as loaded.
         graph: `network` recorded (`reptrt.models.graph.trace`).
         num_bits: of weights or activations, whichever has fewer.
+        is_merged: parallel branches were merged while it was recorded
+            (`reptrt.models.graph.merged_layers`).
     """
     if has_attention(graph) and has_norm_sites(graph):
         return "repq-vit" if num_bits == 8 else "repquant"
-    if has_reparameterizable_blocks(network) or isinstance(network, fx.GraphModule):
+    is_imported = isinstance(network, fx.GraphModule)
+    if is_merged or is_imported or has_reparameterizable_blocks(network):
         return "repapq"  # a graph from a file may have been re-parameterized before it was written
     return "best"

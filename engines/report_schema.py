@@ -13,9 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from reptrt.engines.cost.records import Comparison
+from reptrt.engines.inspection.kernel import Kernel
+from reptrt.engines.inspection.traffic import Traffic
+
 Deploy = Literal["int8", "fp16", "fp32"]
-TensorType = tuple[str, str]
-"""(tensor name, datatype), the datatype as TensorRT writes it: Float, Half, BFloat16, Int8, ..."""
+
+Interval = tuple[float, float]
+"""Lower and upper end, in percent or points."""
 
 Sensitivity = dict[str, float | None]
 """Content of sensitivity.json: layer that stays float -> SNR at the outputs in dB with it in INT8."""
@@ -31,7 +36,12 @@ class MetricPair:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The main metric, such as `top1` or `map_50_95`; `extra` holds further ones by name."""
+    """The main metric, such as `top1` or `map_50_95`; `extra` holds further ones by name.
+
+    Intervals hold the true value with 95 % confidence. `chance`: what answers as frequent as FP32's
+    reach on labels in another order. `lost` and `gained`: images that FP32 alone, or INT8 alone, gets
+    right.
+    """
 
     metric: str
     fp32: float | None = None
@@ -40,6 +50,11 @@ class Accuracy:
     agreement: float | None = None
     num_images: int | None = None
     extra: Mapping[str, MetricPair] | None = None
+    fp32_interval: Interval | None = None
+    drop_interval: Interval | None = None
+    chance: float | None = None
+    lost: int | None = None
+    gained: int | None = None
 
     @property
     def pairs(self) -> dict[str, MetricPair]:
@@ -61,11 +76,15 @@ Numerics = Mapping[str, OutputNumerics]
 
 @dataclass(frozen=True)
 class LayerSnr:
-    """One layer's output in the Q/DQ model against the same layer in FP32."""
+    """One layer's output in the Q/DQ model against the same layer in FP32.
+
+    `is_finite`: neither holds NaN or infinity.
+    """
 
     layer: str
     op: str
     snr_db: float | None = None
+    is_finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,23 +139,12 @@ class FloatIsland:
     reason: str
 
 
-@dataclass(frozen=True)
-class KernelEntry:
-    """One kernel of fusion.json."""
-
-    name: str
-    kind: str
-    onnx_layers: tuple[str, ...] = ()
-    inputs: tuple[TensorType, ...] = ()
-    weights: tuple[TensorType, ...] = ()
-    outputs: tuple[TensorType, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
     """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
 
     `fused_attention` of the `attention_blocks` are one kernel each: both products and the softmax.
+    `traffic` is None where the kernels have no shapes: a processor's, or an engine for several batches.
     """
 
     int8_layers: int
@@ -146,6 +154,7 @@ class Fusion:
     attention_blocks: int | None = None
     fused_attention: int | None = None
     float_islands: tuple[FloatIsland, ...] | None = None
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +165,7 @@ class FusionReport(Fusion):
     fused_attention: int
     float_islands: tuple[FloatIsland, ...]
     backend: str = ""
-    fused_kernels: tuple[KernelEntry, ...] = ()
+    fused_kernels: tuple[Kernel, ...] = ()
 
     @property
     def summary(self) -> Fusion:
@@ -198,6 +207,50 @@ class Gate:
     passed: bool | None = None
 
 
+Decision = Literal["passed", "failed", "not judged"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the verdict; `passed` is None where it could not be judged.
+
+    `measured` and `bound` are in the unit of what `name` says: percent, points or dB. `images`: how
+    many labelled images would decide, about; None where it is decided, or no number would.
+    """
+
+    name: str
+    passed: bool | None
+    reason: str
+    measured: float | None = None
+    bound: float | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the quantized model is good enough, what to deploy, and why.
+
+    `decision` is `not judged` where no gate was asked for; what could not be judged then fails.
+    `forced`: it failed, and was written all the same on the user's word.
+    """
+
+    decision: Decision = "not judged"
+    reason: str = ""
+    checks: tuple[Check, ...] = ()
+    images: int | None = None
+    forced: bool = False
+    deploy: Deploy | None = None
+    deploy_reason: str = ""
+
+    @property
+    def stops(self) -> bool:
+        """Whether nothing may be deployed."""
+        return self.decision == "failed" and not self.forced
+
+
+NOT_JUDGED = Verdict(reason="no gate was asked for")
+
+
 @dataclass(frozen=True)
 class Picture:
     """One image with the detections of both models drawn on it; PNG or JPEG bytes.
@@ -218,7 +271,8 @@ class Validation:
     `numerics` compares the Q/DQ model with FP32, `engine_numerics` the engine with the Q/DQ model, and
     `fp16_numerics` the FP16 engine with FP32; the last two are None for an engine with NMS, whose boxes
     `end2end` compares. `shown`: of each labelled image, how many boxes both detectors show and how
-    many only one of them has; None for a classifier.
+    many only one of them has; None for a classifier. `is_constant_input`: every pixel of the images
+    that were compared has the same value.
     """
 
     accuracy: Accuracy | None = None
@@ -229,6 +283,7 @@ class Validation:
     latency_ms: ModelLatency | None = None
     end2end: End2End | None = None
     shown: tuple[tuple[int, int], ...] | None = None
+    is_constant_input: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +312,7 @@ class RunFacts:
     num_samples: int
     seed: int
     accuracy: Accuracy | None = None
+    verdict: Verdict = NOT_JUDGED
     versions: Mapping[str, str | None] | None = None
 
 
@@ -264,7 +320,7 @@ class RunFacts:
 class Report(RunFacts):
     """Content of report.json.
 
-    The numerics are those of `Validation`. `deploy` is None where `deploy_reason` says so.
+    The numerics are those of `Validation`. `gate`, `deploy` and `deploy_reason` are those of the verdict.
     """
 
     target: str
@@ -278,6 +334,7 @@ class Report(RunFacts):
     latency_ms: ModelLatency | None = None
     end2end: End2End | None = None
     fusion: Fusion | None = None
+    cost: Comparison | None = None
     size_bytes: FileSizes | None = None
     seconds: Mapping[str, float | None] | None = None
     peak_rss_mb: float | None = None
@@ -287,41 +344,3 @@ class Report(RunFacts):
     notes: tuple[str, ...] = ()
     plan: Mapping[str, object] | None = None
     command: str | None = None
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How an engine that a kit built did on the kit's references; `failures` say what it missed.
-
-    `top1`: percent of the images with a clear class that get it. `agreement`: mean F1 of the boxes, in
-    percent. `ran`: `engine`, or `onnxruntime` where the ONNX file ran instead.
-    """
-
-    ran: str
-    top1: float | None
-    agreement: float | None
-    failures: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LayerDifference:
-    """A layer that runs in another precision than the kit expects: `int8`, `float` or `absent`."""
-
-    layer: str
-    expected: str
-    found: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class KitReport(Report):
-    """Content of the report.json that a build kit writes on its device.
-
-    `accuracy` was measured where the kit was made, with `kit_versions`. `engine` and its hash are
-    None where the engine was refused.
-    """
-
-    verification: Verification
-    layer_differences: tuple[LayerDifference, ...] = ()
-    kit_versions: Mapping[str, str | None] | None = None
-    engine: str | None = None
-    engine_sha256: str | None = None

@@ -12,8 +12,9 @@ import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
 
+from reptrt.engines.data_sheet import ComputeCapability
 from reptrt.engines.device import find_gpu
-from reptrt.engines.target_table import TARGETS, Backend, ComputeCapability, Target
+from reptrt.engines.target_table import TARGETS, Backend, Target
 
 __all__ = [
     "INSTALL_HINTS",

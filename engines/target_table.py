@@ -17,8 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from reptrt.engines import data_sheet as sheets
+from reptrt.engines.data_sheet import ComputeCapability, DataSheet
+
 Backend = Literal["tensorrt", "tensorrt_rtx", "onnxruntime"]
-ComputeCapability = tuple[int, int]
 VersionRange = tuple[str, str | None]
 
 _TURING, _A100, _AMPERE, _ORIN, _ADA, _HOPPER = (7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0)
@@ -43,6 +45,7 @@ class Target:
         dla: number of deep learning accelerators, which the engines made here do not use.
         note: what to know before choosing it.
         source: letters of the module's list of sources.
+        data_sheet: of the GPU, or of a typical one of a series; None where it is any.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Target:
     dla: int = 0
     note: str = ""
     source: str = ""
+    data_sheet: DataSheet | None = None
 
     @property
     def is_jetson(self) -> bool:
@@ -63,31 +67,35 @@ class Target:
         return self.name.startswith("jetson-")
 
 
-def _server(name: str, capability: ComputeCapability, gpu: str, memory: tuple[int, ...],
+def _server(name: str, sheet: DataSheet, gpu: str, memory: tuple[int, ...],
             note: str = "") -> Target:  # fmt: skip
+    capability = sheet.compute_capability
     is_blackwell = capability >= _B200
     return Target(
         name, "tensorrt", (capability,), f"NVIDIA {gpu}; built on the server",
         memory_gb=memory, tensorrt=("10.8" if is_blackwell else "10.3", None),
         fp8=capability >= _ADA, note=note, source="d e" if is_blackwell else "a e",
+        data_sheet=sheet,
     )  # fmt: skip
 
 
-def _orin(name: str, board: str, memory: tuple[int, ...], dla: int, last: str | None,
+def _orin(name: str, sheet: DataSheet, board: str, memory: tuple[int, ...], dla: int, last: str | None,
           note: str) -> Target:  # fmt: skip
     return Target(
         name, "tensorrt", (_ORIN,), f"Jetson {board}; built on the device",
         memory_gb=memory, tensorrt=("10.3", last), dla=dla, note=note, source="b e",
+        data_sheet=sheet,
     )  # fmt: skip
 
 
-def _geforce(name: str, capability: ComputeCapability, series: str,
+def _geforce(name: str, sheet: DataSheet, series: str,
              memory: tuple[int, ...]) -> Target:  # fmt: skip
+    capability = sheet.compute_capability
     return Target(
         name, "tensorrt_rtx", (capability,), f"GeForce {series} series; builds without a GPU",
         memory_gb=memory, tensorrt=("1.0", None), fp8=capability >= _ADA, source="c e",
         note="TensorRT-RTX documents INT8 for weights of matrix products only; its builder takes "
-        "Q/DQ convolutions too",
+        "Q/DQ convolutions too", data_sheet=sheet,
     )  # fmt: skip
 
 
@@ -102,6 +110,7 @@ TARGETS: dict[str, Target] = {
             tensorrt=("1.0", None),
             note="one engine for all four; Turing would have to be asked for, Hopper is not listed",
             source="c",
+            data_sheet=sheets.RTX_4080,
         ),
         Target(
             "tensorrt",
@@ -118,24 +127,24 @@ TARGETS: dict[str, Target] = {
             note="INT8 pays where the processor has VNNI, AMX or Arm dot products; x86 without VNNI"
             " adds products in 16 bits, which may saturate: validate there",
         ),
-        _server("server-t4", _TURING, "T4", (16,),
+        _server("server-t4", sheets.T4, "T4", (16,),
                 "some layers have no INT8 kernel on Turing: 'could not find any implementation'"),
-        _server("server-a100", _A100, "A100", (40, 80)),
-        _server("server-a10", _AMPERE, "A10", (24,)),
-        _server("server-l4", _ADA, "L4", (24,)),
-        _server("server-l40s", _ADA, "L40S", (48,)),
-        _server("server-h100", _HOPPER, "H100", (80, 94), "small batches gain little from INT8"),
-        _server("server-h200", _HOPPER, "H200", (141,), "small batches gain little from INT8"),
-        _server("server-b200", _B200, "B200", (180, 192),
+        _server("server-a100", sheets.A100, "A100", (40, 80)),
+        _server("server-a10", sheets.A10, "A10", (24,)),
+        _server("server-l4", sheets.L4, "L4", (24,)),
+        _server("server-l40s", sheets.L40S, "L40S", (48,)),
+        _server("server-h100", sheets.H100, "H100", (80, 94), "small batches gain little from INT8"),
+        _server("server-h200", sheets.H200, "H200", (141,), "small batches gain little from INT8"),
+        _server("server-b200", sheets.B200, "B200", (180, 192),
                 "early access in TensorRT 10.8; INT8 convolutions are faster from 10.10 on"),
-        _geforce("rtx-30", _AMPERE, "RTX 30", (8, 10, 12, 24)),
-        _geforce("rtx-40", _ADA, "RTX 40", (8, 12, 16, 24)),
-        _geforce("rtx-50", _BLACKWELL, "RTX 50", (8, 12, 16, 32)),
-        _orin("jetson-orin", "AGX Orin", (32, 64), 2, None,
+        _geforce("rtx-30", sheets.RTX_3080, "RTX 30", (8, 10, 12, 24)),
+        _geforce("rtx-40", sheets.RTX_4080, "RTX 40", (8, 12, 16, 24)),
+        _geforce("rtx-50", sheets.RTX_5080, "RTX 50", (8, 12, 16, 32)),
+        _orin("jetson-orin", sheets.AGX_ORIN, "AGX Orin", (32, 64), 2, None,
               f"{_JETPACK_6}; JetPack 7.2.2 brings 11.4.1, nothing between"),
-        _orin("jetson-orin-nx", "Orin NX", (8, 16), 1, "10.7",
+        _orin("jetson-orin-nx", sheets.ORIN_NX, "Orin NX", (8, 16), 1, "10.7",
               f"{_JETPACK_6}. The board with 16 GB has two accelerators"),
-        _orin("jetson-orin-nano", "Orin Nano", (4, 8), 0, "10.7", _JETPACK_6),
+        _orin("jetson-orin-nano", sheets.ORIN_NANO, "Orin Nano", (4, 8), 0, "10.7", _JETPACK_6),
         Target(
             "jetson-thor",
             "tensorrt",
@@ -147,6 +156,7 @@ TARGETS: dict[str, Target] = {
             note="JetPack 7.1 has TensorRT 10.13; 11 comes as 11.4.1 with JetPack 7.2.2. "
             "Compute capability is 10.1 before CUDA 13 and 11.0 since",
             source="b d",
+            data_sheet=sheets.THOR,
         ),
     )
 }  # fmt: skip

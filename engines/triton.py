@@ -2,9 +2,10 @@
 
     <repository>/<name>/config.pbtxt   schema: Triton's model_config.proto
     <repository>/<name>/labels.txt     one class name per line
-    <repository>/<name>/<version>/model.plan or model.onnx
+    <repository>/<name>/<version>/model.plan or model.onnx, and verdict.json
 
-A version appears whole, under a number that was free; nothing that is there is ever changed.
+A version appears whole, under a number that was free; nothing that is there is ever changed, but
+config.pbtxt, which gets a line for each version: its verdict.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.file_lock import hold_lock
 from reptrt.engines.foreign.border import read_bytes
 from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
 from reptrt.engines.foreign.text import one_line
+from reptrt.engines.report_schema import NOT_JUDGED, Verdict
 from reptrt.engines.target import Target
 from reptrt.engines.tensor_spec import Tensor
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
+VERDICT = "verdict.json"
+_VERDICT_LINE = 'parameters { key: "reptrt.verdict.'
 _TYPES = {
     "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8",
     "int32": "TYPE_INT32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL",
@@ -56,6 +60,7 @@ class ServedModel:
         instances: how many of it run at once on each GPU, or on the CPU.
         classes: names in the order of the logits; None when nobody named them.
         labelled_output: output whose index is a class, so that Triton can name it; None for none.
+        verdict: whether it is good enough.
     """
 
     name: str
@@ -67,6 +72,7 @@ class ServedModel:
     instances: int = 1
     classes: tuple[str, ...] | None = None
     labelled_output: str | None = None
+    verdict: Verdict = NOT_JUDGED
 
     @property
     def batches(self) -> bool:
@@ -109,7 +115,7 @@ def add_version(
         final = folder / str(number)
         if final.exists():
             raise RepositoryError(f"{final}: exists; leave `version` out, or give a free number")
-        _write_config(folder, text, keep_config)
+        _write_config(folder, text, _verdict_line(number, model.verdict), keep_config)
         if model.classes is not None and not (folder / LABELS).exists():
             _write(folder / LABELS, "".join(f"{_label(name)}\n" for name in model.classes))
         partial = Path(tempfile.mkdtemp(".partial", f".{number}.", folder))
@@ -118,6 +124,7 @@ def add_version(
         try:
             with replace_when_done(target) as temporary:
                 shutil.copyfile(model.file, temporary)
+            write_json(model.verdict, partial / VERDICT)
             partial.rename(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -194,11 +201,28 @@ def _make_folder(repository: Path, name: str) -> Path:
     return folder
 
 
-def _write_config(folder: Path, text: str, keep: bool) -> None:
+def _read_config(path: Path) -> str:
+    return read_bytes(path, MAX_SIDECAR_BYTES, RepositoryError).decode(errors="replace")
+
+
+def _verdict_line(version: int, verdict: Verdict) -> str:
+    """Parameter of config.pbtxt that says how good a version is."""
+    decision = f"{verdict.decision}, forced" if verdict.forced else verdict.decision
+    value = json.dumps(f"{decision}: {verdict.reason}".removesuffix(": "))
+    return f'{_VERDICT_LINE}{version}" value {{ string_value: {value} }} }}\n'
+
+
+def _write_config(folder: Path, text: str, verdict: str, keep: bool) -> None:
+    """Write config.pbtxt, or add the line `verdict` to the one that is there and says the same."""
     path = folder / CONFIG
-    if not path.exists():
-        _write(path, text)
-    elif read_bytes(path, MAX_SIDECAR_BYTES, RepositoryError) != text.encode() and not keep:
+    there = _read_config(path) if path.exists() else text
+    lines = there.splitlines(keepends=True)
+    verdicts = [line for line in lines if line.startswith(_VERDICT_LINE)]
+    if "".join(line for line in lines if line not in verdicts) == text:
+        of_version = verdict[: verdict.index(" value ")]
+        others = [line for line in verdicts if not line.startswith(of_version)]
+        _write(path, text + "".join(others) + verdict)
+    elif not keep:
         raise RepositoryError(
             f"{path}: is not what this model needs: it was edited, or is of another model. Keep it with"
             " `keep_config`, delete it to have it written again, or choose another `name`"

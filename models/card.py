@@ -20,6 +20,7 @@ class ModelCard:
         outputs: names of the graph outputs in order.
         strides: of a detector's outputs, in pixels per cell; empty for a classifier.
         batch_size: that the files are made for; None for any.
+        stated_accuracy: top-1 or mAP 50-95 in percent that the checkpoint states; None where it states none.
     """
 
     model: str
@@ -30,3 +31,4 @@ class ModelCard:
     outputs: tuple[str, ...]
     strides: tuple[int, ...] = ()
     batch_size: int | None = None
+    stated_accuracy: float | None = None

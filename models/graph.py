@@ -19,12 +19,33 @@ from torch import fx, nn
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
+from reptrt.models.branches.merge import MergedLayer, merge_branches
+from reptrt.models.constants import fold_weights, share_weights
+from reptrt.models.parameters import free_path, get_tensor, set_parameter
+
+__all__ = [
+    "INPUT_NAME",
+    "TraceError",
+    "aten",
+    "drop_layout_copies",
+    "fold_batch_norm",
+    "get_tensor",
+    "graph_sha256",
+    "layer_name",
+    "merged_layers",
+    "name_by_operator",
+    "set_parameter",
+    "tensor_bytes",
+    "trace",
+]
+
 logger = logging.getLogger(__name__)
 
 aten = torch.ops.aten
 
 INPUT_NAME = "images"
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_MERGED = "reptrt_merged_layers"
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
@@ -61,9 +82,20 @@ def trace(
     except Exception as error:
         raise TraceError(_explain(error, image_size, batch_size)) from error
     assert isinstance(traced, fx.GraphModule)
-    fold_batch_norm(traced)
     drop_layout_copies(traced)
-    return name_by_operator(traced)
+    merged = merge_branches(traced)
+    fold_weights(traced)
+    fold_batch_norm(traced)
+    share_weights(traced)
+    named = name_by_operator(traced)
+    named.meta[_MERGED] = merged
+    return named
+
+
+def merged_layers(graph_module: fx.GraphModule) -> tuple[MergedLayer, ...]:
+    """The layers that `trace` merged parallel branches into, in graph order."""
+    merged: tuple[MergedLayer, ...] = graph_module.meta.get(_MERGED, ())
+    return merged
 
 
 @contextmanager
@@ -130,15 +162,6 @@ def layer_name(node: fx.Node) -> str:
     return node.name
 
 
-def get_tensor(graph_module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-    """Parameter or buffer that a `get_attr` node reads."""
-    value: object = graph_module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    assert isinstance(value, torch.Tensor)
-    return value
-
-
 def graph_sha256(graph_module: fx.GraphModule) -> str:
     """Digest of a traced graph: its operators in order, their arguments, and all constants."""
     digest = hashlib.sha256()
@@ -155,15 +178,6 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """Type, shape and values of a tensor, the same wherever it lies."""
     values = tensor.detach().cpu().contiguous()
     return f"{values.dtype} {list(values.shape)}".encode() + values.numpy().tobytes()
-
-
-def set_parameter(graph_module: fx.GraphModule, target: str, value: torch.Tensor) -> None:
-    """Replace (or create) the parameter at dotted path `target`."""
-    owner_path, _, name = target.rpartition(".")
-    owner = graph_module.get_submodule(owner_path)
-    if name in owner._buffers:
-        del owner._buffers[name]
-    owner.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 @torch.no_grad()
@@ -185,7 +199,14 @@ def drop_layout_copies(graph_module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # a view may need the copy that is gone
+        elif node.target is aten.add.Tensor and node.args[1] == 0 and _keeps_type(node):
+            node.replace_all_uses_with(node.args[0])  # what `sum` starts with
     _finish(graph_module)
+
+
+def _keeps_type(node: fx.Node) -> bool:
+    before = node.args[0]
+    return isinstance(before, fx.Node) and before.meta["val"].dtype == node.meta["val"].dtype
 
 
 def _is_foldable(node: object) -> bool:
@@ -209,10 +230,18 @@ def _fold(graph_module: fx.GraphModule, conv: fx.Node, norm: fx.Node) -> None:
     weight = graph_module.get_parameter(weight_path)
     scaled = weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))
     set_parameter(graph_module, weight_path, scaled.to(weight.dtype))
-    bias_path = weight_path.removesuffix("weight") + "bias"
+    bias_path = _bias_path(graph_module, conv, weight_path)
     _set_bias(graph_module, conv, bias_path, ((bias - mean) * factor + beta).to(weight.dtype))
     result = next(user for user in norm.users if user.args[1] == 0)
     result.replace_all_uses_with(conv)
+
+
+def _bias_path(graph_module: fx.GraphModule, conv: fx.Node, weight_path: str) -> str:
+    """Where the bias of `conv` is or can be: what only `conv` reads, or a free name."""
+    bias = conv.args[2] if len(conv.args) > 2 else None
+    if isinstance(bias, fx.Node) and bias.op == "get_attr" and len(bias.users) == 1:
+        return str(bias.target)
+    return free_path(graph_module, weight_path.removesuffix("weight") + "bias")
 
 
 def _set_bias(graph_module: fx.GraphModule, conv: fx.Node, path: str, bias: torch.Tensor) -> None:

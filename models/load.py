@@ -58,6 +58,7 @@ class LoadedModel:
         weights_sha256: Hex digest of that file, or of the network's own tensors.
         output_names: Of the ONNX file that it was imported from.
         batch_size: The only one that the network can run; None where any will do.
+        stated_accuracy: Top-1 or mAP 50-95 in percent that the checkpoint states; None for nothing stated.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LoadedModel:
     weights_sha256: str
     output_names: tuple[str, ...] | None = None
     batch_size: int | None = None
+    stated_accuracy: float | None = None
 
 
 def load_model(
@@ -115,7 +117,8 @@ def load_model(
         raise CheckpointError(
             f"{path}: names {len(checkpoint.classes)} classes, its head has {found.num_classes}"
         )
-    return _describe(spec, module, found, checkpoint.classes, path, checkpoint.sha256)
+    loaded = _describe(spec, module, found, checkpoint.classes, path, checkpoint.sha256)
+    return replace(loaded, stated_accuracy=checkpoint.accuracy)
 
 
 def load_module(

@@ -1,7 +1,7 @@
 """Every name that a user can give as MODEL, and what stands behind it.
 
-A name is one of the zoo's (`list_models`), `timm:NAME` for any model of timm,
-`package.module:callable` for a user's own network, or the path of an ONNX file.
+A name is one of the zoo's (`list_models`), `timm:NAME` for any model of timm, `torchvision:NAME` for a
+classifier of torchvision, `hf-hub:OWNER/NAME` for a model of timm on the hub, `package.module:callable` for a user's own network, or the path of an ONNX file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import timm
 from torch import nn
 
 import reptrt
-from reptrt.models import timm_zoo
+from reptrt.models import timm_zoo, torchvision_zoo
 from reptrt.models.onnx_import.file import SUFFIX, read_onnx
 from reptrt.models.onnx_import.importer import import_onnx
 from reptrt.models.spec import (
@@ -52,7 +52,8 @@ def find_model(name: str) -> ModelSpec:
     """Return what `name` stands for.
 
     Args:
-        name: A zoo name, `timm:NAME`, `package.module:callable` or a path that ends in `.onnx`. The
+        name: A zoo name, `timm:NAME`, `torchvision:NAME`, `hf-hub:OWNER/NAME`,
+            `package.module:callable` or a path that ends in `.onnx`. The
             callable takes nothing or `num_classes`, and returns a network of images; the current
             folder is importable.
 
@@ -62,6 +63,10 @@ def find_model(name: str) -> ModelSpec:
     """
     if name.lower().endswith(SUFFIX):
         return _find_onnx(name)
+    if timm_zoo.is_hub_name(name):
+        return _find_on_hub(name)
+    if name.startswith(torchvision_zoo.PREFIX):
+        return _find_torchvision(name)
     if name.startswith("timm:"):
         return _find_timm(name)
     if ":" in name:
@@ -74,7 +79,8 @@ def find_model(name: str) -> ModelSpec:
     nearest = [*difflib.get_close_matches(name, known), *_timm_names_like(name)]
     raise UnknownModelError(
         f"unknown model {name!r}{_did_you_mean(nearest)}; MODEL is a zoo name"
-        " (`reptrt models` lists them), timm:NAME, package.module:callable or file.onnx"
+        " (`reptrt models` lists them), timm:NAME, torchvision:NAME, hf-hub:OWNER/NAME,"
+        " package.module:callable or file.onnx"
     )
 
 
@@ -93,6 +99,27 @@ def _find_timm(name: str) -> ModelSpec:
         names = timm.list_pretrained(f"{bare}.*")
     nearest = [f"timm:{match}" for match in difflib.get_close_matches(architecture, names)]
     raise UnknownModelError(f"timm {timm.__version__} has no {name!r}{_did_you_mean(nearest)}")
+
+
+def _find_on_hub(name: str) -> ModelSpec:
+    try:
+        return timm_zoo.hub_spec(name)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnknownModelError(f"{name}: {error}; only models of timm are read") from error
+
+
+def _find_torchvision(name: str) -> ModelSpec:
+    architecture, names = (
+        name.removeprefix(torchvision_zoo.PREFIX),
+        torchvision_zoo.list_classifiers(),
+    )
+    if architecture in names:
+        return torchvision_zoo.torchvision_spec(architecture)
+    nearest = [
+        f"{torchvision_zoo.PREFIX}{match}"
+        for match in difflib.get_close_matches(architecture, names)
+    ]
+    raise UnknownModelError(f"torchvision has no classifier {name!r}{_did_you_mean(nearest)}")
 
 
 def _timm_names_like(name: str) -> list[str]:

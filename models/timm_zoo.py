@@ -6,6 +6,8 @@ tag (`repvgg_a0.rvgg_in1k`), so a new default in timm does not change what a sho
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +19,12 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from reptrt.models.spec import ModelSpec, Preprocess, PublishedWeights, Triple
+from reptrt.models.weights.download import fetch_hub_file
 
 logger = logging.getLogger(__name__)
 
 _HUB_FILENAME = "model.safetensors"
+_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _DEFAULT_CLASSES = 1000
 
 
@@ -85,8 +89,38 @@ def timm_spec(architecture: str) -> ModelSpec:
     return _spec(f"timm:{architecture}", architecture, f"timm {architecture}")
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether `name` is that of a model of timm on the Hugging Face hub: `hf-hub:owner/model`."""
+    return name.removeprefix("timm:").startswith(_HUB_PREFIXES)
+
+
+def hub_spec(name: str) -> ModelSpec:
+    """Return the spec of `hf-hub:owner/model`, whose `config.json` says what it is.
+
+    Raises:
+        DownloadError: it cannot be read from here.
+        ValueError: it does not describe a model of timm.
+    """
+    repository = name.removeprefix("timm:").partition(":")[2]
+    path = fetch_hub_file(repository, "config.json", name)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    architecture = str(content.get("architecture", ""))
+    if not timm.is_model(architecture):
+        raise ValueError(f"its config.json names the architecture {architecture!r}, none of timm's")
+    stated = content.get("pretrained_cfg", content)
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    config = PretrainedCfg(**{key: value for key, value in stated.items() if key in known})
+    config = dataclasses.replace(config, hf_hub_id=repository, hf_hub_filename=None)
+    config.num_classes = int(content.get("num_classes") or config.num_classes)
+    return _describe(name, architecture, f"{repository} on the Hugging Face hub", config)
+
+
 def _spec(name: str, architecture: str, source: str) -> ModelSpec:
     config = timm.get_pretrained_cfg(architecture) or PretrainedCfg()
+    return _describe(name, architecture, source, config)
+
+
+def _describe(name: str, architecture: str, source: str, config: PretrainedCfg) -> ModelSpec:
     if config.crop_mode != "center":
         logger.warning(
             "%s: timm evaluates it with crop mode %r; a centre crop is used here",
@@ -142,10 +176,10 @@ def _published_weights(config: PretrainedCfg, source: str) -> PublishedWeights |
         return None
     url = str(config.url)
     filename = url.rsplit("/", 1)[-1]
-    return PublishedWeights(url, filename, _digest_in(filename), licence, source)
+    return PublishedWeights(url, filename, digest_in(filename), licence, source)
 
 
-def _digest_in(filename: str) -> str | None:
+def digest_in(filename: str) -> str | None:
     """Return the first digits of the sha256 that torch hub's file names end in (`-a1311bcf.pth`)."""
     digits = filename.rsplit(".", 1)[0].rpartition("-")[2]
     is_digest = len(digits) >= 8 and set(digits) <= set("0123456789abcdef")

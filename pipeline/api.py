@@ -21,7 +21,7 @@ from torch import nn
 from reptrt.calibrators.base import Progress, no_progress
 from reptrt.calibrators.registry import require_calibrator
 from reptrt.engines.lint import Finding, lint_file
-from reptrt.engines.report_schema import ComparisonRow, Report
+from reptrt.engines.report_schema import ComparisonRow, Report, Verdict
 from reptrt.models.load import LoadedModel, load_model, load_module
 from reptrt.models.spec import PreprocessOverrides
 from reptrt.pipeline.compare import compare_calibrators
@@ -33,6 +33,7 @@ from reptrt.pipeline.data.in_memory import (
     store_images,
     store_labelled,
 )
+from reptrt.pipeline.deploy.passed import copy_with_verdict, refuse_failed
 from reptrt.pipeline.open_run import Caller, open_run
 from reptrt.pipeline.progress import ProgressBars
 from reptrt.pipeline.recipe import Recipe, RecipeError, load_recipe
@@ -80,8 +81,20 @@ class Result:
         """The report as one HTML page."""
         return self.workspace.report_html
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the result is good enough, what to deploy, and why."""
+        return self.report.verdict
+
     def save(self, folder: str | Path) -> Path:
-        """Copy every file of the run into `folder`, which is made; return it."""
+        """Copy every file of the run into `folder`, which is made; return it.
+
+        The ONNX files there hold the verdict in their metadata.
+
+        Raises:
+            GateError: the gate failed, and the recipe does not force it.
+        """
+        refuse_failed(self.verdict, str(folder))
         target = Path(folder)
         shutil.copytree(
             self.workspace.folder,
@@ -89,6 +102,9 @@ class Result:
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("*.unfinished", ".*"),
         )
+        for path in (self.workspace.trt_onnx, self.workspace.end2end_onnx, self.workspace.engine):
+            if path.exists() and path.suffix == ".onnx":
+                copy_with_verdict(path, target / path.name, self.verdict)
         return target
 
     def __repr__(self) -> str:

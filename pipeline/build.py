@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.build.builder import BuildOptions, build_engine
@@ -44,7 +43,7 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
     )
 
 
-def build_inputs(recipe: Recipe, target: Target) -> dict[str, Any]:
+def build_inputs(recipe: Recipe, target: Target) -> dict[str, object]:
     """What the engine depends on beside the ONNX file; where timings are kept is not among it."""
     gpu = find_gpu() if target.backend == "tensorrt" else None
     options = build_options(recipe, target)

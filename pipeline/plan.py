@@ -9,10 +9,11 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.auto import choose_calibrator
-from reptrt.calibrators.quantized.find_attention import has_attention
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.settings import Reconstruction, Settings
+from reptrt.engines.form import Form, form_for
 from reptrt.engines.target import MissingComponentError, Target
+from reptrt.models.graph import merged_layers
 from reptrt.models.load import LoadedModel
 from reptrt.models.task import OutputError
 from reptrt.pipeline.recipe import Device, Precision, Recipe
@@ -33,6 +34,7 @@ class Plan(Recipe):
     precision: Precision
     quantize_head: bool
     min_snr: float
+    form: Form = "channel-scales"
 
     @property
     def sha256(self) -> str:
@@ -86,29 +88,33 @@ def make_plan(
     calibrator = recipe.calibrator
     if calibrator == AUTO:
         bits = min(recipe.weight_bits, recipe.activation_bits)
-        calibrator = choose_calibrator(loaded.module, float_graph.graph, bits)
+        calibrator = choose_calibrator(
+            loaded.module, float_graph.graph, bits, is_merged=bool(merged_layers(float_graph))
+        )
     settings = Settings(recipe.seed)
     min_snr = DETECTOR_SNR if loaded.task == "detection" else 0.0
     is_classifier = loaded.task == "classification"
+    precision = recipe.precision or ("fp32" if target.backend == "onnxruntime" else "fp16")
     choices = {
         "calibrator": calibrator,
         "num_samples": recipe.num_samples
         or create_calibrator(calibrator, settings).default_num_samples,
         "device": choose_device(recipe),
         "target": target.name,
-        "precision": recipe.precision or _choose_precision(target, float_graph),
+        "precision": precision,
+        "form": form_for(target.backend, half=precision == "fp16"),
         "batch_size": fixed_batch(loaded, recipe),
         "quantize_head": is_classifier if recipe.quantize_head is None else recipe.quantize_head,
+        "quantize": recipe.quantize if _has_price(target) else "all",
         "min_snr": min_snr if recipe.min_snr is None else recipe.min_snr,
         "reconstruction": _choose_units(recipe.reconstruction, loaded),
     }
     return Plan.model_validate({**dict(recipe), **choices})
 
 
-def _choose_precision(target: Target, float_graph: fx.GraphModule) -> Precision:
-    """FP16 where attention is, which TensorRT fuses in FP16 only."""
-    on_gpu = target.backend != "onnxruntime"
-    return "fp16" if on_gpu and has_attention(float_graph.graph) else "fp32"
+def _has_price(target: Target) -> bool:
+    """Whether there is a data sheet by which engines for `target` are priced."""
+    return target.backend != "onnxruntime" and target.data_sheet is not None
 
 
 def _choose_units(chosen: Reconstruction, loaded: LoadedModel) -> Reconstruction:

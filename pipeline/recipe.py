@@ -96,6 +96,11 @@ class Quantization(Section):
     first_last_bits: Bits | None = Field(
         8, description="fewest bits of the first and the last layers and of their inputs"
     )
+    quantize: Literal["pays", "all"] = Field(
+        "pays",
+        description="pays: a layer is INT8 where the target is predicted to be faster for it; all: "
+        "every layer that can be",
+    )
     softmax: Literal["float", "uniform", "log2"] = Field(
         "float", description="grid of attention's probabilities; float leaves attention float"
     )
@@ -136,7 +141,7 @@ class Build(Section):
 
     target: str = Field(AUTO, description="where the engine will run; see `reptrt targets`")
     precision: Precision | None = Field(
-        None, description="type of all that is not INT8; default: FP16 if there is attention"
+        None, description="type of all that is not INT8; default: FP16 on a GPU"
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="fixed batch of the engine; default: dynamic"
@@ -184,6 +189,17 @@ class Gate(Section):
     title = "The gate"
 
     max_drop: float | None = Field(None, description="most points of accuracy that INT8 may lose")
+    min_accuracy: float | None = Field(
+        None, description="least accuracy of FP32 and of INT8, as 70; default: better than chance"
+    )
+    min_agreement: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="least agreement of INT8 with FP32 in percent; default of a gate at 8 bits: 90 of"
+        " the classes, 85 of the boxes (F1)",
+    )
+    force: bool = Field(
+        False, description="deploy although the gate fails; the artifacts say that it did"
+    )
 
 
 class Machine(Section):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from reptrt.calibrators.base import Progress
+from reptrt.engines.cost.placement import CostPlacement
 from reptrt.engines.report_schema import Sensitivity
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
@@ -33,8 +33,12 @@ from reptrt.pipeline.export.prepare import (
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.run_records import Inputs
+from reptrt.pipeline.stage import Stage
 from reptrt.pipeline.validation.validate import ValidationSetup
-from reptrt.pipeline.workspace import Stage, Workspace, read_artifact
+from reptrt.pipeline.workspace import Workspace, read_artifact
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,20 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """Traced network with quantizers; uncalibrated when first made."""
-        return prepare_network(self.loaded, self.plan, self.recording, self.sensitive)
+        return prepare_network(self.loaded, self.plan, self.recording, self.sensitive, self.costly)
 
     @cached_property
     def network_sha256(self) -> str:
         """Digest of what the network computes, its constants, and how images become its input."""
         return network_sha256(self.loaded, self.recording)
+
+    @property
+    def costly(self) -> frozenset[str]:
+        """Layers that stay FP16 since INT8 is not faster, as the stage `placement` found."""
+        path = self.workspace.placement
+        if not path.exists():
+            return frozenset()
+        return frozenset(read_artifact(path, "placement", CostPlacement).float_layers)
 
     @property
     def sensitive(self) -> Sensitivity:
@@ -131,11 +143,14 @@ class Run:
         plan = self.plan
         folder = plan.data or calibration_scenes(plan.model, self.scenes)
         preprocess = self.loaded.preprocess
-        return open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
+        images = open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
+        asked = self.recipe.num_samples
+        if asked and len(images) < asked:
+            text = "%s: has %d images that can be used, `num_samples` asks for %d"
+            logger.warning(text, folder, len(images), asked)
+        return images
 
-    def stage(
-        self, name: str, inputs: Mapping[str, Any], *artifacts: str, shared: bool = False
-    ) -> Stage:
+    def stage(self, name: str, inputs: Inputs, *artifacts: str, shared: bool = False) -> Stage:
         """Stage `name` that writes the workspace's `artifacts`; see `Stage` for `shared`."""
         paths = [getattr(self.workspace, artifact) for artifact in artifacts]
         return Stage(name, self.command, self.recipe.seed, inputs, paths, shared)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
-from typing import Any
 
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.registry import create_calibrator
@@ -21,17 +20,21 @@ from reptrt.calibrators.state import (
     save_calibration,
 )
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
+from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
 from reptrt.pipeline.build import build_inputs, build_options, write_engine
+from reptrt.pipeline.cost_placement import choose_by_cost
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.in_memory import MetricFunction
-from reptrt.pipeline.data.torch_batches import calibration_batches
+from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.export import export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.fp16_cost import compare_with_fp16
 from reptrt.pipeline.fp16_engine import make_fp16_engine
+from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Calibration, Quantization
 from reptrt.pipeline.report.collect import collect_report
@@ -46,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 def run_pipeline(run: Run) -> Report:
     """Checkpoint in, validated engine and report out."""
+    require_labels(run)
     load_backend(run.target)  # what is missing is said now, not after calibration
     build_options(run.recipe, run.target)
     require_boxes(run)
@@ -58,13 +62,31 @@ def run_pipeline(run: Run) -> Report:
     return report(run)
 
 
-def network_inputs(run: Run) -> dict[str, Any]:
+def network_inputs(run: Run) -> dict[str, object]:
     """What placement depends on: known to every stage that traces the network."""
     return {
         "network": run.network_sha256,
         "quantization": run.plan.section(Quantization),
         "batch_size": run.plan.batch_size,
     }
+
+
+def place(run: Run) -> None:
+    """Write `placement.json`, the layers that stay FP16 since INT8 is not faster there."""
+    plan, workspace, sheet = run.plan, run.workspace, run.target.data_sheet
+    if plan.quantize == "all" or sheet is None:
+        discard(workspace.placement)
+        return
+    inputs = {
+        **network_inputs(run),
+        "target": run.target.name,
+        "end2end": plan.end2end,
+        "opt_batch": plan.opt_batch,
+        "cost": repr(FITTED),
+    }
+    run.stage("placement", inputs, "placement").run(
+        lambda: write_json(choose_by_cost(run, sheet), workspace.placement)
+    )
 
 
 def choose_float_layers(run: Run) -> None:
@@ -75,23 +97,31 @@ def choose_float_layers(run: Run) -> None:
         return
 
     def work() -> None:
-        network = prepare_network(run.loaded, plan, run.recording)
+        network = prepare_network(run.loaded, plan, run.recording, costly=run.costly)
         batches = calibration_batches(run.images, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
         write_json(found, workspace.sensitivity)
 
-    inputs = {**network_inputs(run), "images": run.images.fingerprint, "device": plan.device}
-    run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
+    inputs = {
+        **network_inputs(run),
+        "images": run.images.fingerprint,
+        "device": plan.device,
+        "costly": sorted(run.costly),
+    }
+    with naming_images(run.images):
+        run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
 
 
 def calibrate(run: Run) -> None:
     """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
     plan, workspace = run.plan, run.workspace
+    place(run)
     choose_float_layers(run)
     inputs = {
         **network_inputs(run),
         "images": run.images.fingerprint,
         "calibration": plan.section(Calibration),
+        "costly": sorted(run.costly),
         "sensitive": sorted(run.sensitive),
     }
     stage = run.stage("calibrate", inputs, "calibration", "scales", shared=True)
@@ -109,7 +139,8 @@ def calibrate(run: Run) -> None:
         with replace_when_done(workspace.scales) as path:
             path.write_text(dump_scales(readable_scales(quantized)))
 
-    stage.run(work)
+    with naming_images(run.images):
+        stage.run(work)
 
 
 def export(run: Run) -> None:
@@ -127,6 +158,7 @@ def export(run: Run) -> None:
         "calibration": file_sha256(workspace.calibration),
         "batch_size": plan.batch_size,
         "precision": plan.precision,
+        "form": plan.form,
     }
 
     def work() -> None:
@@ -143,7 +175,7 @@ def export(run: Run) -> None:
             precision=plan.precision,
         )
         run.progress("export ONNX", 2, steps)
-        clean(workspace.qdq_onnx, workspace.trt_onnx)
+        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form)
         run.progress("export ONNX", 3, steps)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
@@ -179,10 +211,40 @@ def build(run: Run) -> None:
         write_json(fusion, workspace.fusion)
 
     run.stage("build", inputs, "engine", "fusion").run(work)
+    price(run)
+
+
+def price(run: Run) -> None:
+    """Write `cost.json`: INT8's engine against FP16's on the target, predicted without a GPU."""
+    recipe, workspace, sheet = run.recipe, run.workspace, run.target.data_sheet
+    if sheet is None or run.target.backend == "onnxruntime":
+        discard(workspace.cost)
+        return
+    inputs = {
+        "onnx": file_sha256(run.engine_onnx),
+        "target": run.target.name,
+        "batch": recipe.opt_batch,
+        "model": repr((FITTED, sheet)),
+    }
+
+    def work() -> None:
+        network = run.network
+        compared = compare_with_fp16(
+            run.engine_onnx,
+            network.float_graph,
+            network.card,
+            run.target,
+            recipe.opt_batch,
+            recipe.suppression,
+        )
+        write_json(compared, workspace.cost)
+
+    run.stage("cost", inputs, "cost").run(work)
 
 
 def validate(run: Run) -> None:
     """Compare the Q/DQ model with the float one, and the engine where it can run."""
+    require_labels(run)
     workspace, suppression = run.workspace, run.recipe.suppression
     require_exported(run)
     card = read_card(workspace.trt_onnx)
@@ -214,13 +276,14 @@ def validate(run: Run) -> None:
 
 def report(run: Run) -> Report:
     """Put everything known about this run into `report.json` and `report.html`."""
+    require_labels(run)
     workspace = run.workspace
     require(workspace.validation, "validate")
     require_exported(run)
     require_same(workspace.folder, "validate", {"trt_onnx": file_sha256(workspace.trt_onnx)})
     require(workspace.fusion, "build")
     require_same(workspace.folder, "build", {"onnx": file_sha256(run.engine_onnx)})
-    content = collect_report(workspace, run.plan, run.command)
+    content = collect_report(workspace, run.plan, verdict_of(run), run.command)
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
     pictures = []

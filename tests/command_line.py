@@ -57,6 +57,31 @@ def fixed_size(num_classes=2):
     )
 
 
+def colours(outlier=0.0):
+    """Class 1 for red images, 0 for blue ones; INT8 sees neither beside an `outlier` of 1000."""
+    network = build()
+    first, second, last = network[0], network[3], network[7]
+    for layer in (first, second, last):
+        layer.weight.data.zero_()
+        layer.bias.data.zero_()
+    first.weight.data[0, 0, 1, 1] = first.weight.data[1, 2, 1, 1] = 1
+    first.bias.data[7] = outlier
+    for channel in range(8):
+        second.weight.data[channel, channel, 1, 1] = 1
+    last.weight.data[:, :2] = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+    return network
+
+
+def collapsing():
+    return colours(1000.0)
+
+
+def blind():
+    network = colours()
+    network[0].weight.data[0] = float("nan")
+    return network
+
+
 def diverged():
     network = build()
     network[0].weight.data[0] = float("nan")

@@ -32,6 +32,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyProject]:
 
 
 @pytest.fixture(scope="session")
+def red_and_blue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of 100 images that `tiny_models:colours` gets all right, far from the border."""
+    folder, random = tmp_path_factory.mktemp("labelled"), np.random.default_rng(3)
+    for name, colour in (("blue", (40, 100, 200)), ("red", (200, 100, 40))):
+        (folder / name).mkdir()
+        for index in range(50):
+            pixels = np.clip(random.normal(colour, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def finished(tiny: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Workspace of a whole run with evaluation; tests must not change it."""
     workspace = tmp_path_factory.mktemp("finished") / "build"

@@ -26,15 +26,15 @@ def needless_float_kernels(kernels: Sequence[Kernel], path: Path) -> list[str]:
 
     def is_inside_operator(tensor: str, writer: Kernel) -> bool:
         shared = floats.intersection(writer.onnx_layers)
-        readers = [kernel for kernel in kernels if tensor in dict(kernel.inputs)]
+        readers = [kernel for kernel in kernels if tensor in {one.name for one in kernel.inputs}]
         return bool(readers) and all(shared.intersection(one.onnx_layers) for one in readers)
 
     def is_needless(kernel: Kernel) -> bool:
         if kernel.is_int8:
             return False
-        if kernel.multiplies_weights and "Float" in dict(kernel.inputs).values():
+        if kernel.multiplies_weights and "Float" in {one.dtype for one in kernel.inputs}:
             return True
-        written = [name for name, dtype in kernel.outputs if dtype == "Float"]
+        written = [one.name for one in kernel.outputs if one.dtype == "Float"]
         return any(name not in needed and not is_inside_operator(name, kernel) for name in written)
 
     return [kernel.name for kernel in kernels if is_needless(kernel)]

@@ -1,4 +1,4 @@
-"""What tests of the learning calibrators share: a network with outliers, a walk at its first block."""
+"""What tests of the learning calibrators share: a network with outliers, and what crosses into its first block."""
 
 from __future__ import annotations
 
@@ -114,17 +114,17 @@ def float_values(model: QuantizedModel, images: torch.Tensor) -> dict[fx.Node, t
 
 @dataclass
 class Stand:
-    """A model with baseline scales, and its walk in front of block `index`.
+    """A model with baseline scales, and what crosses into block `index`.
 
     Attributes:
         model: calibrated by a baseline, as `Guard` leaves it.
-        walk: block `index` is passed in float.
+        block_inputs: block `index` is passed in float.
         chosen: settings.
         index: of the block.
     """
 
     model: QuantizedModel
-    walk: BlockInputs
+    block_inputs: BlockInputs
     chosen: Reconstruction
     index: int
 
@@ -142,18 +142,18 @@ class Stand:
         create_calibrator("mae").calibrate(model, batches())
         clip_weights(model)
         blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
-        walk = BlockInputs(
+        block_inputs = BlockInputs(
             model, blocks, batches(), ActivationCache(GIBIBYTE), float_overrides(model)
         )
         for block in blocks[:index]:
-            walk.pass_in_float(block)
-            walk.pass_quantized(block)
-        walk.pass_in_float(blocks[index])
-        return cls(model, walk, chosen, index)
+            block_inputs.pass_in_float(block)
+            block_inputs.pass_quantized(block)
+        block_inputs.pass_in_float(blocks[index])
+        return cls(model, block_inputs, chosen, index)
 
     def learned(self) -> LearnedBlock:
         """Learnable parts of the block, from the identity."""
-        block = self.walk.blocks[self.index]
+        block = self.block_inputs.blocks[self.index]
         affines = {
             layer: ChannelAffine.identity(len(self.model.weight_of(layer)))
             for layer in block.layers.values()
@@ -162,14 +162,14 @@ class Stand:
 
     def units(self) -> dict[str, float]:
         """Typical size of the output of each layer of the block."""
-        block = self.walk.blocks[self.index]
-        statistics = self.walk.statistics(block)
+        block = self.block_inputs.blocks[self.index]
+        statistics = self.block_inputs.statistics(block)
         return {block.layers[node]: size(deviation) for node, (_, deviation) in statistics.items()}
 
     def measured(self, count: int = 16) -> Distances:
         """Distances of the block as the model now has it, on the first `count` images."""
         committed = BlockDistances(
-            self.model, {}, self.walk, self.index, self.chosen, torch.Generator()
+            self.model, {}, self.block_inputs, self.index, self.chosen, torch.Generator()
         )
         with torch.no_grad():
             return committed(torch.arange(count))
@@ -178,7 +178,7 @@ class Stand:
         """Distances of the block while `learned` replaces its nodes."""
         generator = torch.Generator().manual_seed(0)
         return BlockDistances(
-            self.model, learned.overrides, self.walk, self.index, self.chosen, generator
+            self.model, learned.overrides, self.block_inputs, self.index, self.chosen, generator
         )
 
 

@@ -20,7 +20,12 @@ from collections.abc import Mapping
 import torch
 
 from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator, Progress, no_progress
-from reptrt.calibrators.histogram.observers import NUM_BINS, HistogramObserver, observing
+from reptrt.calibrators.histogram.observers import (
+    NUM_BINS,
+    HistogramObserver,
+    ObservationError,
+    observing,
+)
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer
 from reptrt.calibrators.registry import register_calibrator
@@ -99,9 +104,14 @@ def observe_activations(
 
     A tensor that is never negative gets an unsigned grid, where its bits leave room for one.
     """
+    seen = 0
     with model.float_mode(), observing(model.activation_quantizers) as observers:
         for done, batch in enumerate(batches, start=1):
-            model(batch)
+            try:
+                model(batch)
+            except ObservationError as error:
+                raise _blame(model, batch, seen, error) from error
+            seen += len(batch)
             progress("observe activations", done, len(batches))
     for name, quantizer in model.activation_quantizers.items():
         if not isinstance(quantizer, LogSqrt2Quantizer):
@@ -205,3 +215,24 @@ def _kl_divergence(counts: torch.Tensor, kept: int, levels: int) -> float:
         q = q + 1e-12
         both = p > 0
     return float((p[both] * torch.log(p[both] / q[both])).sum())
+
+
+def _blame(
+    model: QuantizedModel, batch: torch.Tensor, before: int, error: ObservationError
+) -> ObservationError:
+    """Name the first image of `batch` that stops calibration, and the layer that reads its values."""
+    point = next((name for name in model.activation_quantizers if name == error.tensor), None)
+    layers = model.placement.layers
+    readers = [
+        layers[consumer]
+        for own in model.placement.points
+        if own.name == point
+        for _, consumer in own.edges
+        if consumer in layers
+    ]
+    place = f"layer {readers[0]!r} reads" if readers else f"{error.tensor!r} is"
+    image = None if error.image is None else before + error.image
+    own = None if image is None else batch[error.image]
+    flat = own is not None and bool((own.flatten(1).amax(1) == own.flatten(1).amin(1)).all())
+    why = "the image is of one colour: leave it out" if flat else str(error).partition("; ")[2]
+    return ObservationError(f"{place} a NaN or infinite activation; {why}", image)

@@ -40,9 +40,11 @@ class HistogramObserver:
         low, high = (float(bound) for bound in torch.aminmax(x.detach()))
         amax = max(-low, high)
         if not math.isfinite(amax):
+            finite = x.detach().flatten(1).isfinite().all(1) if x.ndim > 1 else x.isfinite().all()
             raise ObservationError(
                 "calibration met a NaN or infinite activation; check the weights and the "
-                "preprocessing (mean, std) of the images"
+                "preprocessing (mean, std) of the images",
+                None if bool(finite.all()) else int(finite.int().argmin()),
             )
         self.amax = max(self.amax, amax)
         self.minimum = min(self.minimum, low)
@@ -69,9 +71,19 @@ class HistogramObserver:
 
 
 class ObservationError(ValueError):
-    """The calibration data gave no usable statistics."""
+    """The calibration data gave no usable statistics.
+
+    Attributes:
+        image: index of the image that is to blame, of its batch or of all; None where none is.
+        tensor: name of the quantizer that saw it.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, image: int | None = None) -> None:
+        super().__init__(message)
+        self.image = image
+        self.tensor = ""
 
 
 @contextmanager
@@ -82,7 +94,7 @@ def observing(
     observers = {name: HistogramObserver() for name in quantizers}
     hooks = [
         quantizer.register_forward_pre_hook(
-            lambda _, arguments, observer=observers[name]: observer.observe(arguments[0])
+            lambda _, arguments, name=name: _observe(name, observers[name], arguments[0])
         )
         for name, quantizer in quantizers.items()
     ]
@@ -91,3 +103,11 @@ def observing(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _observe(name: str, observer: HistogramObserver, x: torch.Tensor) -> None:
+    try:
+        observer.observe(x)
+    except ObservationError as error:
+        error.tensor = name
+        raise

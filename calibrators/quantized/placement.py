@@ -59,6 +59,7 @@ ACTIVATIONS = (
 )
 SCALINGS = (aten.mul.Tensor,)
 PREDICTION = "prediction layer of a detector (`quantize_head=True` quantizes it)"
+COSTLY = "FP16 is predicted to be as fast here (`quantize='all'` quantizes it all the same)"
 SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
 
 
@@ -105,6 +106,7 @@ def place_quantizers(
     *,
     quantize_head: bool = True,
     sensitive: Collection[str] = (),
+    costly: Collection[str] = (),
     softmax: Softmax = "float",
 ) -> Placement:
     """Decide which edges of `graph` are quantized.
@@ -114,13 +116,14 @@ def place_quantizers(
         keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
         quantize_head: whether the layers behind which no other comes are quantized too.
         sensitive: layers that stay float because they cost too much (`reptrt.calibrators.sensitivity`).
+        costly: layers that stay float because INT8 would not make the engine faster.
         softmax: how to quantize attention; fused attention (`reptrt.models.expand_attention`) stays float.
     """
     predictions = set() if quantize_head else last_layers(graph)
     reasons = dict.fromkeys(predictions, PREDICTION)
-    reasons |= {
-        n: SENSITIVE for n in graph.nodes if n.target in WEIGHTED and layer_name(n) in sensitive
-    }
+    weighted = [node for node in graph.nodes if node.target in WEIGHTED]
+    reasons |= {node: COSTLY for node in weighted if layer_name(node) in costly}
+    reasons |= {node: SENSITIVE for node in weighted if layer_name(node) in sensitive}
     layers, float_layers = _choose_layers(graph, keep_float, reasons)
     edges = _Edges()
     for node in graph.nodes:

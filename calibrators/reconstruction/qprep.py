@@ -23,6 +23,7 @@ from torch import nn
 
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine, _guarded
 from reptrt.calibrators.quantized.fake_quant import broadcast_scale
+from reptrt.models.branches.merge import MergedLayer
 from reptrt.models.fuse import fusing_method
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,16 @@ def protect_reparameterization(
             without.append(name)
     if without:
         logger.info("merged from no branch with a BatchNorm: %s", ", ".join(without))
+    return affines
+
+
+def protect_merged(merged: Sequence[MergedLayer]) -> dict[str, ChannelAffine]:
+    """The dense branch's BatchNorm of every layer that `reptrt.models.graph.trace` merged."""
+    affines: dict[str, ChannelAffine] = {}
+    for layer in merged:
+        if layer.gain is not None and layer.shift is not None:
+            affine = _guarded(layer.gain, layer.shift)
+            affines[layer.layer] = ChannelAffine(affine.gain.float(), affine.shift.float())
     return affines
 
 

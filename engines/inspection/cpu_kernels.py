@@ -13,8 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from reptrt.engines.inspection.kernels import Kernel
-from reptrt.engines.report_schema import TensorType
+from reptrt.engines.inspection.kernels import Kernel, Tensor
 from reptrt.engines.runtime.runners import save_optimized
 
 _SUFFIX = re.compile(r"(_token_\d+|_nhwc|_quant)+$")
@@ -75,5 +74,5 @@ def _output_dtype(node: onnx.NodeProto, constants: dict[str, str], values: dict[
     return values.get(node.input[0], "Float") if node.input else "Float"
 
 
-def _types(names: Sequence[str], known: dict[str, str]) -> tuple[TensorType, ...]:
-    return tuple((name, known[name]) for name in names if name in known)
+def _types(names: Sequence[str], known: dict[str, str]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(name, known[name]) for name in names if name in known)

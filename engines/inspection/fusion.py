@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
+
+from reptrt.engines.form import read_form
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
-from reptrt.engines.inspection.qdq_graph import WeightedLayer, read_attentions, read_weighted_layers
-from reptrt.engines.report_schema import FloatIsland, FusionReport, KernelEntry
+from reptrt.engines.inspection.qdq_graph import WeightedLayer, attentions, weighted_layers
+from reptrt.engines.inspection.traffic import measure_traffic
+from reptrt.engines.report_schema import FloatIsland, FusionReport
 
 __all__ = [
     "Kernel",
@@ -20,6 +24,9 @@ __all__ = [
     "fusion_report",
     "parse_kernels",
 ]
+
+
+DEPTHWISE = "depthwise: FP16 in the form for TensorRT-RTX, which would pad its INT8 fourfold"
 
 
 def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "") -> FusionReport:
@@ -30,22 +37,33 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "")
         onnx_path: the Q/DQ graph.
         backend: builder and its version, for the report.
     """
-    layers = read_weighted_layers(onnx_path)
+    model = onnx.load(str(onnx_path), load_external_data=False)
+    layers = weighted_layers(model.graph)
+    by_form = depthwise_by_form(model, layers)
     quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
-    islands = [island for layer in layers for island in _float_island(layer, kernels)]
+    islands = [island for layer in layers for island in _float_island(layer, kernels, by_form)]
     int8_layers = len(quantizable) - sum(island.op != "ConvTranspose" for island in islands)
-    attentions = read_attentions(onnx_path)
+    found = attentions(model.graph)
     return FusionReport(
         backend=backend,
         int8_layers=int8_layers,
         quantizable_layers=len(quantizable),
         int8_coverage=round(100 * int8_layers / len(quantizable), 2) if quantizable else 0.0,
-        attention_blocks=len(attentions),
-        fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in attentions),
+        attention_blocks=len(found),
+        fused_attention=sum(_is_fused(nodes, layers, kernels) for nodes in found),
         kernels=len(kernels),
+        traffic=measure_traffic(kernels),
         float_islands=tuple(islands),
-        fused_kernels=tuple(_entry(kernel) for kernel in kernels),
+        fused_kernels=tuple(kernels),
     )
+
+
+def depthwise_by_form(model: onnx.ModelProto, layers: Sequence[WeightedLayer]) -> frozenset[str]:
+    """Names of the depthwise layers that are FP16 because of the form of `model`."""
+    depthwise = [layer for layer in layers if layer.depthwise]
+    if read_form(model) != "multiplier" or any(layer.weight_quantized for layer in depthwise):
+        return frozenset()
+    return frozenset(layer.name for layer in depthwise)
 
 
 def _is_fused(
@@ -60,14 +78,16 @@ def _is_fused(
     return any(attention <= nodes and nodes.isdisjoint(weighted) for nodes in named)
 
 
-def _float_island(layer: WeightedLayer, kernels: Sequence[Kernel]) -> list[FloatIsland]:
+def _float_island(
+    layer: WeightedLayer, kernels: Sequence[Kernel], by_form: frozenset[str]
+) -> list[FloatIsland]:
     """Return no island where every kernel that multiplies for `layer` does so in INT8, else one."""
     naming = [kernel for kernel in kernels if layer.name in kernel.onnx_layers]
     multiplying = [kernel for kernel in naming if kernel.multiplies_weights]
     if multiplying and all(kernel.is_int8 for kernel in multiplying):
         return []
     float_kernels = [kernel for kernel in multiplying or naming if not kernel.is_int8]
-    reason = _reason(layer, float_kernels)
+    reason = DEPTHWISE if layer.name in by_form else _reason(layer, float_kernels)
     return [FloatIsland(layer=layer.name, op=layer.op, reason=reason)]
 
 
@@ -88,18 +108,7 @@ def _choice(kernels: Sequence[Kernel]) -> str:
     if not kernels:
         return "no kernel names it: the compiler folded it away or lost its name"
     kernel = kernels[0]
-    if kernel.inputs and kernel.inputs[0][1] == "Int8":
+    if kernel.inputs and kernel.inputs[0].dtype == "Int8":
         return f"kernel '{kernel.name}' reads Int8 and multiplies in float"
-    read = ", ".join(dict.fromkeys(dtype for _, dtype in kernel.inputs)) or "no tensor"
+    read = ", ".join(dict.fromkeys(tensor.dtype for tensor in kernel.inputs)) or "no tensor"
     return f"the compiler chose float: kernel '{kernel.name}' reads {read}"
-
-
-def _entry(kernel: Kernel) -> KernelEntry:
-    return KernelEntry(
-        name=kernel.name,
-        kind=kernel.kind,
-        onnx_layers=kernel.onnx_layers,
-        inputs=kernel.inputs,
-        weights=kernel.weights,
-        outputs=kernel.outputs,
-    )

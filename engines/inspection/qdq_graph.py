@@ -34,6 +34,7 @@ class WeightedLayer:
     activation_quantized: bool
     weight_quantized: bool
     obstacle: str = ""
+    depthwise: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -46,18 +47,13 @@ def read_weighted_layers(onnx_path: Path) -> tuple[WeightedLayer, ...]:
     return weighted_layers(onnx.load(str(onnx_path), load_external_data=False).graph)
 
 
-def read_attentions(onnx_path: Path) -> tuple[frozenset[str], ...]:
-    """Return each attention as the names of its product Q Kᵀ, its Softmax and its product with V."""
-    return attentions(onnx.load(str(onnx_path), load_external_data=False).graph)
-
-
 def weighted_layers(graph: onnx.GraphProto) -> tuple[WeightedLayer, ...]:
     """As `read_weighted_layers`, of a graph that is in memory."""
     return tuple(_QdqGraph(graph).weighted_layers())
 
 
 def attentions(graph: onnx.GraphProto) -> tuple[frozenset[str], ...]:
-    """As `read_attentions`, of a graph that is in memory."""
+    """Return each attention as the names of its product Q Kᵀ, its Softmax and its product with V."""
     return tuple(_QdqGraph(graph).attentions())
 
 
@@ -90,6 +86,7 @@ class _QdqGraph:
                 activation_quantized=self._dequantize.get(activation) is not None,
                 weight_quantized=self._dequantize.get(weight) is not None,
                 obstacle=self._obstacle(node, activation, weight),
+                depthwise=self._is_depthwise(node, weight),
             )
 
     def attentions(self) -> Iterator[frozenset[str]]:
@@ -110,6 +107,17 @@ class _QdqGraph:
             computed = (name for name in node.input if name not in self.constants)
             node = self.producer.get(next(computed, ""))
         return node
+
+    def _is_depthwise(self, node: onnx.NodeProto, weight: str) -> bool:
+        """Whether `node` is a convolution that reads one channel for each it writes."""
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        maker = self.producer.get(weight)
+        while maker is not None and maker.input:
+            weight = maker.input[0]
+            maker = self.producer.get(weight)
+        constant = self.initializers.get(weight)
+        shape = [] if constant is None else list(constant.dims)
+        return node.op_type == "Conv" and groups > 1 and shape[1:2] == [1]
 
     def _obstacle(self, node: onnx.NodeProto, activation: str, weight: str) -> str:
         """Return why the compiler may have to multiply in float although both sides are Q/DQ."""

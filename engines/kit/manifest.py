@@ -14,11 +14,12 @@ from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.foreign.border import read_json, reading
 from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
 from reptrt.engines.foreign.text import one_line, path_part, visible
-from reptrt.engines.report_schema import Accuracy, MetricPair, RunFacts
+from reptrt.engines.report_schema import Accuracy, Check, MetricPair, RunFacts, Verdict
 from reptrt.engines.tensor_spec import Tensor
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+_INTERVALS = ("fp32_interval", "drop_interval")
 _MAX_BATCH = 1 << 16
 
 
@@ -140,16 +141,12 @@ def require_types(manifest: Manifest) -> None:
     Raises:
         ManifestError: a field has another type, or the tolerances bound nothing.
     """
-    texts: tuple[str, ...] = (
-        manifest.name,
-        manifest.model,
-        manifest.task,
-        manifest.target,
-        manifest.onnx,
+    texts = (
+        *(manifest.name, manifest.model, manifest.task, manifest.target, manifest.onnx),
+        *(manifest.references, manifest.layers_source, *(manifest.classes or ())),
+        *(tensor.name for tensor in (*manifest.inputs, *manifest.outputs)),
+        *(*manifest.layers, *manifest.layers.values()),
     )
-    texts += (manifest.references, manifest.layers_source, *(manifest.classes or ()))
-    texts += tuple(tensor.name for tensor in (*manifest.inputs, *manifest.outputs))
-    texts += (*manifest.layers, *manifest.layers.values())
     sizes = [side for tensor in (*manifest.inputs, *manifest.outputs) for side in tensor.shape]
     numbers = (*sizes, *manifest.build.batch, *manifest.strides)
     if not all(isinstance(text, str) for text in texts):
@@ -216,8 +213,12 @@ def _facts(values: Mapping[str, Any]) -> RunFacts:
     accuracy = values["accuracy"]
     if accuracy is not None:
         extra = {name: MetricPair(**pair) for name, pair in (accuracy["extra"] or {}).items()}
-        accuracy = Accuracy(**{**accuracy, "extra": extra})
-    return RunFacts(**{**values, "accuracy": accuracy})
+        ends = {key: accuracy[key] and tuple(accuracy[key]) for key in _INTERVALS}
+        accuracy = Accuracy(**{**accuracy, **ends, "extra": extra or None})
+    verdict = values["verdict"]
+    checks = tuple(Check(**check) for check in verdict["checks"])
+    verdict = Verdict(**{**verdict, "checks": checks})
+    return RunFacts(**{**values, "accuracy": accuracy, "verdict": verdict})
 
 
 def _tensors(rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:

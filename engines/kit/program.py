@@ -183,6 +183,7 @@ def _served(manifest: Manifest, engine: Path, options: argparse.Namespace) -> Se
         max_batch=_batches(manifest, options.max_batch)[2],
         classes=manifest.classes,
         labelled_output=manifest.outputs[0].name if is_classifier else None,
+        verdict=manifest.run.verdict,
     )
 
 

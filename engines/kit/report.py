@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,14 +22,50 @@ from reptrt.engines.report_schema import (
     FileSizes,
     Fusion,
     Gate,
-    KitReport,
-    LayerDifference,
     ModelLatency,
     Percentiles,
-    Verification,
+    Report,
 )
 from reptrt.engines.runtime.benchmark import Latency
 from reptrt.engines.target import Target
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How an engine that a kit built did on the kit's references; `failures` say what it missed.
+
+    `top1`: percent of the images with a clear class that get it. `agreement`: mean F1 of the boxes, in
+    percent. `ran`: `engine`, or `onnxruntime` where the ONNX file ran instead.
+    """
+
+    ran: str
+    top1: float | None
+    agreement: float | None
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """A layer that runs in another precision than the kit expects: `int8`, `float` or `absent`."""
+
+    layer: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KitReport(Report):
+    """Content of the report.json that a build kit writes on its device.
+
+    `accuracy` was measured where the kit was made, with `kit_versions`. `engine` and its hash are
+    None where the engine was refused.
+    """
+
+    verification: Verification
+    layer_differences: tuple[LayerDifference, ...] = ()
+    kit_versions: Mapping[str, str | None] | None = None
+    engine: str | None = None
+    engine_sha256: str | None = None
 
 
 @dataclass(frozen=True)

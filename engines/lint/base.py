@@ -13,6 +13,7 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.form import Form, read_form
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, attentions, weighted_layers
 from reptrt.engines.surgery.base import Pass
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE
@@ -108,6 +109,11 @@ class LintedModel:
         """Version of ONNX's own operators."""
         versions = {entry.domain: entry.version for entry in self.proto.opset_import}
         return int(versions.get("", versions.get("ai.onnx", 0)))
+
+    @property
+    def form(self) -> Form:
+        """How its scales are written, as its metadata says."""
+        return read_form(self.proto)
 
     @property
     def is_quantized(self) -> bool:

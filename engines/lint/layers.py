@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.inspection.fusion import depthwise_by_form
 from reptrt.engines.inspection.qdq_graph import WeightedLayer
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at, producer
@@ -67,8 +68,10 @@ class FloatLayer(Rule):
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the layers of a quantized model without any Q/DQ."""
+        by_form = depthwise_by_form(model.proto, model.layers)
         for layer in _layers(model):
-            if not layer.weight_quantized and not layer.activation_quantized:
+            is_float = not layer.weight_quantized and not layer.activation_quantized
+            if is_float and layer.name not in by_form:
                 yield Site(layer.name, layer.op)
 
 
@@ -128,7 +131,10 @@ class QuantizedConvTranspose(Rule):
 
 
 class PerTensorWeight(Rule):
-    """NVIDIA advises scales per output channel for weights in explicit quantization."""
+    """NVIDIA advises scales per output channel for weights in explicit quantization.
+
+    In the multiplier form factors behind the product stand for the scales per channel.
+    """
 
     name = "per-tensor-weight"
     severity = Severity.ACCURACY
@@ -137,7 +143,7 @@ class PerTensorWeight(Rule):
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the layers of several output channels with one weight scale."""
-        for node in model.nodes_of(*WEIGHTED):
+        for node in model.nodes_of(*WEIGHTED) if model.form != "multiplier" else ():
             dequantize = quantized_weight(node)
             scale = None if dequantize is None else constant_at(dequantize, 1)
             shape = () if dequantize is None else dequantize.inputs[0].shape or ()

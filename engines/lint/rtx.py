@@ -12,7 +12,7 @@ import onnx
 from reptrt.engines.build.builder import BuildError, build_engine
 from reptrt.engines.build.parse import parse_error
 from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
-from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.inspection.kernels import Kernel, Tensor
 from reptrt.engines.lint.base import Finding, Severity
 from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.target import TARGETS, MissingComponentError, load_backend
@@ -99,5 +99,5 @@ def _grouped(kernels: tuple[Kernel, ...]) -> list[tuple[str, str, str, str, int]
     return [(*row, count) for row, count in rows.most_common()]
 
 
-def _types(tensors: tuple[tuple[str, str], ...]) -> str:
-    return ", ".join(dict.fromkeys(dtype for _, dtype in tensors))
+def _types(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(dict.fromkeys(tensor.dtype for tensor in tensors))

@@ -100,6 +100,20 @@ def _float_types(model: LintedModel) -> list[str]:
     return sorted(name for name in found if name)
 
 
+class OtherCompilersForm(Rule):
+    """Seen in TensorRT-RTX 1.7.1, which has fewer bytes to move so; classic TensorRT fuses the scales."""
+
+    name = "multiplier-form"
+    severity = Severity.NOTE
+    reason = "its scales are written for TensorRT-RTX; classic TensorRT fuses scales per channel"
+    remedy = 'for classic TensorRT, export it with such a target (reptrt: `target="tensorrt"`)'
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield the file where its form is the multiplier form."""
+        if model.form == "multiplier":
+            yield Site()
+
+
 class DynamicShape(Rule):
     """Seen: parses, and the build fails without an optimization profile."""
 
@@ -137,6 +151,7 @@ FILE_RULES: tuple[Rule, ...] = (
     Opset(),
     NotQuantized(),
     FloatRemainder(),
+    OtherCompilersForm(),
     DynamicShape(),
     ControlFlow(),
 )

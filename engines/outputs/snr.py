@@ -35,6 +35,11 @@ class SignalNoise:
             self._test += float(other @ other)
 
     @property
+    def is_finite(self) -> bool:
+        """Whether neither output holds NaN or infinity."""
+        return math.isfinite(self._noise)
+
+    @property
     def snr_db(self) -> float:
         """10 log10(sum of reference² / sum of error²).
 

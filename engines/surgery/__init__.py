@@ -1,13 +1,15 @@
 """Graph surgery: from any Q/DQ ONNX file to one that every TensorRT from 10.3 on parses well.
 
 One pass per file, all with the contract of `base.Pass`. `clean` runs `DEFAULT_PASSES` on a file.
-A file that this project exported comes through with its int8 codes unchanged.
+A file that this project exported comes through with its int8 codes unchanged. `FORM_PASSES` then write its
+scales as one compiler likes them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from reptrt.engines.form import Form
 from reptrt.engines.surgery.absorb_shifts import AbsorbShifts
 from reptrt.engines.surgery.add_bias_behind_heads import AddBiasBehindHeads
 from reptrt.engines.surgery.base import Pass, SurgeryError, run_passes
@@ -15,14 +17,18 @@ from reptrt.engines.surgery.clean_file import clean_file
 from reptrt.engines.surgery.dequantize_bias import DequantizeBias
 from reptrt.engines.surgery.drop_no_ops import DropNoOps
 from reptrt.engines.surgery.drop_output_qdq import DropOutputQdq
+from reptrt.engines.surgery.float_depthwise import FloatDepthwise
 from reptrt.engines.surgery.floor_scales import FloorScales
 from reptrt.engines.surgery.fold_constants import FoldConstants
+from reptrt.engines.surgery.fold_factors import FoldFactors
 from reptrt.engines.surgery.fuse_pad_into_conv import FusePadIntoConv
+from reptrt.engines.surgery.halve_scales import HalveScales
 from reptrt.engines.surgery.quantize_bias import QuantizeBias
 from reptrt.engines.surgery.quantize_weights import QuantizeWeights
 from reptrt.engines.surgery.recentre_activations import RecentreActivations
 from reptrt.engines.surgery.recentre_weights import RecentreWeights
 from reptrt.engines.surgery.requantize_selections import RequantizeSelections
+from reptrt.engines.surgery.scale_behind_product import ScaleBehindProduct
 from reptrt.engines.surgery.shift_to_uint8 import ShiftToUint8
 from reptrt.engines.surgery.state_zero_points import StateZeroPoints
 from reptrt.engines.surgery.strip_dead_nodes import StripDeadNodes
@@ -31,6 +37,7 @@ from reptrt.engines.surgery.tie_concat_scales import TieConcatScales
 __all__ = [
     "CPU_PASSES",
     "DEFAULT_PASSES",
+    "FORM_PASSES",
     "Pass",
     "SurgeryError",
     "clean",
@@ -55,6 +62,18 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     StripDeadNodes(),
 )
 
+FORM_PASSES: dict[Form, tuple[Pass, ...]] = {
+    "channel-scales": (),
+    "half-scales": (HalveScales(), StripDeadNodes()),
+    "multiplier": (
+        FloatDepthwise(),  # before the factors: it reads and takes some
+        ScaleBehindProduct(),
+        FoldFactors(),
+        StripDeadNodes(),
+    ),
+}
+"""What brings a graph with scales per channel into a form."""
+
 CPU_PASSES: tuple[Pass, ...] = (
     RequantizeSelections(),
     ShiftToUint8(),
@@ -63,13 +82,24 @@ CPU_PASSES: tuple[Pass, ...] = (
 )
 
 
-def clean(qdq_path: Path, trt_path: Path) -> dict[str, int]:
+def clean(
+    qdq_path: Path, trt_path: Path, form: Form | None = None, *, float_depthwise: bool = True
+) -> dict[str, int]:
     """Run `DEFAULT_PASSES` on `qdq_path` and write `trt_path`; return changed sites per pass.
+
+    Args:
+        qdq_path: any ONNX file; its weights have scales per channel.
+        trt_path: file to write, atomically.
+        form: how scales are written in it (`reptrt.engines.form`); None leaves them.
+        float_depthwise: whether the multiplier form has depthwise convolutions in FP16.
 
     Raises:
         SurgeryError: the file is no valid ONNX model up to 2 GB, or holds what no pass can repair.
     """
-    return clean_file(qdq_path, trt_path, DEFAULT_PASSES)
+    kept_int8 = () if float_depthwise else (FloatDepthwise,)
+    chosen = () if form is None else FORM_PASSES[form]
+    chosen = tuple(one for one in chosen if not isinstance(one, kept_int8))
+    return clean_file(qdq_path, trt_path, (*DEFAULT_PASSES, *chosen), form)
 
 
 def rewrite_for_cpu(trt_path: Path, cpu_path: Path) -> dict[str, int]:

@@ -13,32 +13,37 @@ from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.graphs import require_small_functions, sort_nodes
 from reptrt.engines.foreign.text import one_line
+from reptrt.engines.form import Form, write_form
 from reptrt.engines.surgery.base import Pass, SurgeryError, run_passes
 
 # What one protobuf file can hold; onnx.checker and shape inference need the model as one.
 MAX_BYTES = 2**31 - 1
 
 
-def clean_file(source: Path, target: Path, passes: Sequence[Pass]) -> dict[str, int]:
+def clean_file(
+    source: Path, target: Path, passes: Sequence[Pass], form: Form | None = None
+) -> dict[str, int]:
     """Apply `passes` to the model in `source`, write it to `target`, return sites per pass.
 
     The two paths may be the same. Weights of `source` may lie beside it as external data; `target`
-    holds everything.
+    holds everything, and names `form` in its metadata; None leaves what is there.
 
     Raises:
         SurgeryError: `source` is missing, no valid ONNX model or over 2 GB, or a pass refuses it.
     """
     with reading(source, SurgeryError, "cannot be repaired"):
-        return _clean(source, target, passes)
+        return _clean(source, target, passes, form)
 
 
-def _clean(source: Path, target: Path, passes: Sequence[Pass]) -> dict[str, int]:
+def _clean(source: Path, target: Path, passes: Sequence[Pass], form: Form | None) -> dict[str, int]:
     model = _load(source)
     require_small_functions(model)
     graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True))
     changed = run_passes(sort_nodes(graph), passes)
     cleaned = gs.export_onnx(graph)
     cleaned.metadata_props.extend(model.metadata_props)
+    if form is not None:
+        write_form(cleaned, form)
     _require_valid(cleaned, f"{source}: not valid ONNX after surgery", full_check=True)
     with replace_when_done(target) as temporary:
         temporary.write_bytes(cleaned.SerializeToString())

@@ -242,10 +242,11 @@ def pad(x: Tensor, pads: Sequence[int], mode: str, value: float) -> Tensor:
     """Pad; `pads` are begins, then ends, of the last axes."""
     half = len(pads) // 2
     pairs = [(pads[axis], pads[axis + half]) for axis in reversed(range(half))]
-    while pairs and pairs[-1] == (0, 0):
+    fewest = 0 if mode == "constant" else max(x.ndim - 2, 1)  # other modes pad whole images
+    while pairs[fewest:] and pairs[-1] == (0, 0):
         pairs.pop()
     flat = [side for pair in pairs for side in pair]
-    if not flat:
+    if not any(flat):
         return x
     return F.pad(x, flat, mode, value if mode == "constant" else None)
 

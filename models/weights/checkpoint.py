@@ -20,13 +20,17 @@ from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.text import one_line
 from reptrt.models.spec import PreprocessError, PreprocessOverrides, Triple
+from reptrt.models.weights.nested import AmbiguousStatesError, find_state
 from reptrt.models.weights.torch_files.archive import is_torch_archive
+from reptrt.models.weights.torch_files.exported_program import (
+    is_exported_program,
+    read_exported_weights,
+)
 from reptrt.models.weights.torch_files.old_file import check_old_file
 from reptrt.models.weights.torch_files.pickled_module import read_torch_archive
 from reptrt.models.weights.torch_files.records import CorruptFileError, RefusedPickleError
 
-# Where training scripts put the state dict; averaged weights first, they are the ones evaluated.
-_NESTED_KEYS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+_ACCURACY_KEYS = ("top1", "map_50_95")
 
 
 class CheckpointError(ValueError):
@@ -47,6 +51,7 @@ class Checkpoint:
         mean: Per RGB channel, on the 0-1 scale.
         std: Per RGB channel, on the 0-1 scale.
         sha256: Hex digest of the file.
+        accuracy: Top-1, or mAP 50-95, of the float network in percent: `top1` or `map_50_95`.
         activations: Class names of the backbone's activations, where the file pickles a module.
     """
 
@@ -58,6 +63,7 @@ class Checkpoint:
     std: Triple | None
     sha256: str
     activations: tuple[str, ...] = ()
+    accuracy: float | None = None
 
     @property
     def preprocess(self) -> PreprocessOverrides:
@@ -89,7 +95,9 @@ def _read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from error
     classes = _classes(path, content.get("classes"))
     activations = _names(content.get("activations"))
-    return Checkpoint(path, tensors, classes, image_size, mean, std, file_sha256(path), activations)
+    accuracy = _accuracy(path, content)
+    digest = file_sha256(path)
+    return Checkpoint(path, tensors, classes, image_size, mean, std, digest, activations, accuracy)
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -117,7 +125,7 @@ def _read_safetensors(path: Path) -> dict[str, object]:
             " download or export it again"
         ) from error
     content: dict[str, object] = {"state_dict": state_dict}
-    for key in ("classes", "image_size", "mean", "std"):
+    for key in ("classes", "image_size", "mean", "std", *_ACCURACY_KEYS):
         if key in metadata:
             content[key] = _parse_json(path, key, metadata[key])
     return content
@@ -134,8 +142,12 @@ def _parse_json(path: Path, key: str, text: str) -> object:
 def _read_torch(path: Path) -> dict[str, object]:
     try:
         if is_torch_archive(path):
-            return read_torch_archive(path, _NESTED_KEYS)
+            if is_exported_program(path):
+                return {"state_dict": read_exported_weights(path)}
+            return read_torch_archive(path)
         return _read_old_torch(path)
+    except AmbiguousStatesError as error:
+        raise CheckpointError(f"{path}: {one_line(error)}") from error
     except RefusedPickleError as error:
         raise CheckpointError(
             f"{path}: refused: {error}; save model.state_dict(), or convert the file to safetensors"
@@ -164,16 +176,22 @@ def _read_old_torch(path: Path) -> dict[str, object]:
 
 
 def _find_state_dict(path: Path, content: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    candidates = [content[key] for key in _NESTED_KEYS if isinstance(content.get(key), Mapping)]
-    for candidate in (*candidates, content):
-        if isinstance(candidate, Mapping):
-            tensors = {str(k): v for k, v in candidate.items() if isinstance(v, torch.Tensor)}
-            if tensors:
-                return tensors
+    try:
+        state = find_state(content, _plain_tensors)
+    except AmbiguousStatesError as error:
+        raise CheckpointError(f"{path}: {one_line(error)}") from error
+    if state is not None:
+        return dict(state.tensors)
     raise CheckpointError(
         f"{path}: holds no tensors (keys: {one_line(', '.join(list(content)[:5])) or 'none'}); expected a"
-        f" state dict, or a dict with one under {', '.join(_NESTED_KEYS)}"
+        " state dict, or a dict with one under a name like state_dict, model or ema"
     )
+
+
+def _plain_tensors(value: object) -> dict[str, torch.Tensor]:
+    """The tensors that a mapping holds itself."""
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {str(key): item for key, item in items if isinstance(item, torch.Tensor)}
 
 
 def _promote(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -218,6 +236,18 @@ def _image_size(path: Path, value: object) -> tuple[int, int] | None:
             f"{path}: image_size is {one_line(value)}; expected pixels or [height, width]"
         )
     return int(sides[0]), int(sides[1])
+
+
+def _accuracy(path: Path, content: Mapping[str, object]) -> float | None:
+    for key in _ACCURACY_KEYS:
+        if content.get(key) is not None:
+            found = _numbers([content[key]])
+            if found is None or not 0 <= found[0] <= 100:
+                raise CheckpointError(
+                    f"{path}: {key} is {one_line(content[key])}; expected percent, 0 to 100"
+                )
+            return found[0]
+    return None
 
 
 def _triple(path: Path, key: str, value: object) -> Triple | None:

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError as HubError  # type: ignore[attr-defined]
 from huggingface_hub.errors import XetDownloadError
 
@@ -63,6 +63,23 @@ def fetch_weights(
         return _fetch_hub(weights) if weights.hub_id else _fetch_url(weights, progress)
     except (OSError, HubError, XetDownloadError, http.client.HTTPException) as error:
         raise DownloadError(_how_to_bring(weights, model_name, one_line(error))) from error
+
+
+def fetch_hub_file(repository: str, filename: str, model_name: str) -> Path:
+    """Return the local copy of a small file on the Hugging Face hub.
+
+    Raises:
+        DownloadError: no network, or there is no such file.
+    """
+    url = hf_hub_url(repository, filename)
+    wanted = PublishedWeights(url, filename, None, "unknown", repository, hub_id=repository)
+    try:
+        return _fetch_hub(wanted)
+    except (OSError, ValueError, HubError, XetDownloadError, http.client.HTTPException) as error:
+        raise DownloadError(
+            f"{model_name}: cannot read {url} ({one_line(error)}); run it once where there is a"
+            " network, or name the architecture (timm:NAME) and give `weights`"
+        ) from error
 
 
 def _how_to_bring(weights: PublishedWeights, model_name: str, reason: str) -> str:

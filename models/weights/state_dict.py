@@ -13,6 +13,7 @@ import difflib
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from torch import nn
 
 from reptrt.engines.foreign.text import visible
 from reptrt.models.fuse import reparameterize
+from reptrt.models.weights.nested import is_averaged
 from reptrt.models.yolov6.checkpoint import (
     backbone_activations,
     drop_training_branches,
@@ -52,6 +54,8 @@ _OPTIONAL_SUFFIX = "num_batches_tracked"
 # network.
 _RESIZED = re.compile(r"pos_embed|relative_position_bias_table|patch_embed")
 _SHOWN = 3
+_MAX_DEPTH = 6
+_MAX_PREFIXES = 3
 
 
 class WeightsMismatchError(ValueError):
@@ -163,25 +167,57 @@ def _forms(module: nn.Module) -> Iterator[nn.Module]:
 def _namings(module: nn.Module, tensors: Tensors) -> Iterator[tuple[Tensors, dict[str, str]]]:
     """Yield the tensors under other names, and what was dropped, by which rule."""
     yield tensors, {}
-    stripped = _strip_wrappers(tensors)
-    if stripped.keys() != tensors.keys():
-        yield stripped, {}
-    if is_yolov6(stripped):
-        yield drop_training_branches(rename_tensors(stripped))
-    renamed = {_rename(name): tensor for name, tensor in stripped.items()}
-    if renamed.keys() != stripped.keys():
+    for prefix in _prefixes(module, tensors):
+        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        rule = f"not under the prefix {prefix!r}"
+        outside = {name: rule for name in tensors if not name.startswith(prefix)}
+        if prefix:
+            yield inside, outside
+        for renamed, dropped in _renamings(module, inside):
+            yield renamed, {**outside, **dropped}
+
+
+def _renamings(module: nn.Module, tensors: Tensors) -> Iterator[tuple[Tensors, dict[str, str]]]:
+    if is_yolov6(tensors):
+        yield drop_training_branches(rename_tensors(tensors))
+    renamed = {_rename(name): tensor for name, tensor in tensors.items()}
+    if renamed.keys() != tensors.keys():
         yield renamed, {}
-    filtered = _filter_as_timm(module, stripped)
+    filtered = _filter_as_timm(module, tensors)
     if filtered is not None:
         yield filtered, {}
 
 
+def _prefixes(module: nn.Module, tensors: Tensors) -> list[str]:
+    """Beginnings of names behind which the module's own follow: those of most first, then averaged."""
+    everything = _common_prefix(list(tensors))
+    wanted = set(module.state_dict())
+    fits: Counter[str] = Counter()
+    for name in tensors:
+        parts = name.split(".")
+        for depth in range(min(len(parts), _MAX_DEPTH)):
+            rest = ".".join(parts[depth:])
+            if rest in wanted or _rename(rest) in wanted:
+                fits["".join(f"{part}." for part in parts[:depth])] += 1
+    ranked = sorted(fits, key=lambda p: (-fits[p], not is_averaged(p), len(p), p))
+    return list(dict.fromkeys([*ranked[:_MAX_PREFIXES], everything]))
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """The wrappers' beginning that all names have."""
+    prefix = ""
+    while any(
+        all(name.startswith(prefix + wrapper) for name in names) for wrapper in _WRAPPER_PREFIXES
+    ):
+        prefix += next(
+            w for w in _WRAPPER_PREFIXES if all(name.startswith(prefix + w) for name in names)
+        )
+    return prefix
+
+
 def _strip_wrappers(tensors: Tensors) -> Tensors:
-    for prefix in _WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            shorter = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-            return _strip_wrappers(shorter)
-    return tensors
+    prefix = _common_prefix(list(tensors))
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _rename(name: str) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import click
 
-from reptrt.pipeline.cli import run_commands, tool_commands
+from reptrt.pipeline.cli import cost_command, run_commands, tool_commands
 from reptrt.pipeline.cli.console import INTERRUPTED, messages
 from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.cli.flags import in_flags
@@ -38,6 +38,7 @@ for command in (
     run_commands.kit,
     run_commands.triton,
     run_commands.regress,
+    cost_command.cost,
     tool_commands.bench,
     tool_commands.lint,
     tool_commands.models,

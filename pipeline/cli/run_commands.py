@@ -195,5 +195,5 @@ def show_report(report: Report, workspace: Workspace, as_json: bool) -> None:
     else:
         output.print(terminal_table(report))
         print_path(output, workspace.report_html)
-    if report.gate.passed is False:
+    if report.verdict.stops:
         sys.exit(GATE_FAILED)

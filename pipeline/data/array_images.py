@@ -95,6 +95,10 @@ class ArrayImages(ImageSet):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def name_of(self, index: int) -> str:
+        """Place of an image in the file."""
+        return f"{self._array.path}, image {self._indices[index]}"
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of the whole file and of the chosen indices."""

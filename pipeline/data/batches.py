@@ -50,6 +50,10 @@ class ImageSet(ABC):
     def __len__(self) -> int:
         """Count the images."""
 
+    def name_of(self, index: int) -> str:
+        """How messages name an image."""
+        return f"image {index}"
+
     @abstractmethod
     def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32 of `batch_size` images, the last one of the rest."""

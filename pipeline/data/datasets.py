@@ -72,6 +72,10 @@ class FolderImages(ImageSet):
     def __len__(self) -> int:
         return len(self.files)
 
+    def name_of(self, index: int) -> str:
+        """Path of an image."""
+        return str(self.files[index])
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of the images' names, bytes and order."""
@@ -236,7 +240,7 @@ def open_classification(
             f"{path}: no such folder; give one with {LABELS_FILE} or one subfolder per class"
         )
     if (path / LABELS_FILE).is_file():
-        labelled = read_labels_file(path / LABELS_FILE, num_classes)
+        labelled = read_labels_file(path / LABELS_FILE, num_classes, classes)
     else:
         labelled = read_class_folders(path, num_classes, classes)
     files, labels = zip(*labelled, strict=True)

@@ -131,12 +131,13 @@ def store_labelled(
     labels: list[NDArray[np.int64]] = []
 
     def images() -> Iterator[NDArray[Any]]:
-        for batch, found in _read_batches(loader):
-            if found is None or len(found) != len(batch):
+        for batch, behind in _read_batches(loader):
+            found = _as_labels(behind) if behind is not None else ()
+            if len(found) != len(batch):
                 raise DataError(
                     "evaluate: a labelled loader yields (images, labels) with one label for each image"
                 )
-            labels.append(found)
+            labels.append(np.asarray(found))
             yield batch
 
     path = _store(images(), folder, None)
@@ -150,8 +151,8 @@ def store_labelled(
     return LabelledArrays(ArrayImages(array, range(array.shape[0]), preprocess), every)
 
 
-def _read_batches(source: Any) -> Iterator[tuple[NDArray[Any], NDArray[np.int64] | None]]:
-    """Images of each batch, and its labels where it is a tuple that has some."""
+def _read_batches(source: Any) -> Iterator[tuple[NDArray[Any], Any]]:
+    """Images of each batch, and what stands behind them, or None."""
     if isinstance(source, (np.ndarray, torch.Tensor)):
         source = [source]
     if not isinstance(source, Iterable):
@@ -165,7 +166,7 @@ def _read_batches(source: Any) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]
             images, labels = _from_mapping(batch)
         elif isinstance(batch, (tuple, list)):
             images, labels = batch[0], batch[1] if len(batch) > 1 else None
-        yield _as_images(images), None if labels is None else _as_labels(labels)
+        yield _as_images(images), labels
 
 
 def _from_mapping(batch: Mapping[str, Any]) -> tuple[Any, Any]:

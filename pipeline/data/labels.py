@@ -25,11 +25,16 @@ _IMAGENET_CLASSES = 1000
 _WNID = re.compile(r"n\d{8}")
 
 
-def read_labels_file(path: Path, num_classes: int) -> list[tuple[Path, int]]:
-    """Read `file,label` rows; files are relative to the folder of `path`, labels count from 0.
+def read_labels_file(
+    path: Path, num_classes: int, classes: Sequence[str] | None = None
+) -> list[tuple[Path, int]]:
+    """Read `file,label` rows; files are relative to the folder of `path`.
+
+    A label is a number that counts from 0, one of the checkpoint's `classes`, or a WordNet id where
+    the model has ImageNet's 1000 classes.
 
     Raises:
-        DataError: A column or a file is missing, or a label is no integer in 0..num_classes-1.
+        DataError: A column or a file is missing, or a label is no class of the model.
     """
     with reading(path, DataError, "unreadable"):
         text = read_bytes(path, MAX_TABLE_BYTES, DataError).decode("utf-8-sig")
@@ -41,9 +46,11 @@ def read_labels_file(path: Path, num_classes: int) -> list[tuple[Path, int]]:
         ]  # fmt: skip
         if not rows:
             raise DataError(f"{path}: names no images; needs one row 'file,label' per image")
+        names = _names_of_classes(num_classes, classes)
         return [
-            _labelled(path.parent, name, label, num_classes, where=f"{path}:{line}")
+            _labelled(path.parent, name, _index(label, num_classes, names, where), where)
             for line, name, label in rows
+            for where in [f"{path}:{line}"]
         ]
 
 
@@ -53,15 +60,15 @@ def read_class_folders(
     """Label images by the subfolder they are in.
 
     A subfolder is a class by its name, if the checkpoint states `classes`; by its WordNet id, if the
-    model has ImageNet's 1000 classes; else by its position in sorted order, and then there must be
-    as many subfolders as classes.
+    model has ImageNet's 1000 classes; else by its position in sorted order, numbers as numbers, and
+    then there must be as many subfolders as classes.
 
     Raises:
         DataError: There is no subfolder with images, or one that is no class of the model.
     """
     found = {
         sub.name: images
-        for sub in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        for sub in _sorted_folders(folder)
         if sub.is_dir() and not sub.name.startswith(".") and (images := find_images(sub))
     }
     if not found:
@@ -73,6 +80,17 @@ def read_class_folders(
     return [(image, indices[name]) for name, images in found.items() for image in images]
 
 
+def _sorted_folders(folder: Path) -> list[Path]:
+    """Entries by name, or by number where every visible folder is called one: 2 before 10."""
+    entries = list(folder.iterdir())
+    visible = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    if visible and all(name.isdecimal() for name in visible):
+        return sorted(
+            (e for e in entries if e.name in visible), key=lambda e: (int(e.name), e.name)
+        )
+    return sorted(entries, key=lambda entry: entry.name)
+
+
 def _check_columns(path: Path, columns: Sequence[str] | None) -> None:
     missing = [name for name in _COLUMNS if name not in (columns or ())]
     if missing:
@@ -82,21 +100,41 @@ def _check_columns(path: Path, columns: Sequence[str] | None) -> None:
         )
 
 
-def _labelled(
-    folder: Path, name: str | None, label: str | None, num_classes: int, where: str
-) -> tuple[Path, int]:
+def _labelled(folder: Path, name: str | None, label: int, where: str) -> tuple[Path, int]:
     if not name or not (folder / name).is_file():
         raise DataError(f"{where}: no file '{one_line(name or '')}' in {folder}")
+    return folder / name, label
+
+
+def _names_of_classes(num_classes: int, classes: Sequence[str] | None) -> dict[str, int]:
+    """What a class may be called: as the checkpoint says, or by its WordNet id."""
+    names = {wnid: index for index, wnid in enumerate(_imagenet_wnids(num_classes))}
+    return names | {name: index for index, name in enumerate(classes or ())}
+
+
+def _imagenet_wnids(num_classes: int) -> list[str]:
+    if num_classes != _IMAGENET_CLASSES:
+        return []
+    info = ImageNetInfo("imagenet-1k")
+    return [info.index_to_label_name(index) for index in range(num_classes)]
+
+
+def _index(label: str | None, num_classes: int, names: Mapping[str, int], where: str) -> int:
+    text = (label or "").strip()
+    if text in names:
+        return names[text]
     try:
-        index = int(label or "")
+        index = int(text)
     except ValueError:
-        raise DataError(f"{where}: label '{one_line(label or '')}' is no integer") from None
+        known = list(names)[:2]
+        what = f"no integer, nor a class like {', '.join(known)}" if known else "no integer"
+        raise DataError(f"{where}: label '{one_line(text)}' is {what}") from None
     if not 0 <= index < num_classes:
         raise DataError(
             f"{where}: label {index} is out of range; the model has the classes"
             f" 0..{num_classes - 1}"
         )
-    return folder / name, index
+    return index
 
 
 def _class_indices(
@@ -105,13 +143,13 @@ def _class_indices(
     if classes is not None and set(names) & set(classes):
         return _known_indices(folder, names, classes, "the checkpoint's classes")
     if num_classes == _IMAGENET_CLASSES and all(_WNID.fullmatch(name) for name in names):
-        info = ImageNetInfo("imagenet-1k")
-        wnids = [info.index_to_label_name(index) for index in range(num_classes)]
+        wnids = _imagenet_wnids(num_classes)
         return _known_indices(folder, names, wnids, "ImageNet's 1000 classes")
     if classes is not None and len(names) == num_classes:
         logger.warning(
-            "%s: no folder is named like a class of the checkpoint; taken in sorted order", folder
-        )
+            "%s: no folder is named like a class of the checkpoint; taken in sorted order: %s, ...",
+            folder, ", ".join(names[:3]),
+        )  # fmt: skip
     if len(names) != num_classes:
         raise DataError(
             f"{folder}: {len(names)} class folders for a model of {num_classes} classes, so their"

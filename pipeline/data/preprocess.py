@@ -46,7 +46,7 @@ class Prepared:
 def read_image(path: Path) -> Image.Image:
     """Decode a file to 8-bit RGB, upright as its EXIF orientation says.
 
-    Grey, palette and CMYK images are converted, 16-bit samples scaled, and alpha is dropped without
+    Grey, palette and CMYK images are converted, 16-bit and float samples scaled, and alpha is dropped without
     blending, as torchvision and timm do.
 
     Raises:
@@ -115,6 +115,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             band = np.clip(wide[start : start + rows].astype(np.int64), 0, 65535)
             narrow[start : start + rows] = (band + 128) // 257
         image = Image.fromarray(narrow)
+    elif image.mode == "F":
+        image = Image.fromarray(_to_bytes(np.asarray(image)))
     return image.convert("RGB")
 
 
@@ -129,6 +131,16 @@ def _open(path: Path) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _to_bytes(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Float samples on the scale that their largest one suggests: 0..1, 0..255 or 0..65535."""
+    largest = float(np.nanmax(samples, initial=0.0))
+    scale = next(255 / top for top in (1, 255, 65535, largest) if largest <= top)
+    bytes_: NDArray[np.uint8] = np.clip(np.rint(np.nan_to_num(samples) * scale), 0, 255).astype(
+        np.uint8
+    )
+    return bytes_
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
+from reptrt.calibrators.histogram.observers import ObservationError
 from reptrt.pipeline.data.batches import ImageSet
 from reptrt.pipeline.data.preprocess import DataError
 
@@ -44,3 +46,14 @@ def calibration_batches(images: ImageSet, batch_size: int | None, device: str) -
     if count == 0:
         raise DataError(f"{len(images)} calibration images do not fill one batch of {batch_size}")
     return TorchBatches(images, batch_size, count, device)
+
+
+@contextmanager
+def naming_images(images: ImageSet) -> Iterator[None]:
+    """Say which of `images` it is that calibration stops at."""
+    try:
+        yield
+    except ObservationError as error:
+        if error.image is None:
+            raise
+        raise DataError(f"{images.name_of(error.image)}: {error}") from error

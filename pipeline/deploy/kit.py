@@ -24,19 +24,22 @@ from reptrt.engines.kit.verification import (
     write_references,
 )
 from reptrt.engines.outputs.detection import DEPLOYMENT
-from reptrt.engines.report_schema import FusionReport, RunFacts, Validation
+from reptrt.engines.report_schema import FusionReport, RunFacts, Validation, Verdict
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
 from reptrt.pipeline.build import build_options
 from reptrt.pipeline.data.datasets import open_images
 from reptrt.pipeline.data.demo_data import calibration_scenes
+from reptrt.pipeline.deploy.passed import copy_with_verdict, require_passed
+from reptrt.pipeline.gate import require_labels
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe, slug
 from reptrt.pipeline.report.collect import run_facts
 from reptrt.pipeline.run import Run
+from reptrt.pipeline.run_records import made_from
 from reptrt.pipeline.stages import calibrate, export
-from reptrt.pipeline.workspace import made_from, read_artifact
+from reptrt.pipeline.workspace import read_artifact
 
 NUM_REFERENCES = 8
 _REFERENCES = "references.npz"
@@ -64,7 +67,9 @@ def make_kit(run: Run, archive: Path | None = None) -> Path:
 
     Raises:
         KitError: the target builds no engine, or `archive` is no .tar.gz.
+        GateError: the gate failed, and the recipe does not force the kit.
     """
+    require_labels(run)
     name = slug(run.recipe.model)
     archive = archive or run.workspace.folder / f"{name}-{run.target.name}-kit.tar.gz"
     if run.target.backend == "onnxruntime":
@@ -75,17 +80,19 @@ def make_kit(run: Run, archive: Path | None = None) -> Path:
         raise KitError(f"{archive}: a kit is a .tar.gz file")
     calibrate(run)
     export(run)
+    verdict = require_passed(run, str(archive))
     card = read_card(run.workspace.trt_onnx)
     run.progress("make kit", 0, 3)
     floating, references = _references(run, card)
     run.progress("make kit", 1, 3)
-    manifest = _describe(run, card, floating, references)
+    manifest = _describe(run, card, floating, references, verdict)
     run.progress("make kit", 2, 3)
     with tempfile.TemporaryDirectory() as folder:
-        stored = Path(folder, _REFERENCES)
+        stored, model = Path(folder, _REFERENCES), Path(folder, run.engine_onnx.name)
         write_references(references, stored)
+        copy_with_verdict(run.engine_onnx, model, verdict)
         files: dict[str, bytes | Path] = {
-            run.engine_onnx.name: run.engine_onnx,
+            model.name: model,
             _REFERENCES: stored,
             "recipe.yaml": _recipe_text(run.recipe).encode(),
             "LICENCES.txt": _licences(run).encode(),
@@ -136,7 +143,11 @@ def _references(run: Run, card: ModelCard) -> tuple[dict[str, Any], References]:
 
 
 def _describe(
-    run: Run, card: ModelCard, floating: dict[str, Any], references: References
+    run: Run,
+    card: ModelCard,
+    floating: dict[str, Any],
+    references: References,
+    verdict: Verdict,
 ) -> Manifest:
     recipe = run.recipe
     inputs, outputs = read_tensors(run.engine_onnx)
@@ -164,7 +175,7 @@ def _describe(
         layers=layers,
         layers_source=source,
         tolerances=tolerances,
-        run=_known(run),
+        run=_known(run, verdict),
         files={},
     )
 
@@ -176,12 +187,12 @@ def _build_options(run: Run, card: ModelCard) -> BuildOptions:
     return replace(options, batch=batch, timing_cache=None)
 
 
-def _known(run: Run) -> RunFacts:
+def _known(run: Run, verdict: Verdict) -> RunFacts:
     """What is known before the engine is built; the accuracy, where it is that of this very model."""
     workspace, accuracy = run.workspace, None
     if made_from(workspace.folder, "validate", "trt_onnx") == file_sha256(workspace.trt_onnx):
         accuracy = read_artifact(workspace.validation, "validate", Validation).accuracy
-    return run_facts(run.plan, read_result(workspace.calibration), accuracy)
+    return run_facts(run.plan, read_result(workspace.calibration), accuracy, verdict)
 
 
 def _recipe_text(recipe: Recipe) -> str:

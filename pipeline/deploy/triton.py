@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from reptrt.engines.inspection.graph_tensors import read_tensors
 from reptrt.engines.target import load_backend
 from reptrt.engines.triton import ServedModel, add_version, require_name, require_servable
+from reptrt.pipeline.deploy.passed import copy_with_verdict, require_passed
+from reptrt.pipeline.gate import require_labels
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import slug
 from reptrt.pipeline.run import Run
@@ -36,9 +40,11 @@ def add_to_repository(
         The folder of the version.
 
     Raises:
+        GateError: the gate failed, and the recipe does not force it.
         RepositoryError: Triton cannot load an engine of this target, or see `add_version`.
         MissingComponentError: TensorRT or the target's GPU is not here.
     """
+    require_labels(run)
     name = slug(run.recipe.model) if name is None else name
     require_name(name)
     require_servable(run.target)
@@ -46,6 +52,7 @@ def add_to_repository(
     calibrate(run)
     export(run)
     build(run)
+    verdict = require_passed(run, f"{repository / name}")
     card = read_card(run.workspace.trt_onnx)
     inputs, outputs = read_tensors(run.engine_onnx)
     model = ServedModel(
@@ -58,5 +65,11 @@ def add_to_repository(
         instances=instances,
         classes=card.classes,
         labelled_output=card.outputs[0] if card.task == "classification" else None,
+        verdict=verdict,
     )
-    return add_version(repository, model, version, keep_config)
+    if model.is_engine:
+        return add_version(repository, model, version, keep_config)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, model.file.name)
+        copy_with_verdict(model.file, copy, verdict)
+        return add_version(repository, replace(model, file=copy), version, keep_config)

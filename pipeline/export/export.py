@@ -7,6 +7,7 @@ explicit zero points of 0. Convolutions and linears carry the name of their PyTo
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -27,7 +28,8 @@ from reptrt.pipeline.model_card import write_card
 
 OPSET = 19
 Precision = Literal["fp32", "fp16"]
-WEIGHT_SUFFIXES = (".weight_codes", ".weight")
+WEIGHT_NAME = re.compile(r"(.+)\.weight(_codes(_\d+)?)?")
+"""Of a layer's weight, or of its codes, which have a number where the layer has a `weight_codes`."""
 
 
 class ExportError(ValueError):
@@ -146,8 +148,8 @@ def _layer_of(weight: ir.Value | None) -> str | None:
             return None
         weight = source.inputs[0]
     name = str(weight.name) if weight is not None else ""
-    suffix = next((s for s in WEIGHT_SUFFIXES if name.endswith(s)), None)
-    return None if suffix is None else name.removesuffix(suffix)
+    found = WEIGHT_NAME.fullmatch(name)
+    return None if found is None else found[1]
 
 
 def _to_quantize_linear(x: Any, scale: Any, zero_point: Any) -> Any:  # onnxscript's tensors

@@ -16,10 +16,12 @@ from torch import fx
 
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
-from reptrt.models.graph import get_tensor
+from reptrt.models.parameters import fresh_path, get_tensor
 from reptrt.pipeline.export.shift_biases import shift_biases
 
 aten = torch.ops.aten
+
+_CONSTANTS = "reptrt_constants"
 
 
 @torch.library.custom_op("reptrt::quantize_linear", mutates_args=())
@@ -52,6 +54,7 @@ def lower(model: QuantizedModel, *, half: bool = False) -> fx.GraphModule:
         half: compute the float remainder in FP16. Scales, graph inputs and outputs stay FP32.
     """
     lowered = copy.deepcopy(model.graph_module)
+    lowered.meta = {**lowered.meta, _CONSTANTS: {}}
     shift_biases(lowered)  # before they lose digits to FP16
     if half:
         _halve(lowered)
@@ -178,11 +181,13 @@ def _cast(module: fx.GraphModule, value: fx.Node, dtype: torch.dtype) -> fx.Node
 
 
 def _constant(module: fx.GraphModule, path: str, value: torch.Tensor) -> fx.Node:
-    owner_path, _, name = path.rpartition(".")
-    owner = module.get_submodule(owner_path)
-    if not hasattr(owner, name):
-        owner.register_buffer(name, value)
-    return module.graph.get_attr(path)
+    """Read what `_constant` stored for `path`; the network's own tensor of that name stays its own."""
+    stored: dict[str, str] = module.meta.setdefault(_CONSTANTS, {})
+    if path not in stored:
+        stored[path] = fresh_path(module, path)
+        owner_path, _, name = stored[path].rpartition(".")
+        module.get_submodule(owner_path).register_buffer(name, value)
+    return module.graph.get_attr(stored[path])
 
 
 def _replace(module: fx.GraphModule, call: fx.Node, value: fx.Node) -> None:

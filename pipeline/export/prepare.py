@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,18 +14,21 @@ from torch import fx
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
-from reptrt.calibrators.reconstruction.qprep import protect_reparameterization
+from reptrt.calibrators.reconstruction.qprep import protect_merged, protect_reparameterization
 from reptrt.engines.target import resolve_target
+from reptrt.models.branches.merge import describe_merged
 from reptrt.models.card import ModelCard
 from reptrt.models.expand_attention import expand_attention
 from reptrt.models.fuse import reparameterize
 from reptrt.models.fuse_check import require_same_function
-from reptrt.models.graph import graph_sha256, tensor_bytes, trace
+from reptrt.models.graph import graph_sha256, merged_layers, tensor_bytes, trace
 from reptrt.models.load import LoadedModel
 from reptrt.models.spec import Task
 from reptrt.models.task import OutputError, count_classes, list_outputs
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.recipe import Device, Recipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,13 @@ def record_network(
     """
     deploy_form = reparameterize(loaded.module)
     require_same_function(loaded.module, deploy_form, loaded.preprocess.image_size)
-    affines = protect_reparameterization(loaded.module, deploy_form)
+    fused = protect_reparameterization(loaded.module, deploy_form)
     deploy_form.to(device)
     image_size = loaded.preprocess.image_size
     float_graph = trace(deploy_form, image_size, batch_size=batch_size)
-    return Recording(float_graph, affines)
+    merged = merged_layers(float_graph)
+    logger.info("%s: %s", loaded.name, describe_merged(merged))
+    return Recording(float_graph, {**fused, **protect_merged(merged)})
 
 
 def prepare_network(
@@ -84,6 +90,7 @@ def prepare_network(
     plan: Plan,
     recording: Recording,
     sensitive: Collection[str] = (),
+    costly: Collection[str] = (),
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
 
@@ -92,6 +99,7 @@ def prepare_network(
         plan: what to do.
         recording: of `loaded`.
         sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
+        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`).
 
     Raises:
         OutputError: the network does not do its task.
@@ -104,6 +112,7 @@ def prepare_network(
         plan.keep_float,
         quantize_head=plan.quantize_head,
         sensitive=sensitive,
+        costly=costly,
         softmax=plan.softmax,
     )
     quantized = insert_quantizers(
@@ -164,6 +173,7 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         outputs=loaded.output_names or _output_names(loaded.task, len(shapes), strides),
         strides=strides,
         batch_size=batch_size,
+        stated_accuracy=loaded.stated_accuracy,
     )
 
 

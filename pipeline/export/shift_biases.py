@@ -22,7 +22,7 @@ from reptrt.calibrators.quantized.half_range import (
     producer_offset,
     real_offset,
 )
-from reptrt.models.graph import get_tensor
+from reptrt.models.parameters import fresh_path, get_tensor
 
 aten = torch.ops.aten
 
@@ -76,7 +76,7 @@ def _add_to_bias(module: fx.GraphModule, layer: fx.Node, shift: torch.Tensor | f
         bias = get_tensor(module, old)
     else:
         bias = torch.zeros_like(_weight(module, layer).flatten(1)[:, 0], dtype=torch.float32)
-    name = f"{layer.name}_shifted_bias"
+    name = fresh_path(module, f"{layer.name}_shifted_bias")
     module.register_buffer(name, (bias.double() + shift).to(bias.dtype))
     with module.graph.inserting_before(layer):
         layer.args = (*layer.args[:2], module.graph.get_attr(name), *layer.args[3:])

@@ -19,7 +19,7 @@ import yaml
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.file_lock import hold_lock
-from reptrt.engines.report_schema import Accuracy, ModelLatency, Percentiles, Report
+from reptrt.engines.report_schema import Accuracy, ModelLatency, Percentiles, Report, Verdict
 from reptrt.engines.target import resolve_target
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.records import read_record
@@ -36,6 +36,7 @@ from reptrt.pipeline.regression.baselines import (
 
 Outcome = Literal["ok", "regression", "improvement", "error", "skipped"]
 REGRESSION, IMPROVEMENT, NOTHING_CHECKED = 1, 3, 4
+GATE_FAILED = 1
 _ROUNDING = 1e-9
 _KEPT = ("report.json", "report.html", "run.log")
 
@@ -125,12 +126,23 @@ def _run_and_judge(
         file.write_text(yaml.safe_dump(chosen), encoding="utf-8")
     with hold_lock(folder / ".lock"):
         code = _run(recipe.model, folder)
-        if code != 0:
+        made = folder / "report.json"
+        report = read_record(made, Report) if code in (0, GATE_FAILED) and made.exists() else None
+        if report is None:
             again = f"`reptrt engine {recipe.model} --recipe {folder / 'recipe.yaml'}`"
             message = f"{again} left with {code}; what it said is above"
             return [BaselineCheck(entry, "", "error", message=message, exit_code=code)]
-        report = read_record(folder / "report.json", Report)
-    return judge(path, entry, baseline, report)
+    return [*_gate(entry, report.verdict), *judge(path, entry, baseline, report)]
+
+
+def _gate(entry: str, verdict: Verdict) -> list[BaselineCheck]:
+    """What the recipe's own gate says, where it asks for one."""
+    if verdict.decision == "not judged":
+        return []
+    outcome: Outcome = "regression" if verdict.stops else "ok"
+    return [
+        BaselineCheck(entry, "gate", outcome, message="" if outcome == "ok" else verdict.reason)
+    ]
 
 
 def _run(model: str, folder: Path) -> int:

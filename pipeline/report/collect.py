@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 from reptrt.calibrators.base import CalibrationResult
 from reptrt.calibrators.state import read_result
+from reptrt.engines.cost.records import Comparison
 from reptrt.engines.report_schema import (
     Accuracy,
     BlockLoss,
@@ -15,28 +16,24 @@ from reptrt.engines.report_schema import (
     Report,
     RunFacts,
     Validation,
+    Verdict,
 )
 from reptrt.models.spec import Task
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
-from reptrt.pipeline.workspace import (
-    Workspace,
-    installed_versions,
-    read_artifact,
-    require,
-    stage_records,
-)
+from reptrt.pipeline.run_records import installed_versions
+from reptrt.pipeline.workspace import Workspace, read_artifact, require, stage_records
 
 
-def collect_report(workspace: Workspace, plan: Plan, command: str) -> Report:
+def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: str) -> Report:
     """What is known about a run when all stages have finished."""
     validation = read_artifact(workspace.validation, "validate", Validation)
     fusion = read_artifact(workspace.fusion, "build", FusionReport)
     calibration = read_result(require(workspace.calibration, "calibrate"))
     card = read_card(require(workspace.trt_onnx, "export"))
     records = stage_records(workspace)
-    facts = run_facts(plan, calibration, validation.accuracy)
+    facts = run_facts(plan, calibration, validation.accuracy, verdict)
     report = Report(
         **vars(facts),
         target=plan.target,
@@ -50,6 +47,7 @@ def collect_report(workspace: Workspace, plan: Plan, command: str) -> Report:
         latency_ms=validation.latency_ms,
         end2end=validation.end2end,
         fusion=fusion.summary,
+        cost=_cost(workspace),
         size_bytes=FileSizes(
             fp32_onnx=require(workspace.fp32_onnx, "export").stat().st_size,
             trt_onnx=workspace.trt_onnx.stat().st_size,
@@ -57,17 +55,31 @@ def collect_report(workspace: Workspace, plan: Plan, command: str) -> Report:
         ),
         seconds={name: record.seconds for name, record in records.items()},
         peak_rss_mb=max((record.peak_rss_mb for record in records.values()), default=None),
-        gate=_gate(validation.accuracy, plan.max_drop),
+        gate=_gate(verdict, plan.max_drop),
         notes=tuple(f"{label}: {text}" for label, text in calibration.notes.items()),
         plan=plan.model_dump(mode="json"),
         command=command,
     )
     chosen = choose_deployment(report)
-    return replace(report, deploy=chosen.deploy, deploy_reason=chosen.reason)
+    return replace(
+        report,
+        verdict=replace(verdict, deploy=chosen.deploy, deploy_reason=chosen.reason),
+        deploy=chosen.deploy,
+        deploy_reason=chosen.reason,
+    )
 
 
-def run_facts(plan: Plan, calibration: CalibrationResult, accuracy: Accuracy | None) -> RunFacts:
-    """What is known when the files are exported, and the accuracy where it was measured."""
+def _cost(workspace: Workspace) -> Comparison | None:
+    """The predicted comparison with FP16; None where the target has no data sheet."""
+    if not workspace.cost.exists():
+        return None
+    return read_artifact(workspace.cost, "cost", Comparison)
+
+
+def run_facts(
+    plan: Plan, calibration: CalibrationResult, accuracy: Accuracy | None, verdict: Verdict
+) -> RunFacts:
+    """What is known when the files are exported, and accuracy and verdict where that was measured."""
     return RunFacts(
         model=plan.model,
         calibrator=calibration.method,
@@ -78,6 +90,7 @@ def run_facts(plan: Plan, calibration: CalibrationResult, accuracy: Accuracy | N
         num_samples=calibration.num_samples,
         seed=plan.seed,
         accuracy=accuracy,
+        verdict=verdict,
         versions=installed_versions(),
     )
 
@@ -93,9 +106,8 @@ def _accuracy_note(accuracy: Accuracy | None, task: Task) -> str | None:
     return "no labelled images (`evaluate`)"
 
 
-def _gate(accuracy: Accuracy | None, max_drop: float | None) -> Gate:
-    """Whether INT8 loses at most `max_drop` points; None where that was not asked."""
-    if max_drop is None:
-        return Gate()
-    drop = None if accuracy is None else accuracy.drop
-    return Gate(max_drop, drop is not None and drop <= max_drop)
+def _gate(verdict: Verdict, max_drop: float | None) -> Gate:
+    """The verdict in short: None where no gate was asked for."""
+    return Gate(
+        max_drop, None if verdict.decision == "not judged" else verdict.decision == "passed"
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptrt.engines.inspection.kernels import Kernel
-from reptrt.engines.report_schema import FileSizes, KernelEntry, LayerSnr, Picture, Report
+from reptrt.engines.report_schema import FileSizes, LayerSnr, Picture, Report
 from reptrt.pipeline.report import number_format, summary
 from reptrt.pipeline.report.charts import (
     BarChart,
@@ -38,7 +38,7 @@ class KernelRow(NamedTuple):
 
 def write_html(
     report: Report,
-    fusion_table: Sequence[KernelEntry],
+    fusion_table: Sequence[Kernel],
     pictures: Sequence[Picture],
     path: Path,
 ) -> None:
@@ -54,7 +54,7 @@ def write_html(
 
 
 def _view(
-    report: Report, fusion_table: Sequence[KernelEntry], pictures: Sequence[Picture]
+    report: Report, fusion_table: Sequence[Kernel], pictures: Sequence[Picture]
 ) -> dict[str, object]:
     """Compute everything the template shows; layout is the template's."""
     layers = report.layers
@@ -62,7 +62,7 @@ def _view(
     marked = worst[: max(1, len(layers) // 4)]
     return {
         "report": report,
-        "verdict": summary.verdict(report),
+        "headline": summary.headline(report),
         "precision": summary.precision_name(report),
         "summary_groups": _summary_groups(report),
         "setup": _setup(report),
@@ -161,7 +161,7 @@ def _latency_chart(report: Report) -> BarChart | None:
     return bar_chart(groups)
 
 
-def _kernels(report: Report, table: Sequence[KernelEntry]) -> list[KernelRow]:
+def _kernels(report: Report, table: Sequence[Kernel]) -> list[KernelRow]:
     """Reduce each kernel to what the table shows.
 
     A kernel is INT8 where it reads Int8 activations and weights and none of its layers is a float
@@ -170,19 +170,16 @@ def _kernels(report: Report, table: Sequence[KernelEntry]) -> list[KernelRow]:
     islands = report.fusion.float_islands if report.fusion else None
     floats = {island.layer for island in islands or ()}
     rows = []
-    for entry in table:
-        kernel = Kernel(
-            entry.name, entry.kind, entry.inputs, entry.weights, entry.outputs, entry.onnx_layers
-        )
-        reads_int8 = bool(kernel.inputs) and kernel.inputs[0][1] == "Int8"
+    for kernel in table:
+        reads_int8 = bool(kernel.inputs) and kernel.inputs[0].dtype == "Int8"
         multiplies = kernel.multiplies_weights
         rows.append(
             KernelRow(
                 name=kernel.name,
                 kind=kernel.kind,
                 layers=kernel.onnx_layers,
-                inputs=list(dict.fromkeys(dtype for _, dtype in kernel.inputs)),
-                outputs=list(dict.fromkeys(dtype for _, dtype in kernel.outputs)),
+                inputs=list(dict.fromkeys(tensor.dtype for tensor in kernel.inputs)),
+                outputs=list(dict.fromkeys(tensor.dtype for tensor in kernel.outputs)),
                 int8=multiplies and reads_int8 and floats.isdisjoint(kernel.onnx_layers),
             )
         )

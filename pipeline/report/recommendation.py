@@ -12,6 +12,10 @@ MIN_SPEEDUP = 1.02
 """A smaller gain may be noise: the guard that NVIDIA/Model-Optimizer#2318 has too."""
 
 
+_OF_FP32 = ("FP32 accuracy", "input", "accuracy")
+"""Checks without which no engine of the network is any good."""
+
+
 class Deployment(NamedTuple):
     """Which model to deploy (None where speed or accuracy is unknown, or no model is usable), and why."""
 
@@ -20,11 +24,16 @@ class Deployment(NamedTuple):
 
 
 class _Race(NamedTuple):
-    """Median latencies in milliseconds of the quantized model and of the float one it has to beat."""
+    """Milliseconds of the quantized model and of the float one it has to beat; medians, if measured.
+
+    `spread` is the uncertainty of a predicted time in percent; None where both were measured.
+    """
 
     float_name: Deploy
     float_ms: float
     quantized_ms: float
+    gpu: str = ""
+    spread: float | None = None
 
     @property
     def is_won(self) -> bool:
@@ -35,12 +44,14 @@ def choose_deployment(report: Report) -> Deployment:
     """Judge by the report's accuracy, gate, latencies and FP16's outputs.
 
     On a GPU the float model is the FP16 engine, and the copies to and from the GPU are left out; for the
-    target `cpu` it is FP32 in ONNX Runtime.
+    target `cpu` it is FP32 in ONNX Runtime. Where no GPU runs the engine, both times are predicted.
     """
     precision, race, loss = precision_name(report), _race(report), _loss(report)
     if race is None:
         return Deployment(
-            None, f"{precision} was not compared with FP16, since no GPU here runs the engine"
+            None,
+            f"{precision} was not compared with FP16: no GPU here runs the engine, and the target has"
+            " no data sheet to predict by",
         )
     speed = f"{precision} {_speed(race)}"
     failed = report.gate.passed is False
@@ -48,8 +59,13 @@ def choose_deployment(report: Report) -> Deployment:
         reason = f"FP16 overflows; {speed}, and {loss}"
         return Deployment(None if failed else "int8", reason)
     if failed:
+        if any(check.name in _OF_FP32 and not check.passed for check in report.verdict.checks):
+            return Deployment(None, report.verdict.reason)
         limit = number(report.gate.max_drop, 2)
-        return Deployment(race.float_name, f"{precision} {loss}, and the limit is {limit}")
+        reason = f"{precision} {loss}, and the limit is {limit}"
+        if report.verdict.decision == "failed":
+            reason = report.verdict.reason
+        return Deployment(race.float_name, reason)
     return (
         Deployment("int8", f"{speed}, and {loss}")
         if race.is_won
@@ -60,12 +76,21 @@ def choose_deployment(report: Report) -> Deployment:
 def _race(report: Report) -> _Race | None:
     latency = report.latency_ms
     if latency is None:
-        return None
+        return _predicted(report)
     if latency.device_only is not None:
         return _medians("fp16", latency.device_only.fp16, latency.device_only.quantized)
     if report.backend.startswith("onnxruntime"):
         return _medians("fp32", latency.fp32, latency.quantized)
-    return None
+    return _predicted(report)
+
+
+def _predicted(report: Report) -> _Race | None:
+    """Both engines by the cost model."""
+    cost = report.cost
+    if cost is None:
+        return None
+    spread = 100 * (cost.int8.high / cost.int8.milliseconds - 1)
+    return _Race("fp16", cost.fp16.milliseconds, cost.int8.milliseconds, cost.gpu, spread)
 
 
 def _medians(
@@ -90,7 +115,10 @@ def _speed(race: _Race) -> str:
     factor = ratio(race.float_ms, race.quantized_ms, "faster", "slower")
     is_close = 1 / MIN_SPEEDUP < race.float_ms / race.quantized_ms < MIN_SPEEDUP
     how = "not faster" if is_close else factor
-    return f"is {how} than {race.float_name.upper()} ({times})"
+    if race.spread is None:
+        return f"is {how} than {race.float_name.upper()} ({times})"
+    predicted = f"predicted ± {number(race.spread, 0)} % on {race.gpu}"
+    return f"is {how} than {race.float_name.upper()} ({times}, {predicted})"
 
 
 def _loss(report: Report) -> str:

@@ -51,7 +51,7 @@ class SummaryRow(NamedTuple):
     change: str
 
 
-class Verdict(NamedTuple):
+class Headline(NamedTuple):
     """The sentence at the top; `gate` is passed, failed or absent."""
 
     sentence: str
@@ -83,18 +83,19 @@ def precision_name(bits: Bits) -> str:
     return f"W{bits.weight_bits}A{bits.activation_bits}"
 
 
-def verdict(report: Report) -> Verdict:
-    """Say in one sentence what quantization cost, and whether the accuracy gate passed."""
-    limit, passed = report.gate.max_drop, report.gate.passed
-    sentence = _sentence(report)
-    if limit is None or passed is None:
-        return Verdict(sentence, "absent", "No accuracy gate")
-    text = f"limit {number(limit, 2)} points"
-    if passed:
-        return Verdict(sentence, "passed", f"Gate passed, {text}")
-    if report.accuracy is None:
-        text = f"{text}, but no accuracy was measured (`evaluate`)"
-    return Verdict(sentence, "failed", f"Gate failed, {text}")
+def headline(report: Report) -> Headline:
+    """Say in one sentence what quantization cost, and whether the gate passed."""
+    verdict, sentence, limit = report.verdict, _sentence(report), report.gate.max_drop
+    missed = [check.reason for check in verdict.checks if not check.passed]
+    if report.gate.passed is None:
+        would_fail = f"; one would fail: {missed[0]}" if missed else ""
+        return Headline(sentence, "absent", f"No accuracy gate{would_fail}")
+    bound = "" if limit is None else f", limit {number(limit, 2)} points"
+    if report.gate.passed:
+        return Headline(sentence, "passed", f"Gate passed{bound}")
+    forced = ", forced" if verdict.forced else ""
+    reason = f": {verdict.reason}" if verdict.reason else ""
+    return Headline(sentence, "failed", f"Gate failed{bound}{forced}{reason}")
 
 
 def _sentence(report: Report) -> str:
@@ -185,11 +186,14 @@ def latency_pairs(latency: ModelLatency) -> list[tuple[str, float | None, float 
 def engine_rows(report: Report) -> list[SummaryRow]:
     """Compare file sizes, and say how much of the network runs in INT8."""
     sizes, fusion = report.size_bytes, report.fusion
-    rows = []
-    if sizes is not None:
-        fp32, engine = sizes.fp32_onnx, sizes.engine
-        change = ratio(fp32, engine, "smaller", "larger")
-        rows.append(SummaryRow("ONNX → engine", file_size(fp32), file_size(engine), change))
+    rows = cost_rows(report)
+    if sizes is not None and report.backend.startswith("onnxruntime"):
+        change = ratio(sizes.fp32_onnx, sizes.engine, "smaller", "larger")
+        rows.append(
+            SummaryRow("ONNX file", file_size(sizes.fp32_onnx), file_size(sizes.engine), change)
+        )
+    elif sizes is not None and report.cost is None:
+        rows.append(SummaryRow("engine file", "", file_size(sizes.engine), ""))
     if fusion:
         layers = f"{_count(fusion.int8_layers)} of {_count(fusion.quantizable_layers)}"
         rows.append(SummaryRow("layers in INT8", "", layers, percent(fusion.int8_coverage)))
@@ -197,7 +201,42 @@ def engine_rows(report: Report) -> list[SummaryRow]:
             fused = f"{_count(fusion.fused_attention)} of {_count(fusion.attention_blocks)}"
             label = f"attention ({report.softmax}) in one kernel"
             rows.append(SummaryRow(label, "", fused, ""))
-        rows.append(SummaryRow("kernels", "", _count(fusion.kernels), ""))
+        if report.cost is None:
+            rows.append(SummaryRow("kernels", "", _count(fusion.kernels), ""))
+    return rows
+
+
+def cost_rows(report: Report) -> list[SummaryRow]:
+    """Compare the INT8 engine with the FP16 engine of the same network: predicted time, bytes, kernels."""
+    cost = report.cost
+    if cost is None:
+        return []
+    int8, fp16 = cost.int8, cost.fp16
+    images = "1 image" if cost.batch == 1 else f"{cost.batch} images"
+    rows = [
+        SummaryRow(
+            f"{images}, FP16, predicted",
+            milliseconds(fp16.milliseconds),
+            milliseconds(int8.milliseconds),
+            ratio(fp16.milliseconds, int8.milliseconds, "faster", "slower"),
+        ),
+        SummaryRow(
+            "moved, FP16",
+            file_size(1e6 * fp16.traffic.megabytes),
+            file_size(1e6 * int8.traffic.megabytes),
+            ratio(fp16.traffic.megabytes, int8.traffic.megabytes, "less", "more"),
+        ),
+        SummaryRow(
+            "kernels, FP16",
+            _count(fp16.traffic.kernels),
+            _count(int8.traffic.kernels),
+            ratio(fp16.traffic.kernels, int8.traffic.kernels, "fewer", "more"),
+        ),
+    ]
+    if fp16.engine_bytes is not None and int8.engine_bytes is not None:
+        change = ratio(fp16.engine_bytes, int8.engine_bytes, "smaller", "larger")
+        sizes = (file_size(fp16.engine_bytes), file_size(int8.engine_bytes))
+        rows.append(SummaryRow("engine file, FP16", *sizes, change))
     return rows
 
 

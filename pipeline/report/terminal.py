@@ -16,6 +16,7 @@ from reptrt.pipeline.report.summary import (
     deployment_note,
     engine_note,
     engine_rows,
+    headline,
     latency_origin,
     latency_rows,
     nms_note,
@@ -23,7 +24,6 @@ from reptrt.pipeline.report.summary import (
     precision_name,
     sample_note,
     total_time,
-    verdict,
 )
 
 _MAX_OUTPUTS = 4
@@ -32,12 +32,12 @@ _GATE_STYLES = {"passed": "bold green", "failed": "bold red", "absent": "dim"}
 
 def terminal_table(report: Report) -> Group:
     """Return a rich renderable of about 20 lines, made for 80 columns or more."""
-    judged = verdict(report)
+    judged = headline(report)
     return Group(
+        *[_text(note, "bold") for note in [deployment_note(report)] if note],
         _table(report),
         _text(judged.sentence, "bold"),
         _text(judged.gate_text, _GATE_STYLES[judged.gate]),
-        *[_text(note, "bold") for note in [deployment_note(report)] if note],
         *[_text(line, "dim") for line in _footer(report)],
     )
 
@@ -52,7 +52,7 @@ def _table(report: Report) -> Table:
         box=None,
     )
     table.add_column("", style="dim", overflow="fold")
-    table.add_column("FP32", justify="right")
+    table.add_column("float", justify="right")
     table.add_column(precision, justify="right", style="bold")
     table.add_column("change", justify="right")
     for row in _rows(report):

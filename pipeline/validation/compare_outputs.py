@@ -15,11 +15,13 @@ from onnx import numpy_helper
 from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc, SnrCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from reptrt.engines.form import read_form
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.report_schema import LayerSnr, Numerics, OutputNumerics
 from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
+from reptrt.pipeline.validation.layer_factors import behind_factors, hidden_factors
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
@@ -57,14 +59,23 @@ def compare_outputs(
     return found
 
 
-def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> tuple[LayerSnr, ...]:
+def compare_layers(
+    fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds, scales_onnx: Path | None = None
+) -> tuple[LayerSnr, ...]:
     """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
     Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
     bias and before their ReLU. Graph optimizations are off, so that every layer exists.
+
+    Args:
+        fp32_onnx: the float network.
+        qdq_onnx: the quantized one, in any form (`reptrt.engines.form`).
+        feeds: inputs by name.
+        scales_onnx: the quantized one with scales per channel, where `qdq_onnx` has the multiplier form.
     """
     reference, test = _read_layers(fp32_onnx), _read_layers(qdq_onnx)
     layers = [name for name in reference if name in test]
+    factors = {} if scales_onnx is None else hidden_factors(qdq_onnx, scales_onnx)
     noise = {name: SignalNoise() for name in layers}
     with tempfile.TemporaryDirectory() as folder:
         runners = [
@@ -80,9 +91,13 @@ def compare_layers(fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds) -> tuple[Layer
                 for name in layers:
                     shift = np.float32(_shift(reference[name], test[name]))
                     layer = expected[reference[name].output]
-                    quantized = actual[test[name].output].astype(np.float32).reshape(layer.shape)
+                    raw = actual[test[name].output].astype(np.float32) * factors.get(name, 1)
+                    quantized = raw.reshape(layer.shape)
                     noise[name].update(layer, quantized + shift)
-    return tuple(LayerSnr(name, reference[name].op, _finite(noise[name].snr_db)) for name in layers)
+    return tuple(
+        LayerSnr(name, reference[name].op, _finite(one.snr_db), one.is_finite)
+        for name, one in noise.items()
+    )
 
 
 class _Layer(NamedTuple):
@@ -106,14 +121,16 @@ def _shift(reference: _Layer, test: _Layer) -> float:
 
 def _read_layers(path: Path) -> dict[str, _Layer]:
     names = {layer.name for layer in read_weighted_layers(path)}
-    graph = onnx.load(path).graph
+    model = onnx.load(path)
+    graph, has_factors = model.graph, read_form(model) == "multiplier"
     constants = {tensor.name: tensor for tensor in graph.initializer}
     readers = _readers(graph)
     layers = {}
     for node in graph.node:
         if node.name not in names:
             continue
-        output = _with_bias(node, readers, constants)
+        behind = behind_factors(node, readers, constants) if has_factors else node.output[0]
+        output = _with_bias(node.op_type, behind, readers, constants)
         found = readers.get(output, [])
         kinds = [reader.op_type for reader in found]
         scale = 0.0
@@ -124,22 +141,23 @@ def _read_layers(path: Path) -> dict[str, _Layer]:
 
 
 def _with_bias(
-    node: onnx.NodeProto,
+    op: str,
+    product: str,
     readers: Mapping[str, list[onnx.NodeProto]],
     constants: Mapping[str, onnx.TensorProto],
 ) -> str:
-    """The tensor behind the Add that gives a MatMul its bias; else what `node` makes.
+    """The tensor behind the Add that gives a MatMul its bias; else its `product`.
 
     What a reparameterization takes off the product it puts into the bias.
     """
-    tensor = node.output[0]
-    while node.op_type == "MatMul" and len(found := readers.get(tensor, [])) == 1:
+    tensor = product
+    while op == "MatMul" and len(found := readers.get(tensor, [])) == 1:
         if found[0].op_type == "Add" and any(name in constants for name in found[0].input):
             return str(found[0].output[0])
         if found[0].op_type != "Reshape":
             break
         tensor = found[0].output[0]
-    return str(node.output[0])
+    return product
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
 
 from reptrt.engines.outputs.detection import Detections, FloatArray, boxes_to_image, detect
 from reptrt.pipeline.data.batches import Batch
 from reptrt.pipeline.data.coco import Annotations
 
 logger = logging.getLogger(__name__)
+
+_MOST_BOXES = 100  # of an image, the best ones
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,26 @@ class MeanAveragePrecision:
 
     map_50_95: float
     map_50: float
+
+
+class Matches:
+    """Which boxes match which annotations; from it the mAP of all images, or of a sample of them."""
+
+    def __init__(self, evaluator: COCOeval_faster, num_images: int) -> None:
+        self._evaluator = evaluator
+        found = evaluator._evalImgs_cpp  # [classes x images], in the order of the images' ids
+        self._found = [found[at : at + num_images] for at in range(0, len(found), num_images)]
+
+    def mean_average_precision(
+        self, drawn: NDArray[np.int64] | None = None
+    ) -> MeanAveragePrecision:
+        """Of all images, or of `drawn` ones `[num_images]`; one drawn twice counts as two."""
+        order = range(len(self._found[0])) if drawn is None else drawn.tolist()
+        self._evaluator._evalImgs_cpp = [images[index] for images in self._found for index in order]
+        self._evaluator.accumulate()
+        # [IoU thresholds, recalls, classes, areas, limits on boxes]: one area, all, and one limit
+        precision = np.asarray(self._evaluator.eval["precision"], dtype=np.float64)[:, :, :, 0, 0]
+        return MeanAveragePrecision(_mean_percent(precision), _mean_percent(precision[0]))
 
 
 class CocoAccuracy:
@@ -54,6 +77,10 @@ class CocoAccuracy:
 
     def compute(self) -> MeanAveragePrecision:
         """Evaluate what was added; 0 where none of these images is annotated."""
+        return self.match().mean_average_precision()
+
+    def match(self) -> Matches:
+        """Match what was added with the annotations, image by image."""
         images: list[Mapping[str, object]] = [{"id": index} for index in sorted(self._found)]
         categories = [{"id": label} for label in range(self._num_classes)]
         truth = COCO(
@@ -61,13 +88,17 @@ class CocoAccuracy:
             print_function=logger.debug,
         )
         evaluator = COCOeval_faster(
-            truth, truth.loadRes(self._results()), iouType="bbox", print_function=logger.debug
+            truth,
+            truth.loadRes(self._results()),
+            iouType="bbox",
+            print_function=logger.debug,
+            separate_eval=True,
         )
+        parameters = evaluator.params
+        parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], ["all"]
+        parameters.maxDets = [_MOST_BOXES]
         evaluator.evaluate()
-        evaluator.accumulate()
-        # [IoU thresholds, recalls, classes, areas (first: all), boxes per image (last: 100)]
-        precision = np.asarray(evaluator.eval["precision"], dtype=np.float64)[:, :, :, 0, -1]
-        return MeanAveragePrecision(_mean_percent(precision), _mean_percent(precision[0]))
+        return Matches(evaluator, len(images))
 
     def _truth(self) -> list[Mapping[str, object]]:
         records: list[Mapping[str, object]] = []
@@ -94,6 +125,15 @@ class CocoAccuracy:
                 _as_xywh(found.boxes.astype(np.float64)), found.labels, found.scores, strict=True
             )
         ]
+
+
+def match_boxes(
+    annotations: Sequence[Annotations], num_classes: int, found: Sequence[Detections]
+) -> Matches:
+    """Match the boxes `found` in every image, in its pixels, with what it is annotated with."""
+    accuracy = CocoAccuracy(annotations, num_classes)
+    accuracy.update(range(len(found)), found)
+    return accuracy.match()
 
 
 def detect_in_images(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.outputs.box_agreement import detection_agreement
@@ -20,7 +22,7 @@ from reptrt.engines.outputs.detection import (
     read_nms_outputs,
 )
 from reptrt.engines.outputs.detection import detect as detect_in_maps
-from reptrt.engines.report_schema import Accuracy, MetricPair
+from reptrt.engines.report_schema import Accuracy, Interval, MetricPair
 from reptrt.engines.runtime.runners import Runner
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
@@ -28,11 +30,20 @@ from reptrt.pipeline.data.datasets import Batch, ClassificationSet, DetectionSet
 from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction, as_predict
 from reptrt.pipeline.validation.classification_metrics import TopAccuracy, agreement, top_class
 from reptrt.pipeline.validation.detection_metrics import (
-    CocoAccuracy,
-    MeanAveragePrecision,
+    Matches,
     boxes_in_images,
+    match_boxes,
+)
+from reptrt.pipeline.validation.intervals import (
+    FEWEST_RESAMPLED,
+    chance_agreement,
+    paired_drop_interval,
+    resampled_intervals,
+    share_interval,
 )
 from reptrt.pipeline.validation.shown_boxes import count_boxes
+
+logger = logging.getLogger(__name__)
 
 Pair = tuple[float, float]
 """A metric of FP32 and of INT8, in percent."""
@@ -120,7 +131,10 @@ def _evaluate_detector(
         detect(runner, card, evaluation, batch_size, progress)
         for runner in (runners["fp32"], runners["quantized"])
     ]
-    fp32, quantized = (_mean_average_precision(evaluation, card, found) for found in boxes)
+    matches = [match_boxes(evaluation.annotations, card.num_classes, found) for found in boxes]
+    fp32, quantized = (found.mean_average_precision() for found in matches)
+    others = (*evaluation.annotations[1:], evaluation.annotations[0])
+    elsewhere = match_boxes(others, card.num_classes, boxes[0]).mean_average_precision()
     accuracy = _accuracy(
         "map_50_95",
         (fp32.map_50_95, quantized.map_50_95),
@@ -128,15 +142,25 @@ def _evaluate_detector(
         len(evaluation),
         {"map_50": (fp32.map_50, quantized.map_50)},
     )
-    return Evaluation(accuracy, tuple(count_boxes(*pair) for pair in zip(*boxes, strict=True)))
+    accuracy = _resampled(replace(accuracy, chance=round(elsewhere.map_50_95, 2)), matches)
+    return Evaluation(
+        accuracy,
+        tuple(count_boxes(*pair) for pair in zip(*boxes, strict=True)),
+    )
 
 
-def _mean_average_precision(
-    evaluation: DetectionSet, card: ModelCard, found: Sequence[Detections]
-) -> MeanAveragePrecision:
-    accuracy = CocoAccuracy(evaluation.annotations, card.num_classes)
-    accuracy.update(range(len(found)), found)
-    return accuracy.compute()
+def _resampled(accuracy: Accuracy, matches: Sequence[Matches]) -> Accuracy:
+    """Add intervals by a bootstrap over the images; none on too few of them."""
+    count = accuracy.num_images or 0
+    if count < FEWEST_RESAMPLED:
+        return accuracy
+
+    def measure(drawn: NDArray[np.int64]) -> tuple[float, float]:
+        fp32, quantized = (one.mean_average_precision(drawn).map_50_95 for one in matches)
+        return fp32, fp32 - quantized
+
+    fp32, drop = resampled_intervals(measure, count)
+    return replace(accuracy, fp32_interval=_rounded(fp32), drop_interval=_rounded(drop))
 
 
 def _evaluate_classifier(
@@ -147,25 +171,54 @@ def _evaluate_classifier(
     progress: Progress,
 ) -> Evaluation:
     accuracy = {key: TopAccuracy() for key in runners}
+    labels: list[NDArray[np.int64]] = []
     chosen: dict[str, list[np.ndarray[Any, Any]]] = {key: [] for key in runners}
     batches = evaluation.batches(batch_size or BATCH)
     for done, batch in enumerate(batches, start=1):
+        labels.append(evaluation.labels[batch.indices])
         for key, runner in runners.items():
             logits = infer(runner, batch.images, batch_size)[card.outputs[0]]
-            accuracy[key].update(logits, evaluation.labels[batch.indices])
+            accuracy[key].update(logits, labels[-1])
             chosen[key].append(top_class(logits))
         progress("evaluate FP32 and INT8", done, len(batches))
     fp32, quantized = accuracy["fp32"], accuracy["quantized"]
     classes = [np.concatenate(chosen[key]) for key in ("fp32", "quantized")]
-    return Evaluation(
-        _accuracy(
-            "top1",
-            (fp32.top1, quantized.top1),
-            agreement(*classes),
-            len(evaluation),
-            {"top5": (fp32.top5, quantized.top5)},
-        )
+    found = _accuracy(
+        "top1",
+        (fp32.top1, quantized.top1),
+        agreement(*classes),
+        len(evaluation),
+        {"top5": (fp32.top5, quantized.top5)},
     )
+    return Evaluation(_with_evidence(found, classes[0], classes[1], np.concatenate(labels)))
+
+
+def _with_evidence(
+    accuracy: Accuracy,
+    fp32: NDArray[np.int64],
+    quantized: NDArray[np.int64],
+    labels: NDArray[np.int64],
+) -> Accuracy:
+    """Intervals and chance, of the classes `[n]` that each model chose."""
+    hits, others = fp32 == labels, quantized == labels
+    lost, gained = int(np.sum(hits & ~others)), int(np.sum(others & ~hits))
+    if len(labels) > 1 and len(np.unique(labels)) > 1 and len(np.unique(fp32)) == 1:
+        logger.warning(
+            "FP32 sees the same class in all %d images: check mean, std, channels and weights",
+            len(labels),
+        )
+    return replace(
+        accuracy,
+        fp32_interval=_rounded(share_interval(int(hits.sum()), len(labels)), 100),
+        drop_interval=_rounded(paired_drop_interval(lost, gained, len(labels)), 100),
+        chance=round(100 * chance_agreement(fp32, labels), 2),
+        lost=lost,
+        gained=gained,
+    )
+
+
+def _rounded(interval: Interval, scale: float = 1) -> Interval:
+    return round(scale * interval[0], 2), round(scale * interval[1], 2)
 
 
 def _evaluate_by_function(

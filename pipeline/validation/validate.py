@@ -93,7 +93,7 @@ def validate_files(
     progress("compare outputs", 0, 3)
     numerics = _compare_outputs(setup, feeds)
     progress("compare outputs", 1, 3)
-    layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds)
+    layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds, workspace.qdq_onnx)
     progress("compare outputs", 2, 3)
     latency = _latency(setup, feeds)
     end2end = _compare_nms(setup, card, feeds)
@@ -112,6 +112,7 @@ def validate_files(
         latency_ms=latency,
         end2end=end2end,
         shown=found.shown if found else None,
+        is_constant_input=_is_constant(feeds),
     )
 
 
@@ -233,10 +234,16 @@ def _feeds(samples: ImageSet, setup: ValidationSetup) -> Iterator[dict[str, Any]
         yield {INPUT_NAME: pad_batch(batch, setup.batch_size)}
 
 
-def _latency(setup: ValidationSetup, feeds: Feeds) -> ModelLatency:
-    """Latency of one inference: of INT8's engine and FP16's on a GPU, else of both ONNX files on the CPU.
+def _is_constant(feeds: Feeds) -> bool:
+    first = feeds[0][INPUT_NAME].flat[0]
+    return all(bool((feed[INPUT_NAME] == first).all()) for feed in feeds)
 
-    The two take turns. On the CPU, ONNX Runtime's graph optimizations are on, and both are without NMS.
+
+def _latency(setup: ValidationSetup, feeds: Feeds) -> ModelLatency | None:
+    """Latency of one inference: of INT8's engine and FP16's on a GPU, of both ONNX files for the target `cpu`.
+
+    The two take turns. None where no GPU here runs the engine: the time of its graph in ONNX Runtime, which
+    does not fuse it, says nothing.
     """
     workspace, target = setup.workspace, setup.target
     batch = feeds[0] if setup.batch_size else {name: value[:1] for name, value in feeds[0].items()}
@@ -246,9 +253,10 @@ def _latency(setup: ValidationSetup, feeds: Feeds) -> ModelLatency:
         with engine, fp16_engine:
             quantized, fp16 = compare_latency((engine, fp16_engine), (batch, batch))
         return _latency_entry(quantized, fp16=fp16)
-    is_cpu = target.backend == "onnxruntime"
+    if target.backend != "onnxruntime":
+        return None
     fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
-    int8 = OnnxRuntimeRunner(workspace.engine if is_cpu else workspace.trt_onnx, name="INT8")
+    int8 = OnnxRuntimeRunner(workspace.engine, name="INT8")
     with fp32, int8:
         reference, quantized = compare_latency((fp32, int8), (batch, batch))
     return _latency_entry(quantized, fp32=reference)

@@ -174,3 +174,34 @@ def test_placement_says_why_a_sensitive_layer_is_float() -> None:
     model = network({"sensitive": 12.3})
     assert list(model.placement.layers.values()) == ["first", "last"]
     assert "`min_snr=0`" in model.placement.float_layers["sensitive"]
+
+
+class WideShortcut(nn.Module):
+    """A residual block whose shortcut has a channel a thousand times wider than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.branch = nn.Conv2d(8, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.shortcut = nn.Conv2d(8, 8, 1)
+        self.last = nn.Conv2d(8, 4, 1)
+        randomize(self)
+        with torch.no_grad():
+            self.shortcut.weight[0] *= 1000
+            self.last.weight[:, 0] /= 1000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.relu(self.first(x))
+        branch = self.second(nn.functional.relu(self.branch(hidden)))
+        return self.last(nn.functional.relu(self.shortcut(hidden) + branch))
+
+
+def test_a_shortcut_that_costs_too_much_is_float_with_the_convolution_that_writes_it() -> None:
+    model = quantized(WideShortcut(), {})
+    skips = [point.name for point in model.placement.points if point.edges[0][1].startswith("add")]
+    assert len(skips) == 1
+    found = find_sensitive_layers(model, IMAGES, min_snr=25.0)
+    assert "shortcut" in found
+    placement = quantized(WideShortcut(), found).placement
+    assert [point.name for point in placement.points if point.name in skips] == []

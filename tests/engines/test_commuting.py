@@ -73,7 +73,7 @@ def write(path: Path, op: str, *, pair_in_front: bool) -> Path:
 def int8_layers(onnx: Path) -> int:
     trt = importlib.import_module("tensorrt_rtx")
     built = build_engine(onnx, onnx.with_suffix(".engine"), trt, BuildOptions(((8, 6),)))
-    return fusion_report(parse_kernels(built.layers), onnx)["int8_layers"]
+    return fusion_report(parse_kernels(built.layers), onnx).int8_layers
 
 
 @needs_rtx

@@ -125,7 +125,7 @@ def test_a_planted_use_fails_in_the_versions_that_lack_it(line: str, lacking: li
 
 
 def test_a_call_planted_in_the_builder_itself_is_found() -> None:
-    text = (ROOT / "engines" / "builder.py").read_text()
+    text = (ROOT / "engines" / "build" / "builder.py").read_text()
     line = "    config.progress_monitor = monitor\n"
     assert text.count(line) == 1
     spoilt = text.replace(line, f"{line}    config.set_flag(trt.BuilderFlag.FP16)\n")
@@ -155,7 +155,7 @@ def test_an_argument_parser_is_no_onnx_parser() -> None:
 
 def test_every_use_of_cuda_python_exists() -> None:
     cudart = importlib.import_module("cuda.bindings.runtime")
-    tree = Source("cuda_stream.py", (ROOT / "engines" / "cuda_stream.py").read_text())
+    tree = Source("cuda_stream.py", (ROOT / "engines" / "runtime" / "cuda_stream.py").read_text())
     names = {name for name in tree.attributes_of("cudart") if not hasattr(cudart, name)}
     assert names == set()
     assert len(tree.attributes_of("cudart")) > 15

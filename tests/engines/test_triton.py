@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from reptrt.engines.report_schema import Verdict
 from reptrt.engines.tensor_spec import Tensor
 from reptrt.engines.triton import (
     RepositoryError,
@@ -178,4 +180,15 @@ def test_what_a_killed_run_left_does_not_get_into_the_next(model, tmp_path):
     partial.mkdir(parents=True)
     (partial / "model.plan.half").touch()
     folder = add_version(tmp_path, model)
-    assert [path.name for path in folder.iterdir()] == ["model.plan"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.plan", "verdict.json"]
+
+
+def test_each_version_says_how_good_it_is_and_the_rest_of_the_config_stays(model, tmp_path):
+    good, bad = Verdict("passed", "loses nothing"), Verdict("failed", 'a "drop"', forced=True)
+    add_version(tmp_path, replace(model, verdict=good))
+    text = (tmp_path / "net" / "config.pbtxt").read_text()
+    second = add_version(tmp_path, replace(model, verdict=bad))
+    assert (tmp_path / "net" / "config.pbtxt").read_text() == text + (
+        'parameters { key: "reptrt.verdict.2" value { string_value: "failed, forced: a \\"drop\\"" } }\n'
+    )
+    assert json.loads((second / "verdict.json").read_text())["forced"] is True

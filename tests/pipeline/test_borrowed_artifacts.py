@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from reptrt.engines.artifacts import replace_when_done
-from reptrt.pipeline import stages, workspace
-from reptrt.pipeline.workspace import Stage, WorkspaceError, require
+from reptrt.pipeline import stage, stages
+from reptrt.pipeline.stage import Stage
+from reptrt.pipeline.workspace import WorkspaceError, require
 from tests.command_line import TinyProject, reptrt
 from tests.run_records import edit_record, record_of
 
@@ -138,9 +139,7 @@ def test_spoilt_or_half_written_artifacts_are_not_taken(
 def test_an_artifact_that_changes_while_it_is_copied_is_not_taken(
     borrower: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        workspace.shutil, "copyfile", lambda source, target: target.write_text("newer")
-    )
+    monkeypatch.setattr(stage.shutil, "copyfile", lambda source, target: target.write_text("newer"))
     borrower.stage.run(borrower)
     assert borrower.calls == 1
     assert borrower.first.read_text() == "content of first.bin"
@@ -198,8 +197,8 @@ def test_one_calibration_serves_every_target(
         files = calibrate(target)
         for name in ("calibration.safetensors", "scales.json", "sensitivity.json"):
             assert (files / name).read_bytes() == (first / name).read_bytes()
-        for stage in ("sensitivity", "calibrate"):
-            assert Path(record_of(files, stage)["copied_from"]).parent == files.parent
+        for name in ("sensitivity", "calibrate"):
+            assert Path(record_of(files, name)["copied_from"]).parent == files.parent
     assert len(made) == 1
     calibrate("cpu", "--seed", 1)
     assert len(made) == 2

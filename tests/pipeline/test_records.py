@@ -10,19 +10,18 @@ from typing import Any
 import pytest
 
 from reptrt.engines.artifacts import write_json
+from reptrt.engines.inspection.kernel import Kernel, Tensor
+from reptrt.engines.kit.report import KitReport, Verification
 from reptrt.engines.report_schema import (
     Accuracy,
     End2End,
     FloatIsland,
     FusionReport,
-    KernelEntry,
-    KitReport,
     MetricPair,
     OutputNumerics,
     Report,
     Sensitivity,
     Validation,
-    Verification,
 )
 from reptrt.pipeline.records import RecordError, read_record
 from tests.reports import make_report
@@ -31,7 +30,7 @@ ACCURACY = Accuracy("top1", 80.0, 79.5, 0.5, 97.0, 200, {"top5": MetricPair(95.0
 FUSION = FusionReport(
     int8_layers=1, quantizable_layers=2, int8_coverage=50.0, kernels=1, attention_blocks=0,
     fused_attention=0, float_islands=(FloatIsland("head", "Gemm", "why"),), backend="rtx 1.7",
-    fused_kernels=(KernelEntry("k", "conv", ("stem",), (("x", "Int8"),), (), (("y", "Half"),)),),
+    fused_kernels=(Kernel("k", "conv", (Tensor("x", "Int8"),), (), (Tensor("y", "Half"),), ("stem",)),),
 )  # fmt: skip
 KIT = KitReport(**vars(make_report()), verification=Verification("engine", 100.0, None, ("bad",)))
 

@@ -11,13 +11,12 @@ import pytest
 
 from reptrt.engines.artifacts import file_sha256, replace_when_done
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.run_records import installed_versions, read_records
+from reptrt.pipeline.stage import Stage
 from reptrt.pipeline.workspace import (
-    Stage,
     WorkspaceError,
     hold_workspace,
-    installed_versions,
     open_workspace,
-    read_records,
     require,
     require_same,
     stage_records,
@@ -171,7 +170,7 @@ def test_work_on_other_inputs_does_not_see_it_and_throws_it_away(work: Work) -> 
 def test_other_versions_do_not_see_it(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     with work.stage.unfinished() as first:
         pass
-    monkeypatch.setattr("reptrt.pipeline.workspace.installed_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("reptrt.pipeline.stage.installed_versions", lambda: {"torch": "0.1"})
     with work.stage.unfinished() as second:
         assert second != first
 

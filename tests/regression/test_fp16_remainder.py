@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.inspection.kernel_record import read_kernel_entry
 from tests.command_line import reptrt
 from tests.float_kernels import needless_float_kernels
 from tests.real_weights import MARKS
@@ -51,17 +51,10 @@ def twins(
         reports[precision] = json.loads(outcome.out)
     (fusion,) = root.rglob("fusion.json")
     kernels = [
-        Kernel(
-            entry["name"], entry["kind"], *(tuple(map(tuple, entry[key])) for key in TENSORS),
-            tuple(entry["onnx_layers"]),
-        )
-        for entry in json.loads(fusion.read_text())["fused_kernels"]
-    ]  # fmt: skip
+        read_kernel_entry(entry) for entry in json.loads(fusion.read_text())["fused_kernels"]
+    ]
     needless = needless_float_kernels(kernels, fusion.with_name("model.trt.onnx"))
     return Twins(reports["fp32"], reports["fp16"], needless)
-
-
-TENSORS = ("inputs", "weights", "outputs")
 
 
 def test_only_the_kernels_that_need_it_are_float(twins: Twins) -> None:

@@ -7,9 +7,10 @@ those alone. No class of the file is imported, and no code of it runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from reptrt.models.weights.nested import find_state
 from reptrt.models.weights.torch_files.archive import TorchArchive
 from reptrt.models.weights.torch_files.inert_pickle import read_inert_pickle
 from reptrt.models.weights.torch_files.records import (
@@ -25,12 +26,12 @@ _MAX_PATH = 500
 _MEMBERS = ("_parameters", "_buffers", "_modules")
 
 
-def read_torch_archive(path: Path, nested_keys: Sequence[str]) -> dict[str, object]:
+def read_torch_archive(path: Path) -> dict[str, object]:
     """Return the dict in a torch zip file, with the tensors of one state dict.
 
-    A pickled module becomes its state dict. Of several, and of optimizer states, only the first of
-    `nested_keys` that holds tensors is read. A module adds what it says about itself: `classes`, and
-    `activations`, the class names of its backbone's activations.
+    A pickled module becomes its state dict, `state_dict`. Of several, and of optimizer states, only
+    the one that `reptrt.models.weights.nested` chooses is read. A module adds what it says about
+    itself: `classes`, and `activations`, the class names of its backbone's activations.
 
     Raises:
         RefusedPickleError: The file would run code, or holds no dict and no module; on one line.
@@ -43,8 +44,7 @@ def read_torch_archive(path: Path, nested_keys: Sequence[str]) -> dict[str, obje
         if not isinstance(root, dict):
             raise RefusedPickleError(f"holds a {_type_name(root)}, not a state dict")
         content = {str(key): value for key, value in root.items()}
-        states = {key: _tensors(content[key]) for key in nested_keys if key in content}
-        chosen = next((key for key, tensors in states.items() if tensors), None)
+        state = find_state(content, _tensors)
         loaded: dict[str, object] = {
             key: None if isinstance(value, dict | ForeignObject) else value
             for key, value in content.items()
@@ -52,9 +52,14 @@ def read_torch_archive(path: Path, nested_keys: Sequence[str]) -> dict[str, obje
         for key, value in content.items():
             if isinstance(value, StoredTensor):
                 loaded[key] = archive.load(value)
-        if chosen is not None:
-            loaded[chosen] = {name: archive.load(t) for name, t in states[chosen].items()}
-            loaded = {**_describe(path, chosen, content[chosen]), **loaded}
+        if state is not None and state.keys:
+            logger.info("%s: the weights are those under %r", path, ".".join(state.keys))
+            tensors = {name: archive.load(tensor) for name, tensor in state.tensors.items()}
+            owner = content[state.keys[0]]
+            for key in state.keys[1:]:
+                owner = owner[key] if isinstance(owner, dict) else None
+            loaded = {**_describe(path, ".".join(state.keys), owner), **loaded}
+            loaded["state_dict"] = tensors
         return loaded
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from reptrt.engines.inspection.cpu_kernels import read_cpu_kernels
 from reptrt.engines.inspection.fusion import fusion_report
-from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.inspection.kernels import Kernel, Tensor
 from reptrt.engines.runtime.runners import ModelFileError
 
 TEXT = """<ir_version: 9, opset_import: ["": 19]>
@@ -52,7 +52,7 @@ def test_an_integer_convolution_keeps_the_name_of_its_layer(quantized: Path) -> 
     assert convolution.kind == "QLinearConv"
     assert convolution.onnx_layers == ("layer.of.the.network",)
     assert convolution.is_int8
-    assert convolution.outputs[0][1] == "UInt8"
+    assert convolution.outputs[0].dtype == "UInt8"
 
 
 def test_the_fusion_report_counts_it(quantized: Path) -> None:
@@ -100,11 +100,11 @@ def test_what_moves_codes_between_two_integer_convolutions_keeps_their_type(tmp_
         np.tile(weight, (1, 2, 1, 1)),
     )
     for kind in ("Clip", "NhwcMaxPool", "QLinearConcat", "QLinearConv"):
-        assert kernels[kind].inputs[0][1] == kernels[kind].outputs[0][1] == "UInt8"
+        assert kernels[kind].inputs[0].dtype == kernels[kind].outputs[0].dtype == "UInt8"
     assert kernels["QLinearConv"].is_int8
-    assert kernels["QuantizeLinear"].inputs == (("x", "Float"),)
-    assert kernels["DequantizeLinear"].outputs[0][1] == "Float"
-    assert kernels["Sigmoid"].outputs == (("y", "Float"),)
+    assert kernels["QuantizeLinear"].inputs == (Tensor("x", "Float"),)
+    assert kernels["DequantizeLinear"].outputs[0].dtype == "Float"
+    assert kernels["Sigmoid"].outputs == (Tensor("y", "Float"),)
 
 
 def test_a_linear_whose_result_is_not_quantized_returns_floats(tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_a_linear_whose_result_is_not_quantized_returns_floats(tmp_path: Path) -
     gemm = " c = Gemm<transB=1>(a0, k0, b0)"
     kernels = kernels_of(tmp_path / "m.onnx", layer % gemm, weight)
     assert kernels["QGemm"].is_int8
-    assert kernels["QGemm"].outputs == kernels["Sigmoid"].inputs == (("c", "Float"),)
+    assert kernels["QGemm"].outputs == kernels["Sigmoid"].inputs == (Tensor("c", "Float"),)
     pair = gemm.replace("c", "h") + " q = QuantizeLinear(h, s, z) c = DequantizeLinear(q, s, z)"
     kernels = kernels_of(tmp_path / "m.onnx", layer % pair, weight)
-    assert kernels["QGemm"].outputs == (("q", "UInt8"),)
+    assert kernels["QGemm"].outputs == (Tensor("q", "UInt8"),)
 
 
 def test_types_that_change_in_float_layers_are_told_apart(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_types_that_change_in_float_layers_are_told_apart(tmp_path: Path) -> Non
         f = Sigmoid(c)  e = Mul(c, f)  y = ArgMax<axis=1>(e) }""",
         np.arange(8, dtype=np.uint8).reshape(2, 4),
     )
-    assert kernels["MatMulIntegerToFloat"].outputs == (("c", "Float"),)
-    assert kernels["QuickGelu"].outputs == (("e", "Float"),)
-    assert kernels["ArgMax"].outputs == (("y", "Int64"),)
+    assert kernels["MatMulIntegerToFloat"].outputs == (Tensor("c", "Float"),)
+    assert kernels["QuickGelu"].outputs == (Tensor("e", "Float"),)
+    assert kernels["ArgMax"].outputs == (Tensor("y", "Int64"),)
 
 
 def test_half_precision_that_onnx_runtime_computes_in_float_is_float(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_half_precision_that_onnx_runtime_computes_in_float_is_float(tmp_path: P
         """g (float[1,2] x, float16[1,2] u) => (float16[1,2] h, uint8[1,2] p) {
         t = Softplus(u)  h = Softplus(t) }""",
     )
-    assert kernels["Softplus"].inputs[0][1] == "Float"
-    assert kernels["Cast"].outputs == (("h", "Half"),)
+    assert kernels["Softplus"].inputs[0].dtype == "Float"
+    assert kernels["Cast"].outputs == (Tensor("h", "Half"),)
 
 
 def test_a_float_convolution_is_no_integer_kernel(tmp_path: Path, quantized: Path) -> None:

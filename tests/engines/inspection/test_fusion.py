@@ -11,6 +11,7 @@ import pytest
 
 from reptrt.engines.build.builder import BuildOptions, build_engine
 from reptrt.engines.inspection.fusion import Kernel, LayerListError, fusion_report, parse_kernels
+from reptrt.engines.inspection.kernels import Tensor
 
 RTX_LOG = Path(__file__).parents[1] / "data" / "rtx_1_7_1_layers.txt"
 CLASSIC_10 = {
@@ -66,8 +67,8 @@ def test_the_rtx_log_lists_every_kernel_with_datatypes_and_onnx_layers():
     kernels = parse_kernels(RTX_LOG.read_text())
     stem = next(kernel for kernel in kernels if kernel.name.startswith("stem_"))
     assert stem.kind == "correlation"
-    assert stem.inputs[0][1] == stem.weights[0][1] == "Int8"
-    assert stem.outputs[0][1] == "Float"
+    assert stem.inputs[0].dtype == stem.weights[0].dtype == "Int8"
+    assert stem.outputs[0].dtype == "Float"
     assert "stem" in stem.onnx_layers
     assert [kernel.name for kernel in kernels if kernel.is_int8] == ["stem_myl0_1", "body_myl0_3"]
 
@@ -83,15 +84,25 @@ def test_the_stored_log_gives_the_report_of_its_graph(mixed_onnx):
     json.dumps(asdict(report))
 
 
-@pytest.mark.parametrize("inspector", [CLASSIC_10, CLASSIC_11], ids=["10", "11"])
-def test_both_forms_of_the_inspector_json_are_read(inspector):
+@pytest.mark.parametrize(
+    ("inspector", "formats"),
+    [
+        (
+            CLASSIC_10,
+            ("Thirty-two wide channel vectorized Int8 format", "Row major linear FP16 format"),
+        ),
+        (CLASSIC_11, ("NC/32HW32", "Linear")),
+    ],
+    ids=["10", "11"],
+)
+def test_both_forms_of_the_inspector_json_are_read(inspector, formats):
     (kernel,) = parse_kernels(json.dumps(inspector))
     assert kernel == Kernel(
         name="conv1 + relu1",
         kind="CaskConvolution",
-        inputs=(("x", "Int8"),),
-        weights=(("Weights", "Int8"),),
-        outputs=(("y", "Half"),),
+        inputs=(Tensor("x", "Int8", format=formats[0]),),
+        weights=(Tensor("Weights", "Int8", (1024,)),),
+        outputs=(Tensor("y", "Half", format=formats[1]),),
         onnx_layers=("conv1", "relu1"),
     )
     assert kernel.is_int8

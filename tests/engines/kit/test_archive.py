@@ -20,7 +20,7 @@ from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.device import find_gpu
 from reptrt.engines.inspection.graph_tensors import read_tensors
-from reptrt.engines.inspection.kernels import Kernel
+from reptrt.engines.inspection.kernels import Kernel, Tensor
 from reptrt.engines.kit.archive import PROGRAM, needed_modules, pack_program, write_kit
 from reptrt.engines.kit.manifest import MANIFEST_FILE, Manifest, Tolerances, read_manifest
 from reptrt.engines.kit.program import check_version
@@ -279,7 +279,7 @@ def test_tensorrt_that_is_too_old_is_refused_and_a_newer_one_noted():
 
 def test_a_layer_is_int8_where_every_kernel_that_multiplies_for_it_is():
     def kernel(dtype: str, layer: str, kind: str = "conv") -> Kernel:
-        return Kernel("k", kind, (("x", dtype),), (("w", dtype),), (), (layer,))
+        return Kernel("k", kind, (Tensor("x", dtype),), (Tensor("w", dtype),), (), (layer,))
 
     kernels = [
         kernel("Int8", "a"), kernel("Int8", "b"), kernel("Half", "b"), kernel("Float", "c"),

@@ -102,7 +102,7 @@ def damaged(text: str, key: str, value: object) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
-        ("format", 2, "not a manifest of format 1"),
+        ("format", 1, "not a manifest of format 2"),
         ("inputs", None, "damaged"),
         ("tolerances", {"snr_db": {"logits": "much"}}, "damaged"),
         ("files", [1], "damaged"),

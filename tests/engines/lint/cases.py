@@ -146,6 +146,10 @@ BRANCHES = """g (float[1,4] x, bool c) => (float[1,4] y) {
         else_branch = b () => (float[1,4] e) { e = Sigmoid(x) }
     >
 }"""
+DEPTHWISE = (
+    CONV.replace("y = Relu(t)", "y = Conv<group=32>(t, f)"),
+    {**CONSTANTS, "f": np.ones((32, 1, 1, 1), np.float32)},
+)
 
 ERRORS = [
     Case("zero-point", PAIR, {"s": STEP, "z": np.int8(3)}, PAIR, GRID),
@@ -197,6 +201,17 @@ OTHERS = [
     Case(
         "per-tensor-weight",
         CONV, {**CONSTANTS, "ws": np.float32(0.002), "wz": ZERO}, CONV, CONSTANTS,
+    ),
+    Case(
+        "per-tensor-weight",
+        CONV, {**CONSTANTS, "ws": np.float32(0.002), "wz": ZERO},
+        CONV, {**CONSTANTS, "ws": np.float32(0.002), "wz": ZERO, "form": "multiplier"},
+    ),
+    Case("multiplier-form", CONV, {**CONSTANTS, "form": "multiplier"},
+         CONV, {**CONSTANTS, "form": "half-scales"}),
+    Case(
+        "float-layer", *DEPTHWISE,
+        DEPTHWISE[0], {**DEPTHWISE[1], "form": "multiplier"},
     ),
     Case(
         "float-layer",

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from reptrt.engines.form import write_form
 from reptrt.engines.lint import Finding, lint_file
 
 
@@ -20,6 +21,9 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         domains = f'"": {opset}, "com.microsoft": 1, "acme": 1'
         model = onnx.parser.parse_model(f"<ir_version: 9, opset_import: [{domains}]>\n{text}")
         for name, values in initializers.items():
+            if isinstance(values, str):  # "form"
+                write_form(model, values)
+                continue
             if isinstance(values, onnx.TensorProto):
                 model.graph.initializer.append(values)
                 continue

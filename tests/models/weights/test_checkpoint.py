@@ -37,13 +37,18 @@ def _error(path: Path) -> str:
 
 def test_safetensors_and_its_json_metadata_are_read(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    facts = {"classes": ["cat", "dog"], "image_size": [96, 64], "mean": [0, 0, 0], "std": [1, 1, 2]}
+    facts = {
+        "classes": ["cat", "dog"],
+        "image_size": [96, 64],
+        "mean": [0, 0, 0],
+        "std": [1, 1, 0.5],
+    }
     save_file(TENSORS, path, metadata={key: json.dumps(value) for key, value in facts.items()})
     checkpoint = read_checkpoint(path)
     torch.testing.assert_close(checkpoint.tensors, TENSORS)
     assert checkpoint.classes == ("cat", "dog")
     assert checkpoint.image_size == (96, 64)
-    assert (checkpoint.mean, checkpoint.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 2.0))
+    assert (checkpoint.mean, checkpoint.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 0.5))
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_ema"])

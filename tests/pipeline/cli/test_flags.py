@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[3]
 COMMAND_LINES = {
     *("engines/kit/program.py", "models/demo/train.py"),  # have their own
     "engines/option_names.py",  # explains both spellings
+    "engines/cost/constants.py",  # says how to call a script
     "pipeline/recipe.py",  # its descriptions are the help of the command line
 }
 FIELDS = "|".join(field.replace("_", "-") for field in (*Recipe.model_fields, "eval"))

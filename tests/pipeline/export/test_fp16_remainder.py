@@ -60,5 +60,5 @@ def test_the_fp16_engine_has_no_float_kernel_either(tmp_path: Path, name: str) -
     path = tmp_path / "fp16.onnx"
     write_fp16_onnx(traced(name), card(name), path)
     kernels = kernels_of(path)
-    assert {dtype for kernel in kernels for _, dtype in kernel.inputs} >= {"Half"}
+    assert {tensor.dtype for kernel in kernels for tensor in kernel.inputs} >= {"Half"}
     assert needless_float_kernels(kernels, path) == []

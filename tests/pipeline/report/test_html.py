@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from reptrt.engines.artifacts import write_json
+from reptrt.engines.inspection.kernel import Kernel, Tensor
 from reptrt.engines.report_schema import (
     Accuracy,
     BlockLoss,
@@ -18,7 +19,6 @@ from reptrt.engines.report_schema import (
     FloatIsland,
     Fusion,
     Gate,
-    KernelEntry,
     LayerSnr,
     MetricPair,
     ModelLatency,
@@ -33,10 +33,10 @@ from tests.reports import make_report
 
 HOSTILE = "\"><script>alert(1)</script><img src='https://evil.example/x'>"
 KERNELS = [
-    KernelEntry("conv_1", "correlation", ("stem",), inputs=(("x", "Int8"),),
-                weights=(("w", "Int8"),), outputs=(("y", "Float"),)),
-    KernelEntry("gemm_2", "correlation", ("head",), inputs=(("y", "Half"),),
-                weights=(("v", "Half"),), outputs=(("z", "Half"),)),
+    Kernel("conv_1", "correlation", (Tensor("x", "Int8"),), (Tensor("w", "Int8"),),
+           (Tensor("y", "Float"),), ("stem",)),
+    Kernel("gemm_2", "correlation", (Tensor("y", "Half"),), (Tensor("v", "Half"),),
+           (Tensor("z", "Half"),), ("head",)),
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def example(**values: Any) -> Report:
 def render(
     report: Report,
     folder: Path,
-    kernels: Sequence[KernelEntry] = (),
+    kernels: Sequence[Kernel] = (),
     pictures: Sequence[Picture] = (),
 ) -> Page:
     write_html(report, kernels, pictures, folder / "report.html")
@@ -113,8 +113,8 @@ def test_names_from_users_files_stay_text(tmp_path: Path) -> None:
         fusion=Fusion(int8_layers=1, quantizable_layers=2, int8_coverage=50.0, kernels=2,
                       float_islands=(FloatIsland(HOSTILE, HOSTILE, HOSTILE),)),
     )  # fmt: skip
-    kernel = KernelEntry(
-        HOSTILE, HOSTILE, (HOSTILE,) * 9, inputs=(("x", HOSTILE),), outputs=(("y", HOSTILE),)
+    kernel = Kernel(
+        HOSTILE, HOSTILE, (Tensor("x", HOSTILE),), (), (Tensor("y", HOSTILE),), (HOSTILE,) * 9
     )
     pictures = [Picture(HOSTILE, HOSTILE, b"", b"")]
     page = render(report, tmp_path, [kernel], pictures)

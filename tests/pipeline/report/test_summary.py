@@ -12,13 +12,13 @@ from reptrt.engines.report_schema import (
     Report,
 )
 from reptrt.pipeline.report.summary import (
+    headline,
     latency_origin,
     loss_change,
     nms_note,
     precision_name,
     reconstruction_note,
     sample_note,
-    verdict,
     worst_snr,
 )
 from tests.reports import make_report
@@ -39,14 +39,14 @@ def report(quantized: float, passed: bool | None = None) -> Report:
      (70.3, True, "INT8 is 0.30 points of mAP 50–95 above FP32")],
 )  # fmt: skip
 def test_the_verdict_names_the_loss(quantized: float, passed: bool, beginning: str) -> None:
-    judged = verdict(report(quantized, passed))
+    judged = headline(report(quantized, passed))
     assert judged.sentence.startswith(beginning)
     assert judged.gate == ("passed" if passed else "failed")
 
 
 def test_without_a_judgement_there_is_no_gate() -> None:
-    assert verdict(report(69.0)).gate == "absent"
-    assert verdict(make_report(accuracy_note="no --eval")).sentence == (
+    assert headline(report(69.0)).gate == "absent"
+    assert headline(make_report(accuracy_note="no --eval")).sentence == (
         "Accuracy was not measured: no --eval"
     )
 

@@ -83,3 +83,22 @@ def test_maps_of_a_letterboxed_batch_become_boxes_in_image_pixels() -> None:
     (one,) = detect_in_images([level], [8], batch)
     np.testing.assert_allclose(one.boxes, [[4.0, 0.0, 8.0, 2.0]])
     assert (one.scores.tolist(), one.labels.tolist()) == ([pytest.approx(0.9)], [0])
+
+
+def test_an_image_that_is_drawn_twice_counts_as_two() -> None:
+    boxes = np.array([[0.0, 0.0, 10.0, 10.0]])
+    truth = Annotations(
+        boxes, np.zeros(1, dtype=np.int64), np.array([100.0]), np.zeros(1, dtype=bool)
+    )
+    hit = Detections(boxes.astype(np.float32), np.array([0.9], np.float32), np.zeros(1, np.int64))
+    miss = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    accuracy = CocoAccuracy([truth] * 3, num_classes=2)
+    accuracy.update(range(3), [hit, miss, miss])
+    matches = accuracy.match()
+    expected = accuracy.compute()
+    assert matches.mean_average_precision() == expected
+    assert matches.mean_average_precision(np.array([0, 0, 0])).map_50_95 == pytest.approx(100.0)
+    assert matches.mean_average_precision(np.array([1, 2, 2])).map_50_95 == 0.0
+    two_of_three = matches.mean_average_precision(np.array([0, 0, 1])).map_50_95
+    assert two_of_three == pytest.approx(100 * 67 / 101, abs=0.01)  # recalls 0 .. 0.66
+    assert matches.mean_average_precision() == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,11 @@ def test_top1_drop_and_agreement_of_a_classifier(tmp_path: Path, batch_size: int
         fp32, int8, card("classification", ("logits",)), images, batch_size, no_progress
     )
     # of equal logits the first classes come first: class 3 is fourth behind 6, 0, 1 and 2
-    assert result.accuracy == Accuracy(
+    found = result.accuracy
+    assert found.fp32_interval == (30.06, 95.44)  # Wilson's of 3 in 4
+    assert found.drop_interval is not None
+    assert found.drop_interval[0] < 25 < found.drop_interval[1]
+    assert replace(found, fp32_interval=None, drop_interval=None) == Accuracy(
         metric="top1",
         fp32=75.0,
         quantized=50.0,
@@ -83,6 +87,9 @@ def test_top1_drop_and_agreement_of_a_classifier(tmp_path: Path, batch_size: int
         agreement=50.0,
         num_images=4,
         extra={"top5": MetricPair(100.0, 100.0)},
+        chance=18.75,  # of four classes that FP32 sees, three are labels, once each
+        lost=1,
+        gained=0,
     )
     assert result.shown is None
     assert fp32.batches == int8.batches == ([4] if batch_size is None else [3, 3])
@@ -133,6 +140,7 @@ def test_map_drop_and_agreement_of_a_detector(tmp_path: Path) -> None:
         agreement=100.0,
         num_images=2,
         extra={"map_50": MetricPair(100.0, 100.0)},
+        chance=0.0,  # no box lies where the other image has one
     )
     assert result.shown == ((2, 0), (0, 0))
 

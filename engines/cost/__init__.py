@@ -1,0 +1,1 @@
+"""What an engine costs: milliseconds, predicted from its kernels and a GPU's data sheet."""

@@ -1,0 +1,136 @@
+"""Kernels to be costed, from whatever the user has: a model, an engine's layer list, a finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from reptrt.engines.build.builder import BuildOptions, build_engine
+from reptrt.engines.cost.estimate import CostError, require_shapes, scale_batch
+from reptrt.engines.data_sheet import DataSheet
+from reptrt.engines.fusion_rules import predict_kernels
+from reptrt.engines.inspection.kernel import Kernel
+from reptrt.engines.inspection.kernel_record import read_kernel_entry
+from reptrt.engines.inspection.kernels import LayerListError, parse_kernels
+from reptrt.engines.inspection.traffic import has_work
+from reptrt.engines.target import Target, load_backend
+
+FUSION_FILE = "fusion.json"
+_MOST_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Kernels of an engine.
+
+    Attributes:
+        kernels: in order of execution.
+        batch: that they are for.
+        origin: who says so, in words.
+        engine_bytes: size of the engine's file, None where nothing here builds it.
+    """
+
+    kernels: tuple[Kernel, ...]
+    batch: int
+    origin: str
+    engine_bytes: int | None = None
+
+    def at_batch(self, batch: int) -> Layers:
+        """The same kernels, for another batch."""
+        if batch == self.batch:
+            return self
+        kernels = scale_batch(self.kernels, batch / self.batch)
+        return Layers(kernels, batch, self.origin, self.engine_bytes)
+
+
+def read_layers(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
+    """Return the kernels that `path` stands for.
+
+    Args:
+        path: `.onnx`; the inspector's `graph.json`, or a TensorRT-RTX build log's "Layers:" message;
+            `fusion.json`, or the folder of a run that has one.
+        target: for which a model is compiled or predicted; None for classic TensorRT on `sheet`'s GPU.
+        sheet: the GPU.
+
+    Raises:
+        CostError: another kind of file, or one that cannot be read.
+        LayerListError, BuildError, UnpredictableModelError: what is in it makes no sense.
+        MissingComponentError: a TensorRT-RTX target, and TensorRT-RTX is not here.
+    """
+    if path.is_dir():
+        path = path / FUSION_FILE
+    if not path.is_file():
+        raise CostError(
+            f"{path}: no such file; give a model.onnx, an engine's graph.json, or the folder of a run"
+        )
+    if path.suffix == ".onnx":
+        return read_model(path, target, sheet)
+    layers = _read_list(path)
+    require_shapes(layers.kernels)
+    return layers
+
+
+def read_model(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
+    """Return the kernels of a model at its own batch, 1 where that is open.
+
+    TensorRT-RTX compiles it for a target of its own; for any other GPU fusion rules predict.
+
+    Raises:
+        CostError, BuildError, UnpredictableModelError, MissingComponentError: see `read_layers`.
+    """
+    if target is not None and target.backend == "onnxruntime":
+        raise CostError(
+            f"target '{target.name}': there is a model for GPUs only; `reptrt bench` times it"
+        )
+    if target is not None and target.backend == "tensorrt_rtx":
+        trt = load_backend(target)
+        options = BuildOptions(compute_capabilities=(sheet.compute_capability,))
+        with TemporaryDirectory() as folder:
+            built = build_engine(path, Path(folder, "model.engine"), trt, options)
+        kernels, origin = parse_kernels(built.layers), f"compiled by TensorRT-RTX {built.version}"
+        size: int | None = built.size_bytes
+    else:
+        kernels = predict_kernels(path, compute_capability=sheet.compute_capability)
+        size = None
+        origin = "layers predicted by the fusion rules of classic TensorRT"
+    require_shapes(kernels)
+    return Layers(kernels, _batch_of(kernels), origin, size)
+
+
+def _read_list(path: Path) -> Layers:
+    """Read graph.json, fusion.json or a log."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise CostError(f"{path}: larger than {_MOST_BYTES >> 20} MiB, which no layer list is")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CostError(f"{path}: no layer list: {error}") from error
+    try:
+        kernels, origin = _parse(text)
+    except LayerListError as error:
+        raise LayerListError(f"{path}: {error}") from error
+    return Layers(kernels, _batch_of(kernels), origin)
+
+
+def _parse(text: str) -> tuple[tuple[Kernel, ...], str]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return parse_kernels(text), "layers of a built engine"
+    if not isinstance(content, dict) or "fused_kernels" not in content:
+        return parse_kernels(text), "layers of a built engine"
+    entries = content["fused_kernels"]
+    if not isinstance(entries, list) or not all(isinstance(one, Mapping) for one in entries):
+        raise LayerListError("'fused_kernels' is no list of kernels")
+    return tuple(read_kernel_entry(one) for one in entries), f"built with {content.get('backend')}"
+
+
+def _batch_of(kernels: tuple[Kernel, ...]) -> int:
+    """First side of what the first kernel reads."""
+    for kernel in kernels:
+        if has_work(kernel) and kernel.inputs and kernel.inputs[0].dims:
+            return max(1, kernel.inputs[0].dims[0])
+    return 1

@@ -1,0 +1,266 @@
+"""The verdict: whether the quantized model is good enough to be deployed.
+
+Where a gate was asked for, every check must pass, and what cannot be judged fails: too few images, or no
+accuracy. FP32 itself is checked first, for a model that is wrong in FP32 loses nothing in INT8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from reptrt.engines.report_schema import NOT_JUDGED, Accuracy, Check, Interval, Validation, Verdict
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.validation.intervals import (
+    FEWEST_RESAMPLED,
+    images_for,
+    paired_drop_interval,
+    share_interval,
+)
+
+CLASSIFIER_AGREEMENT = 90.0
+"""Percent of images with FP32's class that an 8-bit classifier must keep."""
+DETECTOR_AGREEMENT = 85.0
+"""F1 in percent against FP32's boxes that an 8-bit detector must keep."""
+LEAST_SNR = 3.0
+"""dB of every output; 0 dB is what an output of zeros has."""
+STATED_TOLERANCE = 1.0
+"""Points that FP32 may be below the accuracy its checkpoint states: other resize filters cost as much."""
+_FULL_BITS = 8
+_REMEDY = "check mean, std, channels, labels and weights, or state `min_accuracy`"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the result has to reach; None where nothing was said.
+
+    Attributes:
+        max_drop: most points of accuracy that INT8 may lose.
+        min_accuracy: least accuracy of FP32 and of INT8, in percent or the metric's unit.
+        min_agreement: least agreement with FP32 in percent; None takes that of the task at 8 bits.
+        min_snr: least dB of every output.
+        stated_accuracy: that the checkpoint states, in percent.
+        is_full_bits: whether weights and activations have 8 bits.
+        force: deploy even what fails.
+    """
+
+    max_drop: float | None = None
+    min_accuracy: float | None = None
+    min_agreement: float | None = None
+    min_snr: float = LEAST_SNR
+    stated_accuracy: float | None = None
+    is_full_bits: bool = True
+    force: bool = False
+
+    @property
+    def are_asked(self) -> bool:
+        """Whether the user asked for a gate."""
+        asked = (self.max_drop, self.min_accuracy, self.min_agreement)
+        return any(bound is not None for bound in asked)
+
+
+def bounds_of(recipe: Recipe, stated_accuracy: float | None) -> Bounds:
+    """What `recipe` asks for, of a checkpoint that states `stated_accuracy`."""
+    return Bounds(
+        max_drop=recipe.max_drop,
+        min_accuracy=recipe.min_accuracy,
+        min_agreement=recipe.min_agreement,
+        min_snr=max(recipe.min_snr or 0.0, LEAST_SNR),
+        stated_accuracy=stated_accuracy,
+        is_full_bits=recipe.weight_bits == recipe.activation_bits == _FULL_BITS,
+        force=recipe.force,
+    )
+
+
+def judge(validation: Validation, bounds: Bounds) -> Verdict:
+    """Hold what was measured against `bounds`."""
+    checks = tuple(_checks(validation, bounds))
+    missed = [check for check in checks if not check.passed]
+    images = max((check.images for check in missed if check.images), default=None)
+    if not bounds.are_asked:
+        return replace(NOT_JUDGED, checks=checks, images=images)
+    if missed:
+        reason = "; ".join(check.reason for check in missed)
+        return Verdict("failed", reason, checks, images, forced=bounds.force)
+    return Verdict("passed", _tightest(checks), checks)
+
+
+def _tightest(checks: tuple[Check, ...]) -> str:
+    """What the checks of accuracy found."""
+    return "; ".join(check.reason for check in checks if check.name in ("drop", "agreement"))
+
+
+def _checks(validation: Validation, bounds: Bounds) -> Iterator[Check]:
+    yield from _input(validation)
+    yield _finite(validation)
+    accuracy = validation.accuracy
+    if accuracy is None:
+        if bounds.are_asked:
+            reason = "no accuracy was measured: add labelled images (`evaluate`)"
+            yield Check("accuracy", None, reason)
+    else:
+        yield _floor(accuracy, bounds)
+        if bounds.min_accuracy is not None:
+            yield _least("INT8 accuracy", accuracy.quantized, bounds.min_accuracy)
+        yield from _drop(accuracy, bounds)
+        yield from _agreement(accuracy, bounds)
+    yield from _snr(validation, bounds)
+
+
+def _input(validation: Validation) -> Iterator[Check]:
+    if validation.is_constant_input:
+        reason = "every pixel of the network's input is the same: check the images, mean and std"
+        yield Check("input", False, reason)
+
+
+def _finite(validation: Validation) -> Check:
+    """Neither an output nor a layer that was compared may hold NaN or infinity."""
+    outputs = {
+        "INT8 model": validation.numerics,
+        "engine": validation.engine_numerics,
+    }
+    bad = [
+        f"output {name} of the {model}"
+        for model, numerics in outputs.items()
+        for name, output in (numerics or {}).items()
+        if output.cosine is None
+    ]
+    bad += [f"layer {layer.layer}" for layer in validation.layers if not layer.is_finite]
+    if not bad:
+        return Check("finite", True, "every output and layer is finite")
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return Check("finite", False, f"{bad[0]}{more}: NaN or infinite")
+
+
+def _floor(accuracy: Accuracy, bounds: Bounds) -> Check:
+    """Is FP32 right at all: as the user says, as its checkpoint states, or better than chance."""
+    name, fp32 = "FP32 accuracy", accuracy.fp32
+    if bounds.min_accuracy is not None:
+        return _least(name, fp32, bounds.min_accuracy)
+    interval = accuracy.fp32_interval
+    if accuracy.num_images is None:
+        return Check(name, True, "a metric of the user's own has no chance level", fp32)
+    if interval is None or fp32 is None or accuracy.chance is None:
+        return Check(name, None, _too_few(accuracy), fp32)
+    found = f"FP32 has {fp32:.2f} % ({_written(interval)}) on {_images(accuracy)}"
+    if bounds.stated_accuracy is not None:
+        least = bounds.stated_accuracy - STATED_TOLERANCE
+        if interval[1] < least:
+            reason = f"{found}, and its checkpoint states {bounds.stated_accuracy:.2f} %: {_REMEDY}"
+            return Check(name, False, reason, fp32, least)
+    if interval[0] > accuracy.chance:
+        return Check(
+            name, True, f"{found}, and chance is {accuracy.chance:.2f} %", fp32, accuracy.chance
+        )
+    reason = f"{found}, which is not surely more than chance ({accuracy.chance:.2f} %): {_REMEDY}"
+    if fp32 <= accuracy.chance:
+        return Check(name, False, reason, fp32, accuracy.chance)
+    return Check(name, None, reason, fp32, accuracy.chance, _images_for_floor(accuracy))
+
+
+def _drop(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
+    """The upper end of the drop's interval is within the limit."""
+    limit, drop, interval = bounds.max_drop, accuracy.drop, accuracy.drop_interval
+    if limit is None:
+        return
+    if drop is None or not math.isfinite(drop):
+        yield Check("drop", None, "the drop is unknown", None, limit)
+    elif drop > limit:
+        yield Check(
+            "drop",
+            False,
+            f"INT8 loses {drop:.2f} points, and the limit is {limit:.2f}",
+            drop,
+            limit,
+        )
+    elif interval is not None and interval[1] >= limit:
+        reason = (
+            f"INT8 loses {drop:.2f} points on {_images(accuracy)}, which may be up to"
+            f" {interval[1]:.2f}, and the limit is {limit:.2f}"
+        )
+        images = _images_for_drop(accuracy, limit)
+        if images is not None:
+            reason += f": about {images} labelled images would decide"
+        yield Check("drop", None, reason, drop, limit, images)
+    elif interval is None and accuracy.num_images is not None:
+        yield Check("drop", None, _too_few(accuracy), drop, limit, FEWEST_RESAMPLED)
+    else:
+        most = f", at most {interval[1]:.2f}" if interval else ""
+        yield Check("drop", True, f"INT8 loses {drop:.2f} points{most}", drop, limit)
+
+
+def _agreement(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
+    found, least, default = accuracy.agreement, bounds.min_agreement, ""
+    if least is None and bounds.is_full_bits:
+        is_detector = accuracy.metric.startswith("map")
+        least = DETECTOR_AGREEMENT if is_detector else CLASSIFIER_AGREEMENT
+        default = " (the default of `min_agreement`)"
+    if least is None or (
+        found is None and default
+    ):  # a user's own metric says nothing of each image
+        return
+    if found is None:
+        yield Check("agreement", None, "the agreement with FP32 is unknown", None, least)
+    elif found >= least:
+        yield Check("agreement", True, f"INT8 agrees with FP32 to {found:.2f} %", found, least)
+    else:
+        reason = f"INT8 agrees with FP32 to {found:.2f} %, at least {least:.2f}{default} wanted"
+        yield Check("agreement", False, reason, found, least)
+
+
+def _snr(validation: Validation, bounds: Bounds) -> Iterator[Check]:
+    """Every output keeps its distance from noise; one that is exact has no SNR."""
+    for name, output in (validation.numerics or {}).items():
+        if output.snr_db is not None and output.snr_db < bounds.min_snr:
+            reason = (
+                f"output {name} has {output.snr_db:.1f} dB, at least {bounds.min_snr:.1f} wanted"
+            )
+            yield Check(f"SNR of {name}", False, reason, output.snr_db, bounds.min_snr)
+
+
+def _least(name: str, found: float | None, least: float) -> Check:
+    model = name.split()[0]
+    if found is None:
+        return Check(name, None, f"the accuracy of {model} is unknown", None, least)
+    if found >= least:
+        return Check(name, True, f"{model} has {found:.2f}", found, least)
+    return Check(name, False, f"{model} has {found:.2f}, at least {least:.2f} wanted", found, least)
+
+
+def _images_for_floor(accuracy: Accuracy) -> int | None:
+    if accuracy.metric != "top1" or accuracy.fp32 is None or accuracy.chance is None:
+        return None
+    share, chance = accuracy.fp32 / 100, accuracy.chance / 100
+    return images_for(
+        lambda count: share_interval(share * count, count).low > chance, accuracy.num_images or 1
+    )
+
+
+def _images_for_drop(accuracy: Accuracy, limit: float) -> int | None:
+    """About how many images bring the upper end below `limit`, if all goes on as on these."""
+    count, drop, interval = accuracy.num_images, accuracy.drop, accuracy.drop_interval
+    if not count or drop is None or interval is None or drop >= limit:
+        return None
+    lost, gained = accuracy.lost, accuracy.gained
+    if lost is not None and gained is not None:
+        return images_for(
+            lambda more: (
+                100 * paired_drop_interval(lost * more / count, gained * more / count, more).high
+                < limit
+            ),
+            count,
+        )
+    return round(count * ((interval[1] - drop) / (limit - drop)) ** 2)
+
+
+def _too_few(accuracy: Accuracy) -> str:
+    return f"{_images(accuracy)} are too few for an interval of {accuracy.metric}"
+
+
+def _images(accuracy: Accuracy) -> str:
+    return "1 image" if accuracy.num_images == 1 else f"{accuracy.num_images} images"
+
+
+def _written(interval: Interval) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"

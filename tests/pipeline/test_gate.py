@@ -1,0 +1,213 @@
+"""A gate that cannot lie: what is wrong fails in every command and in Python, and says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+import reptrt as package
+from reptrt.engines.kit.manifest import read_manifest
+from reptrt.pipeline.deploy.passed import VERDICT_KEY, GateError
+from reptrt.pipeline.recipe import RecipeError
+from tests.command_line import Outcome, TinyProject, reptrt
+from tests.pipeline.deploy.test_kit import unpack
+
+GATE = ("--max-drop", 5)
+
+
+class Case:
+    """One model and its labelled images, through every command, in one workspace."""
+
+    def __init__(self, model: str, images: Path, workspace: Path, *more: object) -> None:
+        self.model, self.images, self.workspace = f"tiny_models:{model}", images, workspace
+        self.more = more
+
+    def options(self, target: str, *more: object) -> list[object]:
+        known = ["--image-size", 32, "--data", self.images, "--eval", self.images]
+        known += ["--calibrator", "minmax", "--target", target, "--workspace", self.workspace]
+        return [self.model, *known, *GATE, *self.more, *more]
+
+    def engine(self, *more: object) -> Outcome:
+        return reptrt("engine", *self.options("cpu", "--json", *more))
+
+    def triton(self, *more: object) -> Outcome:
+        repository = self.workspace / "repository"
+        return reptrt("triton", *self.options("cpu", "--output", repository, *more))
+
+    def kit(self, *more: object) -> Outcome:
+        archive = self.workspace / "kit.tar.gz"
+        return reptrt("kit", *self.options("tensorrt-rtx", "--output", archive, *more))
+
+    def python(self, **more: object) -> package.Result:
+        return package.quantize(
+            self.model, self.images, evaluate=self.images, workspace=self.workspace, image_size=(32, 32),
+            calibrator="minmax", target="cpu", max_drop=5.0, progress=False, **more,
+        )  # fmt: skip
+
+    @property
+    def written(self) -> list[Path]:
+        """Files that were deployed."""
+        repository = (self.workspace / "repository").rglob("model.*")
+        return [*repository, *self.workspace.rglob("*.tar.gz")]
+
+
+def shuffled(images: Path, folder: Path) -> Path:
+    """Half of the labels are those of the other class."""
+    copied = Path(shutil.copytree(images, folder / "shuffled"))
+    for name, other in (("red", "blue"), ("blue", "red")):
+        for index in range(25):
+            (copied / name / f"{index}.png").rename(copied / other / f"swapped-{index}.png")
+    return copied
+
+
+def five(images: Path, folder: Path) -> Path:
+    for name, count in (("red", 3), ("blue", 2)):
+        (folder / "five" / name).mkdir(parents=True)
+        for index in range(count):
+            shutil.copy(images / name / f"{index}.png", folder / "five" / name)
+    return folder / "five"
+
+
+def all_of_them(images: Path, folder: Path) -> Path:
+    return images
+
+
+@pytest.mark.parametrize(
+    ("model", "choose", "python", "reason"),
+    [
+        ("colours", all_of_them, {"mean": (1.0, 1.0, 1.0)}, "which is not surely more than chance"),
+        ("colours", all_of_them, {"channels": "bgr"}, "FP32 has 0.00 %"),
+        ("colours", shuffled, {}, "FP32 has 50.00 %"),
+        ("colours", five, {}, "labelled images would decide"),
+        ("collapsing", all_of_them, {}, "INT8 loses 50.00 points, and the limit is 5.00"),
+    ],
+    ids=["wrong mean", "swapped channels", "shuffled labels", "five images", "collapse"],
+)
+def test_what_is_wrong_fails_everywhere_with_its_reason(
+    tiny: TinyProject, red_and_blue: Path, tmp_path: Path, model: str,
+    choose: Callable[[Path, Path], Path], python: dict[str, object], reason: str,
+) -> None:  # fmt: skip
+    flags = [f"--{name}" if at == 0 else value for name, found in python.items()
+             for at, value in enumerate(("", ",".join(map(str, found)) if name == "mean" else found))]  # fmt: skip
+    case = Case(model, choose(red_and_blue, tmp_path), tmp_path / "build", *flags)
+    outcome = case.engine()
+    assert outcome.code == 1, outcome.err
+    verdict = json.loads(outcome.out)["verdict"]
+    assert verdict["decision"] == "failed"
+    assert reason in verdict["reason"]
+    for run in (case.triton, case.kit):
+        outcome = run()
+        assert outcome.code == 1
+        assert reason in outcome.complaints[-1]
+        assert "--force writes it all the same" in outcome.complaints[-1]
+    assert case.written == []
+    result = case.python(**python)
+    assert reason in result.verdict.reason
+    assert result.verdict.stops
+    with pytest.raises(GateError, match="not written"):
+        result.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_network_with_nan_weights_is_refused_everywhere(
+    tiny: TinyProject, red_and_blue: Path, tmp_path: Path
+) -> None:
+    case = Case("blind", red_and_blue, tmp_path / "build")
+    for run in (case.engine, case.triton, case.kit):
+        outcome = run()
+        assert outcome.code == 2
+        assert "NaN or infinite" in outcome.complaints[-1]
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        case.python()
+    assert case.written == []
+
+
+def verdict_in(path: Path) -> dict[str, object]:
+    (entry,) = [one for one in onnx.load(path).metadata_props if one.key == VERDICT_KEY]
+    found: dict[str, object] = json.loads(entry.value)
+    return found
+
+
+def test_what_is_right_passes_everywhere_and_every_artifact_says_so(
+    tiny: TinyProject, red_and_blue: Path, tmp_path: Path
+) -> None:
+    case = Case("colours", red_and_blue, tmp_path / "build")
+    outcome = case.engine()
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["verdict"]["decision"] == "passed"
+    assert all(check["passed"] for check in report["verdict"]["checks"])
+    assert report["accuracy"]["drop_interval"][1] == pytest.approx(3.7, abs=0.01)
+    assert case.triton().code == 0
+    version = tmp_path / "build" / "repository" / "tiny_models-colours" / "1"
+    assert verdict_in(version / "model.onnx")["decision"] == "passed"
+    assert json.loads((version / "verdict.json").read_text())["decision"] == "passed"
+    config = (version.parent / "config.pbtxt").read_text()
+    assert 'parameters { key: "reptrt.verdict.1" value { string_value: "passed' in config
+    assert case.kit().code == 0
+    kit = unpack(tmp_path / "build" / "kit.tar.gz", tmp_path / "device")
+    assert read_manifest(kit).run.verdict.decision == "passed"
+    assert verdict_in(kit / "model.trt.onnx")["decision"] == "passed"
+    result = case.python()
+    assert result.verdict.decision == "passed"
+    saved = result.save(tmp_path / "saved")
+    assert verdict_in(saved / "model.trt.onnx")["decision"] == "passed"
+    assert verdict_in(saved / "model.cpu.onnx")["decision"] == "passed"
+    assert case.engine().code == 0  # and nothing in the workspace has changed
+
+
+def test_forced_artifacts_are_written_and_say_that_they_failed(
+    tiny: TinyProject, red_and_blue: Path, tmp_path: Path
+) -> None:
+    case = Case("collapsing", red_and_blue, tmp_path / "build", "--force")
+    assert case.engine().code == 0
+    for run in (case.triton, case.kit):
+        outcome = run()
+        assert outcome.code == 0
+        assert "the gate failed, written all the same" in outcome.err
+    version = tmp_path / "build" / "repository" / "tiny_models-collapsing" / "1"
+    found = verdict_in(version / "model.onnx")
+    assert (found["decision"], found["forced"]) == ("failed", True)
+    assert '"failed, forced: ' in (version.parent / "config.pbtxt").read_text()
+    kit = unpack(tmp_path / "build" / "kit.tar.gz", tmp_path / "device")
+    assert read_manifest(kit).run.verdict.forced
+
+
+@pytest.mark.parametrize("command", ["engine", "validate", "report", "kit", "triton"])
+def test_a_gate_without_labelled_images_is_refused_before_anything_runs(
+    tiny: TinyProject, tmp_path: Path, command: str
+) -> None:
+    more = ["--output", tmp_path / "repository"] if command == "triton" else []
+    outcome = reptrt(command, *tiny.options, "--workspace", tmp_path, "--max-drop", 1, *more)
+    assert outcome.code == 2
+    assert outcome.complaints == [
+        "reptrt: --max-drop: nothing can be judged without labelled images; add them (--eval), or"
+        " leave the gate out"
+    ]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["run.log"]
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        (("--mean", "123.7,116.3,103.5"), "must be three numbers of 0 to 1, the scale of pixels / 255"),
+        (("--std", "58,57,57"), "must be three numbers above 0 and up to 1"),
+        (("--std", "0,1,1"), "must be three numbers above 0 and up to 1"),
+    ],
+)  # fmt: skip
+def test_preprocessing_that_cannot_be_right_is_refused(
+    tiny: TinyProject, red_and_blue: Path, tmp_path: Path, option: tuple[str, str], complaint: str
+) -> None:
+    outcome = Case("colours", red_and_blue, tmp_path / "build").engine(*option)
+    assert outcome.code == 2
+    assert complaint in outcome.complaints[-1]
+
+
+def test_a_bound_out_of_range_is_refused() -> None:
+    with pytest.raises(RecipeError, match="min_agreement"):
+        package.quantize("yolov6n_demo", min_agreement=101.0)
