@@ -110,8 +110,8 @@ def test_layers_are_compared_on_the_scale_of_the_float_network(
     feeds = [{"images": IMAGES.numpy()}]
     before = compare_layers(files.float32, files.channel, feeds)
     after = compare_layers(files.float32, files.other, feeds, files.channel)
-    assert [entry["layer"] for entry in after] == [entry["layer"] for entry in before]
-    lost = [old["snr_db"] - new["snr_db"] for old, new in zip(before, after, strict=True)]
+    assert [entry.layer for entry in after] == [entry.layer for entry in before]
+    lost = [old.snr_db - new.snr_db for old, new in zip(before, after, strict=True)]
     assert max(lost) < 2.5
 
 
