@@ -13,10 +13,10 @@ from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.report_schema import NOT_JUDGED, Report, Verdict
 from reptrt.pipeline.gate import is_gated, verdict_of
-from reptrt.pipeline.run import Run
-from reptrt.pipeline.run_records import made_from
 from reptrt.pipeline.report.collect import predicted_cost, run_facts
 from reptrt.pipeline.report.recommendation import choose_deployment
+from reptrt.pipeline.run import Run
+from reptrt.pipeline.run_records import made_from
 from reptrt.pipeline.stages import build, price, validate
 from reptrt.pipeline.validation.validate import engine_can_run
 
