@@ -49,7 +49,7 @@ compare: $(READY) ## one model through several calibrators, one table
 	$(BIN)/reptrt compare "$(MODEL)" --calibrators $(CALIBRATORS) $(FLAGS)
 
 test: $(READY) ## the tests; no GPU, no network
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

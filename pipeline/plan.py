@@ -35,6 +35,8 @@ class Plan(Recipe):
     quantize_head: bool
     min_snr: float
     form: Form = "channel-scales"
+    threads: int = 1
+    """Of PyTorch: sums are added in another order on another number, and learning takes another path."""
 
     @property
     def sha256(self) -> str:
@@ -112,6 +114,7 @@ def make_plan(
         "device": choose_device(recipe),
         "target": target.name,
         "precision": precision,
+        "threads": torch.get_num_threads(),
         "form": form_for(target.backend, half=precision == "fp16"),
         "batch_size": fixed_batch(loaded, recipe),
         "quantize_head": is_classifier if recipe.quantize_head is None else recipe.quantize_head,

@@ -158,6 +158,7 @@ def calibrate(run: Run) -> None:
         **network_inputs(run),
         "images": run.images.fingerprint,
         "calibration": plan.section(Calibration),
+        "threads": plan.threads,
         "costly": sorted(run.costly),
         "sensitive": sorted(run.sensitive),
         "apart": run.apart,
