@@ -42,8 +42,8 @@ class Constants:
 
 
 FITTED = Constants(
-    product_us=4.71, move_us=2.90, compute=0.776, compute_int8=0.764, image=0.393, depthwise=0.230,
-    memory=0.969, move=0.778, reformat=0.614, image_pixels=0.147,
+    product_us=4.66, move_us=2.84, compute=0.782, compute_int8=0.752, image=0.407, depthwise=0.237,
+    memory=0.956, move=0.772, reformat=0.603, image_pixels=0.152,
 )  # fmt: skip
 
 SPREAD = 0.45
