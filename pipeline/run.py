@@ -112,12 +112,13 @@ class Run:
         return network_sha256(self.loaded, self.recording)
 
     @property
-    def costly(self) -> frozenset[str]:
-        """Layers that stay FP16 since INT8 is not faster, as the stage `placement` found."""
+    def costly(self) -> dict[str, str]:
+        """Layers that stay FP16 since INT8 is not faster, as the stage `placement` found, and why."""
         path = self.workspace.placement
         if not path.exists():
-            return frozenset()
-        return frozenset(read_artifact(path, "placement", CostPlacement).float_layers)
+            return {}
+        found = read_artifact(path, "placement", CostPlacement)
+        return {name: price.reason for name, price in found.float_layers.items()}
 
     @property
     def sensitive(self) -> Sensitivity:

@@ -198,6 +198,7 @@ def export(run: Run) -> None:
         "batch_size": plan.batch_size,
         "precision": plan.precision,
         "form": plan.form,
+        "quantize": plan.quantize,
     }
 
     def work() -> None:
@@ -217,7 +218,8 @@ def export(run: Run) -> None:
             islands=run.loaded.islands,
         )
         run.progress("export ONNX", 2, steps)
-        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form)
+        pays = plan.quantize == "pays"
+        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form, float_depthwise=pays)
         run.progress("export ONNX", 3, steps)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)

@@ -64,7 +64,6 @@ PREDICTION = (
     "last layer of a network that is no classifier: a step of its grid shows in the boxes, masks or"
     " values that it makes (`quantize_head=True` quantizes it)"
 )
-COSTLY = "FP16 is predicted to be as fast here (`quantize='all'` quantizes it all the same)"
 SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
 
 
@@ -111,7 +110,7 @@ def place_quantizers(
     *,
     quantize_head: bool = True,
     sensitive: Collection[str] = (),
-    costly: Collection[str] = (),
+    costly: Mapping[str, str] | None = None,
     softmax: Softmax = "float",
     apart: Collection[str] = (),
 ) -> Placement:
@@ -123,13 +122,14 @@ def place_quantizers(
         quantize_head: whether the layers behind which no other comes are quantized too.
         sensitive: layers that stay float because they cost too much (`reptrt.calibrators.sensitivity`).
         apart: concats whose sources keep scales of their own (`far_concats`).
-        costly: layers that stay float because INT8 would not make the engine faster.
+        costly: layers that stay float because INT8 would not make the engine faster, and by how much.
         softmax: how to quantize attention; fused attention (`reptrt.models.expand_attention`) stays float.
     """
     predictions = set() if quantize_head else last_layers(graph)
     reasons = dict.fromkeys(predictions, PREDICTION)
     weighted = [node for node in graph.nodes if node.target in WEIGHTED]
-    reasons |= {node: COSTLY for node in weighted if layer_name(node) in costly}
+    why = costly or {}
+    reasons |= {node: why[layer_name(node)] for node in weighted if layer_name(node) in why}
     reasons |= {node: SENSITIVE for node in weighted if layer_name(node) in sensitive}
     layers, float_layers = _choose_layers(graph, keep_float, reasons)
     edges = _Edges(apart)

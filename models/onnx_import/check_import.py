@@ -68,13 +68,13 @@ def check_numerics(
     except Exception as error:
         return _first_failure(recorder, tensors, images, error)
     actual = [found] if isinstance(found, torch.Tensor) else list(found)
-    error = max(
+    worst = max(
         range_error(expected[name], tensor.numpy())
         for name, tensor in zip(outputs, actual, strict=True)
     )
-    if error <= TOLERANCE:
-        return ImportCheck(error)
-    return _first_difference(recorder, tensors, canonical, images, error)
+    if worst <= TOLERANCE:
+        return ImportCheck(worst)
+    return _first_difference(recorder, tensors, canonical, images, worst)
 
 
 def _plain_images(canonical: CanonicalGraph) -> Array:

@@ -91,7 +91,7 @@ def prepare_network(
     plan: Plan,
     recording: Recording,
     sensitive: Collection[str] = (),
-    costly: Collection[str] = (),
+    costly: Mapping[str, str] | None = None,
     apart: Collection[str] = (),
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
@@ -101,7 +101,8 @@ def prepare_network(
         plan: what to do.
         recording: of `loaded`.
         sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
-        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`).
+        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`), and
+            the reason.
         apart: concats whose sources keep scales of their own.
 
     Raises:
