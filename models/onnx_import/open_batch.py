@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.pieces import tensors_read
 from reptrt.models.onnx_import.values import infer_shapes
 
@@ -30,7 +31,7 @@ def open_batch(graph: gs.Graph) -> gs.Graph:
                 _open_resize(node, shapes)
             elif node.op == "Concat":
                 _open_concat(opened, node, found)
-    return opened.toposort()
+    return sort_nodes(opened)
 
 
 def _open_reshape(node: gs.Node) -> None:

@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.operators import DOMAIN
 from reptrt.models.onnx_import.upgrade import to_export_opset
 
@@ -82,7 +83,7 @@ def extract(
     for tensor in piece.inputs:
         tensor.inputs.clear()
     repeat_with_operators(piece)
-    piece.cleanup().toposort()
+    sort_nodes(piece.cleanup())
     for tensor in [*piece.inputs, *piece.outputs]:
         example = examples[tensor.name]
         tensor.dtype, tensor.shape = example.dtype, [None] * example.ndim

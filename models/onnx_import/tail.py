@@ -16,6 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import torch
 
+from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.islands import IslandNote, Values, op_types, sum_weights
 from reptrt.models.onnx_import.pieces import boundary, extract
@@ -84,7 +85,7 @@ def split_tail(
     for node in members:
         node.outputs.clear()
         graph.nodes.remove(node)
-    graph.cleanup().toposort()
+    sort_nodes(graph.cleanup())
     return Tail(piece.SerializeToString(), tuple(reads), tuple(cut), outputs, images, note)
 
 
