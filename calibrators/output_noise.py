@@ -13,6 +13,7 @@ from reptrt.calibrators.base import (
     Progress,
     no_progress,
 )
+from reptrt.calibrators.quantized.output_parts import find_parts, split_parts
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 
 ActivationScales = Mapping[str, torch.Tensor]
@@ -27,18 +28,20 @@ def compare_scales(
     reference: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
     progress: Progress = no_progress,
 ) -> dict[str, float]:
-    """Noise-to-signal power at the outputs, averaged over outputs, for each set of scales.
+    """Noise-to-signal power at the outputs, averaged over their parts, for each set of scales.
 
-    `reference` is the float network.
+    `reference` is the float network. Of an output that joins boxes and scores, each is a part.
     """
+    parts = find_parts(model.graph_module.graph)
     signal = torch.zeros(1)
     noise = {name: torch.zeros(1) for name in scales}
     for done, batch in enumerate(batches, start=1):
-        expected = reference(batch)
+        expected = split_parts(reference(batch), parts)
         signal = signal + _power(expected)
         for name, candidate in scales.items():
             set_activation_scales(model, candidate)
-            error = [a - b for a, b in zip(model(batch), expected, strict=True)]
+            found = split_parts(model(batch), parts)
+            error = [a - b for a, b in zip(found, expected, strict=True)]
             noise[name] = noise[name] + _power(error)
         progress("compare baselines", done, len(batches))
     # An output that is always zero has no SNR and says nothing about the scales.

@@ -64,10 +64,15 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class OutputNumerics:
-    """One output of a model against that of another; `cosine` is in -1..1."""
+    """One output, or part of one, of a model against that of another; `cosine` is in -1..1.
+
+    `largest_fp32` and `largest_quantized` are told of what lies in 0..1, as scores do.
+    """
 
     snr_db: float | None = None
     cosine: float | None = None
+    largest_fp32: float | None = None
+    largest_quantized: float | None = None
 
 
 Numerics = Mapping[str, OutputNumerics]
@@ -139,6 +144,21 @@ class FloatIsland:
     reason: str
 
 
+@dataclass(frozen=True)
+class OperatorIsland:
+    """Nodes that stay as they are in the user's file, in float.
+
+    `role` is "tail" where they sort, select or decide behind the last layers, else "island";
+    `weight_bytes` is what they hold.
+    """
+
+    nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    role: str
+    reason: str
+    weight_bytes: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
     """What the compiled engine does; `int8_coverage` is in percent of `quantizable_layers`.
@@ -154,6 +174,7 @@ class Fusion:
     attention_blocks: int | None = None
     fused_attention: int | None = None
     float_islands: tuple[FloatIsland, ...] | None = None
+    operator_islands: tuple[OperatorIsland, ...] = ()
     traffic: Traffic | None = None
 
 

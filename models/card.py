@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from reptrt.models.spec import Preprocess, Task
 
+Part = tuple[tuple[int, int, int], ...]
+"""What one tensor of a concat fills: (axis, first, last + 1) of the result, or of several axes."""
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -20,6 +23,10 @@ class ModelCard:
         outputs: names of the graph outputs in order.
         strides: of a detector's outputs, in pixels per cell; empty for a classifier.
         batch_size: that the files are made for; None for any.
+        cut: tensors where the outputs are compared, in front of what sorts, selects or decides; None
+            for the outputs themselves.
+        parts: of each such tensor: the ranges that are compared one by one, as a concat joins them;
+            none where it is one.
         stated_accuracy: top-1 or mAP 50-95 in percent that the checkpoint states; None where it states none.
     """
 
@@ -31,4 +38,11 @@ class ModelCard:
     outputs: tuple[str, ...]
     strides: tuple[int, ...] = ()
     batch_size: int | None = None
+    cut: tuple[str, ...] | None = None
+    parts: tuple[tuple[Part, ...], ...] = ()
     stated_accuracy: float | None = None
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Tensors whose noise is measured."""
+        return self.outputs if self.cut is None else self.cut

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import fx
 
-from reptrt.models.parameters import free_path, get_tensor, set_parameter
+from reptrt.models.parameters import (
+    add_parameter,
+    free_path,
+    fresh_path,
+    get_tensor,
+    set_parameter,
+)
 
 aten = torch.ops.aten
 
@@ -74,27 +81,21 @@ def fold_weights(graph_module: fx.GraphModule) -> int:
     updates and learned gains. They keep their layer's name.
     """
     constants = Constants(graph_module)
-    stored: dict[fx.Node, fx.Node] = {}
+    stored: dict[fx.Node, tuple[fx.Node, str]] = {}
     for layer in list(graph_module.graph.nodes):
         if layer.target not in _WEIGHTED:
             continue
         for index, value in enumerate(layer.args[1:3], start=1):
             if isinstance(value, fx.Node) and value.op != "get_attr" and value in constants:
                 if value not in stored:
-                    with graph_module.graph.inserting_before(value):
-                        stored[value] = graph_module.graph.create_node("get_attr", value.name)
-                layer.update_arg(index, stored[value])
-    kept = {
-        value: (_wanted_path(value, node), constants.tensor(value))
-        for value, node in stored.items()
-    }
+                    wanted = _wanted_path(value, "weight" if index == 1 else "bias")
+                    stored[value] = _store(graph_module, value, constants), wanted
+                layer.update_arg(index, stored[value][0])
     graph_module.graph.eliminate_dead_code()  # so that the names of what was folded are free
-    for value, node in stored.items():
-        wanted, tensor = kept[value]
-        assert tensor is not None
-        node.meta["val"] = value.meta["val"]
+    for node, wanted in stored.values():
+        tensor = get_tensor(graph_module, node)
         node.target = free_path(graph_module, wanted)
-        set_parameter(graph_module, str(node.target), tensor.to(node.meta["val"].dtype))
+        set_parameter(graph_module, str(node.target), tensor)
     graph_module.recompile()
     return len(stored)
 
@@ -156,10 +157,15 @@ def owner_of(parameter: fx.Node) -> str:
     return path.partition(".parametrizations.")[0] if ".parametrizations." in path else path
 
 
-def _wanted_path(value: fx.Node, stored: fx.Node) -> str:
-    """The name that the layer itself gives to the weight or bias that `value` computes."""
-    layer = next(iter(stored.users))
-    role = "weight" if layer.args[1] is stored else "bias"
+def _store(graph_module: fx.GraphModule, value: fx.Node, constants: Constants) -> fx.Node:
+    tensor, like = constants.tensor(value), value.meta["val"]
+    assert tensor is not None
+    path = fresh_path(graph_module, "folded")
+    return add_parameter(graph_module, path, tensor.to(like.dtype), value, like)
+
+
+def _wanted_path(value: fx.Node, role: str) -> str:
+    """The name that the layer itself gives to the `role`, weight or bias, that `value` computes."""
     sources = parameters_behind(value)
     same = [n for n in sources if n.meta["val"].shape == value.meta["val"].shape] or sources
     if not same:
@@ -185,7 +191,8 @@ def _evaluate(
         tensor = get_tensor(graph_module, node)
         return tensor.double() if tensor.is_floating_point() else tensor
     assert callable(node.target), f"{node.name}: {node.op} has no value without an image"
-    arguments, keywords = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    known: Callable[[fx.Node], Any] = values.__getitem__
+    arguments, keywords = fx.map_arg((node.args, node.kwargs), known)
     if keywords.get("dtype") in (torch.float32, torch.float16):
         keywords = {**keywords, "dtype": torch.float64}
     return node.target(*arguments, **keywords)

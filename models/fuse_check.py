@@ -26,7 +26,10 @@ NEGLIGIBLE = 1e-6
 
 @torch.no_grad()
 def require_same_function(
-    train_form: nn.Module, deploy_form: nn.Module, image_size: tuple[int, int]
+    train_form: nn.Module,
+    deploy_form: nn.Module,
+    image_size: tuple[int, int],
+    num_channels: int = 3,
 ) -> None:
     """Run every block in both forms on what it reads when the network sees one random image.
 
@@ -36,6 +39,7 @@ def require_same_function(
         train_form: in evaluation mode, on the CPU, in float32.
         deploy_form: `reptrt.models.fuse.reparameterize(train_form)`, there too.
         image_size: (height, width) of the input in pixels.
+        num_channels: of the input.
 
     Raises:
         ReparameterizationError: a block differs by more than `LARGEST_ERROR`, or no longer runs.
@@ -48,7 +52,7 @@ def require_same_function(
     checks = [_Check(path, *pair) for path, pair in pairs.items()]
     generator = torch.Generator().manual_seed(0)
     try:
-        train_form(torch.randn(1, 3, *image_size, generator=generator))
+        train_form(torch.randn(1, num_channels, *image_size, generator=generator))
     finally:
         for check in checks:
             check.remove()

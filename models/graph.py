@@ -56,20 +56,25 @@ class TraceError(ValueError):
 
 
 def trace(
-    module: nn.Module, image_size: tuple[int, int], *, batch_size: int | None = None
+    module: nn.Module,
+    image_size: tuple[int, int],
+    *,
+    batch_size: int | None = None,
+    num_channels: int = 3,
 ) -> fx.GraphModule:
-    """Record `module` on images [N, 3, H, W] as a functional ATen graph.
+    """Record `module` on images [N, channels, H, W] as a functional ATen graph.
 
     Args:
         module: float network in evaluation mode, in deploy form.
         image_size: (height, width) of the input in pixels.
         batch_size: N; None keeps the batch dimension dynamic.
+        num_channels: of the images.
 
     Raises:
         TraceError: the network's Python cannot be captured for these shapes.
     """
     parameter = next(module.parameters(), torch.empty(0))
-    example = torch.zeros(batch_size or 2, 3, *image_size, device=parameter.device)
+    example = torch.zeros(batch_size or 2, num_channels, *image_size, device=parameter.device)
     shapes = ({0: Dim.AUTO},) if batch_size is None else None
     try:
         with _quiet():

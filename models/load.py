@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,13 @@ import torch
 from torch import nn
 
 from reptrt.engines.foreign.text import one_line
+from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck
+from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.onnx_import.importer import import_onnx
+from reptrt.models.onnx_import.islands import IslandNote
+from reptrt.models.onnx_import.tail import Tail
+from reptrt.models.onnx_import.values import Array
 from reptrt.models.registry import find_model
 from reptrt.models.spec import ModelSpec, Preprocess, PreprocessOverrides, Task
 from reptrt.models.task import (
@@ -58,6 +64,9 @@ class LoadedModel:
         weights_sha256: Hex digest of that file, or of the network's own tensors.
         output_names: Of the ONNX file that it was imported from.
         batch_size: The only one that the network can run; None where any will do.
+        tail: Of an ONNX file: what follows `module` and sorts, selects or decides.
+        islands: Of an ONNX file: what ONNX Runtime computes, the tail included.
+        check: Of an ONNX file: compares `module` with ONNX Runtime on images.
         stated_accuracy: Top-1 or mAP 50-95 in percent that the checkpoint states; None for nothing stated.
     """
 
@@ -72,6 +81,23 @@ class LoadedModel:
     output_names: tuple[str, ...] | None = None
     batch_size: int | None = None
     stated_accuracy: float | None = None
+    tail: Tail | None = None
+    islands: tuple[IslandNote, ...] = ()
+    check: Callable[[Array], ImportCheck] | None = None
+
+    def require_same_as_file(self, images: Array) -> None:
+        """Compare the import of an ONNX file with ONNX Runtime on `images` [N, channels, H, W].
+
+        Raises:
+            OnnxFileError: They differ; the first node that does is named.
+        """
+        found = self.check(images) if self.check else None
+        if found is not None and found.error > TOLERANCE:
+            raise OnnxFileError(
+                f"{self.name}: its import differs from ONNX Runtime by {found.error:.1e} of an"
+                f" output's range on the calibration images, from {found.node!r} on: bring the model"
+                " as package.module:callable"
+            )
 
 
 def load_model(
@@ -170,6 +196,16 @@ def load_random(
     return _describe(spec, module, found, None, None, _digest(module))
 
 
+class _Stated(NamedTuple):
+    """What a file says of its images, and what of it is not in the module."""
+
+    image_size: tuple[int, int] | None = None
+    batch_size: int | None = None
+    channels: int = 3
+    takes_pixels: bool = False
+    tail: Tail | None = None
+
+
 class _Examined(NamedTuple):
     """What a run of the network shows."""
 
@@ -211,9 +247,19 @@ def _load_onnx(
     default = PREPROCESS[task].image_size if task else None
     size = file.image_size(overrides.image_size, default)
     network = import_onnx(file, size)
-    found = _examine(spec, network.module, task, overrides, size, network.batch_size)
+    stated = _Stated(
+        size, network.batch_size, file.channels, file.raw_type is not None, network.tail
+    )
+    found = _examine(spec, network.module, task, overrides, stated)
     loaded = _describe(spec, network.module, found, None, path, file.sha256)
-    return replace(loaded, output_names=network.outputs, batch_size=network.batch_size)
+    return replace(
+        loaded,
+        output_names=network.outputs,
+        batch_size=network.batch_size,
+        tail=network.tail,
+        islands=network.islands,
+        check=network.check,
+    )
 
 
 def _find_weights(spec: ModelSpec, progress: Progress | None) -> Path | None:
@@ -263,19 +309,16 @@ def _examine(
     module: nn.Module,
     task: Task | None,
     overrides: PreprocessOverrides,
-    fixed_size: tuple[int, int] | None = None,
-    batch_size: int | None = None,
+    stated: _Stated = _Stated(),  # noqa: B008  # immutable
 ) -> _Examined:
     """Run one image: it tells task and class count, and early whether the image size suits."""
     task = spec.task or task
     if task is None:
-        size = fixed_size or overrides.image_size
-        task = recognize_task(*_run_any_size(spec, module, size, batch_size))
+        size = stated.image_size or overrides.image_size
+        task = recognize_task(*_run_any_size(spec, module, size, stated), stated.batch_size or 1)
         logger.info("%s: its outputs are those of a %s network", spec.name, task)
-    default = spec.preprocess or PREPROCESS[task]
-    preprocess = replace(default, image_size=fixed_size or default.image_size)
-    preprocess = preprocess.override(overrides)
-    outputs = _run(spec, module, preprocess.image_size, batch_size)
+    preprocess = _default_preprocess(spec, task, stated).override(overrides)
+    outputs = _run(spec, module, preprocess.image_size, stated)
     if spec.task is None:
         _warn_of_assumptions(spec.name, task, preprocess, overrides)
     try:
@@ -285,28 +328,40 @@ def _examine(
         raise OutputError(f"{spec.name} {error}") from None
 
 
+def _default_preprocess(spec: ModelSpec, task: Task, stated: _Stated) -> Preprocess:
+    """How images are prepared where nobody says it."""
+    default = spec.preprocess or PREPROCESS[task]
+    size = stated.image_size or default.image_size
+    default = replace(default, image_size=size, num_channels=stated.channels)
+    if stated.takes_pixels:  # 0..255, as they are
+        return replace(default, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    return default
+
+
 def _run_any_size(
-    spec: ModelSpec, module: nn.Module, size: tuple[int, int] | None, batch_size: int | None
+    spec: ModelSpec, module: nn.Module, size: tuple[int, int] | None, stated: _Stated
 ) -> tuple[list[torch.Tensor], tuple[int, int]]:
     """Outputs for images of `size`, None for the first usual size that the network takes."""
     usual = [PREPROCESS[task].image_size for task in ("classification", "detection")]
     *others, last = [size] if size else usual
     for attempt in others:
         try:
-            return _run(spec, module, attempt, batch_size), attempt
+            return _run(spec, module, attempt, stated), attempt
         except ModelRunError:
             continue
-    return _run(spec, module, last, batch_size), last
+    return _run(spec, module, last, stated), last
 
 
 @torch.no_grad()
 def _run(
-    spec: ModelSpec, module: nn.Module, size: tuple[int, int], batch_size: int | None
+    spec: ModelSpec, module: nn.Module, size: tuple[int, int], stated: _Stated
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shape = (batch_size or 1, 3, *size)
+    shape = (stated.batch_size or 1, stated.channels, *size)
+    images = torch.rand(shape, generator=generator) * (255 if stated.takes_pixels else 1)
     try:
-        return list_outputs(module(torch.rand(shape, generator=generator)))
+        outputs = list_outputs(module(images))
+        return outputs if stated.tail is None else stated.tail.run(images, outputs)
     except OutputError as error:
         raise OutputError(f"{spec.name} {error}") from None
     except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -89,6 +89,8 @@ class Preprocess:
         crop_pct: Side of the centre crop over the short side after the resize; in (0, 1].
         layout: `crop` resizes the short side and crops; `letterbox` fits the whole image on grey.
         channels: Order of the input's channels; mean and std are in the order R, G, B always.
+        num_channels: Of the input: 3; 1 for grey, with the mean of `mean` and of `std`; other numbers
+            are not read from pictures but from arrays.
     """
 
     image_size: tuple[int, int]
@@ -98,6 +100,12 @@ class Preprocess:
     crop_pct: float = 1.0
     layout: Layout = "crop"
     channels: Channels = "rgb"
+    num_channels: int = 3
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the network's input."""
+        return (self.num_channels, *self.image_size)
 
     def override(self, overrides: PreprocessOverrides) -> Preprocess:
         """Apply `overrides`; a stated image size is also the short side, so `crop_pct` becomes 1."""

@@ -49,15 +49,18 @@ def list_outputs(returned: object) -> list[torch.Tensor]:
     return found
 
 
-def recognize_task(outputs: Sequence[torch.Tensor], image_size: tuple[int, int]) -> Task:
-    """Task that outputs look like.
+def recognize_task(
+    outputs: Sequence[torch.Tensor], image_size: tuple[int, int], batch_size: int | None = None
+) -> Task:
+    """Task that outputs for `batch_size` images look like; None for any number.
 
-    [N, classes] is a classifier's; maps [N, classes + 4, h, w] of at least two strides, with scores
+    [N, classes], N the batch, is a classifier's; maps [N, classes + 4, h, w] of at least two strides, with scores
     in 0..1, are those of a detector whose boxes `reptrt.engines.outputs.detection` decodes; anything else is
     generic.
     """
     first = outputs[0]
-    if len(outputs) == 1 and first.ndim == 2 and first.shape[1] >= _MIN_CLASSES:
+    is_per_image = first.ndim == 2 and batch_size in (None, first.shape[0])
+    if len(outputs) == 1 and is_per_image and first.shape[1] >= _MIN_CLASSES:
         return "classification"
     if len(outputs) > 1 and is_pyramid([tuple(o.shape) for o in outputs], image_size):
         scores = [output[:, :-_BOX_SIDES] for output in outputs]

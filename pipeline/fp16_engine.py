@@ -13,6 +13,7 @@ from reptrt.engines.outputs.detection import Suppression
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import Backend, load_backend
 from reptrt.models.card import ModelCard
+from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.build import build_inputs, build_options
 from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.export.export import export_float
@@ -41,7 +42,14 @@ def make_fp16_engine(run: Run) -> None:
 
     def work() -> None:
         network, onnx = run.network, workspace.fp16_onnx
-        write_fp16_onnx(network.float_graph, network.card, onnx, recipe.suppression, target.backend)
+        write_fp16_onnx(
+            network.float_graph,
+            network.card,
+            onnx,
+            recipe.suppression,
+            target.backend,
+            run.loaded.tail,
+        )
         trt, options = load_backend(target), build_options(recipe, target)
         build_engine(onnx, workspace.fp16_engine, trt, options, run.progress)
 
@@ -54,11 +62,12 @@ def write_fp16_onnx(
     path: Path,
     suppression: Suppression | None = None,
     backend: Backend = "tensorrt",
+    tail: Tail | None = None,
 ) -> None:
     """Write the network in FP16, with the same surgery and NMS as the INT8 model."""
     with tempfile.TemporaryDirectory() as folder:
         exported, cleaned = Path(folder, "exported.onnx"), Path(folder, "cleaned.onnx")
-        export_float(float_graph, exported, card, card.batch_size, precision="fp16")
+        export_float(float_graph, exported, card, card.batch_size, precision="fp16", tail=tail)
         clean(exported, path if suppression is None else cleaned)
         if suppression is not None:
             write_with_nms(cleaned, path, suppression, backend)

@@ -53,6 +53,10 @@ def _from_json(values: dict[str, Any]) -> ModelCard:
     preprocess = values.pop("preprocess")
     for key in ("image_size", "mean", "std"):
         preprocess[key] = tuple(preprocess[key])
-    for key in ("classes", "outputs", "strides"):
-        values[key] = None if values[key] is None else tuple(values[key])
+    for key in ("classes", "outputs", "strides", "cut"):
+        values[key] = None if values.get(key) is None else tuple(values[key])
+    values["parts"] = tuple(
+        tuple(tuple(tuple(axis) for axis in part) for part in parts)
+        for parts in values.get("parts", ())
+    )
     return ModelCard(preprocess=Preprocess(**preprocess), **values)

@@ -64,14 +64,24 @@ def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
     """Batch size of the exported files: the recipe's, else the network's fixed one; None for a dynamic batch.
 
     Raises:
-        OutputError: the recipe asks for another batch than the network's fixed one.
+        OutputError: the recipe asks for another batch, or a larger one, than the network's fixed one.
     """
     if recipe.batch_size and loaded.batch_size and recipe.batch_size != loaded.batch_size:
         raise OutputError(
             f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave"
             f" `batch_size={recipe.batch_size}` out, or export the model with a dynamic batch"
         )
+    if loaded.batch_size and _asks_for_more(recipe, loaded.batch_size):
+        raise OutputError(
+            f"{loaded.name}: runs on batches of {loaded.batch_size} only, so"
+            f" `max_batch={recipe.max_batch}` cannot be met: leave it out, or change what fixes the"
+            " batch, which a warning names"
+        )
     return recipe.batch_size or loaded.batch_size
+
+
+def _asks_for_more(recipe: Recipe, batch_size: int) -> bool:
+    return "max_batch" in recipe.model_fields_set and recipe.max_batch > batch_size
 
 
 def make_plan(

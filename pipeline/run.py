@@ -102,7 +102,9 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """Traced network with quantizers; uncalibrated when first made."""
-        return prepare_network(self.loaded, self.plan, self.recording, self.sensitive, self.costly)
+        return prepare_network(
+            self.loaded, self.plan, self.recording, self.sensitive, self.costly, self.apart
+        )
 
     @cached_property
     def network_sha256(self) -> str:
@@ -110,18 +112,25 @@ class Run:
         return network_sha256(self.loaded, self.recording)
 
     @property
-    def costly(self) -> frozenset[str]:
-        """Layers that stay FP16 since INT8 is not faster, as the stage `placement` found."""
+    def costly(self) -> dict[str, str]:
+        """Layers that stay FP16 since INT8 is not faster, as the stage `placement` found, and why."""
         path = self.workspace.placement
         if not path.exists():
-            return frozenset()
-        return frozenset(read_artifact(path, "placement", CostPlacement).float_layers)
+            return {}
+        found = read_artifact(path, "placement", CostPlacement)
+        return {name: price.reason for name, price in found.float_layers.items()}
 
     @property
     def sensitive(self) -> Sensitivity:
         """Layers that stay float, as the stage `sensitivity` found; none where it did not run."""
         path = self.workspace.sensitivity
         return read_artifact(path, "sensitivity", Sensitivity) if path.exists() else {}
+
+    @property
+    def apart(self) -> list[str]:
+        """Concats whose sources keep their own scales, as the stage `concats` found."""
+        path = self.workspace.concats
+        return read_artifact(path, "concats", list[str]) if path.exists() else []
 
     @property
     def engine_onnx(self) -> Path:

@@ -34,7 +34,7 @@ class Stage:
     """One step of the road.
 
     Attributes:
-        name: `sensitivity`, `calibrate`, `export`, `build`, `fp16`, `validate` or `report`.
+        name: `concats`, `sensitivity`, `calibrate`, `export`, `build`, `fp16`, `validate` or `report`.
         command: what the user typed.
         seed: of the run.
         inputs: everything that the result depends on; JSON values, files by their hash.

@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, replace
 
+import torch
+
 from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.quantized.far_concats import find_far_concats
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.sensitivity import find_sensitive_layers
 from reptrt.calibrators.settings import Settings
@@ -46,6 +49,8 @@ from reptrt.pipeline.workspace import discard, read_artifact, require, require_s
 
 logger = logging.getLogger(__name__)
 
+_CHECKED_IMAGES = 4
+
 
 def run_pipeline(run: Run) -> Report:
     """Checkpoint in, validated engine and report out."""
@@ -69,6 +74,34 @@ def network_inputs(run: Run) -> dict[str, object]:
         "quantization": run.plan.section(Quantization),
         "batch_size": run.plan.batch_size,
     }
+
+
+def check_import(run: Run) -> None:
+    """Compare what an ONNX file became with ONNX Runtime, on calibration images.
+
+    Raises:
+        OnnxFileError: they differ.
+    """
+    size = run.plan.batch_size or _CHECKED_IMAGES
+    run.loaded.require_same_as_file(next(iter(run.images.batches(size)))[:size])
+
+
+def choose_apart_concats(run: Run) -> None:
+    """Write `concats.json`: concats whose sources keep scales of their own, if there are concats."""
+    plan, workspace, graph_module = run.plan, run.workspace, run.recording.float_graph
+    if not any(node.target is torch.ops.aten.cat.default for node in graph_module.graph.nodes):
+        discard(workspace.concats)
+        return
+
+    def work() -> None:
+        batches = calibration_batches(run.images, plan.batch_size, plan.device)
+        write_json(find_far_concats(graph_module, next(iter(batches))), workspace.concats)
+
+    inputs = {
+        "network": run.network_sha256, "images": run.images.fingerprint, "device": plan.device,
+        "batch_size": plan.batch_size,
+    }  # fmt: skip
+    run.stage("concats", inputs, "concats", shared=True).run(work)
 
 
 def place(run: Run) -> None:
@@ -97,7 +130,9 @@ def choose_float_layers(run: Run) -> None:
         return
 
     def work() -> None:
-        network = prepare_network(run.loaded, plan, run.recording, costly=run.costly)
+        network = prepare_network(
+            run.loaded, plan, run.recording, costly=run.costly, apart=run.apart
+        )
         batches = calibration_batches(run.images, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
         write_json(found, workspace.sensitivity)
@@ -107,6 +142,7 @@ def choose_float_layers(run: Run) -> None:
         "images": run.images.fingerprint,
         "device": plan.device,
         "costly": sorted(run.costly),
+        "apart": run.apart,
     }
     with naming_images(run.images):
         run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
@@ -115,6 +151,7 @@ def choose_float_layers(run: Run) -> None:
 def calibrate(run: Run) -> None:
     """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
     plan, workspace = run.plan, run.workspace
+    choose_apart_concats(run)
     place(run)
     choose_float_layers(run)
     inputs = {
@@ -123,10 +160,12 @@ def calibrate(run: Run) -> None:
         "calibration": plan.section(Calibration),
         "costly": sorted(run.costly),
         "sensitive": sorted(run.sensitive),
+        "apart": run.apart,
     }
     stage = run.stage("calibrate", inputs, "calibration", "scales", shared=True)
 
     def work() -> None:
+        check_import(run)
         quantized = run.network.quantized
         batches = calibration_batches(run.images, run.network.card.batch_size, plan.device)
         with stage.unfinished() as checkpoint:
@@ -159,13 +198,15 @@ def export(run: Run) -> None:
         "batch_size": plan.batch_size,
         "precision": plan.precision,
         "form": plan.form,
+        "quantize": plan.quantize,
     }
 
     def work() -> None:
         network, steps = run.network, 3
         load_calibration(network.quantized, workspace.calibration)
         batch_size = network.card.batch_size
-        export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size)
+        tail = run.loaded.tail
+        export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size, tail=tail)
         run.progress("export ONNX", 1, steps)
         export_qdq(
             network.quantized,
@@ -173,9 +214,12 @@ def export(run: Run) -> None:
             network.card,
             batch_size,
             precision=plan.precision,
+            tail=tail,
+            islands=run.loaded.islands,
         )
         run.progress("export ONNX", 2, steps)
-        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form)
+        pays = plan.quantize == "pays"
+        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form, float_depthwise=pays)
         run.progress("export ONNX", 3, steps)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)

@@ -28,6 +28,7 @@ T = TypeVar("T")
 CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
 COMMANDS = {
+    "concats": "calibrate",
     "cost": "build",
     "placement": "calibrate",
     "sensitivity": "calibrate",
@@ -36,6 +37,7 @@ COMMANDS = {
 }
 """Stages that a command of another name walks."""
 ARTIFACTS = {
+    "concats": "concats.json",
     "placement": "placement.json",
     "sensitivity": "sensitivity.json",
     "calibration": "calibration.safetensors",
@@ -67,6 +69,7 @@ class Workspace:
     """Files of one run, in `folder` = `<root>/<model>/<calibrator>-w8a8/<target>`."""
 
     folder: Path
+    concats: Path
     placement: Path
     sensitivity: Path
     calibration: Path

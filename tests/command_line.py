@@ -124,7 +124,7 @@ class TinyProject:
         """MODEL and the options of the shortest whole run."""
         return [
             self.model, "--image-size", "32", "--data", str(self.data), "--calibrator", "minmax",
-            "--target", "tensorrt-rtx",
+            "--quantize", "all", "--target", "tensorrt-rtx",
         ]  # fmt: skip
 
     def files_of(self, workspace: Path, calibrator: str = "minmax-w8a8") -> Path:

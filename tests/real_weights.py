@@ -29,10 +29,11 @@ def engine(
     images: str = "imagenet",
     bits: int = 8,
 ) -> dict[str, Any]:
-    """Report of a whole run on `<images>_val`, which fails when real data is missing."""
+    """Report of a run in which every layer is INT8, on `<images>_val`, which fails when real data is missing."""
     calibration = "imagenet_calib" if images == "imagenet" else "imagenette_train"
     outcome = reptrt(
         "engine", model, "--calibrator", calibrator, "--workspace", workspace, "--json",
+        "--quantize", "all",
         "--weights", data / "weights" / weights,
         "--weight-bits", bits, "--activation-bits", bits,
         "--data", data / "images" / calibration,

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import getitem
 
 import torch
 from torch import fx
@@ -39,6 +40,7 @@ from reptrt.calibrators.quantized.find_attention import (
 )
 from reptrt.calibrators.quantized.moving import LAYOUT, MOVING, SELECTING
 from reptrt.models.graph import layer_name
+from reptrt.models.onnx_import.island_op import is_island
 
 aten = torch.ops.aten
 
@@ -58,8 +60,10 @@ ACTIVATIONS = (
     aten.gelu.default,
 )
 SCALINGS = (aten.mul.Tensor,)
-PREDICTION = "prediction layer of a detector (`quantize_head=True` quantizes it)"
-COSTLY = "FP16 is predicted to be as fast here (`quantize='all'` quantizes it all the same)"
+PREDICTION = (
+    "last layer of a network that is no classifier: a step of its grid shows in the boxes, masks or"
+    " values that it makes (`quantize_head=True` quantizes it)"
+)
 SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
 
 
@@ -106,8 +110,9 @@ def place_quantizers(
     *,
     quantize_head: bool = True,
     sensitive: Collection[str] = (),
-    costly: Collection[str] = (),
+    costly: Mapping[str, str] | None = None,
     softmax: Softmax = "float",
+    apart: Collection[str] = (),
 ) -> Placement:
     """Decide which edges of `graph` are quantized.
 
@@ -116,16 +121,18 @@ def place_quantizers(
         keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
         quantize_head: whether the layers behind which no other comes are quantized too.
         sensitive: layers that stay float because they cost too much (`reptrt.calibrators.sensitivity`).
-        costly: layers that stay float because INT8 would not make the engine faster.
+        apart: concats whose sources keep scales of their own (`far_concats`).
+        costly: layers that stay float because INT8 would not make the engine faster, and by how much.
         softmax: how to quantize attention; fused attention (`reptrt.models.expand_attention`) stays float.
     """
     predictions = set() if quantize_head else last_layers(graph)
     reasons = dict.fromkeys(predictions, PREDICTION)
     weighted = [node for node in graph.nodes if node.target in WEIGHTED]
-    reasons |= {node: COSTLY for node in weighted if layer_name(node) in costly}
+    why = costly or {}
+    reasons |= {node: why[layer_name(node)] for node in weighted if layer_name(node) in why}
     reasons |= {node: SENSITIVE for node in weighted if layer_name(node) in sensitive}
     layers, float_layers = _choose_layers(graph, keep_float, reasons)
-    edges = _Edges()
+    edges = _Edges(apart)
     for node in graph.nodes:
         if node.name in layers:
             edges.add(node.args[0], node)
@@ -197,7 +204,8 @@ def _is_integral(node: fx.Node) -> bool:
 class _Edges:
     """Quantized (value, consumer) edges, and which values must share a scale (union-find)."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart: Collection[str] = ()) -> None:
+        self._apart = apart  # concats with a quantizer of their own behind them
         self._edges: dict[tuple[fx.Node, fx.Node], None] = {}
         self._parent: dict[fx.Node, fx.Node] = {}
 
@@ -208,7 +216,7 @@ class _Edges:
         if value.target in SELECTING:
             for source in _sources(value):
                 self.add(source, value)
-        else:
+        if value.target not in SELECTING or value.name in self._apart:
             self._edges[value, consumer] = None
 
     def values(self) -> set[fx.Node]:
@@ -229,7 +237,7 @@ class _Edges:
         ]
 
     def _tie(self, value: fx.Node) -> None:
-        if value.target in MOVING:
+        if keeps_grid(value) and value.name not in self._apart:
             for source in _sources(value):
                 self._parent[self._find(source)] = self._find(value)
                 self._tie(source)
@@ -238,6 +246,13 @@ class _Edges:
         while self._parent.get(value, value) is not value:
             value = self._parent[value]
         return value
+
+
+def keeps_grid(node: fx.Node) -> bool:
+    """Whether `node` only moves, selects or joins values; the outputs of an island are new ones."""
+    if node.target is getitem:
+        return isinstance(node.args[0], fx.Node) and not is_island(node.args[0])
+    return node.target in MOVING
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

@@ -45,8 +45,8 @@ def kernel_time(kernel: Kernel, sheet: DataSheet, constants: Constants) -> Kerne
     work = work_of(kernel)
     if work == "none":
         return KernelTime(0.0, "nothing")
-    multiplies = kernel.product is not None
-    start = constants.product_us if multiplies else constants.move_us
+    on_tensor_cores = work in ("product", "image product")
+    start = constants.product_us if on_tensor_cores else constants.move_us
     memory = _memory_us(kernel, sheet, work, constants)
     compute = 0.0 if kernel.product is None else _compute_us(kernel, work, sheet, constants)
     a = constants.overlap
@@ -82,12 +82,15 @@ def _changes_layout(kernel: Kernel) -> bool:
 
 
 def _memory_us(kernel: Kernel, sheet: DataSheet, work: Work, constants: Constants) -> float:
-    """Time to move its bytes; those that fit beside each other into L2 come from there."""
+    """Time to move its bytes; those that fit beside each other into L2 come from there.
+
+    A reformat gains nothing from L2: its writes are scattered.
+    """
     if work == "image reformat":
         return _image_reformat_us(kernel, sheet, constants)
     reached = {"move": constants.move, "reformat": constants.reformat}.get(work, constants.memory)
     moved = kernel.bytes_in + kernel.bytes_constant + kernel.bytes_out
-    cached = max(0.0, 1 - moved / (sheet.l2_mb * 1e6))
+    cached = 0.0 if work == "reformat" else max(0.0, 1 - moved / (sheet.l2_mb * 1e6))
     seconds = moved * (
         cached / max(sheet.l2_bandwidth, sheet.bandwidth_gbs * 1e9)
         + (1 - cached) / (sheet.bandwidth_gbs * 1e9)

@@ -36,6 +36,14 @@ class LayerPrice:
     int8_us: float
     fp16_us: float
 
+    @property
+    def reason(self) -> str:
+        """For people."""
+        return (
+            f"FP16 is as fast here: {self.fp16_us:.1f} µs against {self.int8_us:.1f} µs in INT8,"
+            ' predicted (`quantize="all"` quantizes it all the same)'
+        )
+
 
 @dataclass(frozen=True)
 class CostPlacement:

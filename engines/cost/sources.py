@@ -15,10 +15,11 @@ from reptrt.engines.fusion_rules import predict_kernels
 from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.inspection.kernel_record import read_kernel_entry
 from reptrt.engines.inspection.kernels import LayerListError, parse_kernels
-from reptrt.engines.inspection.traffic import has_work
+from reptrt.engines.inspection.traffic import has_work, measure_traffic
 from reptrt.engines.target import Target, load_backend
 
 FUSION_FILE = "fusion.json"
+MODEL_FILE = "model.trt.onnx"
 _MOST_BYTES = 256 * 2**20
 
 
@@ -61,7 +62,7 @@ def read_layers(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
         MissingComponentError: a TensorRT-RTX target, and TensorRT-RTX is not here.
     """
     if path.is_dir():
-        path = path / FUSION_FILE
+        return _read_run(path, target, sheet)
     if not path.is_file():
         raise CostError(
             f"{path}: no such file; give a model.onnx, an engine's graph.json, or the folder of a run"
@@ -98,6 +99,18 @@ def read_model(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
         origin = "layers predicted by the fusion rules of classic TensorRT"
     require_shapes(kernels)
     return Layers(kernels, _batch_of(kernels), origin, size)
+
+
+def _read_run(folder: Path, target: Target | None, sheet: DataSheet) -> Layers:
+    """Kernels that the run built; of its model, where it was built for a range of batches."""
+    fusion, model = folder / FUSION_FILE, folder / MODEL_FILE
+    if not fusion.is_file():
+        raise CostError(f"{folder}: no {FUSION_FILE} in it: `reptrt build` writes one")
+    layers = _read_list(fusion)
+    if measure_traffic(layers.kernels) is None and model.is_file():
+        return read_model(model, target, sheet)
+    require_shapes(layers.kernels)
+    return layers
 
 
 def _read_list(path: Path) -> Layers:

@@ -14,6 +14,7 @@ import onnx
 
 from reptrt.engines.form import read_form
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
+from reptrt.engines.inspection.placement_notes import read_islands, read_reasons
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, attentions, weighted_layers
 from reptrt.engines.inspection.traffic import measure_traffic
 from reptrt.engines.report_schema import FloatIsland, FusionReport
@@ -41,7 +42,12 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "")
     layers = weighted_layers(model.graph)
     by_form = depthwise_by_form(model, layers)
     quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
-    islands = [island for layer in layers for island in _float_island(layer, kernels, by_form)]
+    reasons = read_reasons(model)
+    islands = [
+        island
+        for layer in layers
+        for island in _float_island(layer, kernels, by_form, reasons.get(layer.name))
+    ]
     int8_layers = len(quantizable) - sum(island.op != "ConvTranspose" for island in islands)
     found = attentions(model.graph)
     return FusionReport(
@@ -54,6 +60,7 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "")
         kernels=len(kernels),
         traffic=measure_traffic(kernels),
         float_islands=tuple(islands),
+        operator_islands=tuple(read_islands(model)),
         fused_kernels=tuple(kernels),
     )
 
@@ -79,15 +86,20 @@ def _is_fused(
 
 
 def _float_island(
-    layer: WeightedLayer, kernels: Sequence[Kernel], by_form: frozenset[str]
+    layer: WeightedLayer, kernels: Sequence[Kernel], by_form: frozenset[str], stated: str | None
 ) -> list[FloatIsland]:
-    """Return no island where every kernel that multiplies for `layer` does so in INT8, else one."""
+    """Return no island where every kernel that multiplies for `layer` does so in INT8, else one.
+
+    `stated` is why placement left the layer float.
+    """
     naming = [kernel for kernel in kernels if layer.name in kernel.onnx_layers]
     multiplying = [kernel for kernel in naming if kernel.multiplies_weights]
     if multiplying and all(kernel.is_int8 for kernel in multiplying):
         return []
     float_kernels = [kernel for kernel in multiplying or naming if not kernel.is_int8]
     reason = DEPTHWISE if layer.name in by_form else _reason(layer, float_kernels)
+    if stated is not None and not layer.weight_quantized:
+        reason = stated
     return [FloatIsland(layer=layer.name, op=layer.op, reason=reason)]
 
 

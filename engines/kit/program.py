@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     final = folder / f"{manifest.name}.engine"
     with reading(kit / MANIFEST_FILE, ManifestError, "says what no report can hold"):
         content = report_content(manifest, target, tried, kit, notes, final if passed else None)
-    text = report_text(content)
+        text = report_text(content)
     write_json(content, folder / "report.json")
     with replace_when_done(folder / "report.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -46,8 +46,8 @@ def computes_the_same(
     if actual.shape != expected.shape:
         return False
     largest = max(float(value.abs().max()) for value, _ in outputs)
-    error = float((actual - expected).abs().max())
-    return error <= LARGEST_ERROR * largest
+    distance = float((actual - expected).abs().max())
+    return distance <= LARGEST_ERROR * largest
 
 
 def run(layer: Convolution, source: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from operator import getitem
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,7 @@ class Reader:
         norm, index = item.args
         if index != 0 or not isinstance(norm, fx.Node) or norm.target is not BATCH_NORM:
             return None
-        if len(norm.users) > 1 or _channel_axis(norm) != self._channel_axis(item):
+        if len(norm.users) > 1 or self._channel_axis(item) != 1:
             return None
 
         def read() -> LinearMap:
@@ -124,7 +125,7 @@ class Reader:
         if value is None or not isinstance(first, fx.Node) or _shape(first) != _shape(node):
             return None
         ones, zeros = torch.ones_like(value), torch.zeros_like(value)
-        maps = {
+        maps: dict[object, tuple[torch.Tensor, torch.Tensor]] = {
             aten.mul.Tensor: (value, zeros),
             aten.div.Tensor: (1 / value, zeros),
             aten.add.Tensor: (ones, value),
@@ -135,11 +136,9 @@ class Reader:
     def _average(self, node: fx.Node) -> Step | None:
         if self._axis != CHANNELS_OF_IMAGES:
             return None
-        defaults = (None, None, [], [0, 0], False, True, None)
-        _, kernel, stride, padding, ceil, counts, divisor = (
-            *node.args,
-            *defaults[len(node.args) :],
-        )
+        defaults: tuple[Any, ...] = (None, None, [], [0, 0], False, True, None)
+        stated: tuple[Any, ...] = (*node.args, *defaults[len(node.args) :])
+        kernel, stride, padding, ceil, counts, divisor = stated[1:]
         height, width = _pair(kernel)
         (top, left), steps = _pair(padding), _pair(stride or kernel)
         if ceil or divisor is not None or (not counts and (top or left)):
@@ -249,12 +248,12 @@ def _shift(node: fx.Node, pads: list[int]) -> LinearMap:
 
 def _pads(node: fx.Node) -> list[int] | None:
     """(left, right, top, bottom) of zeros around images; None where they are no zeros, or a crop."""
-    pads = [*node.args[1]] if isinstance(node.args[1], list | tuple) else []
+    pads: list[Any] = [*node.args[1]] if isinstance(node.args[1], list | tuple) else []
     pads += [0] * (4 - len(pads))
     fits = len(pads) == 4 and all(isinstance(p, int) and p >= 0 for p in pads)
     others = [*node.args[2:], *node.kwargs.values()]
     are_zeros = all(value in ("constant", None, 0) for value in others)
-    return [int(p) for p in pads] if fits and are_zeros else None  # type: ignore[call-overload]
+    return [int(p) for p in pads] if fits and are_zeros else None
 
 
 def _between(source: fx.Node, node: fx.Node, constants: Constants) -> tuple[fx.Node, ...] | None:
@@ -275,20 +274,15 @@ def _between(source: fx.Node, node: fx.Node, constants: Constants) -> tuple[fx.N
 
 
 def _conv_arguments(node: fx.Node) -> tuple[list[int], list[int], list[int], int]:
-    defaults = ([1, 1], [0, 0], [1, 1], 1)
-    stated = node.args[3:]
-    stride, padding, dilation, groups = (*stated, *defaults[len(stated) :])
-    sides = [[*_pair(value)] for value in (stride, padding, dilation)]
-    return sides[0], sides[1], sides[2], int(groups)  # type: ignore[call-overload]
+    defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
+    stated: tuple[Any, ...] = (*node.args[3:], *defaults[len(node.args[3:]) :])
+    sides = [[*_pair(value)] for value in stated[:3]]
+    return sides[0], sides[1], sides[2], int(stated[3])
 
 
-def _pair(value: object) -> tuple[int, int]:
+def _pair(value: Any) -> tuple[int, int]:
     sides = [*value] if isinstance(value, list | tuple) else [value]
     return int(sides[0]), int(sides[-1])
-
-
-def _channel_axis(norm: fx.Node) -> int:
-    return 1 if len(_shape(_node(norm.args[0]))) > 1 else 0
 
 
 def _shape(node: fx.Node) -> torch.Size:

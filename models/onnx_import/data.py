@@ -73,13 +73,23 @@ def _external_file(folder: Path, tensor: onnx.TensorProto) -> Path:
 
 
 def list_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every weight, and every constant that an operator holds."""
-    yield from graph.initializer
+    """Every weight, and every constant that an operator holds, in subgraphs too."""
+    for part in list_graphs(graph):
+        yield from part.initializer
+        for node in part.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def list_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """`graph`, and the graphs that its operators of control flow hold."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from list_graphs(inner)
 
 
 def num_bytes(tensor: onnx.TensorProto) -> int:

@@ -1,20 +1,20 @@
 """Read a user's ONNX file; it is untrusted, so it is checked before any library computes with it.
 
-What a file can claim is bounded: external data lies beside it, tensors are as large as their data, the
-graph has an order, and no operator is there that the road to an engine has no place for.
+What a file can claim is bounded: external data lies beside it, tensors are as large as their data, and
+the graph has an order. Operators that nobody imports become islands; those that not even ONNX Runtime
+has are refused here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, inliner, numpy_helper
 
 from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.limits import MAX_INPUT_PIXELS
@@ -24,6 +24,7 @@ from reptrt.models.onnx_import.data import (
     load_external_data,
     num_bytes,
 )
+from reptrt.models.onnx_import.values import open_session
 
 SUFFIX = ".onnx"
 _MAX_BYTES = 2**31 - 1  # of a protobuf message
@@ -35,6 +36,9 @@ _QUANTIZED = {
     "ConvInteger", "MatMulInteger",
 }  # fmt: skip
 _NO_ARRAYS = {"value_string", "value_strings", "sparse_value"}
+_RAW = (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64)
+_USUAL_CHANNELS = (1, 3, 4)
+_COLOURS = 3
 _RANDOM = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
     "Multinomial",
@@ -50,7 +54,9 @@ class OnnxFile:
         proto: Its model, with all data inside.
         sha256: Hex digest of the file and of its external data.
         input_name: The one input that is no weight.
-        channels_last: The input is [N, H, W, 3], not [N, 3, H, W].
+        channels_last: The input is [N, H, W, channels], not [N, channels, H, W].
+        channels: Of the input: 3 in colour, 1 in grey.
+        raw_type: Integer type of an input that takes pixels 0..255; None for floats.
         height: Of the input in pixels, None where the file leaves it open.
         width: Of the input in pixels, None where the file leaves it open.
         batch: That the file fixes, None where it leaves it open.
@@ -61,6 +67,8 @@ class OnnxFile:
     sha256: str
     input_name: str
     channels_last: bool
+    channels: int
+    raw_type: int | None
     height: int | None
     width: int | None
     batch: int | None
@@ -104,12 +112,15 @@ def read_onnx(path: Path) -> OnnxFile:
 def _read_checked(path: Path) -> OnnxFile:
     proto = _parse(path)
     try:
+        proto = _inline(proto)
         _check_opset(proto)
         _check_nodes(proto.graph)
         sha256 = load_external_data(path, proto)
         _check_tensors(proto.graph)
         _check_order(proto.graph)
+        _state_output_shapes(proto.graph)
         onnx.checker.check_model(proto)
+        _check_domains(proto)
         return _describe_input(path, proto, sha256)
     except OnnxFileError as error:
         raise error.at(path) from None
@@ -140,11 +151,38 @@ def _check_opset(proto: onnx.ModelProto) -> None:
             f"has opset {version}; {_MIN_OPSET} to {newest} can be imported: convert it with"
             " onnx.version_converter, or export it again with opset 17"
         )
-    if proto.functions:
+
+
+def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Put the bodies of the file's own functions where they are called."""
+    return inliner.inline_local_functions(proto) if proto.functions else proto
+
+
+def _state_output_shapes(graph: onnx.GraphProto) -> None:
+    """An output without a shape is legal for whoever runs a model, but not for ONNX's checker."""
+    for value in graph.output:
+        kind = value.type.WhichOneof("value")
+        if kind is None:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+        if kind in (None, "tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
+
+
+def _check_domains(proto: onnx.ModelProto) -> None:
+    """Operators that are not ONNX's must be ONNX Runtime's."""
+    foreign = [node for node in proto.graph.node if node.domain not in ("", "ai.onnx")]
+    if not foreign:
+        return
+    try:
+        open_session(proto)
+    except Exception as error:  # ONNX Runtime's own errors have no common class
+        if "not a registered function" not in str(error):
+            return  # another fault, which is said with more context when it is run
+        known = next((n for n in foreign if f":{n.op_type}(" in str(error)), foreign[0])
         raise OnnxFileError(
-            f"holds the function {proto.functions[0].name!r}: inline it with"
-            " onnx.inliner.inline_local_functions"
-        )
+            f"{known.op_type} {known.name!r} is an operator of {known.domain!r}, which ONNX Runtime"
+            " does not have: cut the model behind or before it (onnx.utils.extract_model)"
+        ) from None
 
 
 def _check_nodes(graph: onnx.GraphProto) -> None:
@@ -164,19 +202,10 @@ def describe_node(node: onnx.NodeProto, index: int) -> str:
 def _reason_to_refuse(node: onnx.NodeProto) -> str:
     if node.op_type in _QUANTIZED:
         return "says that the model is quantized already: give the float model"
-    if node.domain not in ("", "ai.onnx"):
-        return f"is no operator of ONNX but of {node.domain!r}: export without it"
-    if any(a.HasField("g") or a.graphs for a in node.attribute):
-        return "is control flow, which has no INT8 form: export for one fixed input without it"
     if node.op_type == "Constant" and any(a.name in _NO_ARRAYS for a in node.attribute):
         return "holds text or sparse values, which no image model needs"
     if node.op_type in _RANDOM:
         return "draws random numbers: export the model in evaluation mode"
-    if node.op_type == "NonMaxSuppression":
-        return (
-            "returns boxes whose number depends on the image: cut the model before it"
-            " (onnx.utils.extract_model)"
-        )
     return ""
 
 
@@ -250,23 +279,35 @@ def _describe_input(path: Path, proto: onnx.ModelProto, sha256: str) -> OnnxFile
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
         raise OnnxFileError(f"must have one input, the image, and has {len(inputs)}: {names}")
-    tensor = inputs[0].type.tensor_type
-    if not inputs[0].type.HasField("tensor_type") or tensor.elem_type not in _FLOATS:
+    name, tensor = inputs[0].name, inputs[0].type.tensor_type
+    legal = (*_FLOATS, *_RAW)
+    if not inputs[0].type.HasField("tensor_type") or tensor.elem_type not in legal:
         shown = TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type else "no tensor"
-        raise OnnxFileError(f"its input {inputs[0].name!r} is {shown}; it must be a float image")
-    sides = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        raise OnnxFileError(f"its input {name!r} is {shown}; it must be a float or uint8 image")
+    # Paddle writes -1 for an open side, others 0
+    sides = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
     shown = "x".join("?" if side is None else str(side) for side in sides) or "unknown"
-    if len(sides) != 4 or not (sides[1] in (3, None) or sides[3] == 3):
+    if len(sides) != 4:
         raise OnnxFileError(
-            f"its input {inputs[0].name!r} has the shape {shown}; it must be an image"
-            " [N, 3, height, width] or [N, height, width, 3]"
+            f"its input {name!r} has the shape {shown}; it must be an image"
+            " [N, channels, height, width] or [N, height, width, channels]"
         )
-    channels_last = sides[3] == 3 and sides[1] != 3
+    channels_last = _is_channels_last(sides[1], sides[3])
+    channels = sides[3 if channels_last else 1] or _COLOURS
     height, width = sides[1:3] if channels_last else sides[2:]
-    _check_sides(inputs[0].name, shown, [side for side in sides if side is not None])
-    return OnnxFile(path, proto, sha256, inputs[0].name, channels_last, height, width, sides[0])
-
-
-def _check_sides(name: str, shown: str, sides: Sequence[int]) -> None:
-    if any(side < 1 for side in sides) or math.prod(sides) > 3 * _MAX_IMAGES * MAX_INPUT_PIXELS:
+    pixels = channels * math.prod(side or 1 for side in (*sides[:1], height, width))
+    if pixels > 3 * _MAX_IMAGES * MAX_INPUT_PIXELS:
         raise OnnxFileError(f"its input {name!r} has the shape {shown}, which no image has")
+    raw_type = tensor.elem_type if tensor.elem_type in _RAW else None
+    return OnnxFile(
+        path, proto, sha256, name, channels_last, channels, raw_type, height, width, sides[0]
+    )
+
+
+def _is_channels_last(second: int | None, last: int | None) -> bool:
+    """Whether the last axis of an image holds its channels, as the sizes of two axes tell."""
+    if second in _USUAL_CHANNELS or last is None:
+        return False
+    if last in _USUAL_CHANNELS:
+        return True
+    return second is not None and last < second

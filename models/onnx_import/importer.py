@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
-import numpy as np
 import onnx
 import onnx2torch
-import torch
-from numpy.typing import NDArray
+import onnx_graphsurgeon as gs
 from onnx2torch.node_converters import get_converter
 from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.utils.safe_shape_inference import safe_shape_inference
@@ -20,61 +18,172 @@ from torch import fx, nn
 
 from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.canonical import CanonicalGraph, canonicalize
+from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck, check_numerics
+from reptrt.models.onnx_import.cut import find_tail
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import OnnxFile
+from reptrt.models.onnx_import.islands import IslandNote, Values, collapse
+from reptrt.models.onnx_import.pieces import is_own, makers, pixel_tensors
 from reptrt.models.onnx_import.rewrite import layer_paths, rewrite, to_onnx2torch
-from reptrt.models.onnx_import.values import run_onnx
+from reptrt.models.onnx_import.tail import Tail, split_tail
+from reptrt.models.onnx_import.upgrade import OPSET
+from reptrt.models.onnx_import.values import Array, range_error, run_onnx_feeds
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-3
-"""Largest distance of the module's outputs from ONNX Runtime's, relative to their norm."""
-
-Array = NDArray[Any]
-_GREY = np.float32(114 / 255)
+_MOST_TRIES = 12
+_DIFFERS = "PyTorch computes something else than ONNX Runtime"
 
 
 @dataclass(frozen=True)
 class ImportedNetwork:
-    """A module that computes what an ONNX file does.
+    """A module that computes what an ONNX file does, up to its tail.
 
     Attributes:
-        module: In evaluation mode, float32; images [N, 3, H, W] to one tensor or a list.
-        outputs: Names that the file gives them.
+        module: In evaluation mode, float32; images [N, channels, H, W] to one tensor or a list.
+        outputs: Names that the file gives its outputs.
         batch_size: N where the graph allows no other; None where any will do.
-        relative_error: Largest of its outputs' distances from ONNX Runtime's.
+        relative_error: Largest distance of the module's outputs from ONNX Runtime's, in units of their range.
+        tail: What follows the module; None where it makes the file's outputs itself.
+        islands: What ONNX Runtime computes, the tail included.
+        check: Compares `module` with ONNX Runtime on images [N, channels, H, W].
     """
 
     module: nn.Module
     outputs: tuple[str, ...]
     batch_size: int | None
     relative_error: float
+    tail: Tail | None = None
+    islands: tuple[IslandNote, ...] = ()
+    check: Callable[[Array], ImportCheck] | None = None
 
 
 def import_onnx(file: OnnxFile, image_size: tuple[int, int]) -> ImportedNetwork:
     """Import a checked file for images of (height, width) `image_size`.
 
+    What cannot be imported, or computes something else in PyTorch, becomes an island.
+
     Raises:
-        OnnxFileError: One line: an operator cannot be imported, or the module computes something
-            else than ONNX Runtime; both name the node.
+        OnnxFileError: One line: neither ONNX Runtime nor PyTorch runs it.
     """
     try:
-        canonical = canonicalize(file, image_size)
-        outputs = tuple(tensor.name for tensor in canonical.graph.outputs)
-        rewrite(canonical)
-        module, tensors = _to_module(canonical)
-        distance = _check_numerics(module, tensors, canonical, outputs, image_size)
+        network = _import(canonicalize(file, image_size))
     except OnnxFileError as error:
         raise error.at(file.path) from None
     except Exception as error:  # a damaged file breaks graph libraries in many ways
         reason = f"cannot be imported: {type(error).__name__}: {one_line(error)}"
         raise OnnxFileError(reason).at(file.path) from error
-    logger.info("%s: imported; relative error %.1e against ONNX Runtime", file.path, distance)
-    return ImportedNetwork(module, outputs, canonical.batch_size, distance)
+    logger.info("%s: imported; error %.1e of the range", file.path, network.relative_error)
+    for note in network.islands:
+        logger.info("%s: %s", file.path, describe_island(note))
+    return network
 
 
-def _to_module(canonical: CanonicalGraph) -> tuple[fx.GraphModule, dict[str, tuple[str, str]]]:
-    """Convert; also path of a module -> (node, tensor) that it computes, in graph order."""
+def describe_island(note: IslandNote) -> str:
+    """What an island is and why, in one line."""
+    kind = "tail" if note.is_tail else "island"
+    more = f" and {len(note.nodes) - 1} more nodes" if len(note.nodes) > 1 else ""
+    return f"{kind} of {', '.join(note.op_types)}: {note.nodes[0]!r}{more} in float: {note.reason}"
+
+
+def _import(canonical: CanonicalGraph) -> ImportedNetwork:
+    """Try until all that cannot be imported is an island or in the tail."""
+    values = Values(canonical)
+    refused = _computed_from_batch(canonical.graph)
+    for _ in range(_MOST_TRIES):
+        trial, tail, notes = _divide(canonical, refused, values)
+        outputs = tuple(tensor.name for tensor in trial.graph.outputs)
+        found = rewrite(trial) or _convert_or_refuse(trial)
+        if isinstance(found, dict):
+            refused = refused | _by_node(canonical.graph, found, refused)
+            continue
+        module, tensors = found
+        check = check_numerics(module, tensors, canonical, outputs)
+        if check.error <= TOLERANCE:
+            if tail is not None:
+                notes.append(tail.note)
+                _check_tail(tail, canonical, values)
+            names = outputs if tail is None else tail.outputs
+            return ImportedNetwork(
+                module,
+                names,
+                canonical.batch_size,
+                check.error,
+                tail,
+                tuple(notes),
+                partial(check_numerics, module, tensors, canonical, outputs),
+            )
+        logger.warning("%s: %s by %.1e of its range", check.node, _DIFFERS, check.error)
+        refused = refused | _by_node(canonical.graph, {check.tensor: _DIFFERS}, refused)
+    raise OnnxFileError(f"cannot be imported: {len(refused)} nodes compute something else")
+
+
+def _divide(
+    canonical: CanonicalGraph, refused: Mapping[str, str], values: Values
+) -> tuple[CanonicalGraph, Tail | None, list[IslandNote]]:
+    """A copy without its tail and with islands in the place of the nodes `refused`."""
+    trial = replace(
+        canonical,
+        graph=canonical.graph.copy(),
+        roots=dict(canonical.roots),
+        shapes=dict(canonical.shapes),
+    )
+    names = find_tail(trial.graph, set(refused))
+    tail = split_tail(trial.graph, names, refused, values)
+    present = {node.name for node in trial.graph.nodes}
+    inside = {name: why for name, why in refused.items() if name in present}
+    return trial, tail, collapse(trial, inside, values)
+
+
+def _computed_from_batch(graph: gs.Graph) -> dict[str, str]:
+    """Nodes that read the number of images, or compute with it."""
+    pixels = pixel_tensors(graph)
+    return {
+        node.name: "computes with the number of images"
+        for node in graph.nodes
+        if not is_own(node) and not any(tensor.name in pixels for tensor in node.outputs)
+    }
+
+
+def _by_node(
+    graph: gs.Graph, found: Mapping[str, str], refused: Mapping[str, str]
+) -> dict[str, str]:
+    """Node of `graph` -> reason, for the tensors of `found`.
+
+    Raises:
+        OnnxFileError: none of them is new, so that trying again would not help.
+    """
+    made_by = makers(graph)
+    nodes = {made_by[name].name: why for name, why in found.items() if name in made_by}
+    if not nodes.keys() - refused.keys():
+        raise OnnxFileError(next(iter(found.values())))
+    return nodes
+
+
+def _check_tail(tail: Tail, canonical: CanonicalGraph, values: Values) -> None:
+    """The tail must make the file's outputs of what is at the cut.
+
+    Raises:
+        OnnxFileError: it does not: its nodes mean something else in the opset that export writes.
+    """
+    made = [name for name in tail.outputs if name not in tail.cut]
+    known = values.of([*tail.inputs, *made])[0]
+    found = run_onnx_feeds(
+        onnx.load_model_from_string(tail.model), {name: known[name] for name in tail.inputs}
+    )
+    for name in made:
+        if range_error(known[name], found[name]) > TOLERANCE:
+            raise OnnxFileError(f"its output {name!r} changes in opset {OPSET}")
+
+
+def _convert_or_refuse(
+    canonical: CanonicalGraph,
+) -> dict[str, str] | tuple[fx.GraphModule, dict[str, tuple[str, str]]]:
+    """Convert; tensor -> why its node cannot be.
+
+    Returns:
+        The module, and path of a part -> (node, tensor) that it computes, in graph order.
+    """
     proto = to_onnx2torch(canonical)
     paths = layer_paths(canonical)
     nodes = [(node.name, str(node.output[0])) for node in proto.graph.node]
@@ -85,27 +194,28 @@ def _to_module(canonical: CanonicalGraph) -> tuple[fx.GraphModule, dict[str, tup
             warnings.simplefilter("ignore")
             converted = onnx2torch.convert(proto)
     except Exception as error:  # whatever a converter stumbles over
-        raise OnnxFileError(_find_culprit(proto, [name for name, _ in nodes], error)) from None
+        refused = _find_culprits(proto)
+        if not refused:
+            raise OnnxFileError(f"cannot be imported: {one_line(error)}") from None
+        return refused
     targets = [OnnxGraph.generate_node_name(node) for node in proto.graph.node]
     renamed = dict(zip(targets, (paths[name] for name, _ in nodes), strict=True))
     return _rename(converted, renamed), dict(zip(renamed.values(), nodes, strict=True))
 
 
-def _find_culprit(proto: onnx.ModelProto, names: Sequence[str], error: Exception) -> str:
-    """Say which node onnx2torch cannot convert."""
+def _find_culprits(proto: onnx.ModelProto) -> dict[str, str]:
+    """Tensors whose nodes onnx2torch cannot convert, and why."""
     graph = OnnxGraph(safe_shape_inference(proto).graph)
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    for name, node in zip(names, graph.nodes.values(), strict=True):
+    refused: dict[str, str] = {}
+    for node in graph.nodes.values():
         try:
-            version = versions[node.domain]
-            get_converter(node.operation_type, version, node.domain)(node, graph)
-        except Exception as reason:  # the one that stopped the conversion
-            why = f" ({one_line(reason)})" if "Converter is not" not in str(reason) else ""
-            return (
-                f"{node.operation_type} {name!r} cannot be imported{why}: export the model without"
-                " it, or bring it as package.module:callable"
-            )
-    return f"cannot be imported: {one_line(error)}"
+            get_converter(node.operation_type, versions[node.domain], node.domain)(node, graph)
+        except Exception as reason:  # one that stopped the conversion
+            is_unknown = "Converter is not" in str(reason) or isinstance(reason, KeyError)
+            why = "no importer" if is_unknown else one_line(reason)
+            refused[node.output_values[0]] = f"{node.operation_type}: {why}"
+    return refused
 
 
 def _rename(converted: fx.GraphModule, paths: Mapping[str, str]) -> fx.GraphModule:
@@ -134,88 +244,3 @@ def _add(root: nn.Module, path: str, module: nn.Module) -> None:
             root.add_module(name, nn.Module())
         root = root.get_submodule(name)
     root.add_module(last, module)
-
-
-def _check_numerics(
-    module: fx.GraphModule,
-    tensors: Mapping[str, tuple[str, str]],
-    canonical: CanonicalGraph,
-    outputs: Sequence[str],
-    image_size: tuple[int, int],
-) -> float:
-    """Largest relative error on a random and a grey image.
-
-    Raises:
-        OnnxFileError: it exceeds `TOLERANCE`; the first node that differs is named.
-    """
-    random = np.random.default_rng(1).random((1, 3, *image_size), dtype=np.float32)
-    images = np.concatenate([random, np.full_like(random, _GREY)])
-    images = np.resize(images, (canonical.batch_size or 2, *images.shape[1:]))
-    (expected,) = run_onnx(canonical.reference, outputs, [images])
-    for name in outputs:
-        if not np.isfinite(expected[name].astype(np.float64)).all():
-            raise OnnxFileError(f"its output {name!r} is not finite for a grey or a random image")
-    try:
-        with torch.no_grad():
-            found = module(torch.from_numpy(images))
-    except Exception as error:
-        raise OnnxFileError(f"its import does not run: {one_line(error)}") from None
-    actual = [found] if isinstance(found, torch.Tensor) else list(found)
-    errors = [
-        _relative_error(expected[name], tensor.numpy())
-        for name, tensor in zip(outputs, actual, strict=True)
-    ]
-    worst = max(errors)
-    if worst <= TOLERANCE:
-        return worst
-    node = _first_difference(module, tensors, canonical.reference, images)
-    raise OnnxFileError(
-        f"its import differs from ONNX Runtime by {worst:.1e} of the output, from {node} on: bring"
-        " the model as package.module:callable"
-    )
-
-
-def _relative_error(expected: Array, actual: Array) -> float:
-    """|actual - expected| / |expected|; infinite where shapes differ or numbers are none."""
-    if expected.shape != actual.shape:
-        return float("inf")
-    reference = expected.astype(np.float64)
-    distance = float(np.linalg.norm(actual.astype(np.float64) - reference))
-    norm = float(np.linalg.norm(reference))
-    error = distance / norm if norm else distance
-    return error if np.isfinite(error) else float("inf")
-
-
-def _first_difference(
-    module: fx.GraphModule,
-    tensors: Mapping[str, tuple[str, str]],
-    reference: onnx.ModelProto,
-    images: Array,
-) -> str:
-    """The first node in graph order whose output differs from ONNX Runtime's."""
-    recorder = _Recorder(module)
-    with torch.no_grad():
-        recorder.run(torch.from_numpy(images))
-    known = {name for node in reference.graph.node for name in node.output}
-    names = [tensors[path][1] for path in recorder.values if tensors[path][1] in known]
-    (expected,) = run_onnx(reference, names, [images])
-    for path, value in recorder.values.items():
-        node, tensor = tensors[path]
-        if tensor in expected and _relative_error(expected[tensor], value) > TOLERANCE:
-            return repr(node)
-    return "its outputs"
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a module and keeps what each of its parts returns."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.values: dict[str, Array] = {}
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run one part."""
-        result = super().call_module(target, args, kwargs)
-        if isinstance(result, torch.Tensor):
-            self.values[target] = result.numpy()
-        return result

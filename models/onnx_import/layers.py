@@ -235,7 +235,75 @@ def _activation(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 @converts("Softmax", "LogSoftmax")
 def _softmax(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     axis = int(node.attributes.get("axis", -1))
+    if node.attributes.get("flatten"):
+        return Operator(softmax_from, axis, node.operation_type == "LogSoftmax")
     return nn.Softmax(axis) if node.operation_type == "Softmax" else nn.LogSoftmax(axis)
+
+
+def softmax_from(x: Tensor, axis: int, logarithm: bool) -> Tensor:
+    """Softmax over all axes from `axis` on, as before opset 13."""
+    flat = x.flatten(axis)
+    made = flat.log_softmax(-1) if logarithm else flat.softmax(-1)
+    return made.reshape(x.shape)
+
+
+@converts("PRelu")
+def _prelu(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    slope = _required(node, graph, 1)
+    sides = [side for side in slope.shape if side != 1]
+    layer = nn.PReLU(slope.numel())
+    layer.weight = nn.Parameter(slope.reshape(-1), requires_grad=False)
+    is_of_channels = slope.ndim >= 3 and slope.shape[-3] == slope.numel()
+    if len(sides) > 1 or (sides and not is_of_channels):
+        raise UnsupportedFormError(f"has a slope of shape {list(slope.shape)}")
+    return layer
+
+
+@converts("CumSum")
+def _cumulative_sum(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    if node.attributes.get("exclusive") or node.attributes.get("reverse"):
+        raise UnsupportedFormError("sums from the end, or without the element itself")
+    return Operator(torch.cumsum, int(_required(node, graph, 1)))
+
+
+@converts("LpNormalization")
+def _lp_normalization(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    stated = node.attributes
+    return Operator(normalize, float(stated.get("p", 2)), int(stated.get("axis", -1)))
+
+
+def normalize(x: Tensor, p: float, axis: int) -> Tensor:
+    """Divide by the p-norm along an axis; zeros stay zeros."""
+    return F.normalize(x, p, axis)
+
+
+@converts("DepthToSpace")
+def _depth_to_space(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    block = int(node.attributes["blocksize"])
+    if str(node.attributes.get("mode", "DCR")) == "CRD":
+        return nn.PixelShuffle(block)
+    return Operator(depth_to_space, block)
+
+
+def depth_to_space(x: Tensor, block: int) -> Tensor:
+    """Channels [block, block, rest] to pixels, as TensorFlow orders them."""
+    count, channels, height, width = x.shape
+    rest = channels // block**2
+    x = x.reshape(count, block, block, rest, height, width).permute(0, 3, 4, 1, 5, 2)
+    return x.reshape(count, rest, height * block, width * block)
+
+
+@converts("SpaceToDepth")
+def _space_to_depth(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    return Operator(space_to_depth, int(node.attributes["blocksize"]))
+
+
+def space_to_depth(x: Tensor, block: int) -> Tensor:
+    """Pixels to channels [block, block, channels]."""
+    count, channels, height, width = x.shape
+    x = x.reshape(count, channels, height // block, block, width // block, block)
+    x = x.permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(count, channels * block**2, height // block, width // block)
 
 
 class Attention(nn.Module):

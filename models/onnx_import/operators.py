@@ -19,6 +19,8 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
 from torch import nn
 
+from reptrt.models.onnx_import.island_op import Island
+
 DOMAIN = "reptrt"
 HANDLED: set[str] = set()
 """Operators that are converted here."""
@@ -125,6 +127,13 @@ def _repeat_batch(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     value = constant_input(node, graph, 1)
     assert value is not None
     return RepeatBatch(value)
+
+
+@converts("Island", inputs=-1)
+def _island(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    model = constant_input(node, graph, len(node.input_values) - 1)
+    assert model is not None
+    return Island(model, str(node.attributes["outputs"]), str(node.attributes["op_types"]))
 
 
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -24,6 +24,8 @@ from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.layers import HANDLED
 from reptrt.models.onnx_import.operators import DOMAIN
+from reptrt.models.onnx_import.padding import cannot, pad
+from reptrt.models.onnx_import.pieces import is_own
 from reptrt.models.onnx_import.recompose import recompose_norms
 
 Array = NDArray[Any]
@@ -32,22 +34,30 @@ _LAYERS = {
     "GroupNormalization", "InstanceNormalization",
 }  # fmt: skip
 _OLD_SOFTMAX = 13
+_COORDINATES = 11
 _NEWEST_OF_ONNX2TORCH = 17
 
 
-def rewrite(canonical: CanonicalGraph) -> None:
+def rewrite(canonical: CanonicalGraph) -> dict[str, str]:
     """Rewrite `canonical.graph` in place.
 
-    Raises:
-        OnnxFileError: an operator cannot be imported; the message names its node.
+    Returns:
+        Tensor -> why the node that makes it cannot be imported; the graph means nothing then.
     """
     graph = canonical.graph
     recompose_norms(canonical)
+    refused: dict[str, str] = {}
     for node in list(graph.nodes):
         rule = _RULES.get(node.op)
-        if rule is not None:
-            rule(canonical, node)
-    sort_nodes(graph.cleanup())
+        if rule is not None and not is_own(node):
+            output = node.outputs[0].name
+            try:
+                rule(canonical, node)
+            except OnnxFileError as error:
+                refused[output] = str(error)
+    if not refused:
+        sort_nodes(graph.cleanup())
+    return refused
 
 
 def to_onnx2torch(canonical: CanonicalGraph) -> onnx.ModelProto:
@@ -179,76 +189,33 @@ def _power(canonical: CanonicalGraph, node: gs.Node) -> None:
 
 def _constant_indices(canonical: CanonicalGraph, node: gs.Node) -> None:
     if not isinstance(node.inputs[1], gs.Constant):
-        raise _cannot(node, "takes elements at places that depend on pixels")
+        raise cannot(node, "takes elements at places that depend on pixels")
 
 
 def _constant_operands(canonical: CanonicalGraph, node: gs.Node) -> None:
     for tensor in node.inputs[1:]:
         if tensor.name and not isinstance(tensor, gs.Constant):
-            raise _cannot(node, "has a size, place or parameter that depends on pixels")
+            raise cannot(node, "has a size, place or parameter that depends on pixels")
 
 
 def _resize(canonical: CanonicalGraph, node: gs.Node) -> None:
     """State sizes before and after; batch and channels must stay."""
     _constant_operands(canonical, node)
+    if canonical.opset < _COORDINATES and node.op == "Resize":
+        node.attrs |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     before, after = (canonical.shapes.get(t.name, ()) for t in (node.inputs[0], node.outputs[0]))
     if len(before) < 3 or len(before) != len(after) or before[:2] != after[:2]:
-        raise _cannot(node, "resizes batch or channels, or to a size that ONNX cannot tell")
+        raise cannot(node, "resizes batch or channels, or to a size that ONNX cannot tell")
     node.attrs["source_size"], node.attrs["target_size"] = list(before[2:]), list(after[2:])
     node.inputs = node.inputs[:1]
-
-
-def _pads(canonical: CanonicalGraph, node: gs.Node) -> None:
-    """Symmetric padding alone stays in a convolution or pooling; a Pad does what is left."""
-    kernel = node.attrs.get("kernel_shape") or node.inputs[1].shape[2:]
-    rank = len(kernel)
-    node.attrs["kernel_shape"] = list(kernel)
-    automatic = node.attrs.pop("auto_pad", "NOTSET")
-    pads = list(node.attrs.get("pads", [0] * 2 * rank))
-    if automatic in ("SAME_UPPER", "SAME_LOWER"):
-        if node.op == "ConvTranspose":
-            raise _cannot(node, f"pads as {automatic} says; export with explicit padding")
-        pads = _same_pads(canonical, node, rank, automatic == "SAME_UPPER")
-    if automatic == "VALID":
-        pads = [0] * 2 * rank
-    half = len(pads) // 2
-    node.attrs["pads"] = pads
-    if pads[:half] == pads[half:] or node.op == "ConvTranspose":
-        return
-    if node.op == "AveragePool" and not node.attrs.get("count_include_pad", 0):
-        raise _cannot(node, "averages without its one-sided padding")
-    node.attrs["pads"] = [0] * 2 * half
-    padded = gs.Variable(f"{node.name}_padded", np.float32)
-    source = canonical.shapes[node.inputs[0].name]
-    sides = [s + a + b for s, a, b in zip(source[2:], pads[:half], pads[half:], strict=True)]
-    canonical.shapes[padded.name] = (*source[:2], *sides)
-    value = -np.inf if node.op == "MaxPool" else 0.0
-    pad = gs.Node("Pad", f"{node.name}_pad", inputs=[node.inputs[0]], outputs=[padded])
-    pad.attrs = {"pads": [0, 0, *pads[:half], 0, 0, *pads[half:]], "value": value}
-    node.inputs[0] = padded
-    canonical.graph.nodes.insert(canonical.graph.nodes.index(node), pad)
-
-
-def _same_pads(canonical: CanonicalGraph, node: gs.Node, rank: int, upper: bool) -> list[int]:
-    """Pads that keep ceil(side / stride), the odd one behind (`upper`) or before."""
-    sides = canonical.shapes[node.inputs[0].name][2:]
-    kernel = node.attrs["kernel_shape"]
-    strides, dilations = (node.attrs.get(key, [1] * rank) for key in ("strides", "dilations"))
-    begins, ends = [], []
-    for side, extent, stride, dilation in zip(sides, kernel, strides, dilations, strict=True):
-        reach = (-(-side // stride) - 1) * stride + (extent - 1) * dilation + 1
-        total = max(reach - side, 0)
-        begins.append(total // 2 if upper else total - total // 2)
-        ends.append(total - begins[-1])
-    return begins + ends
 
 
 def _weighted(canonical: CanonicalGraph, node: gs.Node) -> None:
     """A convolution whose weights are constants."""
     if not all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name):
-        raise _cannot(node, "has weights that depend on pixels")
+        raise cannot(node, "has weights that depend on pixels")
     node.inputs = [tensor for tensor in node.inputs if tensor.name]
-    _pads(canonical, node)
+    pad(canonical, node)
 
 
 def _softmax(canonical: CanonicalGraph, node: gs.Node) -> None:
@@ -256,26 +223,25 @@ def _softmax(canonical: CanonicalGraph, node: gs.Node) -> None:
     rank = len(canonical.shapes.get(node.inputs[0].name, ()))
     if canonical.opset >= _OLD_SOFTMAX:
         node.attrs.setdefault("axis", -1)
-    elif node.attrs.setdefault("axis", 1) % max(rank, 1) != rank - 1:
-        raise _cannot(node, "runs over several axes: export with opset 13 or later")
+        return
+    axis = node.attrs.setdefault("axis", 1)
+    if not rank or axis % rank == 0:
+        raise cannot(node, "runs over the images of a batch")
+    node.attrs["flatten"] = int(axis % rank != rank - 1)
 
 
 def _dropout(canonical: CanonicalGraph, node: gs.Node) -> None:
     training = node.inputs[2] if len(node.inputs) > 2 else None
     if training is not None and not (isinstance(training, gs.Constant) and not training.values):
-        raise _cannot(node, "is in training mode: export the model in evaluation mode")
+        raise cannot(node, "is in training mode: export the model in evaluation mode")
     node.inputs, node.outputs = node.inputs[:1], node.outputs[:1]
 
 
 def _single_output(canonical: CanonicalGraph, node: gs.Node) -> None:
     _constant_operands(canonical, node)
     if any(tensor.outputs for tensor in node.outputs[1:]):
-        raise _cannot(node, "computes statistics of the batch: export in evaluation mode")
+        raise cannot(node, "computes statistics of the batch: export in evaluation mode")
     node.outputs = node.outputs[:1]
-
-
-def _cannot(node: gs.Node, why: str) -> OnnxFileError:
-    return OnnxFileError(f"{node.op} {node.name!r} {why}")
 
 
 _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
@@ -287,8 +253,8 @@ _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
     "Upsample": _resize,
     "Conv": _weighted,
     "ConvTranspose": _weighted,
-    "MaxPool": _pads,
-    "AveragePool": _pads,
+    "MaxPool": pad,
+    "AveragePool": pad,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "Dropout": _dropout,
@@ -298,7 +264,7 @@ _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
         (
             "Reshape", "Expand", "Slice", "Split", "Squeeze", "Unsqueeze", "Pad", "Clip", "Tile",
             "GroupNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "ReduceMax",
-            "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "TopK",
+            "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "TopK", "PRelu", "CumSum",
         ),
         _constant_operands,
     ),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from reptrt.engines.foreign.text import one_line
 from reptrt.models.onnx_import.data import OnnxFileError
 
 Array = NDArray[Any]
+_FLOOR = 1e-3
+"""Least range of a tensor: what stays below it is background, whose digits mean nothing."""
 
 
 def infer_shapes(graph: gs.Graph, batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -48,24 +52,54 @@ def run_onnx(
     Raises:
         OnnxFileError: it cannot run the graph.
     """
-    import onnxruntime  # here: importing it starts a thread, which no process that forks may have
-
     present = {value.name for value in proto.graph.output}
     marked = onnx.ModelProto()
     marked.CopyFrom(proto)
     marked.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(
-            marked.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+    with _explained():
+        session = open_session(marked)
         feed = session.get_inputs()[0].name
         return [
             dict(zip(names, session.run(list(names), {feed: batch}), strict=True))
             for batch in batches
         ]
+
+
+def run_onnx_feeds(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs of a model for named inputs; errors as in `run_onnx`."""
+    names = [value.name for value in proto.graph.output]
+    with _explained():
+        return dict(zip(names, open_session(proto).run(names, dict(feeds)), strict=True))
+
+
+def open_session(proto: onnx.ModelProto) -> Any:
+    """A session of ONNX Runtime without optimizations, on the CPU."""
+    import onnxruntime  # here: importing it starts a thread, which no process that forks may have
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # ONNX Runtime's own errors have no common class
         reason = one_line(str(error).rpartition(" : ")[2] or error)
         raise OnnxFileError(f"ONNX Runtime cannot run it: {reason}") from None
+
+
+def range_error(expected: Array, actual: Array) -> float:
+    """Largest |actual - expected| over the range of `expected`; infinite where shapes differ."""
+    if expected.shape != actual.shape:
+        return float("inf")
+    reference, found = expected.astype(np.float64), actual.astype(np.float64)
+    same = (reference == found) | (np.isnan(reference) & np.isnan(found))  # infinities too
+    with np.errstate(invalid="ignore"):
+        distance = float(np.where(same, 0.0, np.abs(found - reference)).max(initial=0))
+    finite = np.abs(reference[np.isfinite(reference)]).max(initial=0)
+    return distance / max(float(finite), _FLOOR) if np.isfinite(distance) else float("inf")

@@ -83,7 +83,7 @@ def _show(predicted: EngineCost, layers: Layers, output: Console) -> None:
     for header in ("us", "MB", "GOP"):
         table.add_column(header, justify="right", min_width=6, no_wrap=True)
     for header in ("type", "bound by"):
-        table.add_column(header, min_width=7, no_wrap=True)
+        table.add_column(header, min_width=8, no_wrap=True)
     table.add_column("kernel", no_wrap=True, overflow="ellipsis")
     for one in predicted.slowest_first[:_SHOWN]:
         table.add_row(

@@ -51,15 +51,16 @@ class ArrayFile:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
-def read_array_header(path: Path, image_size: tuple[int, int]) -> ArrayFile:
+def read_array_header(path: Path, image_size: tuple[int, int], num_channels: int = 3) -> ArrayFile:
     """Check that a file holds images, and return its layout.
 
-    Legal are float `[n, 3, h, w]`, already normalized and of the network's size, and uint8
+    Legal are float `[n, channels, h, w]`, already normalized and of the network's size, and uint8
     `[n, h, w, 3]`, RGB of any size. Pickled arrays are refused.
 
     Args:
         path: `.npy`, or `.npz` with one array or one named `images`.
         image_size: Height and width of the network's input in pixels.
+        num_channels: Of the network's input.
 
     Raises:
         DataError: Anything else.
@@ -70,7 +71,7 @@ def read_array_header(path: Path, image_size: tuple[int, int]) -> ArrayFile:
             shape, fortran_order, dtype = _read_header(stream)
             array = ArrayFile(path, member, shape, dtype, stream.tell())
         stored = _stored_bytes(path, member) - array.offset
-    _check_layout(array, image_size, fortran_order)
+    _check_layout(array, (num_channels, *image_size), fortran_order)
     if stored < array.shape[0] * array.image_bytes:
         raise DataError(
             f"{path}: truncated; holds {stored} bytes of an array {list(shape)} {dtype}"
@@ -163,15 +164,15 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.
     return npy_format.read_array_header_2_0(stream)
 
 
-def _check_layout(array: ArrayFile, image_size: tuple[int, int], fortran_order: bool) -> None:
-    height, width = image_size
+def _check_layout(array: ArrayFile, input_shape: tuple[int, int, int], fortran_order: bool) -> None:
     shape = array.shape
-    planes = np.issubdtype(array.dtype, np.floating) and shape[1:] == (3, height, width)
+    planes = np.issubdtype(array.dtype, np.floating) and shape[1:] == input_shape
     pixels = array.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and min(shape) > 0
     if not (planes or pixels) or shape[0] == 0:
         raise DataError(
-            f"{array.path}: holds {array.dtype} {list(shape)}; needs float [n, 3, {height}, {width}]"
-            f" (normalized) or uint8 [n, height, width, 3] (RGB)"
+            f"{array.path}: holds {array.dtype} {list(shape)}; needs float"
+            f" [n, {', '.join(map(str, input_shape))}] (normalized) or uint8 [n, height, width, 3]"
+            " (RGB)"
         )
     if shape[0] > MAX_IMAGES:
         raise DataError(f"{array.path}: holds {shape[0]} images, more than {MAX_IMAGES}")

@@ -203,7 +203,7 @@ def _open_images(path: Path, preprocess: Preprocess, limit: int | None, seed: in
         raise DataError(f"{path}: does not exist; give {_LEGAL}")
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise DataError(f"{path}: cannot be calibrated with; give {_LEGAL}")
-    array = read_array_header(path, preprocess.image_size)
+    array = read_array_header(path, preprocess.image_size, preprocess.num_channels)
     return ArrayImages(array, _sample(array.shape[0], limit, seed), preprocess)
 
 

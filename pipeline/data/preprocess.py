@@ -33,7 +33,7 @@ class Prepared:
     """One image as the network takes it.
 
     Attributes:
-        tensor: `[3, h, w]` float32, normalized, channels in the network's order.
+        tensor: `[channels, h, w]` float32, normalized, channels in the network's order.
         letterbox: Where the image lies on the canvas; None for the `crop` layout.
         source_size: Height and width of the image before, in pixels.
     """
@@ -184,9 +184,21 @@ def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _normalize(pixels: NDArray[np.uint8], preprocess: Preprocess) -> FloatArray:
-    """Turn RGB `[h, w, 3]` uint8 into `[3, h, w]` float32: (pixels / 255 - mean) / std."""
+    """Turn RGB `[h, w, 3]` uint8 into `[channels, h, w]` float32: (pixels / 255 - mean) / std.
+
+    Raises:
+        DataError: The network takes neither colour nor grey.
+    """
+    if preprocess.num_channels not in (1, 3):
+        raise DataError(
+            f"the network takes {preprocess.num_channels} channels, which pictures do not have; give"
+            f" --data FILE.npy with float32 [n, {', '.join(map(str, preprocess.input_shape))}]"
+        )
+    mean, std = (np.asarray(v, dtype=np.float32) for v in (preprocess.mean, preprocess.std))
+    if preprocess.num_channels == 1:
+        grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32)
+        single: FloatArray = ((grey / np.float32(255) - mean.mean()) / std.mean())[None]
+        return single
     planes = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-    offset = np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
-    spread = np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
-    normalized: FloatArray = (planes - offset) / spread
+    normalized: FloatArray = (planes - mean[:, None, None]) / std[:, None, None]
     return normalized if preprocess.channels == "rgb" else normalized[::-1].copy()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
 
+from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.report_schema import NOT_JUDGED, Verdict
+from reptrt.engines.report_schema import NOT_JUDGED, Report, Verdict
 from reptrt.pipeline.gate import is_gated, verdict_of
+from reptrt.pipeline.report.collect import predicted_cost, run_facts
+from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.run_records import made_from
-from reptrt.pipeline.stages import build, validate
+from reptrt.pipeline.stages import build, price, validate
 from reptrt.pipeline.validation.validate import engine_can_run
 
 logger = logging.getLogger(__name__)
@@ -43,11 +46,19 @@ def require_passed(run: Run, artifact: str) -> Verdict:
         if engine_can_run(run.target):
             build(run)
         validate(run)
-    elif not _is_measured(run):
-        return NOT_JUDGED
-    verdict = verdict_of(run)
+    verdict = verdict_of(run) if is_gated(run.recipe) or _is_measured(run) else NOT_JUDGED
     refuse_failed(verdict, artifact)
-    return verdict
+    return _with_deployment(run, verdict)
+
+
+def _with_deployment(run: Run, verdict: Verdict) -> Verdict:
+    """Add which engine to deploy on the target, by its predicted cost against FP16."""
+    price(run)
+    calibration = read_result(run.workspace.calibration)
+    facts = run_facts(run.plan, calibration, None, verdict)
+    cost = predicted_cost(run.workspace)
+    chosen = choose_deployment(Report(**vars(facts), target=run.target.name, backend="", cost=cost))
+    return replace(verdict, deploy=chosen.deploy, deploy_reason=chosen.reason)
 
 
 def refuse_failed(verdict: Verdict, artifact: str) -> None:

@@ -10,6 +10,7 @@ import logging
 import re
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +22,17 @@ from torch import fx
 
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.inspection.placement_notes import (
+    write_islands,
+    write_reasons,
+)
+from reptrt.engines.report_schema import OperatorIsland
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
+from reptrt.models.onnx_import.islands import IslandNote
+from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.export.lowering import lower, lower_float
+from reptrt.pipeline.export.put_back import mark_islands, put_islands_back, put_tail_back
 from reptrt.pipeline.model_card import write_card
 
 OPSET = 19
@@ -45,6 +54,7 @@ def export_float(
     batch_size: int | None = None,
     *,
     precision: Precision = "fp32",
+    tail: Tail | None = None,
 ) -> None:
     """Write a traced float network.
 
@@ -54,11 +64,14 @@ def export_float(
         card: names of the outputs; travels in the file's metadata.
         batch_size: fixed N, or None for a dynamic batch.
         precision: of everything but inputs and outputs, which are FP32.
+        tail: what follows the network in the file that it comes from.
 
     Raises:
         ExportError: an operator has no ONNX form.
     """
-    _export(lower_float(module) if precision == "fp16" else module, path, card, batch_size)
+    lowered = lower_float(module) if precision == "fp16" else module
+    proto = _to_onnx(lowered, path.name, card, batch_size, tail)
+    _save(proto, path, card)
 
 
 def export_qdq(
@@ -68,22 +81,43 @@ def export_qdq(
     batch_size: int | None = None,
     *,
     precision: Precision = "fp32",
+    tail: Tail | None = None,
+    islands: Sequence[IslandNote] = (),
 ) -> None:
     """Write calibrated `model` with explicit QuantizeLinear/DequantizeLinear.
 
     Arguments and errors as in `export_float`; `precision` is the type of everything that is not
-    INT8.
+    INT8, and `islands` are noted in the file's metadata beside the reasons of float layers.
     """
-    _export(lower(model, half=precision == "fp16"), path, card, batch_size)
+    proto = _to_onnx(lower(model, half=precision == "fp16"), path.name, card, batch_size, tail)
+    write_reasons(model.placement.float_layers, proto)
+    write_islands([_note(island) for island in islands], proto)
+    _save(proto, path, card)
 
 
-def _export(module: fx.GraphModule, path: Path, card: ModelCard, batch_size: int | None) -> None:
-    example = torch.zeros(
-        batch_size or 2,
-        3,
-        *card.preprocess.image_size,
-        device=next(iter(module.state_dict().values())).device,
+def _note(island: IslandNote) -> OperatorIsland:
+    return OperatorIsland(
+        nodes=island.nodes,
+        op_types=island.op_types,
+        role="tail" if island.is_tail else "island",
+        reason=island.reason,
+        weight_bytes=island.weight_bytes,
     )
+
+
+def _save(proto: onnx.ModelProto, path: Path, card: ModelCard) -> None:
+    write_card(card, proto)
+    with replace_when_done(path) as temporary:
+        onnx.save(proto, temporary)
+
+
+def _to_onnx(
+    module: fx.GraphModule, name: str, card: ModelCard, batch_size: int | None, tail: Tail | None
+) -> onnx.ModelProto:
+    module = mark_islands(module)
+    state = module.state_dict()
+    device = next(iter(state.values())).device if state else torch.device("cpu")
+    example = torch.zeros(batch_size or 2, *card.preprocess.input_shape, device=device)
     shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
@@ -94,7 +128,7 @@ def _export(module: fx.GraphModule, path: Path, card: ModelCard, batch_size: int
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
-                output_names=list(card.outputs),
+                output_names=list(card.compared),
                 dynamic_shapes=shapes,
                 custom_translation_table=_TRANSLATIONS,  # type: ignore[arg-type]  # its own example
                 verbose=False,
@@ -102,15 +136,16 @@ def _export(module: fx.GraphModule, path: Path, card: ModelCard, batch_size: int
             )
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ExportError(f"{path.name}: cannot be written as ONNX: {reason}") from error
+            raise ExportError(f"{name}: cannot be written as ONNX: {reason}") from error
         assert program is not None
         _name_layers(program.model.graph)
         program.optimize()  # this folds transposed weights into nameless constants,
         _name_layers(program.model.graph)  # and makes new nodes
-    proto = program.model_proto
-    write_card(card, proto)
-    with replace_when_done(path) as temporary:
-        onnx.save(proto, temporary)
+    proto: onnx.ModelProto = program.model_proto
+    put_islands_back(proto)
+    if tail is not None:
+        put_tail_back(proto, tail)
+    return proto
 
 
 class _quiet:  # noqa: N801  # reads as a statement

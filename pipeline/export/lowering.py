@@ -16,6 +16,7 @@ from torch import fx
 
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
+from reptrt.models.onnx_import.island_op import is_island
 from reptrt.models.parameters import fresh_path, get_tensor
 from reptrt.pipeline.export.shift_biases import shift_biases
 
@@ -163,7 +164,9 @@ def _halve(module: fx.GraphModule) -> None:
     for path, scale in kept.items():
         module.get_submodule(path).scale = scale
     for node in list(module.graph.nodes):
-        if node.op == "placeholder":
+        if is_island(node):
+            _keep_island_float(module, node)
+        elif node.op == "placeholder":
             with module.graph.inserting_after(node):
                 half = _cast(module, node, torch.float16)
             node.replace_all_uses_with(
@@ -174,6 +177,34 @@ def _halve(module: fx.GraphModule) -> None:
                 node.args = (fx.map_arg(node.args[0], lambda n: _cast(module, n, torch.float32)),)
         elif node.kwargs.get("dtype") == torch.float32:
             node.kwargs = {**node.kwargs, "dtype": torch.float16}
+
+
+def _keep_island_float(module: fx.GraphModule, island: fx.Node) -> None:
+    """An island runs in FP32, whatever is around it: its nodes stay as they are in the file."""
+    inputs = island.args[0]
+    assert isinstance(inputs, (list, tuple))
+    with module.graph.inserting_before(island):
+        cast = [
+            _cast(module, node, torch.float32)
+            if isinstance(node, fx.Node) and _is_float(node)
+            else node
+            for node in inputs
+        ]
+    island.args = (cast, *island.args[1:])
+    for part in [user for user in island.users if _is_float(user)]:
+        with module.graph.inserting_after(part):
+            half = _cast(module, part, torch.float16)
+        _replace_but(part, half)
+
+
+def _replace_but(value: fx.Node, cast: fx.Node) -> None:
+    """Let all that reads `value` read `cast`, but `cast` itself."""
+    value.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+
+
+def _is_float(node: object) -> bool:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()
 
 
 def _cast(module: fx.GraphModule, value: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
+from reptrt.calibrators.quantized.output_parts import find_parts
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.reconstruction.qprep import protect_merged, protect_reparameterization
@@ -75,11 +76,11 @@ def record_network(
         TraceError: the network cannot be recorded.
     """
     deploy_form = reparameterize(loaded.module)
-    require_same_function(loaded.module, deploy_form, loaded.preprocess.image_size)
+    image_size, channels = loaded.preprocess.image_size, loaded.preprocess.num_channels
+    require_same_function(loaded.module, deploy_form, image_size, channels)
     fused = protect_reparameterization(loaded.module, deploy_form)
     deploy_form.to(device)
-    image_size = loaded.preprocess.image_size
-    float_graph = trace(deploy_form, image_size, batch_size=batch_size)
+    float_graph = trace(deploy_form, image_size, batch_size=batch_size, num_channels=channels)
     merged = merged_layers(float_graph)
     logger.info("%s: %s", loaded.name, describe_merged(merged))
     return Recording(float_graph, {**fused, **protect_merged(merged)})
@@ -90,7 +91,8 @@ def prepare_network(
     plan: Plan,
     recording: Recording,
     sensitive: Collection[str] = (),
-    costly: Collection[str] = (),
+    costly: Mapping[str, str] | None = None,
+    apart: Collection[str] = (),
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
 
@@ -99,7 +101,9 @@ def prepare_network(
         plan: what to do.
         recording: of `loaded`.
         sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
-        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`).
+        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`), and
+            the reason.
+        apart: concats whose sources keep scales of their own.
 
     Raises:
         OutputError: the network does not do its task.
@@ -113,6 +117,7 @@ def prepare_network(
         quantize_head=plan.quantize_head,
         sensitive=sensitive,
         costly=costly,
+        apart=apart,
         softmax=plan.softmax,
     )
     quantized = insert_quantizers(
@@ -145,6 +150,7 @@ def network_sha256(loaded: LoadedModel, recording: Recording) -> str:
         for tensor in (affine.gain, affine.shift):
             digest.update(tensor_bytes(tensor))
     digest.update(repr((loaded.task, loaded.preprocess, loaded.classes)).encode())
+    digest.update(b"" if loaded.tail is None else loaded.tail.model)
     return digest.hexdigest()
 
 
@@ -156,13 +162,11 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         OutputError: the network does not do its task.
     """
     size, batch_size = loaded.preprocess.image_size, plan.batch_size
-    image = torch.zeros(batch_size or 1, 3, *size, device=plan.device)
+    image = torch.zeros(batch_size or 1, *loaded.preprocess.input_shape, device=plan.device)
     with quantized.float_mode():
         shapes = [tuple(output.shape) for output in list_outputs(quantized(image))]
-    try:
-        count_classes(loaded.task, shapes, size)
-    except OutputError as error:
-        raise OutputError(f"{loaded.name} {error}") from None
+    if loaded.tail is None:
+        _require_task(loaded, shapes)
     strides = tuple(size[0] // shape[2] for shape in shapes if loaded.task == "detection")
     return ModelCard(
         model=loaded.name,
@@ -173,8 +177,17 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         outputs=loaded.output_names or _output_names(loaded.task, len(shapes), strides),
         strides=strides,
         batch_size=batch_size,
+        cut=None if loaded.tail is None else loaded.tail.cut,
+        parts=tuple(find_parts(quantized.graph_module.graph)),
         stated_accuracy=loaded.stated_accuracy,
     )
+
+
+def _require_task(loaded: LoadedModel, shapes: Sequence[tuple[int, ...]]) -> None:
+    try:
+        count_classes(loaded.task, shapes, loaded.preprocess.image_size)
+    except OutputError as error:
+        raise OutputError(f"{loaded.name} {error}") from None
 
 
 def _output_names(task: Task, count: int, strides: Sequence[int]) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ class Baseline(BaseModel):
         agreement: with FP32, in percent.
         int8_coverage: percent of the quantizable layers that run in INT8.
         kernels: of the engine, by builder: "tensorrt_rtx 1.7" stands for 1.7.1.116 too.
+        megabytes: that the kernels of the engine read and write, activations and weights, by builder.
         latency_ratio: median latency, INT8 over FP16 (else FP32), by GPU; of the target `cpu`, by processor.
     """
 
@@ -61,6 +62,7 @@ class Baseline(BaseModel):
     agreement: Expected | None = None
     int8_coverage: Expected | None = None
     kernels: dict[str, Expected] = {}
+    megabytes: dict[str, Expected] = {}
     latency_ratio: dict[str, Expected] = {}
 
     @model_validator(mode="after")

@@ -68,7 +68,7 @@ class BaselineCheck:
 class Metric:
     """One number of a report: whether higher is better, and how to read it."""
 
-    name: Literal["accuracy", "agreement", "int8_coverage", "kernels", "latency_ratio"]
+    name: Literal["accuracy", "agreement", "int8_coverage", "kernels", "megabytes", "latency_ratio"]
     more_is_better: bool
     read: Callable[[Report], float | None]
 
@@ -250,6 +250,10 @@ def _timed(latency: ModelLatency) -> tuple[Percentiles | None, Percentiles | Non
     return latency.fp16 or latency.fp32, latency.quantized
 
 
+def _megabytes(report: Report) -> float | None:
+    return None if report.cost is None else round(report.cost.int8.traffic.megabytes, 2)
+
+
 def _timed_on(report: Report) -> tuple[str, str]:
     """The GPU, or for the target `cpu` the processor; and why its time says nothing, or ""."""
     latency = report.latency_ms
@@ -273,6 +277,7 @@ def _accuracy(report: Report) -> Accuracy:
 
 _PLACES: dict[str, Callable[[Report], tuple[str, str]]] = {
     "kernels": _built_by,
+    "megabytes": _built_by,
     "latency_ratio": _timed_on,
 }
 _METRICS = (
@@ -282,5 +287,6 @@ _METRICS = (
         "int8_coverage", True, lambda report: report.fusion.int8_coverage if report.fusion else None
     ),
     Metric("kernels", False, lambda report: report.fusion.kernels if report.fusion else None),
+    Metric("megabytes", False, _megabytes),
     Metric("latency_ratio", False, _latency_ratio),
 )

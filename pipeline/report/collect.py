@@ -47,7 +47,7 @@ def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: 
         latency_ms=validation.latency_ms,
         end2end=validation.end2end,
         fusion=fusion.summary,
-        cost=_cost(workspace),
+        cost=predicted_cost(workspace),
         size_bytes=FileSizes(
             fp32_onnx=require(workspace.fp32_onnx, "export").stat().st_size,
             trt_onnx=workspace.trt_onnx.stat().st_size,
@@ -69,7 +69,7 @@ def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: 
     )
 
 
-def _cost(workspace: Workspace) -> Comparison | None:
+def predicted_cost(workspace: Workspace) -> Comparison | None:
     """The predicted comparison with FP16; None where the target has no data sheet."""
     if not workspace.cost.exists():
         return None

@@ -17,6 +17,7 @@ from reptrt.engines.report_schema import (
     End2End,
     ModelLatency,
     Numerics,
+    OutputNumerics,
     Percentiles,
     Report,
 )
@@ -137,9 +138,28 @@ def numerics_rows(report: Report) -> list[SummaryRow]:
             f"output {name}",
             "",
             decibel(output.snr_db),
-            f"cosine {number(output.cosine, 5)}",
+            f"cosine {number(output.cosine, 5)}{_largest(output)}",
         )
         for name, output in (report.numerics or {}).items()
+    ]
+
+
+def _largest(output: OutputNumerics) -> str:
+    """The largest score, where an output has scores."""
+    before, after = output.largest_fp32, output.largest_quantized
+    if before is None or after is None:
+        return ""
+    return f", largest {number(before, 3)} → {number(after, 3)}"
+
+
+def island_lines(report: Report) -> list[str]:
+    """One line for each part of the user's file that stays as it is, in float."""
+    islands = report.fusion.operator_islands if report.fusion else ()
+    return [
+        f"{'Tail' if island.role == 'tail' else 'Island'} in float: {', '.join(island.op_types)}"
+        f" ({len(island.nodes)} of the file's nodes, {file_size(island.weight_bytes)} of constants):"
+        f" {island.reason}"
+        for island in islands
     ]
 
 

@@ -17,6 +17,7 @@ from reptrt.pipeline.report.summary import (
     engine_note,
     engine_rows,
     headline,
+    island_lines,
     latency_origin,
     latency_rows,
     nms_note,
@@ -85,6 +86,7 @@ def _footer(report: Report) -> list[str]:
     lines = [
         f"Evaluated on {images}" if images else "",
         *[f"Weakest layer: {row.layer}, {decibel(row.snr_db)}" for row in worst],
+        *island_lines(report),
         f"NMS in the engine: {nms}" if (nms := nms_note(report.end2end)) else "",
         engine_note(report),
         latency_origin(report),

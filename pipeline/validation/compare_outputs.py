@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from polygraphy.comparator import Comparator, CosineSimilarityCompareFunc, SnrCompareFunc
+from polygraphy.comparator import (
+    Comparator,
+    CosineSimilarityCompareFunc,
+    IterationResult,
+    RunResults,
+    SnrCompareFunc,
+)
 from polygraphy.logger import G_LOGGER
 
 from reptrt.engines.form import read_form
@@ -21,42 +28,108 @@ from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.report_schema import LayerSnr, Numerics, OutputNumerics
 from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
+from reptrt.models.card import ModelCard, Part
 from reptrt.pipeline.validation.layer_factors import behind_factors, hidden_factors
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 
 def compare_outputs(
-    runners: Sequence[Runner], pairs: Sequence[tuple[int, int]], feeds: Feeds
+    runners: Sequence[Runner],
+    pairs: Sequence[tuple[int, int]],
+    feeds: Feeds,
+    card: ModelCard | None = None,
 ) -> list[Numerics]:
     """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
+
+    What a concat joins to one output is compared part by part, and of what lies in 0..1, as scores do,
+    the largest value is told.
 
     Args:
         runners: with distinct names; each is loaded, runs on all feeds, and is freed before the next.
         pairs: (reference, compared) as indices into `runners`.
         feeds: inputs by name.
+        card: what is compared, and its parts; None for all outputs as they are.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         results = Comparator.run(list(map(PolygraphyRunner, runners)), data_loader=list(feeds))
-        snr, cosine = Comparator.compare_accuracy(
-            results,
-            comparisons=list(pairs),
-            compare_func=[SnrCompareFunc(), CosineSimilarityCompareFunc()],
-            check_average=True,
-        )
-    names = list(results.keys())
-    found: list[Numerics] = []
-    for pair in [(names[reference], names[test]) for reference, test in pairs]:
-        snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
-        found.append(
-            {
-                name: OutputNumerics(
-                    _finite(snr_of[name].snr), _finite(cosine_of[name].cosine_similarity)
+        split = [[_parts(values, card) for values in found] for _, found in results]
+        return [_compare(split[reference], split[test]) for reference, test in pairs]
+
+
+def _parts(values: Mapping[str, Any], card: ModelCard | None) -> dict[str, NDArray[Any]]:
+    """What is compared of the outputs of one run, by name."""
+    if card is None:
+        return dict(values)
+    found: dict[str, NDArray[Any]] = {}
+    known = dict(zip(card.compared, card.parts, strict=False))
+    for name in card.compared:
+        parts = known.get(name, ())
+        if name in values:
+            for part in parts or ((),):
+                found[f"{name}{_range_text(part)}"] = np.ascontiguousarray(
+                    values[name][_slices(part)]
                 )
-                for name in snr_of
-            }
+    return found
+
+
+def _slices(part: Part) -> tuple[slice, ...]:
+    ranges = {axis: slice(first, last) for axis, first, last in part}
+    return tuple(ranges.get(axis, slice(None)) for axis in range(max(ranges, default=-1) + 1))
+
+
+def _range_text(part: Part) -> str:
+    """`[:, 4:84]`, as NumPy writes it; nothing for a whole output."""
+    shown = ", ".join(
+        ":" if cut == slice(None) else f"{cut.start}:{cut.stop}" for cut in _slices(part)
+    )
+    return f"[{shown}]" if shown else ""
+
+
+def _compare(
+    reference: Sequence[Mapping[str, NDArray[Any]]], test: Sequence[Mapping[str, NDArray[Any]]]
+) -> Numerics:
+    names = [name for name in reference[0] if name in test[0]]
+    if not names:
+        return {}
+    pair = ("reference", "test")
+    both = RunResults(
+        [
+            (side, [IterationResult({name: values[name] for name in names}) for values in found])
+            for side, found in zip(pair, (reference, test), strict=True)
+        ]
+    )
+    snr, cosine = Comparator.compare_accuracy(
+        both,
+        comparisons=[(0, 1)],
+        compare_func=[SnrCompareFunc(), CosineSimilarityCompareFunc()],
+        check_average=True,
+    )
+    snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
+    found = {}
+    for name in names:
+        is_score = all(v[name].min() >= 0 and v[name].max() <= 1 for v in reference)
+        found[name] = OutputNumerics(
+            _finite(snr_of[name].snr),
+            _finite(cosine_of[name].cosine_similarity),
+            _largest(reference, name) if is_score else None,
+            _largest(test, name) if is_score else None,
         )
     return found
+
+
+def _largest(results: Sequence[Mapping[str, NDArray[Any]]], name: str) -> float | None:
+    return _finite(max(values[name].max() for values in results))
+
+
+@contextmanager
+def with_cut(paths: Sequence[Path], card: ModelCard) -> Iterator[list[Path]]:
+    """Copies of ONNX files that return what is compared; the files themselves where they do."""
+    if card.cut is None:
+        yield list(paths)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield [_mark_outputs(path, card.compared, Path(folder)) for path in paths]
 
 
 def compare_layers(

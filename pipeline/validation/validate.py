@@ -41,6 +41,7 @@ from reptrt.pipeline.validation.compare_outputs import (
     Feeds,
     compare_layers,
     compare_outputs,
+    with_cut,
 )
 from reptrt.pipeline.validation.evaluate import BATCH, detections, evaluate, pad_batch
 from reptrt.pipeline.workspace import Workspace
@@ -91,7 +92,7 @@ def validate_files(
     workspace = setup.workspace
     feeds = list(_feeds(samples, setup))
     progress("compare outputs", 0, 3)
-    numerics = _compare_outputs(setup, feeds)
+    numerics = _compare_outputs(setup, card, feeds)
     progress("compare outputs", 1, 3)
     layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds, workspace.qdq_onnx)
     progress("compare outputs", 2, 3)
@@ -202,25 +203,30 @@ def _is_same(wanted: Detections, found: Detections) -> bool:
     )
 
 
-def _compare_outputs(setup: ValidationSetup, feeds: Feeds) -> dict[str, Numerics | None]:
+def _compare_outputs(
+    setup: ValidationSetup, card: ModelCard, feeds: Feeds
+) -> dict[str, Numerics | None]:
     """The Q/DQ graph against FP32 shows what quantization did, the engine against it what TensorRT did.
 
-    An end-to-end engine has the network's own outputs no more.
+    An end-to-end engine has the network's own outputs no more, and what sorts or selects is compared
+    in front of it, where engines show nothing.
     """
     workspace, target = setup.workspace, setup.target
-    runners: list[Runner] = [
-        OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32"),
-        OnnxRuntimeRunner(workspace.trt_onnx, optimize=False, name="Q/DQ"),
-    ]
-    pairs = {"numerics": (0, 1)}
-    if setup.suppression is None and runs_on_gpu(target):
-        runners.append(_engine_runner(workspace.engine, target, "INT8"))
-        runners.append(_engine_runner(workspace.fp16_engine, target, "FP16"))
-        pairs |= {"engine_numerics": (1, 2), "fp16_numerics": (0, 3)}
-    elif setup.suppression is None and engine_can_run(target):
-        runners.append(OnnxRuntimeRunner(workspace.engine, name="INT8"))
-        pairs |= {"engine_numerics": (1, 2)}
-    found = dict(zip(pairs, compare_outputs(runners, list(pairs.values()), feeds), strict=True))
+    with with_cut([workspace.fp32_onnx, workspace.trt_onnx], card) as (fp32_onnx, qdq_onnx):
+        runners: list[Runner] = [
+            OnnxRuntimeRunner(fp32_onnx, name="FP32"),
+            OnnxRuntimeRunner(qdq_onnx, optimize=False, name="Q/DQ"),
+        ]
+        pairs = {"numerics": (0, 1)}
+        if setup.suppression is None and runs_on_gpu(target):
+            runners.append(_engine_runner(workspace.engine, target, "INT8"))
+            runners.append(_engine_runner(workspace.fp16_engine, target, "FP16"))
+            pairs |= {"engine_numerics": (1, 2), "fp16_numerics": (0, 3)}
+        elif setup.suppression is None and engine_can_run(target):
+            runners.append(OnnxRuntimeRunner(workspace.engine, name="INT8"))
+            pairs |= {"engine_numerics": (1, 2)}
+        compared = compare_outputs(runners, list(pairs.values()), feeds, card)
+    found = {key: numerics or None for key, numerics in zip(pairs, compared, strict=True)}
     return {key: found.get(key) for key in ("numerics", "engine_numerics", "fp16_numerics")}
 
 

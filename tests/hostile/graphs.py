@@ -166,7 +166,7 @@ def onnx_files(draw: st.DrawFn) -> bytes:
         )
     if kind == "damaged":
         return draw(damaged(model.SerializeToString()))
-    rng = draw(st.randoms(use_true_random=False))
+    rng = random.Random(draw(st.integers(0, 1 << 32)))
     for mutate in draw(st.lists(st.sampled_from(MUTATIONS), min_size=1, max_size=3)):
         try:
             mutate(model, rng)

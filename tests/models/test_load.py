@@ -3,17 +3,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from reptrt.models.fuse import reparameterize
 from reptrt.models.load import MissingWeightsError, ModelRunError, load_model, load_random
+from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.registry import find_model
 from reptrt.models.spec import PreprocessOverrides
 from reptrt.models.task import OutputError
 from reptrt.models.weights.checkpoint import CheckpointError
 from reptrt.models.weights.state_dict import WeightsMismatchError
+from tests.onnx_files import Plain, seeded, write_onnx
 
 WEIGHTS = Path(os.environ.get("REPTRT_DATA", "../shared/data")) / "weights"
 
@@ -182,3 +185,14 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(5)
     load_random("yolov6n_demo", num_classes=2)
     assert torch.equal(torch.rand(1), before)
+
+
+def test_an_import_that_differs_on_real_images_is_refused_with_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(str(write_onnx(seeded(Plain), tmp_path / "m.onnx")))
+    images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+    loaded.require_same_as_file(images)
+    monkeypatch.setattr(nn.Hardsigmoid, "forward", lambda self, x: torch.sigmoid(x))
+    with pytest.raises(OnnxFileError, match="on the calibration images, from '/HardSigmoid' on"):
+        loaded.require_same_as_file(images)

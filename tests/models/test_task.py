@@ -16,6 +16,11 @@ def _maps(channels: int = 7) -> list[torch.Tensor]:
 
 def test_logits_are_a_classifiers() -> None:
     assert recognize_task([torch.randn(2, 10)], SIZE) == "classification"
+    assert recognize_task([torch.randn(2, 10)], SIZE, batch_size=2) == "classification"
+
+
+def test_rows_of_boxes_of_one_image_are_no_logits() -> None:
+    assert recognize_task([torch.randn(100, 6)], SIZE, batch_size=1) == "generic"
     assert recognize_task([torch.randn(2, 1)], SIZE) == "generic"
 
 

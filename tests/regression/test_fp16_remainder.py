@@ -43,7 +43,7 @@ def twins(
     for precision in PRECISIONS:  # in one workspace: the second run finds the calibration fresh
         outcome = reptrt(
             "engine", model, "--calibrator", calibrator, "--num-samples", 32, "--json",
-            "--weights", reptrt_data / "weights" / weights, "--precision", precision,
+            "--weights", reptrt_data / "weights" / weights, "--precision", precision, "--quantize", "all",
             "--data", reptrt_data / "images" / "imagenet_calib", "--target", "tensorrt-rtx",
             "--eval", reptrt_data / "images" / "imagenet_val", "--workspace", root,
         )  # fmt: skip

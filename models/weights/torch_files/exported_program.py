@@ -7,11 +7,11 @@ expressions of the file, so nothing but the table is looked at.
 from __future__ import annotations
 
 import json
-import math
 import zipfile
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 import torch
 
 from reptrt.models.weights.torch_files.records import CorruptFileError, RefusedPickleError
@@ -81,15 +81,17 @@ def _read(archive: zipfile.ZipFile, name: str, entry: dict[str, object]) -> torc
         raise RefusedPickleError(f"{name} is pickled; save model.state_dict() instead")
     meta: _Meta = entry["tensor_meta"]  # type: ignore[assignment]  # any other form raises
     dtype = _DTYPES[meta["dtype"]]
-    sizes, strides = ([side["as_int"] for side in meta[key]] for key in ("sizes", "strides"))  # type: ignore[literal-required]
+    sizes = [int(side["as_int"]) for side in meta["sizes"]]
+    strides = [int(side["as_int"]) for side in meta["strides"]]
     content = archive.read(name)
     offset = meta["storage_offset"]["as_int"]
     reach = offset + 1 + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
+    elements = int(np.prod(sizes, dtype=np.float64))
     if min([offset, *sizes, *strides], default=0) < 0 or (
-        math.prod(sizes) and (reach * dtype.itemsize > len(content))
+        elements and (reach * dtype.itemsize > len(content))
     ):
         raise CorruptFileError(f"{name} has {len(content)} bytes, too few for {sizes}")
-    if not math.prod(sizes):
+    if not elements:
         return torch.empty(sizes, dtype=dtype)
     values = torch.frombuffer(bytearray(content), dtype=dtype)
     return values.as_strided(sizes, strides, offset).clone()

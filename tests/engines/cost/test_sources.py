@@ -47,6 +47,22 @@ def test_the_folder_of_a_run_gives_the_kernels_that_were_built(tmp_path, mixed_o
     assert layers.origin == "built with tensorrt_rtx 1.7"
 
 
+def test_a_run_for_a_range_of_batches_gives_the_kernels_of_its_model(tmp_path, mixed_onnx):
+    path = mixed_onnx(half=True, batch="N")
+    path.rename(tmp_path / "model.trt.onnx")
+    kernel = {"name": "k", "kind": "kgen", "inputs": [{"name": "x", "dtype": "Half", "dims": [-1]}]}
+    (tmp_path / "fusion.json").write_text(json.dumps({"fused_kernels": [kernel]}))
+    assert read(tmp_path).origin.startswith("layers predicted by the fusion rules")
+    (tmp_path / "model.trt.onnx").unlink()
+    with pytest.raises(CostError, match="build it for one batch"):
+        read(tmp_path)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CostError, match="`reptrt build` writes one"):
+        read(tmp_path)
+
+
 def test_the_message_of_the_rtx_log_is_read_as_it_is(tmp_path):
     path = tmp_path / "layers.txt"
     path.write_text(RTX_LOG.read_text())

@@ -44,8 +44,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
     [
         ("float[N,3,8,8] x, float[N,4] boxes", "has 2: x, boxes"),
         ("float[N,10] x", "has the shape ?x10"),
-        ("float[N,1,28,28] x", "has the shape ?x1x28x28"),
-        ("uint8[N,3,8,8] x", "is UINT8; it must be a float image"),
+        ("bool[N,3,8,8] x", "is BOOL; it must be a float or uint8 image"),
         ("float[N,3,1000000,1000000] x", "which no image has"),
     ],
 )
@@ -80,6 +79,55 @@ def test_size_and_layout_are_read_from_the_input(tmp_path: Path) -> None:
     assert (fixed.channels_last, fixed.batch, fixed.image_size(None)) == (False, 1, (8, 8))
     with pytest.raises(OnnxFileError, match="its input is 8x8 pixels"):
         fixed.image_size((9, 9))
+
+
+@pytest.mark.parametrize(
+    ("signature", "channels_last", "channels", "sides"),
+    [
+        ("float[N,1,28,30] x", False, 1, (28, 30)),
+        ("float[1,28,30,1] x", True, 1, (28, 30)),
+        ("uint8[N,24,32,3] x", True, 3, (24, 32)),
+        ("float[1,12,64,64] x", False, 12, (64, 64)),
+        ("float[1,64,64,12] x", True, 12, (64, 64)),
+        ("float[N,3,H,W] x", False, 3, (None, None)),
+    ],
+)
+def test_grey_many_channel_and_channels_last_images_are_told_by_their_sides(
+    tmp_path: Path,
+    signature: str,
+    channels_last: bool,
+    channels: int,
+    sides: tuple[int | None, int | None],
+) -> None:
+    file = read_onnx(_model(tmp_path, signature, "y = Identity(x)"))
+    assert (file.channels_last, file.channels) == (channels_last, channels)
+    assert (file.height, file.width) == sides
+    assert (file.raw_type is not None) == signature.startswith("uint8")
+
+
+def test_minus_one_is_an_open_side_as_paddle_writes_it(tmp_path: Path) -> None:
+    path = _model(tmp_path, "float[1,3,8,8] x")
+    model = onnx.load(path)
+    for side in (0, 2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[side].dim_value = -1
+    onnx.save(model, path)
+    file = read_onnx(path)
+    assert (file.batch, file.height, file.width) == (None, None, None)
+
+
+def test_an_output_without_a_shape_is_no_fault(tmp_path: Path) -> None:
+    path = _model(tmp_path, "float[N,3,8,8] x")
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    assert import_onnx(read_onnx(path), (8, 8)).outputs == ("y",)
+
+
+def test_an_operator_that_onnx_runtime_lacks_is_named_with_its_domain(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "com.acme": 1]>
+        net (float[N,3,8,8] x) => (float[N,3,8,8] y) { [odd] y = com.acme.Magic(x) }"""
+    error = _error(from_text(text, tmp_path / "m.onnx"))
+    assert "Magic 'odd' is an operator of 'com.acme', which ONNX Runtime does not have" in error
 
 
 def _with_external_weight(tmp_path: Path, location: str, length: int) -> Path:

@@ -230,33 +230,27 @@ def test_fused_attention_stays_one_operator(call: str, tmp_path: Path) -> None:
 def test_attention_of_another_form_is_refused(call: str, reason: str, tmp_path: Path) -> None:
     text = f"""<ir_version: 10, opset_import: ["": 23]> net (float[1,3,8,8] x) => (float y)
         <int64[1] a = {{1}}> {{ {call} }}"""
-    with pytest.raises(OnnxFileError, match=f"Attention .* cannot be imported .*{reason}"):
+    with pytest.raises(OnnxFileError, match=f"{reason}.* is newer than opset 19"):
         _import(from_text(text, tmp_path / "m.onnx"))
 
 
-def test_an_operator_that_cannot_be_imported_is_named_with_its_node(tmp_path: Path) -> None:
-    text = f"{HEAD} net (float[N,3,8,8] x) => (float y) {{ a = Relu(x) [odd] y = Det(a) }}"
-    path = from_text(text, tmp_path / "m.onnx")
-    with pytest.raises(
-        OnnxFileError, match="Det 'odd' cannot be imported: export the model without"
-    ):
-        _import(path)
-
-
-def test_a_shape_that_depends_on_pixels_is_refused(tmp_path: Path) -> None:
+def test_what_follows_a_shape_that_depends_on_pixels_is_left_to_onnx_runtime(
+    tmp_path: Path,
+) -> None:
     body = "n = Cast<to = 7>(x) s = Constant<value_ints = [1]>() m = ReduceMax<keepdims = 0>(n)"
     body += " q = Reshape(m, s) u = Constant<value_ints = [-1]>() c = Concat<axis = 0>(u, q)"
     text = f"{HEAD} net (float[1,3,8,8] x) => (float y) {{ {body} y = Reshape(x, c) }}"
-    with pytest.raises(OnnxFileError, match=r"depends on pixels|cannot run it"):
-        _import(from_text(text, tmp_path / "m.onnx"))
+    tail = _import(from_text(text, tmp_path / "m.onnx")).tail
+    assert tail is not None
+    assert tail.note.op_types == ("Reshape",)
 
 
-def test_an_import_that_differs_names_the_first_node_that_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_first_node_that_differs_is_named_and_becomes_an_island(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_onnx(seeded(Plain), tmp_path / "m.onnx")
     monkeypatch.setattr(nn.Hardsigmoid, "forward", lambda self, x: torch.sigmoid(x))
-    with pytest.raises(
-        OnnxFileError, match=r"differs from ONNX Runtime by .* from '/HardSigmoid' on"
-    ):
-        _import(path)
+    network = _import(path)
+    assert [note.nodes for note in network.islands] == [("/HardSigmoid",)]
+    assert network.relative_error < 1e-5
+    assert "/HardSigmoid: PyTorch computes something else than ONNX Runtime" in caplog.text

@@ -169,3 +169,22 @@ def test_the_operators_by_hand() -> None:
     rows = torch.tensor([[1, 2], [3, 4]], dtype=torch.int8)
     per_channel = dequantize_linear(rows, torch.tensor([0.5, 2.0]), zero)
     assert per_channel.tolist() == [[0.5, 1.0], [6.0, 8.0]]
+
+
+class NamedAsOurs(nn.Conv2d):
+    """A convolution with a learned gain that is called as we call a scale."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 1)
+        self.weight_scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+        self.weight_codes = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(super().forward(x)).mul(self.weight_scale) + self.weight_codes
+
+
+def test_a_parameter_that_is_called_as_ours_keeps_its_value() -> None:
+    model, images = quantized(trace(NamedAsOurs(), (8, 8))), smooth_images(2, seed=0, size=8)
+    MinMaxCalibrator().calibrate(model, [images])
+    with torch.no_grad():
+        assert torch.equal(run(lower(model), images)[0], model(images)[0])

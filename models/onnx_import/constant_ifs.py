@@ -1,0 +1,111 @@
+"""An If whose condition does not depend on pixels becomes the branch that is taken.
+
+PyTorch's `squeeze(1)` and scripted torchvision write such: the condition asks for a side of a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from reptrt.models.onnx_import.data import OnnxFileError, list_graphs
+from reptrt.models.onnx_import.values import Array, run_onnx
+
+
+def fold_constant_ifs(proto: onnx.ModelProto, images: Array) -> onnx.ModelProto:
+    """Copy of `proto` without such Ifs; what cannot be told stays.
+
+    Args:
+        proto: runs on `images`.
+        images: one batch, as the first input takes it.
+    """
+    while True:
+        folded = _fold_once(proto, images)
+        if folded is None:
+            return proto
+        proto = folded
+
+
+def _fold_once(proto: onnx.ModelProto, images: Array) -> onnx.ModelProto | None:
+    """Fold the Ifs of the top level; None where none can be."""
+    graph = proto.graph
+    pixels = _pixel_tensors(graph)
+    ifs = [n for n in graph.node if n.op_type == "If" and n.input[0] not in pixels]
+    if not ifs:
+        return None
+    known = {t.name: bool(numpy_helper.to_array(t).any()) for t in graph.initializer}
+    asked = list(dict.fromkeys(n.input[0] for n in ifs if n.input[0] not in known))
+    if asked:
+        try:
+            (values,) = run_onnx(proto, asked, [images])
+        except OnnxFileError:
+            return None  # said with more context when the whole is run
+        known |= {name: bool(np.any(value)) for name, value in values.items()}
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    nodes: list[onnx.NodeProto] = []
+    for node in copied.graph.node:
+        is_folded = node.op_type == "If" and node.input[0] in known and node.input[0] not in pixels
+        nodes += _taken(copied.graph, node, known[node.input[0]]) if is_folded else [node]
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del copied.graph.node[:]
+    copied.graph.node.extend(kept)
+    return copied
+
+
+def _taken(graph: onnx.GraphProto, node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
+    """Nodes of the branch, with names of their own and the outputs of the If."""
+    wanted = "then_branch" if condition else "else_branch"
+    branch = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+    stem = node.name or node.output[0]
+    local = {t.name for t in branch.initializer}
+    local |= {name for inner in branch.node for name in inner.output if name}
+    names = {name: f"{stem}/{name}" for name in local}
+    for tensor in branch.initializer:
+        copied = onnx.TensorProto()
+        copied.CopyFrom(tensor)
+        copied.name = names[tensor.name]
+        graph.initializer.append(copied)
+    nodes = []
+    for inner in branch.node:
+        made = onnx.NodeProto()
+        made.CopyFrom(inner)
+        _rename(made, names)
+        made.output[:] = [names.get(name, name) for name in inner.output]
+        nodes.append(made)
+    for value, name in zip(branch.output, node.output, strict=True):
+        source = names.get(value.name, value.name)
+        nodes.append(onnx.helper.make_node("Identity", [source], [name], f"{stem}/{name}"))
+    return nodes
+
+
+def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
+    """Let `node`, and what it holds, read tensors by their new names."""
+    node.input[:] = [names.get(name, name) for name in node.input]
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for graph in list_graphs(attribute.g):
+                for inner in graph.node:
+                    inner.input[:] = [names.get(name, name) for name in inner.input]
+
+
+def _pixel_tensors(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that depend on pixels, not only on their number."""
+    weights = {tensor.name for tensor in graph.initializer}
+    found = {value.name for value in graph.input if value.name not in weights}
+    for node in graph.node:
+        if node.op_type not in ("Shape", "Size") and not found.isdisjoint(_reads(node)):
+            found.update(node.output)
+    return found
+
+
+def _reads(node: onnx.NodeProto) -> Collection[str]:
+    names = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for graph in list_graphs(attribute.g):
+                names.update(name for inner in graph.node for name in inner.input)
+    return names

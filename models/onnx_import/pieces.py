@@ -1,0 +1,120 @@
+"""Cut a piece out of a canonical graph: a model of its own, and what goes in and comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from reptrt.models.onnx_import.operators import DOMAIN
+from reptrt.models.onnx_import.upgrade import to_export_opset
+
+Array = NDArray[Any]
+REPEAT = "RepeatBatch"
+
+
+def tensors_read(node: gs.Node) -> list[gs.Tensor]:
+    """Inputs of `node`, and what its subgraphs read from outside."""
+    found = [tensor for tensor in node.inputs if tensor.name]
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            found += value._foreign_tensors().values()
+    return found
+
+
+def makers(graph: gs.Graph) -> dict[str, gs.Node]:
+    """Tensor -> the node that makes it."""
+    return {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
+
+
+def pixel_tensors(graph: gs.Graph) -> set[str]:
+    """Names of the tensors that depend on pixels, not only on their number."""
+    found = {graph.inputs[0].name}
+    for node in graph.nodes:
+        reads = any(tensor.name in found for tensor in tensors_read(node))
+        if reads and node.op not in ("Shape", "Size"):
+            found.update(tensor.name for tensor in node.outputs if tensor.name)
+    return found
+
+
+def boundary(graph: gs.Graph, members: Collection[str]) -> tuple[list[str], list[str]]:
+    """Tensors that nodes called `members` read from others, and those that others read of them.
+
+    What only repeats a constant for the batch belongs to the piece that reads it.
+    """
+    made_by = makers(graph)
+    outside = {tensor.name for tensor in graph.outputs}
+    reads: dict[str, None] = {}
+    for node in graph.nodes:
+        for tensor in tensors_read(node):
+            maker = made_by.get(tensor.name)
+            if node.name not in members:
+                outside.add(tensor.name)
+            elif isinstance(tensor, gs.Constant) or (maker and maker.name in members):
+                continue
+            elif maker is not None and maker.op == REPEAT:
+                reads[graph.inputs[0].name] = None
+            else:
+                reads[tensor.name] = None
+    made = [t.name for node in graph.nodes if node.name in members for t in node.outputs if t.name]
+    return list(reads), [name for name in made if name in outside]
+
+
+def extract(
+    graph: gs.Graph, inputs: Iterable[str], outputs: Iterable[str], examples: Mapping[str, Array]
+) -> onnx.ModelProto:
+    """The nodes between two sets of tensors as a model, in the opset that export writes.
+
+    Args:
+        graph: canonical; stays as it is.
+        inputs: tensors that the piece is given.
+        outputs: tensors that it makes.
+        examples: values of them for one image; they tell types and ranks.
+    """
+    piece = graph.copy()
+    tensors = piece.tensors()
+    piece.inputs = [tensors[name] for name in inputs]
+    piece.outputs = [tensors[name] for name in outputs]
+    for tensor in piece.inputs:
+        tensor.inputs.clear()
+    repeat_with_operators(piece)
+    piece.cleanup().toposort()
+    for tensor in [*piece.inputs, *piece.outputs]:
+        example = examples[tensor.name]
+        tensor.dtype, tensor.shape = example.dtype, [None] * example.ndim
+    return to_export_opset(gs.export_onnx(piece, do_type_check=False))
+
+
+def repeat_with_operators(graph: gs.Graph) -> gs.Graph:
+    """Write every RepeatBatch of `graph` with ONNX's own operators, in place."""
+    for node in [node for node in graph.nodes if node.op == REPEAT]:
+        images, value = node.inputs
+        stem, rank = node.name, value.values.ndim
+        shape, batch, repeats = (
+            gs.Variable(f"{stem}_{kind}", np.int64) for kind in ("shape", "batch", "repeats")
+        )
+        first = gs.Constant(f"{stem}_first", np.zeros(1, np.int64))
+        ones = gs.Constant(f"{stem}_ones", np.ones(rank - 1, np.int64))
+        output = node.outputs[0]
+        node.outputs.clear()
+        node.inputs.clear()
+        graph.nodes.remove(node)
+        graph.nodes.extend(
+            [
+                gs.Node("Shape", f"{stem}_of_images", inputs=[images], outputs=[shape]),
+                gs.Node("Gather", f"{stem}_of_shape", inputs=[shape, first], outputs=[batch]),
+                gs.Node("Concat", f"{stem}_join", {"axis": 0}, inputs=[batch, ones],
+                        outputs=[repeats]),
+                gs.Node("Tile", f"{stem}_tile", inputs=[value, repeats], outputs=[output]),
+            ]
+        )  # fmt: skip
+    return graph
+
+
+def is_own(node: gs.Node) -> bool:
+    """Whether `node` is of this project, not of the file."""
+    return bool(node.domain == DOMAIN)
