@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 
-from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.kit.manifest import check_files, read_manifest
 from reptrt.engines.kit.verification import read_references
@@ -49,7 +49,8 @@ def test_a_kit_needs_no_engine_and_no_gpu(made: Path, kit: Path):
         "references.npz",
     ]  # fmt: skip
     check_files(kit, read_manifest(kit))
-    assert file_sha256(kit / "model.trt.onnx") == file_sha256(made / "model.trt.onnx")
+    packed, exported = (onnx.load(folder / "model.trt.onnx") for folder in (kit, made))
+    assert packed.graph == exported.graph  # only its metadata has more: the verdict
 
 
 def test_the_manifest_says_what_the_engine_has_to_do(kit: Path):
@@ -112,7 +113,7 @@ def test_an_engine_of_the_same_file_says_which_layers_are_int8(
     floats = [name for name, precision in manifest.layers.items() if precision == "float"]
     assert len(manifest.layers) - len(floats) == fusion["int8_layers"]
     report = json.loads((tiny.files_of(workspace) / "report.json").read_text())
-    assert asdict(manifest.run.accuracy) == report["accuracy"]
+    assert json.loads(json.dumps(asdict(manifest.run.accuracy))) == report["accuracy"]
 
 
 def test_an_engine_of_another_file_says_nothing(tiny: TinyProject, workspace: Path, tmp_path: Path):
