@@ -36,8 +36,8 @@ from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network, open_network
 from reptrt.pipeline.recipe import load_recipe
-from reptrt.pipeline.stage import peak_rss_bytes
 from reptrt.pipeline.validation.evaluate import evaluate
+from reptrt.pipeline.workspace.stage import peak_rss_bytes
 
 SNR_IMAGES = 64
 

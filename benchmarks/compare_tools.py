@@ -38,7 +38,7 @@ from reptrt.pipeline.data.datasets import EvaluationSet, open_evaluation, open_i
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe, load_recipe
 from reptrt.pipeline.validation.evaluate import evaluate
-from reptrt.pipeline.workspace import Workspace, open_workspace
+from reptrt.pipeline.workspace.folder import Workspace, open_workspace
 
 LEGAL_MODELOPT = "max, entropy, or either with its calibration batch: entropy@16"
 

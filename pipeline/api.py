@@ -39,7 +39,7 @@ from reptrt.pipeline.progress import ProgressBars
 from reptrt.pipeline.recipe import Recipe, RecipeError, load_recipe
 from reptrt.pipeline.report.terminal import terminal_table
 from reptrt.pipeline.stages import run_pipeline
-from reptrt.pipeline.workspace import Workspace
+from reptrt.pipeline.workspace.folder import Workspace
 
 ModelSource: TypeAlias = "str | Path | nn.Module | LoadedModel"
 """A MODEL string, a network in memory, or what `load` returned."""

@@ -13,7 +13,7 @@ from reptrt.pipeline.report.summary import calibrator_name, worst_snr
 from reptrt.pipeline.run import Run, open_labelled
 from reptrt.pipeline.stages import build, calibrate, export, validate
 from reptrt.pipeline.validation.validate import engine_can_run
-from reptrt.pipeline.workspace import read_artifact, stage_records
+from reptrt.pipeline.workspace.folder import read_artifact, stage_records
 
 
 def compare_calibrators(run: Run) -> ComparisonRow:

@@ -9,7 +9,7 @@ from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.validation.verdict import Bounds, bounds_of, judge
-from reptrt.pipeline.workspace import read_artifact
+from reptrt.pipeline.workspace.folder import read_artifact
 
 _ASKING = ("max_drop", "min_accuracy", "min_agreement")
 

@@ -17,7 +17,7 @@ from reptrt.models.registry import find_model
 from reptrt.pipeline.data.datasets import EvaluationSet
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
-from reptrt.pipeline.workspace import Workspace, hold_workspace, open_workspace
+from reptrt.pipeline.workspace.folder import Workspace, hold_workspace, open_workspace
 
 logger = logging.getLogger(__name__)
 

@@ -33,10 +33,10 @@ from reptrt.pipeline.export.prepare import (
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.recipe import Recipe
-from reptrt.pipeline.run_records import Inputs
-from reptrt.pipeline.stage import Stage
 from reptrt.pipeline.validation.validate import ValidationSetup
-from reptrt.pipeline.workspace import Workspace, read_artifact
+from reptrt.pipeline.workspace.folder import Workspace, read_artifact
+from reptrt.pipeline.workspace.run_records import Inputs
+from reptrt.pipeline.workspace.stage import Stage
 
 logger = logging.getLogger(__name__)
 

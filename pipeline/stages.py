@@ -27,16 +27,16 @@ from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
-from reptrt.pipeline.build import build_inputs, build_options, write_engine
-from reptrt.pipeline.cost_placement import choose_by_cost
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
+from reptrt.pipeline.engine.build import build_inputs, build_options, write_engine
+from reptrt.pipeline.engine.cost_placement import choose_by_cost
+from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
+from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.export import export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
-from reptrt.pipeline.fp16_cost import compare_with_fp16
-from reptrt.pipeline.fp16_engine import make_fp16_engine
 from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Calibration, Quantization
@@ -45,7 +45,7 @@ from reptrt.pipeline.report.example_images import draw_pictures
 from reptrt.pipeline.report.html import write_html
 from reptrt.pipeline.run import Run, open_labelled
 from reptrt.pipeline.validation.validate import engine_can_run, runs_on_gpu, validate_files
-from reptrt.pipeline.workspace import discard, read_artifact, require, require_same
+from reptrt.pipeline.workspace.folder import discard, read_artifact, require, require_same
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 LARGEST_RATIO = 4.0
 """Of the largest magnitudes of what one scale may hold: 12 dB, two of eight bits. As
-`reptrt.engines.surgery.tie_concat_scales` has it."""
+`reptrt.engines.surgery.repair.tie_concat_scales` has it."""
 
 
 @torch.no_grad()

@@ -12,8 +12,6 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
-from reptrt.engines.surgery.dequantize_bias import DequantizeBias
-from reptrt.engines.surgery.floor_scales import FloorScales
 from reptrt.engines.surgery.qdq import (
     DEQUANTIZE,
     QUANTIZE,
@@ -22,9 +20,11 @@ from reptrt.engines.surgery.qdq import (
     input_at,
     producer,
 )
-from reptrt.engines.surgery.recentre_activations import RecentreActivations
-from reptrt.engines.surgery.recentre_weights import RecentreWeights
-from reptrt.engines.surgery.state_zero_points import StateZeroPoints
+from reptrt.engines.surgery.repair.dequantize_bias import DequantizeBias
+from reptrt.engines.surgery.repair.floor_scales import FloorScales
+from reptrt.engines.surgery.repair.recentre_activations import RecentreActivations
+from reptrt.engines.surgery.repair.recentre_weights import RecentreWeights
+from reptrt.engines.surgery.repair.state_zero_points import StateZeroPoints
 
 _WIDE = ("int32", "int16", "uint16")
 _TAKEN = {

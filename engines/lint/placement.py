@@ -13,11 +13,14 @@ import onnx_graphsurgeon as gs
 from reptrt.engines.commuting import commutes
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
 from reptrt.engines.lint.layers import WEIGHTED, quantized_weight
-from reptrt.engines.surgery.add_bias_behind_heads import AddBiasBehindHeads, heads_behind_bias
-from reptrt.engines.surgery.drop_output_qdq import DropOutputQdq
-from reptrt.engines.surgery.fuse_pad_into_conv import FusePadIntoConv, spatial_pads
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at, producer
-from reptrt.engines.surgery.tie_concat_scales import TieConcatScales
+from reptrt.engines.surgery.repair.add_bias_behind_heads import (
+    AddBiasBehindHeads,
+    heads_behind_bias,
+)
+from reptrt.engines.surgery.repair.drop_output_qdq import DropOutputQdq
+from reptrt.engines.surgery.repair.fuse_pad_into_conv import FusePadIntoConv, spatial_pads
+from reptrt.engines.surgery.repair.tie_concat_scales import TieConcatScales
 from reptrt.engines.surgery.walks import reaching
 
 _PAIR = frozenset({QUANTIZE, DEQUANTIZE})

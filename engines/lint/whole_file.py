@@ -9,7 +9,7 @@ import numpy as np
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
 from reptrt.engines.lint.layers import WEIGHTED
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at
-from reptrt.engines.surgery.state_zero_points import is_operator_format
+from reptrt.engines.surgery.repair.state_zero_points import is_operator_format
 
 _DOCUMENTED = range(9, 21)
 _PER_CHANNEL = 13

@@ -10,29 +10,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from reptrt.engines.form import Form
-from reptrt.engines.surgery.absorb_shifts import AbsorbShifts
-from reptrt.engines.surgery.add_bias_behind_heads import AddBiasBehindHeads
 from reptrt.engines.surgery.base import Pass, SurgeryError, run_passes
 from reptrt.engines.surgery.clean_file import clean_file
-from reptrt.engines.surgery.dequantize_bias import DequantizeBias
-from reptrt.engines.surgery.drop_no_ops import DropNoOps
-from reptrt.engines.surgery.drop_output_qdq import DropOutputQdq
-from reptrt.engines.surgery.float_depthwise import FloatDepthwise
-from reptrt.engines.surgery.floor_scales import FloorScales
-from reptrt.engines.surgery.fold_constants import FoldConstants
-from reptrt.engines.surgery.fold_factors import FoldFactors
-from reptrt.engines.surgery.fuse_pad_into_conv import FusePadIntoConv
-from reptrt.engines.surgery.halve_scales import HalveScales
-from reptrt.engines.surgery.quantize_bias import QuantizeBias
-from reptrt.engines.surgery.quantize_weights import QuantizeWeights
-from reptrt.engines.surgery.recentre_activations import RecentreActivations
-from reptrt.engines.surgery.recentre_weights import RecentreWeights
-from reptrt.engines.surgery.requantize_selections import RequantizeSelections
-from reptrt.engines.surgery.scale_behind_product import ScaleBehindProduct
-from reptrt.engines.surgery.shift_to_uint8 import ShiftToUint8
-from reptrt.engines.surgery.state_zero_points import StateZeroPoints
-from reptrt.engines.surgery.strip_dead_nodes import StripDeadNodes
-from reptrt.engines.surgery.tie_concat_scales import TieConcatScales
+from reptrt.engines.surgery.cpu.quantize_bias import QuantizeBias
+from reptrt.engines.surgery.cpu.requantize_selections import RequantizeSelections
+from reptrt.engines.surgery.cpu.shift_to_uint8 import ShiftToUint8
+from reptrt.engines.surgery.forms.float_depthwise import FloatDepthwise
+from reptrt.engines.surgery.forms.fold_factors import FoldFactors
+from reptrt.engines.surgery.forms.halve_scales import HalveScales
+from reptrt.engines.surgery.forms.scale_behind_product import ScaleBehindProduct
+from reptrt.engines.surgery.repair.absorb_shifts import AbsorbShifts
+from reptrt.engines.surgery.repair.add_bias_behind_heads import AddBiasBehindHeads
+from reptrt.engines.surgery.repair.dequantize_bias import DequantizeBias
+from reptrt.engines.surgery.repair.drop_no_ops import DropNoOps
+from reptrt.engines.surgery.repair.drop_output_qdq import DropOutputQdq
+from reptrt.engines.surgery.repair.floor_scales import FloorScales
+from reptrt.engines.surgery.repair.fold_constants import FoldConstants
+from reptrt.engines.surgery.repair.fuse_pad_into_conv import FusePadIntoConv
+from reptrt.engines.surgery.repair.quantize_weights import QuantizeWeights
+from reptrt.engines.surgery.repair.recentre_activations import RecentreActivations
+from reptrt.engines.surgery.repair.recentre_weights import RecentreWeights
+from reptrt.engines.surgery.repair.state_zero_points import StateZeroPoints
+from reptrt.engines.surgery.repair.strip_dead_nodes import StripDeadNodes
+from reptrt.engines.surgery.repair.tie_concat_scales import TieConcatScales
 
 __all__ = [
     "CPU_PASSES",

@@ -9,9 +9,9 @@ import onnx_graphsurgeon as gs
 
 from reptrt.engines.commuting import commutes
 from reptrt.engines.surgery.base import Pass
-from reptrt.engines.surgery.dequantize_bias import dequantize_constant
 from reptrt.engines.surgery.names import Names
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, nodes_of, producer
+from reptrt.engines.surgery.repair.dequantize_bias import dequantize_constant
 from reptrt.engines.surgery.rewire import is_any, replace_reads
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")

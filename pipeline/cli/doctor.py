@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from reptrt.engines.device import Gpu, cpu_name, find_gpu
 from reptrt.engines.target import INSTALL_HINTS, resolve_target
-from reptrt.pipeline.run_records import installed_versions
+from reptrt.pipeline.workspace.run_records import installed_versions
 
 _CUDA_LIBRARIES = ("pycuda.driver", "cuda.bindings.runtime")
 _DRIVER = "an NVIDIA GPU and its driver"

@@ -24,7 +24,7 @@ from reptrt.pipeline.cli.options import FILE, recipe_options
 from reptrt.pipeline.progress import ProgressBars
 from reptrt.pipeline.recipe import Recipe, load_recipe, slug
 from reptrt.pipeline.regression.baselines import BASELINES
-from reptrt.pipeline.workspace import Workspace
+from reptrt.pipeline.workspace.folder import Workspace
 
 if TYPE_CHECKING:
     from reptrt.engines.report_schema import Report

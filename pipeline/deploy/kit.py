@@ -28,18 +28,18 @@ from reptrt.engines.report_schema import FusionReport, RunFacts, Validation, Ver
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
-from reptrt.pipeline.build import build_options
 from reptrt.pipeline.data.datasets import open_images
 from reptrt.pipeline.data.demo_data import calibration_scenes
 from reptrt.pipeline.deploy.passed import copy_with_verdict, require_passed
+from reptrt.pipeline.engine.build import build_options
 from reptrt.pipeline.gate import require_labels
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe, slug
 from reptrt.pipeline.report.collect import run_facts
 from reptrt.pipeline.run import Run
-from reptrt.pipeline.run_records import made_from
 from reptrt.pipeline.stages import calibrate, export
-from reptrt.pipeline.workspace import read_artifact
+from reptrt.pipeline.workspace.folder import read_artifact
+from reptrt.pipeline.workspace.run_records import made_from
 
 NUM_REFERENCES = 8
 _REFERENCES = "references.npz"

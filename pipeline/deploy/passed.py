@@ -16,9 +16,9 @@ from reptrt.pipeline.gate import is_gated, verdict_of
 from reptrt.pipeline.report.collect import predicted_cost, run_facts
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.run import Run
-from reptrt.pipeline.run_records import made_from
 from reptrt.pipeline.stages import build, price, validate
 from reptrt.pipeline.validation.validate import engine_can_run
+from reptrt.pipeline.workspace.run_records import made_from
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from reptrt.engines.file_lock import hold_lock
 from reptrt.engines.report_schema import Accuracy, ModelLatency, Percentiles, Report, Verdict
 from reptrt.engines.target import resolve_target
 from reptrt.pipeline.recipe import Recipe
-from reptrt.pipeline.records import read_record
 from reptrt.pipeline.regression.baselines import (
     Baseline,
     Expected,
@@ -33,6 +32,7 @@ from reptrt.pipeline.regression.baselines import (
     load_baselines,
     recipes_without_baseline,
 )
+from reptrt.pipeline.workspace.records import read_record
 
 Outcome = Literal["ok", "regression", "improvement", "error", "skipped"]
 REGRESSION, IMPROVEMENT, NOTHING_CHECKED = 1, 3, 4

@@ -22,8 +22,8 @@ from reptrt.models.spec import Task
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
-from reptrt.pipeline.run_records import installed_versions
-from reptrt.pipeline.workspace import Workspace, read_artifact, require, stage_records
+from reptrt.pipeline.workspace.folder import Workspace, read_artifact, require, stage_records
+from reptrt.pipeline.workspace.run_records import installed_versions
 
 
 def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: str) -> Report:

@@ -1,6 +1,6 @@
 """What a layer of the multiplier form writes, on the scale of the float network's.
 
-Such a product is too large by 1 / factor of each channel (`reptrt.engines.surgery.scale_behind_product`). A
+Such a product is too large by 1 / factor of each channel (`reptrt.engines.surgery.forms.scale_behind_product`). A
 Mul puts that right, unless an FP16 convolution has taken the factors, or a ReLU comes first.
 """
 

@@ -34,8 +34,8 @@ from reptrt.engines.runtime.runners import (
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
-from reptrt.pipeline.build import write_engine
 from reptrt.pipeline.data.datasets import EvaluationSet, ImageSet
+from reptrt.pipeline.engine.build import write_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.validation.compare_outputs import (
     Feeds,
@@ -44,7 +44,7 @@ from reptrt.pipeline.validation.compare_outputs import (
     with_cut,
 )
 from reptrt.pipeline.validation.evaluate import BATCH, detections, evaluate, pad_batch
-from reptrt.pipeline.workspace import Workspace
+from reptrt.pipeline.workspace.folder import Workspace
 
 NUM_COMPARED = 16
 

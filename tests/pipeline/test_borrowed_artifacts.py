@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from reptrt.engines.artifacts import replace_when_done
-from reptrt.pipeline import stage, stages
-from reptrt.pipeline.stage import Stage
-from reptrt.pipeline.workspace import WorkspaceError, require
+from reptrt.pipeline import stages
+from reptrt.pipeline.workspace import stage
+from reptrt.pipeline.workspace.folder import WorkspaceError, require
+from reptrt.pipeline.workspace.stage import Stage
 from tests.command_line import TinyProject, reptrt
 from tests.run_records import edit_record, record_of
 

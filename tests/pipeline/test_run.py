@@ -12,7 +12,7 @@ from reptrt.models.load import LoadedModel
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
-from reptrt.pipeline.workspace import open_workspace
+from reptrt.pipeline.workspace.folder import open_workspace
 from tests.tiny_networks import SIZE, traced
 
 

@@ -15,7 +15,7 @@ from reptrt.calibrators.quantized.quantizers import IntegerGrid
 from reptrt.calibrators.reconstruction import across_block
 from reptrt.calibrators.state import read_result
 from reptrt.engines.report_schema import BlockLoss, Report
-from reptrt.pipeline.workspace import ARTIFACTS
+from reptrt.pipeline.workspace.folder import ARTIFACTS
 from tests.command_line import Outcome, TinyProject, reptrt
 from tests.run_records import record_of
 

@@ -8,11 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from reptrt.engines.surgery import DEFAULT_PASSES
-from reptrt.engines.surgery.drop_no_ops import DropNoOps
-from reptrt.engines.surgery.fold_constants import FoldConstants
-from reptrt.engines.surgery.fuse_pad_into_conv import FusePadIntoConv
-from reptrt.engines.surgery.quantize_weights import QuantizeWeights
-from reptrt.engines.surgery.strip_dead_nodes import StripDeadNodes
+from reptrt.engines.surgery.repair.drop_no_ops import DropNoOps
+from reptrt.engines.surgery.repair.fold_constants import FoldConstants
+from reptrt.engines.surgery.repair.fuse_pad_into_conv import FusePadIntoConv
+from reptrt.engines.surgery.repair.quantize_weights import QuantizeWeights
+from reptrt.engines.surgery.repair.strip_dead_nodes import StripDeadNodes
 
 EXACT_PASSES = [
     FoldConstants(),

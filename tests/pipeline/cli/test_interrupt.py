@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from reptrt.pipeline.workspace import ARTIFACTS
+from reptrt.pipeline.workspace.folder import ARTIFACTS
 from tests.command_line import TinyProject, reptrt
 from tests.run_records import drop_record
 

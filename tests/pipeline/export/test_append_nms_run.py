@@ -15,9 +15,9 @@ from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
-from reptrt.pipeline.stage import Stage
 from reptrt.pipeline.stages import append_nms, build
-from reptrt.pipeline.workspace import open_workspace
+from reptrt.pipeline.workspace.folder import open_workspace
+from reptrt.pipeline.workspace.stage import Stage
 from tests.command_line import TinyProject, reptrt
 from tests.one_box_detector import write_detector
 from tests.run_records import record_of

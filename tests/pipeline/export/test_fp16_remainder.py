@@ -13,8 +13,8 @@ from reptrt.engines.surgery import clean
 from reptrt.engines.target import TARGETS, load_backend
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
+from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
 from reptrt.pipeline.export.export import Precision, export_qdq
-from reptrt.pipeline.fp16_engine import write_fp16_onnx
 from tests.float_kernels import needless_float_kernels
 from tests.tiny_networks import SIZE, calibrated, traced
 

@@ -17,9 +17,9 @@ from reptrt.engines.report_schema import (
     Percentiles,
     Report,
 )
-from reptrt.pipeline.records import read_record
 from reptrt.pipeline.regression.baselines import load_baselines
 from reptrt.pipeline.regression.regress import BaselineCheck, exit_code, judge
+from reptrt.pipeline.workspace.records import read_record
 from tests.command_line import Outcome, TinyProject, reptrt
 
 GPU = "NVIDIA L4"

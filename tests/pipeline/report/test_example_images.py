@@ -18,7 +18,7 @@ from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.example_images import choose_images, draw_pictures
 from reptrt.pipeline.validation.validate import ValidationSetup
-from reptrt.pipeline.workspace import open_workspace
+from reptrt.pipeline.workspace.folder import open_workspace
 from tests.one_box_detector import write_detector
 
 LETTERBOX = Preprocess((16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), layout="letterbox")

@@ -27,8 +27,8 @@ from reptrt.engines.report_schema import (
     Picture,
     Report,
 )
-from reptrt.pipeline.records import read_record
 from reptrt.pipeline.report.html import write_html
+from reptrt.pipeline.workspace.records import read_record
 from tests.reports import make_report
 
 HOSTILE = "\"><script>alert(1)</script><img src='https://evil.example/x'>"

@@ -30,7 +30,7 @@ from reptrt.pipeline.validation.validate import (
     quantized_runner,
     validate_files,
 )
-from reptrt.pipeline.workspace import Workspace, open_workspace
+from reptrt.pipeline.workspace.folder import Workspace, open_workspace
 from tests.one_box_detector import write_detector
 
 TARGET = TARGETS["tensorrt-rtx"]

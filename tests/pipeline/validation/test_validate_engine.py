@@ -19,7 +19,7 @@ from reptrt.pipeline.data.datasets import ClassificationSet
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.validation.validate import ValidationSetup, validate_files
-from reptrt.pipeline.workspace import Workspace, open_workspace
+from reptrt.pipeline.workspace.folder import Workspace, open_workspace
 from tests.fake_tensorrt import GPU, pretend_gpu, write_fake_engine
 from tests.pipeline.validation.test_validate import colours, write_classifier
 from tests.reports import make_report

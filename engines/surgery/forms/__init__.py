@@ -1,0 +1,1 @@
+"""Passes that write scales as one compiler likes them; the codes stay."""

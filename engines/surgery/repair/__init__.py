@@ -1,0 +1,1 @@
+"""Passes that make any Q/DQ file one that every TensorRT from 10.3 on takes."""

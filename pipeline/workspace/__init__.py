@@ -1,0 +1,1 @@
+"""The folder of a run: its files, its stages, and what each read and wrote."""

@@ -1,0 +1,132 @@
+"""One step of the road: skipped where it is fresh, borrowed where another run has done it, recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from reptrt.engines.artifacts import file_sha256, replace_when_done
+from reptrt.pipeline.workspace.run_records import (
+    Inputs,
+    StageRecord,
+    as_json,
+    forget_stage,
+    installed_versions,
+    read_records,
+    record_stage,
+    sha256_or_none,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the road.
+
+    Attributes:
+        name: `concats`, `sensitivity`, `calibrate`, `export`, `build`, `fp16`, `validate` or `report`.
+        command: what the user typed.
+        seed: of the run.
+        inputs: everything that the result depends on; JSON values, files by their hash.
+        artifacts: files that the stage writes, all in the folder of the run.
+        shared: other runs of the model may lend theirs, in `<root>/<model>/<calibrator>/<target>`.
+    """
+
+    name: str
+    command: str
+    seed: int
+    inputs: Inputs
+    artifacts: Sequence[Path]
+    shared: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.artifacts[0].parent
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Call `work`, which writes the artifacts, unless they are fresh; then record it."""
+        if self._fresh_record(self.folder) is not None:
+            logger.info("%s: fresh, skipped", self.name)
+            return
+        forget_stage(self.folder, self.name)  # a killed run must not look finished
+        if self.shared and self._borrow():
+            return
+        logger.info("%s: started", self.name)
+        started = time.monotonic()
+        work()
+        seconds = round(time.monotonic() - started, 2)
+        record_stage(self.folder, self.name, self._describe(seconds))
+        logger.info("%s: finished in %.1f s", self.name, seconds)
+
+    @contextmanager
+    def unfinished(self) -> Iterator[Path]:
+        """Folder, perhaps of an earlier run that was stopped, for work on these very inputs.
+
+        It goes when the work is done, and with it those that other inputs left.
+        """
+        parent = self.folder / f"{self.name}.unfinished"
+        facts = json.dumps([dict(self.inputs), installed_versions()], sort_keys=True)
+        yield parent / hashlib.sha256(facts.encode()).hexdigest()[:16]
+        shutil.rmtree(parent, ignore_errors=True)
+
+    def _describe(self, seconds: float) -> StageRecord:
+        return StageRecord(
+            inputs=as_json(self.inputs),
+            artifacts={artifact.name: file_sha256(artifact) for artifact in self.artifacts},
+            seed=self.seed,
+            seconds=seconds,
+            peak_rss_mb=round(peak_rss_bytes() / 1e6, 1),
+            versions=installed_versions(),
+            command=self.command,
+        )
+
+    def _borrow(self) -> bool:
+        """Copy what another run of the model made of the same inputs; False where there is none."""
+        for folder in sorted(self.folder.parents[1].glob("*/*")):
+            record = self._fresh_record(folder)
+            if record is not None and self._copy(folder, record):
+                logger.info("%s: same inputs as in %s, copied from there", self.name, folder)
+                return True
+        return False
+
+    def _copy(self, folder: Path, record: StageRecord) -> bool:
+        """Copy artifacts, then note it; False if another process replaced an artifact meanwhile."""
+        for artifact in self.artifacts:
+            with replace_when_done(artifact) as temporary:
+                shutil.copyfile(folder / artifact.name, temporary)
+            if file_sha256(artifact) != record.artifacts[artifact.name]:
+                return False
+        lent = record.model_copy(update={"copied_from": str(folder)})
+        record_stage(self.folder, self.name, lent)
+        return True
+
+    def _fresh_record(self, folder: Path) -> StageRecord | None:
+        """Record of this stage in `folder`, if its artifacts are what this stage would make."""
+        record = read_records(folder).get(self.name)
+        is_fresh = (
+            record is not None
+            and record.inputs == as_json(self.inputs)
+            and record.versions == installed_versions()
+            and record.artifacts.keys() == {artifact.name for artifact in self.artifacts}
+            and all(
+                digest == sha256_or_none(folder / name) for name, digest in record.artifacts.items()
+            )
+        )
+        return record if is_fresh else None
+
+
+def peak_rss_bytes() -> int:
+    """Most memory that this process has held so far."""
+    kibibytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes
