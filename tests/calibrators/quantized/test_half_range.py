@@ -173,7 +173,7 @@ def calls_of(model: QuantizedModel, name: str) -> fx.Node:
         (lambda m, x: m.linear(F.gelu(x)) + m.linear(F.gelu(x)), True),
         (lambda m, x: m.padded(F.gelu(x)), False),
         (lambda m, x: m.pointwise(F.max_pool2d(F.gelu(x), 2)), False),
-        (lambda m, x: torch.maximum(y := F.gelu(x), m.pointwise(y)), False),
+        (lambda m, x: (y := F.gelu(x)) + F.relu(m.pointwise(y)), False),
     ],
     ids=["layer", "input", "two", "padded", "pool", "skip"],
 )

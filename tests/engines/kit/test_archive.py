@@ -151,6 +151,7 @@ def test_a_kit_is_built_verified_and_installed_without_torch(kit: Path):
         "int8_layers": 1, "quantizable_layers": 2, "int8_coverage": 50.0,
         "kernels": report["fusion"]["kernels"],
         "attention_blocks": None, "fused_attention": None, "float_islands": None,
+        "operator_islands": [], "traffic": None,
     }  # fmt: skip
     assert report["layer_differences"] == [{"layer": "head", "expected": "int8", "found": "float"}]
     assert "layer head: int8 expected, float found" in outcome.stdout

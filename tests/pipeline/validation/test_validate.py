@@ -93,9 +93,7 @@ def test_accuracy_numerics_layers_and_latency_of_a_classifier(
     signal, noise = 200**2 + 100**2 + 150**2 + 100**2, 75**2 + 50**2
     assert found.layers[0].snr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
     assert found.numerics.keys() == {"logits"}
-    latency = found.latency_ms
-    assert all(0 < one.p50 <= one.p90 <= one.p99 for one in (latency.fp32, latency.quantized))
-    assert latency.backend.endswith("CPU")
+    assert found.latency_ms is None  # no GPU here runs the engine
     json.dumps(asdict(found), allow_nan=False)
 
 
@@ -139,7 +137,7 @@ def test_an_end_to_end_detector_is_measured_through_its_own_boxes(
     found = validate_files(setup, card, images.images, images, no_progress)
     assert found.end2end == End2End(
         0.25, 0.65, max_detections=10, identical=100.0, agreement=100.0, num_images=2,
-        backend=found.latency_ms.backend,
+        backend=found.end2end.backend,
     )  # fmt: skip
     assert found.numerics.keys() == {"p3"}
     assert (found.accuracy.fp32, found.accuracy.quantized) == (100.0, 100.0)
