@@ -92,7 +92,9 @@ def length_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -
 
 def test_there_is_something_to_check() -> None:
     assert {name.split(".")[1] for name in MODULES} == set(PACKAGES)
-    assert "reptrt.engines.build.builder" in set(imported_at_load(ROOT / "pipeline" / "engine" / "build.py"))
+    assert "reptrt.engines.build.builder" in set(
+        imported_at_load(ROOT / "pipeline" / "engine" / "build.py")
+    )
 
 
 @each_file

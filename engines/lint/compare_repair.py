@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from reptrt.engines.foreign.graphs import require_small_tensors
 from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.runtime.runners import ModelFileError, OnnxRuntimeRunner
 from reptrt.engines.tensor_spec import TensorSpec
@@ -31,6 +32,7 @@ def find_loss(source: Path, repaired: Path) -> str | None:
     Files that ONNX Runtime does not run are not compared; a warning says so.
     """
     try:
+        require_small_tensors(source, _OPEN_SIDE)
         with (
             OnnxRuntimeRunner(source, optimize=False) as before,
             OnnxRuntimeRunner(repaired, optimize=False) as after,

@@ -192,7 +192,7 @@ def _normalize(pixels: NDArray[np.uint8], preprocess: Preprocess) -> FloatArray:
     if preprocess.num_channels not in (1, 3):
         raise DataError(
             f"the network takes {preprocess.num_channels} channels, which pictures do not have; give"
-            f" --data FILE.npy with float32 [n, {', '.join(map(str, preprocess.input_shape))}]"
+            f" an .npy file with float32 [n, {', '.join(map(str, preprocess.input_shape))}]"
         )
     mean, std = (np.asarray(v, dtype=np.float32) for v in (preprocess.mean, preprocess.std))
     if preprocess.num_channels == 1:

@@ -148,7 +148,9 @@ def compare_layers(
     """
     reference, test = _read_layers(fp32_onnx), _read_layers(qdq_onnx)
     layers = [name for name in reference if name in test]
-    factors = {} if scales_onnx is None else hidden_factors(qdq_onnx, scales_onnx)
+    factors = {}
+    if scales_onnx is not None and read_form(onnx.load(qdq_onnx)) == "multiplier":
+        factors = hidden_factors(qdq_onnx, scales_onnx)
     noise = {name: SignalNoise() for name in layers}
     with tempfile.TemporaryDirectory() as folder:
         runners = [

@@ -35,7 +35,7 @@ def test_the_convolution_of_a_shortcut_is_the_skip_where_the_sum_is_quantized() 
 def test_two_convolutions_whose_sum_stays_float_are_added_in_float() -> None:
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(m.a(x))
-        return F.relu(m.down(y) + m.b(y))
+        return F.relu(m.down(y) + F.relu(m.b(y)))
 
     placement = place(forward, a=conv(), down=conv(stride=2), b=conv(stride=2))
     assert edges(placement) == [{("x", "a")}, {("relu", "down"), ("relu", "b")}]

@@ -197,7 +197,7 @@ def test_a_disk_without_room_is_one_line_before_anything_is_written(tmp_path: Pa
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
         f"{tmp_path}: cannot hold 4.00 GiB of calibration activations: File too large; set TMPDIR"
-        " to a folder with more room, raise --max-memory or lower --num-samples"
+        " to a folder with more room, raise `max_memory` or lower `num_samples`"
     )
 
 

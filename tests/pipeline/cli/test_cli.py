@@ -207,7 +207,7 @@ def test_a_malformed_option_is_named(tiny: TinyProject, option: str, value: str)
       "unknown key 'reconstruction.iteration'; did you mean 'iterations'?"),
      ("--reconstruction", "iterations=3, loss=l3", "reconstruction.loss: input should be "),
      ("--reconstruction", "iterations=few", "reconstruction.iterations: input should be "),
-     ("--max-memory", "much", "max_memory: 'much' is not a size; write 4GiB, 512MiB or ")],
+     ("--max-memory", "much", "max_memory: much is not a size; write 4GiB, 512MiB or ")],
 )  # fmt: skip
 def test_what_only_the_recipe_can_judge_is_named_in_one_line(
     tiny: TinyProject, tmp_path: Path, option: str, value: str, reason: str

@@ -53,7 +53,7 @@ def test_a_usual_batch_above_the_largest_is_refused_before_anything_runs(
 
 
 def test_a_workspace_limit_that_is_no_size_is_refused() -> None:
-    with pytest.raises(RecipeError, match="workspace_limit: 'lots' is not a size"):
+    with pytest.raises(RecipeError, match="workspace_limit: lots is not a size"):
         recipe(workspace_limit="lots")
 
 

@@ -53,5 +53,5 @@ def test_what_placement_quantizes_is_int8_in_the_engine(
     exported, file = cleaned_once(network)
     trt = importlib.import_module("tensorrt_rtx")
     built = build_engine(file, tmp_path / "model.engine", trt, BuildOptions(((8, 6),)))
-    islands = fusion_report(parse_kernels(built.layers), file)["float_islands"]
-    assert {island["layer"] for island in islands} == set(exported.model.placement.float_layers)
+    islands = fusion_report(parse_kernels(built.layers), file).float_islands
+    assert {island.layer for island in islands} == set(exported.model.placement.float_layers)
