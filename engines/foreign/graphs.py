@@ -116,8 +116,8 @@ def require_small_functions(model: onnx.ModelProto) -> None:
         )
 
 
-def require_small_tensors(path: Path, batch: int) -> None:
-    """Check that no tensor of an ONNX file is too large for a batch of `batch`.
+def require_small_tensors(path: Path, batch: int, most: int = MAX_TENSOR_BYTES) -> None:
+    """Check that no tensor of an ONNX file has more than `most` bytes for a batch of `batch`.
 
     Raises:
         GraphError: one is, or the file is no ONNX file.
@@ -131,10 +131,10 @@ def require_small_tensors(path: Path, batch: int) -> None:
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     for value in [*graph.input, *graph.value_info, *graph.output]:
         sides = [side.dim_value for side in value.type.tensor_type.shape.dim]
-        if 4 * math.prod(sides) > MAX_TENSOR_BYTES:
+        if 4 * math.prod(sides) > most:
             raise GraphError(
                 f"{visible(str(path))}: its tensor {one_line(value.name)} would have"
-                f" {4 * math.prod(sides) / 1e9:.1f} GB, more than {MAX_TENSOR_BYTES / 1e9:.1f} GB"
+                f" {4 * math.prod(sides) / 1e9:.1f} GB, more than {most / 1e9:.1f} GB"
             )
 
 

@@ -95,7 +95,9 @@ def test_an_imported_detector_becomes_an_engine_with_its_accuracy(
     card = read_card(folder / "model.trt.onnx")
     assert (card.task, card.num_classes, card.strides) == ("detection", 3, (4, 8))
     # boxes and scores of one output are measured apart
-    assert tuple(dict.fromkeys(name.partition("[")[0] for name in report["numerics"])) == card.outputs
+    assert (
+        tuple(dict.fromkeys(name.partition("[")[0] for name in report["numerics"])) == card.outputs
+    )
 
 
 def test_outputs_of_unknown_meaning_get_numerics_and_the_report_says_so(

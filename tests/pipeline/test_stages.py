@@ -73,7 +73,12 @@ def test_a_run_leaves_every_file_its_records_and_nothing_else(
     tiny: TinyProject, finished: Path
 ) -> None:
     found = {path.name for path in tiny.files_of(finished).iterdir()}
-    elsewhere = {"concats.json", "sensitivity.json", "model.end2end.onnx", "placement.json"}  # of others
+    elsewhere = {
+        "concats.json",
+        "sensitivity.json",
+        "model.end2end.onnx",
+        "placement.json",
+    }  # of others
     elsewhere |= {"model.fp16.onnx", "model.fp16.engine"}  # where a GPU is
     made = set(ARTIFACTS.values()) - elsewhere
     assert found == made | {"run.json"}

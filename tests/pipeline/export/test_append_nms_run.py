@@ -36,7 +36,9 @@ def test_a_classifier_has_no_end_to_end_engine(
 
 
 @pytest.mark.parametrize("batch", ["N", "2"], ids=["dynamic", "fixed"])
-def test_an_end_to_end_engine_is_built_from_its_own_graph(tmp_path: Path, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_end_to_end_engine_is_built_from_its_own_graph(
+    tmp_path: Path, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tensorrt_rtx")
     recipe = Recipe(model="m", end2end=True, max_detections=3)
     workspace = open_workspace(tmp_path, recipe, "tensorrt-rtx")
