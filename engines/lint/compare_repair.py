@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from reptrt.engines.foreign.graphs import require_small_tensors
+from reptrt.engines.foreign.text import one_line
 from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.runtime.runners import ModelFileError, OnnxRuntimeRunner
 from reptrt.engines.tensor_spec import TensorSpec
@@ -43,7 +44,7 @@ def find_loss(source: Path, repaired: Path) -> str | None:
     except ModelFileError as error:
         reason = str(error)
     except Exception as error:  # ONNX Runtime's own errors have no common class
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
     logger.warning("%s: not compared with its repair in ONNX Runtime: %s", source, reason)
     return None
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrt.engines.device import cpu_name, find_gpu
+from reptrt.engines.foreign.text import one_line
 from reptrt.engines.runtime.cuda_stream import open_stream
 from reptrt.engines.runtime.engine_context import EngineExecution, InferenceTime
 from reptrt.engines.target import INSTALL_HINTS, Backend, MissingComponentError, require_module
@@ -269,9 +270,7 @@ def _session(
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise ModelFileError(
-            f"{path}: ONNX Runtime does not load it: {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelFileError(f"{path}: ONNX Runtime does not load it: {one_line(error)}") from error
 
 
 def available_processors() -> int:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto, inliner, numpy_helper
 
 from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.graphs import GraphError, require_small_functions
 from reptrt.engines.foreign.limits import MAX_INPUT_PIXELS
 from reptrt.models.onnx_import.data import (
     OnnxFileError,
@@ -155,7 +156,13 @@ def _check_opset(proto: onnx.ModelProto) -> None:
 
 def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Put the bodies of the file's own functions where they are called."""
-    return inliner.inline_local_functions(proto) if proto.functions else proto
+    if not proto.functions:
+        return proto
+    try:
+        require_small_functions(proto)
+    except GraphError as error:
+        raise OnnxFileError(str(error)) from None
+    return inliner.inline_local_functions(proto)
 
 
 def _state_output_shapes(graph: onnx.GraphProto) -> None:
