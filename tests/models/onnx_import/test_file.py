@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.onnx_import.importer import import_onnx
+from tests.hostile.graphs import nested_functions
 from tests.onnx_files import Plain, from_text, seeded, write_onnx
 from tests.onnx_fuzzing import hostile_files
 
@@ -30,6 +31,14 @@ def _model(tmp_path: Path, signature: str, body: str = "y = Relu(x)") -> Path:
     return from_text(
         f"{HEAD} net ({signature}) => (float[N,3,8,8] y) {{ {body} }}", tmp_path / "m.onnx"
     )
+
+
+def test_functions_are_counted_before_they_are_unfolded(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(nested_functions(1000, calls=1), path)
+    assert "1000 deep" in _error(path)
+    onnx.save(nested_functions(40), path)
+    assert "unfold to more than 1000000 operators" in _error(path)
 
 
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
