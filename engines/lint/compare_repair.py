@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,54 @@ _FEEDS = 2
 _OPEN_SIDE = 64
 _MOST_BYTES = 1 << 28
 """Of one tensor: both files run, and each keeps several."""
-_STEPS = 127
+
+
+@dataclass(frozen=True)
+class _Grids:
+    """The per-tensor grids of a file: what a tensor in front of Q, or an output behind DQ, can hold."""
+
+    read_on: dict[str, tuple[float, float]]
+    written_on: dict[str, tuple[float, float]]
+
+    @classmethod
+    def read(cls, path: Path) -> _Grids:
+        graph = onnx.load(path, load_external_data=False).graph
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        read_on: dict[str, tuple[float, float]] = {}
+        written_on: dict[str, tuple[float, float]] = {}
+        for node in graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                grid = _grid(*(constants.get(name) for name in node.input[1:3]))
+                if grid is not None and node.op_type == "QuantizeLinear":
+                    read_on[node.input[0]] = grid
+                elif grid is not None:
+                    written_on[node.output[0]] = grid
+        return cls(read_on, written_on)
+
+    def amplitude(self, name: str) -> float:
+        """A third of the range of the grid on which an input is read; 1 where there is none."""
+        low, high = self.read_on.get(name, (-3.0, 3.0))
+        return (high - low) / 6
+
+    def saturate(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """Clip as the output's own pair did: a repair drops it, and noise exceeds its range."""
+        return np.clip(values, *self.written_on[name]) if name in self.written_on else values
+
+
+def _grid(
+    scale: onnx.TensorProto | None = None, zero_point: onnx.TensorProto | None = None
+) -> tuple[float, float] | None:
+    if scale is None:
+        return None
+    step = onnx.numpy_helper.to_array(scale)
+    zero = np.array(0, np.uint8)  # ONNX's default
+    if zero_point is not None:
+        zero = onnx.numpy_helper.to_array(zero_point)
+    if step.size != 1 or zero.size != 1 or zero.dtype not in (np.int8, np.uint8):
+        return None
+    codes = np.iinfo(zero.dtype)
+    low, high = (float(step.item()) * (code - int(zero.item())) for code in (codes.min, codes.max))
+    return low, high
 
 
 def find_loss(source: Path, repaired: Path) -> str | None:
@@ -40,7 +88,7 @@ def find_loss(source: Path, repaired: Path) -> str | None:
             OnnxRuntimeRunner(source, optimize=False) as before,
             OnnxRuntimeRunner(repaired, optimize=False) as after,
         ):
-            return _worst_output(before, after, _input_ranges(source))
+            return _worst_output(before, after, _Grids.read(source))
     except ModelFileError as error:
         reason = str(error)
     except Exception as error:  # ONNX Runtime's own errors have no common class
@@ -49,14 +97,12 @@ def find_loss(source: Path, repaired: Path) -> str | None:
     return None
 
 
-def _worst_output(
-    before: OnnxRuntimeRunner, after: OnnxRuntimeRunner, ranges: dict[str, float]
-) -> str | None:
+def _worst_output(before: OnnxRuntimeRunner, after: OnnxRuntimeRunner, grids: _Grids) -> str | None:
     noise: dict[str, SignalNoise] = {}
     for seed in range(_FEEDS):
         rng = np.random.default_rng(seed)
         feed = {
-            name: _noise(spec, ranges.get(name, 1.0), rng)
+            name: _noise(spec, grids.amplitude(name), rng)
             for name, spec in before.input_metadata.items()
         }
         wanted, found = before.infer(feed), after.infer(feed)
@@ -64,7 +110,9 @@ def _worst_output(
             if np.issubdtype(values.dtype, np.floating):
                 if found[name].shape != values.shape:
                     return f"output {name!r} has another shape"
-                noise.setdefault(name, SignalNoise()).update(values, found[name])
+                noise.setdefault(name, SignalNoise()).update(
+                    values, grids.saturate(name, found[name])
+                )
     lost = {name: sums.snr_db for name, sums in noise.items() if _is_lost(sums)}
     if not lost:
         return None
@@ -84,16 +132,3 @@ def _noise(spec: TensorSpec, amplitude: float, rng: np.random.Generator) -> NDAr
     if np.issubdtype(spec.dtype, np.floating):
         return (rng.standard_normal(sides) * amplitude).astype(spec.dtype)
     return rng.integers(0, 2, sides).astype(spec.dtype)
-
-
-def _input_ranges(path: Path) -> dict[str, float]:
-    """Input -> a third of the range of the grid on which it is read, where there is one."""
-    graph = onnx.load(path, load_external_data=False).graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    found: dict[str, float] = {}
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[1] in constants:
-            scale = onnx.numpy_helper.to_array(constants[node.input[1]])
-            if scale.size == 1:
-                found[node.input[0]] = float(scale.item()) * _STEPS / 3
-    return found

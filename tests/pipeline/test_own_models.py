@@ -141,7 +141,7 @@ def test_an_imported_transformer_gets_what_timms_gets(project: Path, tmp_path: P
     path = write_onnx(seeded(vit), tmp_path / "vit.onnx", opset=14)  # its LayerNorms in parts
     outcome = reptrt(
         "engine", path, "--data", project / "data.npy", "--target", "tensorrt-rtx",
-        "--workspace", tmp_path,
+        "--workspace", tmp_path, "--quantize", "all",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     folder = tmp_path / "vit" / "auto-w8a8" / "tensorrt-rtx"

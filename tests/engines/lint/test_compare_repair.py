@@ -27,6 +27,20 @@ def test_a_file_with_its_own_scales_is_the_same(tmp_path: Path) -> None:
     assert find_loss(source, _file(tmp_path / "b.onnx", 0.021)) is None
 
 
+def test_an_output_that_its_dropped_pair_clipped_is_the_same(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[n,4] x) => (float[n,4] y)
+    <float s = {0.02}, float eight = {8.0}, int8 z = {0}> {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) w = Mul(d, eight)
+        o = QuantizeLinear(w, s, z) y = DequantizeLinear(o, s, z) }"""
+    source, dropped = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(onnx.parser.parse_model(text), source)
+    model = onnx.load(source)
+    del model.graph.node[3:]
+    model.graph.node[2].output[0] = "y"
+    onnx.save(model, dropped)
+    assert find_loss(source, dropped) is None
+
+
 def test_an_output_that_lost_its_digits_is_named_with_its_distance(tmp_path: Path) -> None:
     loss = find_loss(_file(tmp_path / "a.onnx", 0.02), _file(tmp_path / "b.onnx", 1.0))
     assert loss is not None
