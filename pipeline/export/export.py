@@ -33,6 +33,7 @@ from reptrt.models.onnx_import.islands import IslandNote
 from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.export.lowering import lower, lower_float
 from reptrt.pipeline.export.put_back import mark_islands, put_islands_back, put_tail_back
+from reptrt.pipeline.export.torchlib import share_torchlib
 from reptrt.pipeline.model_card import write_card
 
 OPSET = 19
@@ -114,6 +115,7 @@ def _save(proto: onnx.ModelProto, path: Path, card: ModelCard) -> None:
 def _to_onnx(
     module: fx.GraphModule, name: str, card: ModelCard, batch_size: int | None, tail: Tail | None
 ) -> onnx.ModelProto:
+    share_torchlib()
     module = mark_islands(module)
     state = module.state_dict()
     device = next(iter(state.values())).device if state else torch.device("cpu")

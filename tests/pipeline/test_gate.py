@@ -29,7 +29,8 @@ class Case:
 
     def options(self, target: str, *more: object) -> list[object]:
         known = ["--image-size", 32, "--data", self.images, "--eval", self.images]
-        known += ["--calibrator", "minmax", "--target", target, "--workspace", self.workspace]
+        known += ["--calibrator", "minmax", "--quantize", "all", "--target", target]
+        known += ["--workspace", self.workspace]
         return [self.model, *known, *GATE, *self.more, *more]
 
     def engine(self, *more: object) -> Outcome:
@@ -46,7 +47,7 @@ class Case:
     def python(self, **more: object) -> package.Result:
         return package.quantize(
             self.model, self.images, evaluate=self.images, workspace=self.workspace, image_size=(32, 32),
-            calibrator="minmax", target="cpu", max_drop=5.0, progress=False, **more,
+            calibrator="minmax", quantize="all", target="cpu", max_drop=5.0, progress=False, **more,
         )  # fmt: skip
 
     @property

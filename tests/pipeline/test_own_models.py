@@ -71,7 +71,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: str, model: object, project: Path, workspace: Path, *more: object) -> Outcome:
     return reptrt(
         command, model, "--data", project / "data.npy", "--calibrator", "minmax",
-        "--target", "tensorrt-rtx", "--workspace", workspace, *more,
+        "--target", "tensorrt-rtx", "--quantize", "all", "--workspace", workspace, *more,
     )  # fmt: skip
 
 
