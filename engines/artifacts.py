@@ -18,8 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-import numpy as np
-
 from reptrt.engines.file_lock import hold_lock
 
 _CHUNK_BYTES = 1 << 20
@@ -214,7 +212,7 @@ def _strict(value: object) -> object:
         return {field.name: _strict(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (np.generic, np.ndarray)):
+    if hasattr(value, "tolist"):  # of NumPy, which this module does not load
         return _strict(value.tolist())
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from reptrt.calibrators.settings import GIBIBYTE, Reconstruction
 from reptrt.engines.foreign.text import one_line, path_part
-from reptrt.engines.outputs.detection import DEPLOYMENT, MAX_CANDIDATES, Suppression
+from reptrt.engines.outputs.suppression import DEPLOYMENT, MAX_CANDIDATES, Suppression
 from reptrt.pipeline.read_yaml import read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reptrt.engines.outputs.detection import Suppression
+from reptrt.engines.outputs.suppression import Suppression
 
 Box = Sequence[float]
 Found = tuple[list[float], float, int]

@@ -29,15 +29,9 @@ from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.limits import MAX_REFERENCE_BYTES
 from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.outputs.box_agreement import detection_agreement
-from reptrt.engines.outputs.detection import (
-    DEPLOYMENT,
-    NMS_OUTPUTS,
-    Detections,
-    Suppression,
-    detect,
-    read_nms_outputs,
-)
+from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, detect, read_nms_outputs
 from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.outputs.suppression import DEPLOYMENT, Suppression
 from reptrt.engines.report_schema import Numerics, OutputNumerics
 from reptrt.engines.runtime.runners import Runner
 

@@ -12,14 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from reptrt.engines.cost.choose_sheet import choose_sheet
-from reptrt.engines.cost.estimate import EngineCost, estimate_cost
-from reptrt.engines.cost.result import cost_result
-from reptrt.engines.data_sheet import DataSheet
 from reptrt.engines.target import resolve_target
 
 if TYPE_CHECKING:
+    from reptrt.engines.cost.estimate import EngineCost
     from reptrt.engines.cost.sources import Layers
+    from reptrt.engines.data_sheet import DataSheet
 
 SWEPT = (1, 2, 4, 8, 16, 32)
 _SHOWN = 15
@@ -50,6 +48,9 @@ def cost(
     FILE is a .onnx, the layer list of an engine (graph.json), or the folder of a run (fusion.json).
     A model is compiled for a TensorRT-RTX target, and predicted by fusion rules for others.
     """
+    from reptrt.engines.cost.choose_sheet import choose_sheet
+    from reptrt.engines.cost.estimate import estimate_cost
+    from reptrt.engines.cost.result import cost_result
     from reptrt.engines.cost.sources import read_layers
 
     name = target_name or (None if device_info else "tensorrt-rtx")
@@ -99,6 +100,9 @@ def _show_sweep(
     layers: Layers, sheet: DataSheet, batches: Sequence[int], as_json: bool, output: Console
 ) -> None:
     """Print one line a batch."""
+    from reptrt.engines.cost.estimate import estimate_cost
+    from reptrt.engines.cost.result import cost_result
+
     costs = {batch: estimate_cost(layers.at_batch(batch).kernels, sheet) for batch in batches}
     if as_json:
         rows = [

@@ -23,7 +23,7 @@ from reptrt.engines.kit.verification import (
     run_in_batches,
     write_references,
 )
-from reptrt.engines.outputs.detection import DEPLOYMENT
+from reptrt.engines.outputs.suppression import DEPLOYMENT
 from reptrt.engines.report_schema import FusionReport, RunFacts, Validation, Verdict
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard

@@ -10,7 +10,7 @@ from torch import fx
 from reptrt.engines.cost.comparison import compare_layers
 from reptrt.engines.cost.records import Comparison
 from reptrt.engines.cost.sources import read_model
-from reptrt.engines.outputs.detection import Suppression
+from reptrt.engines.outputs.suppression import Suppression
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import fx
 
 from reptrt.engines.build.builder import build_engine
-from reptrt.engines.outputs.detection import Suppression
+from reptrt.engines.outputs.suppression import Suppression
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import Backend, load_backend
 from reptrt.models.card import ModelCard

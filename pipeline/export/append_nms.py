@@ -25,12 +25,8 @@ from onnx import numpy_helper
 from onnx.parser import parse_graph
 
 from reptrt.engines.artifacts import replace_when_done
-from reptrt.engines.outputs.detection import (
-    MAX_CANDIDATES,
-    NMS_OUTPUTS,
-    Suppression,
-    cell_centres,
-)
+from reptrt.engines.outputs.detection import NMS_OUTPUTS, cell_centres
+from reptrt.engines.outputs.suppression import MAX_CANDIDATES, Suppression
 from reptrt.engines.target import Backend
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.model_card import read_card, write_card

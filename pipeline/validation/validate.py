@@ -16,7 +16,8 @@ from reptrt.calibrators.base import Progress
 from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.device import find_gpu
 from reptrt.engines.outputs.box_agreement import detection_agreement
-from reptrt.engines.outputs.detection import EVALUATION, Detections, Suppression
+from reptrt.engines.outputs.detection import Detections
+from reptrt.engines.outputs.suppression import EVALUATION, Suppression
 from reptrt.engines.report_schema import (
     DeviceLatency,
     End2End,

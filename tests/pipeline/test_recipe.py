@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reptrt.calibrators.settings import Reconstruction
-from reptrt.engines.outputs.detection import Suppression
+from reptrt.engines.outputs.suppression import Suppression
 from reptrt.pipeline.recipe import RECIPES, Recipe, RecipeError, load_recipe, slug
 from tests.command_line import reptrt
 

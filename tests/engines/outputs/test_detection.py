@@ -9,10 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reptrt.engines.outputs.detection import (
-    EVALUATION,
-    MAX_CANDIDATES,
     Detections,
-    Suppression,
     boxes_to_image,
     decode,
     detect,
@@ -21,6 +18,7 @@ from reptrt.engines.outputs.detection import (
     nms,
     read_nms_outputs,
 )
+from reptrt.engines.outputs.suppression import EVALUATION, MAX_CANDIDATES, Suppression
 from tests.plain_detection import plain_detect, plain_nms
 
 

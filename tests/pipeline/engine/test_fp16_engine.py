@@ -10,8 +10,9 @@ import pytest
 
 from reptrt.calibrators.base import no_progress
 from reptrt.engines.device import Gpu
-from reptrt.engines.outputs.detection import NMS_OUTPUTS, Suppression
+from reptrt.engines.outputs.detection import NMS_OUTPUTS
 from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.outputs.suppression import Suppression
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.target import TARGETS
 from reptrt.models.card import ModelCard

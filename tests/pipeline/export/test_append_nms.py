@@ -12,14 +12,8 @@ import pytest
 from onnx.parser import parse_model
 
 from reptrt.engines.build.builder import BuildError, BuildOptions, build_engine
-from reptrt.engines.outputs.detection import (
-    EVALUATION,
-    MAX_CANDIDATES,
-    Detections,
-    Suppression,
-    detect,
-    read_nms_outputs,
-)
+from reptrt.engines.outputs.detection import Detections, detect, read_nms_outputs
+from reptrt.engines.outputs.suppression import EVALUATION, MAX_CANDIDATES, Suppression
 from reptrt.engines.target import TARGETS, Backend
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess

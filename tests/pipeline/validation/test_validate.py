@@ -15,7 +15,7 @@ from PIL import Image
 
 from reptrt.calibrators.base import no_progress
 from reptrt.engines.device import find_gpu
-from reptrt.engines.outputs.detection import Suppression
+from reptrt.engines.outputs.suppression import Suppression
 from reptrt.engines.report_schema import End2End
 from reptrt.engines.target import TARGETS, Backend
 from reptrt.models.card import ModelCard
