@@ -32,8 +32,8 @@ __all__ = [
 _AUTO = "auto"
 _OLDEST = (10, 3)
 INSTALL_HINTS: dict[Backend, str] = {
-    "tensorrt": "pip install 'reptrt[tensorrt]' (on a Jetson, JetPack brings it), "
-    'or choose `target="tensorrt-rtx"`',
+    "tensorrt": "pip install 'reptrt[tensorrt]' (on a Jetson, JetPack brings it), pack a kit that "
+    'builds the engine on its device (`reptrt kit`), or choose `target="tensorrt-rtx"`',
     "tensorrt_rtx": "pip install 'tensorrt-rtx>=1.7,<1.8' (Linux x86-64 or Windows only)",
     "onnxruntime": "pip install 'onnxruntime>=1.22'",
 }
@@ -120,7 +120,8 @@ def _require_gpu(target: Target) -> None:
     if gpu is None:
         raise MissingComponentError(
             f"target '{target.name}' builds on its GPU and this machine has none: run this "
-            'there, or choose `target="tensorrt-rtx"`'
+            "there, pack a kit that builds the engine there (`reptrt kit`), or choose "
+            '`target="tensorrt-rtx"`'
         )
     if target.compute_capabilities and gpu.compute_capability not in target.compute_capabilities:
         wanted = " or ".join(f"{major}.{minor}" for major, minor in target.compute_capabilities)

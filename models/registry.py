@@ -48,6 +48,9 @@ class UnknownModelError(LookupError):
     exit_code = 2
 
 
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+
+
 def find_model(name: str) -> ModelSpec:
     """Return what `name` stands for.
 
@@ -75,6 +78,12 @@ def find_model(name: str) -> ModelSpec:
         return timm_zoo.zoo_spec(name)
     if name in yolov6_zoo.ZOO:
         return yolov6_zoo.ZOO[name]
+    if name.lower().endswith(_CHECKPOINTS):
+        raise UnknownModelError(
+            f"{name!r} is a checkpoint: it holds weights, and not the network that they belong to;"
+            " export the network to ONNX where it was trained and give that file"
+            " (Ultralytics: yolo export model=FILE format=onnx), or give MODEL by name with `weights`"
+        )
     known = [*yolov6_zoo.ZOO, *timm_zoo.ZOO]
     nearest = [*difflib.get_close_matches(name, known), *_timm_names_like(name)]
     raise UnknownModelError(

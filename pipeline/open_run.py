@@ -15,7 +15,7 @@ from reptrt.engines.target import resolve_target
 from reptrt.models.load import LoadedModel
 from reptrt.models.registry import find_model
 from reptrt.pipeline.data.datasets import EvaluationSet
-from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.recipe import Recipe, save_recipe
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.workspace.folder import Workspace, hold_workspace, open_workspace
 
@@ -71,6 +71,8 @@ def open_run(
     ):
         logger.info("command: %s", caller.command)
         yield Run(recipe, target, workspace, caller.command, caller.progress, model, measure)
+        if model is None:
+            save_recipe(recipe, workspace.folder, target.name)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""Progress bars on the terminal; one line per unit of work, silent when nobody looks."""
+"""Progress: bars on a terminal, and a line now and then in a log."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -18,11 +20,25 @@ from rich.progress import (
 
 from reptrt.engines.foreign.text import visible
 
+_LOG_SECONDS = 30.0
+"""Between two lines on the same work in a log: it is never silent for a minute."""
+
 
 class ProgressBars:
-    """Draws `progress(description, done, total)` calls; safe to call from any thread."""
+    """Shows `progress(description, done, total)` calls; safe to call from any thread.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to; without a terminal it gets a line when work begins, then one every 30 s.
+        quiet: show nothing.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, console: Console, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console, self._clock, self._start = console, clock, clock()
+        self._is_log = not (quiet or console.is_terminal)
+        self._said: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("{task.description:<24.24}"),
             BarColumn(),
@@ -30,7 +46,7 @@ class ProgressBars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -48,8 +64,21 @@ class ProgressBars:
 
     def __call__(self, description: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` units of `description` are finished."""
+        if self._is_log:
+            self._write_line(description, done, total)
+            return
         if description not in self._tasks:
             self._tasks[description] = self._progress.add_task(
                 escape(visible(description)), total=total
             )
         self._progress.update(self._tasks[description], completed=done, total=total)
+
+    def _write_line(self, description: str, done: int, total: int | None) -> None:
+        now = self._clock()
+        if now - self._said.get(description, -_LOG_SECONDS) < _LOG_SECONDS:
+            return
+        self._said[description] = now
+        minutes, seconds = divmod(int(now - self._start), 60)
+        share = f"{done}/{total}" if total else str(done)
+        line = f"[{minutes}:{seconds:02}] {visible(description)}: {share}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,15 +13,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from reptrt.calibrators.settings import GIBIBYTE, Reconstruction
+from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.text import one_line, path_part
 from reptrt.engines.outputs.suppression import DEPLOYMENT, MAX_CANDIDATES, Suppression
 from reptrt.pipeline.read_yaml import read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
+RUN_RECIPE = "recipe.yaml"
+"""In the folder of a run that ended well: its recipe, whose paths are absolute."""
 AUTO = "auto"
 Precision = Literal["fp32", "fp16"]
 Device = Literal["cpu", "cuda"]
@@ -240,13 +244,16 @@ def load_recipe(model: str, options: Mapping[str, Any], file: Path | None = None
     """Recipe of `model`: defaults, then its YAML file, then `options` that are not None.
 
     Args:
-        model: as on the command line.
+        model: as on the command line, or the folder of a run, which holds its recipe.
         options: field name -> value.
         file: YAML of the user's own; None looks for one that ships with the model.
 
     Raises:
         RecipeError: unknown key, or a value out of range.
     """
+    if file is None and (Path(model) / RUN_RECIPE).is_file():
+        file = Path(model) / RUN_RECIPE
+        model = str(_read(file).get("model", model))
     shipped = RECIPES / f"{slug(model)}.yaml"
     source = file or (shipped if shipped.exists() and not _is_file(model) else None)
     values = _read(source) if source else {}
@@ -262,6 +269,25 @@ def load_recipe(model: str, options: Mapping[str, Any], file: Path | None = None
     if not recipe.end2end:
         _require_no_thresholds(recipe)
     return recipe
+
+
+def save_recipe(recipe: Recipe, folder: Path, target: str) -> None:
+    """Write `recipe` to the folder of its run, so that the folder can stand for MODEL.
+
+    Args:
+        recipe: what was done.
+        folder: of the run.
+        target: that `auto` became.
+    """
+    values = recipe.model_dump(exclude_defaults=True) | {"target": target}
+    paths = {key: str(one.absolute()) for key, one in values.items() if isinstance(one, Path)}
+    if _is_file(recipe.model):
+        paths["model"] = str(Path(recipe.model).absolute())
+    plain = Recipe.model_validate(values | paths).model_dump(mode="json", include=set(values))
+    text, file = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), folder / RUN_RECIPE
+    if not file.is_file() or file.read_bytes() != text.encode():
+        with replace_when_done(file) as path:
+            path.write_text(text, encoding="utf-8")
 
 
 def slug(model: str) -> str:

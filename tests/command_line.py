@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -89,6 +90,14 @@ def diverged():
 '''
 
 
+def complaints_in(err: str) -> list[str]:
+    """Lines of stderr that are neither empty, nor a warning, nor progress."""
+    return [line for line in err.splitlines() if line and not _TALK.match(line)]
+
+
+_TALK = re.compile(r"WARNING: |\[\d+:\d\d\] ")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left on the terminal."""
@@ -99,8 +108,7 @@ class Outcome:
 
     @property
     def complaints(self) -> list[str]:
-        """Lines of stderr that are neither empty nor a warning."""
-        return [line for line in self.err.splitlines() if line and not line.startswith("WARNING: ")]
+        return complaints_in(self.err)
 
 
 @dataclass(frozen=True)

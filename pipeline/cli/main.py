@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -21,31 +21,48 @@ from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.cli.flags import in_flags
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """A group whose help lists its commands below titles."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each title, and its commands in the order in which they are used."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in COMMANDS.items():
+            with formatter.section(title):
+                limit = formatter.width - width - 6
+                formatter.write_dl(
+                    [(f"{one.name:<{width}}", one.get_short_help_str(limit)) for one in commands]
+                )
+
+
+COMMANDS: dict[str, Sequence[click.Command]] = {
+    "The whole road": (run_commands.engine, run_commands.compare),
+    "One stage": (*run_commands.STAGES, run_commands.report),
+    "Deploy": (run_commands.kit, run_commands.triton),
+    "Look at one file": (tool_commands.lint, cost_command.cost, tool_commands.bench),
+    "Watch over models": (run_commands.regress,),
+    "What there is": (
+        tool_commands.models,
+        tool_commands.calibrators,
+        tool_commands.targets,
+        tool_commands.doctor,
+    ),
+}
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="reptrt")
 def cli() -> None:
-    """A PyTorch vision model in, an INT8 TensorRT engine as accurate as FP32 out.
+    """A PyTorch or ONNX vision model in, an INT8 TensorRT engine as accurate as FP32 out.
 
-    MODEL is a zoo name (`reptrt models`), timm:NAME, package.module:callable or file.onnx.
+    MODEL is a zoo name (`reptrt models`), timm:NAME, torchvision:NAME, hf-hub:OWNER/NAME,
+    package.module:callable or file.onnx.
     """
 
 
-for command in (
-    run_commands.engine,
-    *run_commands.STAGES,
-    run_commands.report,
-    run_commands.compare,
-    run_commands.kit,
-    run_commands.triton,
-    run_commands.regress,
-    cost_command.cost,
-    tool_commands.bench,
-    tool_commands.lint,
-    tool_commands.models,
-    tool_commands.calibrators,
-    tool_commands.targets,
-    tool_commands.doctor,
-):
+for command in (command for commands in COMMANDS.values() for command in commands):
     cli.add_command(command)
 
 

@@ -8,11 +8,13 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from reptrt.calibrators.settings import Reconstruction
-from reptrt.pipeline.recipe import SECTIONS, Section, Triple, flag
+from reptrt.engines.target_table import TARGETS
+from reptrt.pipeline.recipe import AUTO, RUN_RECIPE, SECTIONS, Section, Triple, flag
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -82,30 +84,110 @@ _PARSERS: dict[object, Any] = {
     tuple[int, int]: Numbers("SIZE or HEIGHTxWIDTH", "x", 2, int),
     Triple: Numbers("R,G,B", ",", 3, float),
 }
+
+
+def _complete_models(ctx: click.Context, param: click.Parameter, typed: str) -> list[Any]:
+    """Names of the zoo, then files."""
+    from reptrt.models.registry import list_models
+
+    names = [spec.name for spec in list_models() if spec.name.startswith(typed)]
+    return [*names, CompletionItem(typed, type="file")]
+
+
+def _complete_calibrators(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
+    from reptrt.calibrators.registry import list_calibrators
+
+    return [name for name in (AUTO, *list_calibrators()) if name.startswith(typed)]
+
+
+def _complete_targets(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
+    return [name for name in (AUTO, *TARGETS) if name.startswith(typed)]
+
+
+_COMPLETED = {"calibrator": _complete_calibrators, "target": _complete_targets}
 _BOUNDS = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
 
 
-def recipe_options(command: Command) -> Command:
-    """Give a command MODEL, every recipe option, `--recipe` and `--workspace`."""
-    for section in reversed(SECTIONS):
-        for name, field in reversed(list(_own_fields(section).items())):
-            command = recipe_option(name, field)(command)
+class RecipeOption(click.Option):
+    """An option of a recipe, which stands below the `title` of its section in the help."""
+
+    def __init__(self, *args: Any, title: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.title = title
+
+
+class RecipeCommand(click.Command):
+    """A command whose help lists its options below the titles of their sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options first, then those of the recipe."""
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in (one for one in self.get_params(ctx) if isinstance(one, click.Option)):
+            title = parameter.title if isinstance(parameter, RecipeOption) else "Options"
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(title, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def recipe_options(*without: type[Section]) -> Callable[[Command], Command]:
+    """Give a command MODEL, the recipe's options, `--recipe` and `--workspace`.
+
+    Args:
+        without: sections that the command does not heed.
+    """
+
+    def decorate(command: Command) -> Command:
+        for section in reversed([one for one in SECTIONS if one not in without]):
+            for name, field in reversed(list(_own_fields(section).items())):
+                command = recipe_option(name, field, section.title)(command)
+        return _common_options(command)
+
+    return decorate
+
+
+def _common_options(command: Command) -> Command:
     command = click.option("--recipe", "recipe_file", type=FILE, help="YAML with any of these")(
         command
     )
     command = click.option(
-        "--workspace", type=FILE, default=Path("build"), help="folder for all that is made"
+        "--workspace",
+        type=FILE,
+        default=None,
+        callback=_workspace,
+        help="folder for all that is made; default: build",
     )(command)
-    return click.argument("model")(command)
+    command = click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_note, help="show no progress"
+    )(command)
+    command = click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_note,
+        help="show what run.log gets too",
+    )(command)  # fmt: skip
+    return click.argument("model", is_eager=True, shell_complete=_complete_models)(command)
 
 
-def recipe_option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+def _workspace(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
+    """Of a MODEL that is the folder of a run: where that folder stands."""
+    folder = Path(str(ctx.params.get("model", "")))
+    if value is None and (folder / RUN_RECIPE).is_file():
+        return folder.absolute().parents[2]
+    return value or Path("build")
+
+
+def _note(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[f"reptrt.{param.name}"] = value
+
+
+def recipe_option(name: str, field: FieldInfo, title: str) -> Callable[[Command], Command]:
     """Option of one field; it is None unless given, so that YAML and defaults hold."""
     parser = option_type(field)
-    text = _help(field)
     return click.option(
-        flag(name), name, type=parser, is_flag=parser is bool, default=None, help=text
-    )
+        flag(name), name, cls=RecipeOption, title=title, type=parser, is_flag=parser is bool,
+        default=None, help=_help(field), shell_complete=_COMPLETED.get(name),
+    )  # fmt: skip
 
 
 def option_type(field: FieldInfo) -> Any:

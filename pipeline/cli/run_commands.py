@@ -20,9 +20,9 @@ from reptrt.pipeline.cli.console import (
     output,
     print_path,
 )
-from reptrt.pipeline.cli.options import FILE, recipe_options
+from reptrt.pipeline.cli.options import FILE, RecipeCommand, recipe_options
 from reptrt.pipeline.progress import ProgressBars
-from reptrt.pipeline.recipe import Recipe, load_recipe, slug
+from reptrt.pipeline.recipe import BoxSuppression, Gate, Recipe, Section, load_recipe, slug
 from reptrt.pipeline.regression.baselines import BASELINES
 from reptrt.pipeline.workspace.folder import Workspace
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from reptrt.pipeline.run import Run
 
 
-@click.command()
-@recipe_options
+@click.command(cls=RecipeCommand)
+@recipe_options()
 @click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
 def engine(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
     """Walk the whole road: checkpoint in, validated engine and report out."""
@@ -43,11 +43,11 @@ def engine(model: str, workspace: Path, recipe_file: Path, as_json: bool, **opti
     show_report(report, run.workspace, as_json)
 
 
-def stage_command(stage: str, summary: str) -> click.Command:
-    """Command of one stage of `reptrt.pipeline.stages`."""
+def stage_command(stage: str, summary: str, *unheeded: type[Section]) -> click.Command:
+    """Command of one stage of `reptrt.pipeline.stages`, without the sections that it does not heed."""
 
-    @click.command(stage, help=summary)
-    @recipe_options
+    @click.command(stage, help=summary, cls=RecipeCommand)
+    @recipe_options(*unheeded)
     def command(model: str, workspace: Path, recipe_file: Path, **options: Any) -> None:
         from reptrt.pipeline import stages
 
@@ -59,15 +59,17 @@ def stage_command(stage: str, summary: str) -> click.Command:
 
 
 STAGES = (
-    stage_command("calibrate", "Choose scales: calibration.safetensors and scales.json."),
-    stage_command("export", "Write model.fp32.onnx, model.qdq.onnx and model.trt.onnx."),
-    stage_command("build", "Build model.engine and say what runs in INT8: fusion.json."),
+    stage_command(
+        "calibrate", "Choose scales: calibration.safetensors and scales.json.", BoxSuppression, Gate
+    ),
+    stage_command("export", "Write model.fp32.onnx, model.qdq.onnx and model.trt.onnx.", Gate),
+    stage_command("build", "Build model.engine and say what runs in INT8: fusion.json.", Gate),
     stage_command("validate", "Compare INT8 with FP32: validation.json."),
 )
 
 
-@click.command()
-@recipe_options
+@click.command(cls=RecipeCommand)
+@recipe_options()
 @click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
 def report(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
     """Write report.json and report.html, and show the table."""
@@ -78,8 +80,8 @@ def report(model: str, workspace: Path, recipe_file: Path, as_json: bool, **opti
     show_report(content, run.workspace, as_json)
 
 
-@click.command()
-@recipe_options
+@click.command(cls=RecipeCommand)
+@recipe_options()
 @click.option("--calibrators", required=True, help="names, separated by commas")
 def compare(
     model: str, workspace: Path, recipe_file: Path, calibrators: str, **options: Any
@@ -106,8 +108,8 @@ def compare(
     print_path(messages, page)
 
 
-@click.command()
-@recipe_options
+@click.command(cls=RecipeCommand)
+@recipe_options()
 @click.option("--output", "archive", type=FILE, help="a .tar.gz; default: in the workspace")
 def kit(
     model: str, workspace: Path, recipe_file: Path, archive: Path | None, **options: Any
@@ -123,8 +125,8 @@ def kit(
     print_path(messages, written)
 
 
-@click.command()
-@recipe_options
+@click.command(cls=RecipeCommand)
+@recipe_options()
 @click.option("--output", "repository", type=FILE, required=True, help="Triton's model repository")
 @click.option("--name", help="of the model there; default: that of MODEL")
 @click.option("--version", type=click.IntRange(1), help="its number; default: the next")
@@ -168,14 +170,15 @@ def regress(
 
 @contextmanager
 def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
-    """A run with progress bars, whose warnings are shown."""
+    """A run whose progress and warnings are shown, as `--verbose` and `--quiet` of the command say."""
     from reptrt.pipeline.open_run import Caller
     from reptrt.pipeline.open_run import open_run as open_in
 
     screen = logging.StreamHandler()
-    screen.setLevel(logging.WARNING)
+    said = click.get_current_context().meta
+    screen.setLevel(logging.INFO if said.get("reptrt.verbose") else logging.WARNING)
     screen.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
-    with ProgressBars(messages) as progress:
+    with ProgressBars(messages, quiet=said.get("reptrt.quiet", False)) as progress:
         caller = Caller(command_line(), progress, say_waiting, screen)
         with open_in(recipe, root, caller) as run:
             yield run

@@ -111,7 +111,7 @@ def test_a_classic_target_without_a_gpu_says_where_to_build(monkeypatch):
     monkeypatch.setattr(target_module, "find_gpu", lambda: None)
     with pytest.raises(
         MissingComponentError,
-        match=r'jetson-orin-nx.* run this there, or choose `target="tensorrt-rtx"`',
+        match=r'jetson-orin-nx.* run this there, .*reptrt kit.* or choose `target="tensorrt-rtx"`',
     ):
         load_backend(TARGETS["jetson-orin-nx"])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from reptrt.calibrators.registry import list_calibrators
 from reptrt.engines.target import TARGETS
@@ -50,6 +51,39 @@ def test_every_command_explains_itself(command: str) -> None:
     assert text.strip().partition("\n\n")[0].endswith(".")
 
 
+def test_help_lists_options_below_the_titles_of_their_sections() -> None:
+    shown = reptrt("engine", "-h").out
+    titles = [section.title for section in SECTIONS]
+    assert [shown.index(f"\n{title}:\n") for title in titles] == sorted(
+        shown.index(f"\n{title}:\n") for title in titles
+    )
+    for section in SECTIONS:
+        text = shown.partition(f"\n{section.title}:\n")[2].partition("\n\n")[0]
+        assert all(
+            f" {flag(name)} " in f"{text} " for name in section.model_fields if name != "model"
+        )
+
+
+def test_a_stage_has_no_option_that_it_does_not_heed() -> None:
+    assert reptrt("calibrate", "yolov6n_demo", "--max-drop", 1).code == 2
+    assert "--end2end" not in reptrt("calibrate", "-h").out
+    assert "--end2end" in reptrt("export", "-h").out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["engine", "mobile"], "mobileone_s0"),
+        (["engine", "m", "--target", "server-l"], "server-l40s"),
+        (["calibrate", "m", "--calibrator", "repq"], "repq-vit"),
+    ],
+)
+def test_a_shell_completes_names(typed: list[str], offered: str) -> None:
+    complete = ShellComplete(cli, {}, "reptrt", "_REPTRT_COMPLETE")
+    *before, last = typed
+    assert offered in [item.value for item in complete.get_completions(before, last)]
+
+
 def test_help_answers_without_loading_torch() -> None:
     check = "import sys; from reptrt.pipeline.cli.main import cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
@@ -59,7 +93,8 @@ def test_every_field_of_a_recipe_that_is_one_value_has_an_option() -> None:
     options = {option for one in cli.commands["engine"].params for option in one.opts}
     flags = {flag(name) for name in Recipe.model_fields if name != "model"}
     assert flags - options == set()
-    assert options - flags == {"model", "--recipe", "--workspace", "--json"}
+    own = {"--recipe", "--workspace", "--json", "-v", "--verbose", "-q", "--quiet"}
+    assert options - flags == {"model", *own}
 
 
 def test_every_field_stands_in_one_section() -> None:
@@ -154,6 +189,52 @@ def test_report_alone_shows_the_same_table(tiny: TinyProject, workspace: Path) -
     shown = reptrt("report", *tiny.options, "--eval", tiny.photos, "--workspace", workspace)
     assert shown.code == 0
     assert shown.out == engine(tiny, workspace).out
+
+
+def test_the_folder_of_a_run_stands_for_its_model_and_options(
+    tiny: TinyProject, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = engine(tiny, workspace)
+    folder = tiny.files_of(workspace)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = reptrt("report", folder)
+    assert (again.code, again.out) == (0, shown.out), again.err
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    logged = (folder / "run.log").read_text().rpartition("command: ")[2]
+    assert "validate: started" not in logged
+    changed = reptrt("engine", folder, "--max-drop", 1, "--json")
+    assert json.loads(changed.out)["verdict"]["decision"] == "failed"
+
+
+def test_the_recipe_of_a_run_can_be_damaged(tiny: TinyProject, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: [1]\nweight_bits: 99")
+    outcome = reptrt("report", tmp_path)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert f"{tmp_path}/recipe.yaml: " in line
+
+
+@pytest.mark.parametrize(("option", "shown"), [("-v", True), ("-q", False)])
+def test_what_the_log_gets_is_shown_on_request(
+    tiny: TinyProject, workspace: Path, option: str, shown: bool
+) -> None:
+    outcome = engine(tiny, workspace, option)
+    assert outcome.code == 0
+    assert ("INFO: plan: " in outcome.err) == shown
+
+
+def test_a_checkpoint_is_no_model() -> None:
+    outcome = reptrt("engine", "yolov8n.pt")
+    assert outcome.code == 2
+    assert "export the network to ONNX" in outcome.complaints[-1]
+
+
+def test_an_engine_of_a_jetson_names_the_kit(tiny: TinyProject, tmp_path: Path) -> None:
+    options = ["--data", tiny.data, "--target", "jetson-orin-nx", "--workspace", tmp_path]
+    outcome = reptrt("engine", tiny.model, *options)
+    assert outcome.code == 4
+    assert "`reptrt kit`" in outcome.complaints[-1]
 
 
 def test_compare_makes_one_row_per_calibrator_and_reuses_what_is_there(

@@ -1,0 +1,54 @@
+"""Progress: bars on a terminal, lines in a log, nothing when it is not wanted."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from reptrt.pipeline.progress import ProgressBars
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def screen() -> io.StringIO:
+    return io.StringIO()
+
+
+def test_a_log_gets_a_line_when_work_begins_and_one_every_half_minute(screen: io.StringIO) -> None:
+    clock = Clock()
+    with ProgressBars(Console(file=screen), clock=clock) as progress:
+        for done in range(100):
+            clock.now = float(done)
+            progress("calibrate", done, 100)
+        progress("download\x1b[2J", 5, None)
+    assert screen.getvalue().splitlines() == [
+        "[0:00] calibrate: 0/100",
+        "[0:30] calibrate: 30/100",
+        "[1:00] calibrate: 60/100",
+        "[1:30] calibrate: 90/100",
+        "[1:39] download?[2J: 5",
+    ]
+
+
+def test_quiet_shows_nothing(screen: io.StringIO) -> None:
+    for console in (Console(file=screen), Console(file=screen, force_terminal=True)):
+        with ProgressBars(console, quiet=True) as progress:
+            progress("calibrate", 1, 2)
+    assert screen.getvalue().strip("\x1b[?25lh\n") == ""
+
+
+def test_a_terminal_gets_a_bar(screen: io.StringIO) -> None:
+    with ProgressBars(Console(file=screen, force_terminal=True, width=100)) as progress:
+        progress("calibrate", 1, 2)
+    assert "1/2" in screen.getvalue()
+    assert "[0:00]" not in screen.getvalue()
