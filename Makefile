@@ -28,7 +28,7 @@ BIN   = $(VENV)/bin
 READY = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help engine validate report compare test lint regress gpu-test docker-server docker-jetson clean
+.PHONY: help engine validate report compare test lint regress gpu-test docs docker-server docker-jetson clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{printf "%-24s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ regress: $(READY) ## real models against pipeline/regression/baselines.yaml and 
 
 gpu-test: $(READY) ## what needs a GPU; skips, with the reason, where there is none
 	$(BIN)/python -m pytest -rs tests/gpu $(ARGS)
+
+docs: $(READY) ## the documentation as a site: build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docker-server: ## image for a GPU server
 	docker build --file docker/server.Dockerfile --tag reptrt-server .

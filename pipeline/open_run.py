@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,13 @@ class Caller:
         command: what was typed or called, for records and report.
         progress: called as work advances.
         waiting: called with the workspace while another process works in it.
-        screen: takes warnings too; None leaves them to the program's own logging.
+        screens: take log records too; none leaves warnings to the program's own logging.
     """
 
     command: str
     progress: Progress = no_progress
     waiting: Callable[[Workspace], None] = lambda workspace: None
-    screen: logging.Handler | None = None
+    screens: Sequence[logging.Handler] = ()
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def open_run(
     workspace = open_workspace(root, recipe, target.name)
     with (
         hold_workspace(workspace, lambda: caller.waiting(workspace)),
-        log_to(workspace.log, caller.screen),
+        log_to(workspace.log, caller.screens),
     ):
         logger.info("command: %s", caller.command)
         yield Run(recipe, target, workspace, caller.command, caller.progress, model, measure)
@@ -76,13 +76,13 @@ def open_run(
 
 
 @contextmanager
-def log_to(file: Path, screen: logging.Handler | None) -> Iterator[None]:
-    """Log of this package into `file`, and what `screen` takes there too."""
+def log_to(file: Path, screens: Sequence[logging.Handler]) -> Iterator[None]:
+    """Log of this package into `file`, and what `screens` take there too."""
     logging.raiseExceptions = False  # on a full disk, who writes the artifact says so once
     handler = logging.FileHandler(file)
     handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     own = logging.getLogger("reptrt")
-    level, handlers = own.level, [handler, *([screen] if screen else [])]
+    level, handlers = own.level, [handler, *screens]
     own.setLevel(logging.INFO)
     for one in handlers:
         own.addHandler(one)

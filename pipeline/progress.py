@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 
 from reptrt.engines.foreign.text import visible
+from reptrt.pipeline.workspace.stage import STARTED
 
 _LOG_SECONDS = 30.0
 """Between two lines on the same work in a log: it is never silent for a minute."""
@@ -78,7 +80,27 @@ class ProgressBars:
         if now - self._said.get(description, -_LOG_SECONDS) < _LOG_SECONDS:
             return
         self._said[description] = now
-        minutes, seconds = divmod(int(now - self._start), 60)
-        share = f"{done}/{total}" if total else str(done)
-        line = f"[{minutes}:{seconds:02}] {visible(description)}: {share}"
+        self._write(f"{description}: {done}/{total}" if total else f"{description}: {done}")
+
+    def say(self, text: str) -> None:
+        """Write a line, in a log only: on a terminal bars tell."""
+        if self._is_log:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        minutes, seconds = divmod(int(self._clock() - self._start), 60)
+        line = f"[{minutes}:{seconds:02}] {visible(text)}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class StageLines(logging.Handler):
+    """Lets a log of `progress` show when a stage begins, as that stage's own log record says."""
+
+    def __init__(self, progress: ProgressBars) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the record where a stage begins."""
+        if record.msg == STARTED:
+            self._progress.say(record.getMessage())

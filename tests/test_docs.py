@@ -107,8 +107,8 @@ def test_flags_named_alone_exist(page: Path):
     assert named <= set().union(*(flags_of(command) for command in cli.commands.values()))
 
 
-def test_the_readme_maps_every_folder_of_code_and_no_other():
-    section = (ROOT / "README.md").read_text().partition("## Code organization")[2]
+def test_every_folder_of_code_is_mapped_and_no_other():
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Every folder")[2]
     listing = section.partition("```text\n")[2].partition("```")[0]
     lines = [line.partition("  ") for line in listing.splitlines()]
     assert all(description.strip() for _, _, description in lines)

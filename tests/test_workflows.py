@@ -44,10 +44,10 @@ def test_a_workflow_has_few_rights_an_end_and_one_run_at_a_time(name: str) -> No
 
 
 @each_workflow
-def test_every_action_is_pinned_by_its_version(name: str) -> None:
+def test_every_action_is_pinned_by_its_digest(name: str) -> None:
     actions = [step["uses"] for step in steps(name) if "uses" in step]
     assert actions
-    assert [one for one in actions if not re.fullmatch(r"actions/[\w-]+@v\d+", one)] == []
+    assert [one for one in actions if not re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", one)] == []
 
 
 @each_workflow

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with (phase, steps done, steps in all), from any thread."""
 
+_BAR, _PARTS = "build engine", 1000
 _LAYERS_PREFIX = "Layers:"
 
 
@@ -84,30 +85,79 @@ def create_logger(trt: ModuleType, log: BuildLog) -> Any:
     return _Logger()
 
 
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class Phases:
+    """The nested phases of a build as one share of the whole, which never falls.
+
+    A step of a phase counts as far as the phases below it are. TensorRT calls from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[str, _Phase] = {}
+        self._share = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> float:
+        """Note that a phase of `steps` steps begins below `parent`; return the share, 0 to 1."""
+        with self._lock:
+            self._running[name] = _Phase(parent, max(steps, 1))
+            return self._advance()
+
+    def step(self, name: str, done: int) -> float:
+        """Note that `done` steps of a phase are finished; return the share."""
+        with self._lock:
+            if name in self._running:
+                self._running[name].done = done
+            return self._advance()
+
+    def finish(self, name: str) -> float:
+        """Note that a phase is finished; return the share, 1 for the outermost one."""
+        with self._lock:
+            phase = self._running.pop(name, None)
+            if phase is not None and phase.parent is None:
+                self._share = 1.0
+            return self._advance()
+
+    def _advance(self) -> float:
+        roots = [name for name, phase in self._running.items() if phase.parent is None]
+        found = max((self._share_of(name) for name in roots), default=self._share)
+        self._share = max(self._share, min(found, 1.0))
+        return self._share
+
+    def _share_of(self, name: str) -> float:
+        phase = self._running[name]
+        below = [
+            self._share_of(other) for other, one in self._running.items() if one.parent == name
+        ]
+        return min(phase.done + max(below, default=0.0), phase.steps) / phase.steps
+
+
 def create_progress_monitor(trt: ModuleType, watch: BuildWatch) -> Any:
     """Return a `trt.IProgressMonitor` that reports to `watch` and obeys it."""
 
     class _Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self._lock = threading.Lock()
-            self._totals: dict[str, int] = {}
+            self._phases = Phases()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._lock:
-                self._totals[phase_name] = num_steps
-            watch.report(phase_name, 0, num_steps)
+            self._report(self._phases.start(phase_name, parent_phase, num_steps))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            with self._lock:
-                total = self._totals.get(phase_name, step + 1)
-            watch.report(phase_name, step + 1, total)
+            self._report(self._phases.step(phase_name, step + 1))
             return not watch.stopped
 
         def phase_finish(self, phase_name: str) -> None:
-            with self._lock:
-                total = self._totals.pop(phase_name, 1)
-            watch.report(phase_name, total, total)
+            self._report(self._phases.finish(phase_name))
+
+        def _report(self, share: float) -> None:
+            watch.report(_BAR, int(share * _PARTS), _PARTS)
 
     return _Monitor()
 

@@ -21,7 +21,7 @@ from reptrt.pipeline.cli.console import (
     print_path,
 )
 from reptrt.pipeline.cli.options import FILE, RecipeCommand, recipe_options
-from reptrt.pipeline.progress import ProgressBars
+from reptrt.pipeline.progress import ProgressBars, StageLines
 from reptrt.pipeline.recipe import BoxSuppression, Gate, Recipe, Section, load_recipe, slug
 from reptrt.pipeline.regression.baselines import BASELINES
 from reptrt.pipeline.workspace.folder import Workspace
@@ -149,18 +149,35 @@ def triton(
 
 @click.command()
 @click.argument("entries", nargs=-1)
+@click.option(
+    "--record", type=FILE, help="folder of a finished run: append its entry to --baselines"
+)
 @click.option("--baselines", type=FILE, default=BASELINES, help="YAML; default: what reptrt ships")
 @click.option("--files", type=FILE, default=Path(), envvar="REPTRT_DATA", help="weights and images")
 @click.option("--target", help="where the engines will run; see `reptrt targets`")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="where PyTorch calibrates")
 @click.option("--workspace", type=FILE, default=Path("build"), help="folder for all that is made")
 def regress(
-    entries: Sequence[str], baselines: Path, files: Path, workspace: Path, **options: Any
+    entries: Sequence[str],
+    record: Path | None,
+    baselines: Path,
+    files: Path,
+    workspace: Path,
+    **options: Any,
 ) -> None:
-    """Run ENTRIES of the baselines, or all; leave with 1 if one is worse, 3 if better than claimed."""
+    """Run ENTRIES of the baselines, or all; leave with 1 if one is worse, 3 if better than claimed.
+
+    build/regress gets summary.md, results.json and junit.xml.
+    """
     from reptrt.pipeline.regression.regress import exit_code, run_entries
     from reptrt.pipeline.regression.summary import regression_table, write_summary
 
+    if record is not None:
+        from reptrt.pipeline.regression.record import record_run
+
+        name = record_run(record, baselines, files)
+        print_path(messages, baselines, f"{name}: recorded in ")
+        return
     folder = workspace / "regress"
     findings = run_entries(baselines, entries, files, folder, options)
     output.print(regression_table(findings))
@@ -179,7 +196,7 @@ def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
     screen.setLevel(logging.INFO if said.get("reptrt.verbose") else logging.WARNING)
     screen.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
     with ProgressBars(messages, quiet=said.get("reptrt.quiet", False)) as progress:
-        caller = Caller(command_line(), progress, say_waiting, screen)
+        caller = Caller(command_line(), progress, say_waiting, (screen, StageLines(progress)))
         with open_in(recipe, root, caller) as run:
             yield run
 

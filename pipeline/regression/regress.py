@@ -175,7 +175,7 @@ def judge(path: Path, entry: str, baseline: Baseline, report: Report) -> list[Ba
         report: what the run gave.
     """
     findings = []
-    for metric in _METRICS:
+    for metric in METRICS:
         expected, keys = getattr(baseline, metric.name), [entry, metric.name]
         if isinstance(expected, dict):
             where, reason = _PLACES[metric.name](report)
@@ -267,6 +267,14 @@ def _timed_on(report: Report) -> tuple[str, str]:
     return str(latency.device), ""
 
 
+def place_of(metric: str, report: Report) -> str | None:
+    """The builder or device that a value belongs to; "" where it says nothing, None where it needs none."""
+    if metric not in _PLACES:
+        return None
+    where, reason = _PLACES[metric](report)
+    return "" if reason else where
+
+
 def _built_by(report: Report) -> tuple[str, str]:
     return report.backend, ""
 
@@ -280,7 +288,7 @@ _PLACES: dict[str, Callable[[Report], tuple[str, str]]] = {
     "megabytes": _built_by,
     "latency_ratio": _timed_on,
 }
-_METRICS = (
+METRICS = (
     Metric("accuracy", True, lambda report: _accuracy(report).quantized),
     Metric("agreement", True, lambda report: _accuracy(report).agreement),
     Metric(

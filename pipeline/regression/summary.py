@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from xml.etree import ElementTree
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from reptrt.engines.artifacts import replace_when_done, write_json
+from reptrt.engines.foreign.text import visible
 from reptrt.pipeline.regression.regress import BaselineCheck
 from reptrt.pipeline.report.number_format import MISSING
 
@@ -37,7 +39,7 @@ def markdown(findings: Sequence[BaselineCheck]) -> str:
 
 
 def write_summary(findings: Sequence[BaselineCheck], folder: Path) -> Path:
-    """Write results.json and the page summary.md, whose path is returned.
+    """Write results.json, junit.xml and the page summary.md, whose path is returned.
 
     In a GitHub job, the page is appended to the job's summary too.
 
@@ -45,6 +47,8 @@ def write_summary(findings: Sequence[BaselineCheck], folder: Path) -> Path:
         WriteError: `folder` cannot be written.
     """
     write_json([_as_json(finding) for finding in findings], folder / "results.json")
+    with replace_when_done(folder / "junit.xml") as file:
+        file.write_bytes(junit(findings))
     summary = folder / "summary.md"
     with replace_when_done(summary) as file:
         file.write_text(markdown(findings), encoding="utf-8")
@@ -53,6 +57,24 @@ def write_summary(findings: Sequence[BaselineCheck], folder: Path) -> Path:
         with Path(job).open("a", encoding="utf-8") as page:
             page.write(markdown(findings))
     return summary
+
+
+def junit(findings: Sequence[BaselineCheck]) -> bytes:
+    """The findings as JUnit's XML, which every CI shows: an entry is a class, a metric a case."""
+    suite = ElementTree.Element("testsuite", name="reptrt regress", tests=str(len(findings)))
+    for finding in findings:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=finding.entry, name=finding.metric or "all"
+        )
+        tag = {"ok": None, "skipped": "skipped", "error": "error"}.get(finding.outcome, "failure")
+        if tag is not None:
+            ElementTree.SubElement(
+                case, tag, message=visible(finding.message), type=finding.outcome
+            )
+    for tag, name in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        suite.set(name, str(len(suite.findall(f"testcase/{tag}"))))
+    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return written
 
 
 def finding_rows(findings: Sequence[BaselineCheck]) -> list[tuple[str, ...]]:

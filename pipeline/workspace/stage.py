@@ -28,6 +28,9 @@ from reptrt.pipeline.workspace.run_records import (
 
 logger = logging.getLogger(__name__)
 
+STARTED = "%s: started"
+"""Logged with the name of a stage when its work begins."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -62,7 +65,7 @@ class Stage:
         forget_stage(self.folder, self.name)  # a killed run must not look finished
         if self.shared and self._borrow():
             return
-        logger.info("%s: started", self.name)
+        logger.info(STARTED, self.name)
         started = time.monotonic()
         work()
         seconds = round(time.monotonic() - started, 2)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 
 import pytest
 from rich.console import Console
 
-from reptrt.pipeline.progress import ProgressBars
+from reptrt.pipeline.progress import ProgressBars, StageLines
+from reptrt.pipeline.workspace.stage import STARTED
 
 
 class Clock:
@@ -52,3 +54,15 @@ def test_a_terminal_gets_a_bar(screen: io.StringIO) -> None:
         progress("calibrate", 1, 2)
     assert "1/2" in screen.getvalue()
     assert "[0:00]" not in screen.getvalue()
+
+
+def test_a_log_says_when_a_stage_begins(screen: io.StringIO) -> None:
+    logger = logging.getLogger("reptrt.a_test")
+    with ProgressBars(Console(file=screen), clock=Clock()) as progress:
+        lines = StageLines(progress)
+        logger.addHandler(lines)
+        logger.setLevel(logging.INFO)
+        logger.info(STARTED, "calibrate")
+        logger.info("%s: finished in %.1f s", "calibrate", 1.0)
+        logger.removeHandler(lines)
+    assert screen.getvalue() == "[0:00] calibrate: started\n"

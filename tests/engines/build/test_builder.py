@@ -13,6 +13,7 @@ import pytest
 from reptrt.engines.artifacts import WriteError
 from reptrt.engines.build import builder
 from reptrt.engines.build.builder import BuildError, BuildOptions, build_engine, network_flags
+from reptrt.engines.build.callbacks import Phases
 from reptrt.engines.device import Gpu
 from tests.full_disk import fill_disk_for
 
@@ -106,9 +107,22 @@ def test_a_file_that_is_not_onnx_says_so(rtx, tmp_path):
 def test_progress_counts_up_to_the_whole(rtx, mixed_onnx, tmp_path):
     steps = []
     build_engine(mixed_onnx(), tmp_path / "m.engine", rtx, SM86, lambda *step: steps.append(step))
-    building = [(done, total) for phase, done, total in steps if phase == "Building engine"]
-    assert building[0][0] == 0
-    assert building[-1][0] == building[-1][1] > 0
+    assert {phase for phase, _, _ in steps} == {"build engine"}
+    shares = [done / total for _, done, total in steps]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+
+
+def test_a_phase_counts_as_far_as_the_phases_below_it_are():
+    phases = Phases()
+    assert phases.start("whole", None, 4) == 0
+    assert phases.step("whole", 1) == 0.25
+    assert phases.start("inner", "whole", 10) == 0.25
+    assert phases.step("inner", 5) == 0.375
+    assert phases.finish("inner") == 0.375
+    assert phases.step("whole", 2) == 0.5
+    assert phases.step("unknown", 9) == 0.5
+    assert phases.finish("whole") == 1
 
 
 def test_ctrl_c_cancels_the_build_and_writes_nothing(rtx, mixed_onnx, tmp_path):
