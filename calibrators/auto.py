@@ -8,6 +8,14 @@ from reptrt.calibrators.quantized.find_attention import has_attention
 from reptrt.calibrators.transformers.scale_reparam import has_norm_sites
 from reptrt.models.fuse import has_reparameterizable_blocks
 
+_OTHERS = {"best": ("repapq",), "repq-vit": ("best",), "repquant": ("best",)}
+"""`repapq` keeps a baseline that is better than what it learned: nothing else is left to try."""
+
+
+def other_calibrators(name: str) -> tuple[str, ...]:
+    """What `auto` tries next where the calibrator `name` leaves the outputs too far from float."""
+    return _OTHERS.get(name, ())
+
 
 def choose_calibrator(
     network: nn.Module, graph: fx.Graph, num_bits: int = 8, *, is_merged: bool = False

@@ -70,12 +70,15 @@ class CalibrationResult:
         method: calibrator that chose the scales, also where `auto` was asked for.
         notes: facts for the report, label -> text.
         num_samples: calibration images; filled in by the pipeline, which read them.
+        snr_db: of the worst part of the outputs on some of them, measured by the pipeline; None where
+            every part is exact.
         blocks: of calibrators that reconstruct blocks, in order.
     """
 
     method: str
     notes: dict[str, str] = field(default_factory=dict)
     num_samples: int = 0
+    snr_db: float | None = None
     blocks: tuple[BlockFit, ...] = ()
 
 

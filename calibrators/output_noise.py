@@ -20,7 +20,6 @@ ActivationScales = Mapping[str, torch.Tensor]
 """Quantizer name -> scale []."""
 
 
-@torch.no_grad()
 def compare_scales(
     model: QuantizedModel,
     batches: Sequence[torch.Tensor] | Batches,
@@ -32,6 +31,19 @@ def compare_scales(
 
     `reference` is the float network. Of an output that joins boxes and scores, each is a part.
     """
+    ratios = _noise_by_part(model, batches, scales, reference, progress)
+    return {name: float(ratio.mean()) for name, ratio in ratios.items()}
+
+
+@torch.no_grad()
+def _noise_by_part(
+    model: QuantizedModel,
+    batches: Sequence[torch.Tensor] | Batches,
+    scales: Mapping[str, ActivationScales],
+    reference: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    progress: Progress = no_progress,
+) -> dict[str, torch.Tensor]:
+    """Noise-to-signal power [parts] for each set of scales."""
     parts = find_parts(model.graph_module.graph)
     signal = torch.zeros(1)
     noise = {name: torch.zeros(1) for name in scales}
@@ -45,8 +57,7 @@ def compare_scales(
             noise[name] = noise[name] + _power(error)
         progress("compare baselines", done, len(batches))
     # An output that is always zero has no SNR and says nothing about the scales.
-    ratios = {name: torch.where(signal > 0, power / signal, 0.0) for name, power in noise.items()}
-    return {name: float(ratio.mean()) for name, ratio in ratios.items()}
+    return {name: torch.where(signal > 0, power / signal, 0.0) for name, power in noise.items()}
 
 
 def describe_noise(noise: Mapping[str, float]) -> str:
@@ -86,5 +97,16 @@ def output_noise(
     model: QuantizedModel, images: Sequence[torch.Tensor], reference: Reference
 ) -> float:
     """Noise-to-signal power at the outputs of `model` as it is."""
-    current = {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
-    return compare_scales(model, images, {"": current}, reference)[""]
+    return compare_scales(model, images, {"": _current_scales(model)}, reference)[""]
+
+
+def worst_noise(
+    model: QuantizedModel, images: Sequence[torch.Tensor], reference: Reference
+) -> float:
+    """Noise-to-signal power of `model` as it is, at that part of its outputs where it is largest."""
+    ratios = _noise_by_part(model, images, {"": _current_scales(model)}, reference)[""]
+    return float(ratios.max())
+
+
+def _current_scales(model: QuantizedModel) -> ActivationScales:
+    return {name: q.scale.clone() for name, q in model.activation_quantizers.items()}

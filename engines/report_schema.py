@@ -66,13 +66,15 @@ class Accuracy:
 class OutputNumerics:
     """One output, or part of one, of a model against that of another; `cosine` is in -1..1.
 
-    `largest_fp32` and `largest_quantized` are told of what lies in 0..1, as scores do.
+    `largest_fp32` and `largest_quantized` are told of what lies in 0..1, as scores do. `is_background`:
+    the reference never leaves what it says where nothing is: scores near 0, logits below 0.
     """
 
     snr_db: float | None = None
     cosine: float | None = None
     largest_fp32: float | None = None
     largest_quantized: float | None = None
+    is_background: bool = False
 
 
 Numerics = Mapping[str, OutputNumerics]
@@ -248,11 +250,28 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Shortfall:
+    """The output, or part of one, that is furthest below its bound.
+
+    `snr_db` and `bound` are in dB; `num_short` of the `num_outputs` outputs and parts are below it.
+    `remedy` says what to do next.
+    """
+
+    output: str
+    snr_db: float
+    bound: float
+    num_short: int
+    num_outputs: int
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether the quantized model is good enough, what to deploy, and why.
 
     `decision` is `not judged` where no gate was asked for; what could not be judged then fails.
-    `forced`: it failed, and was written all the same on the user's word.
+    `forced`: it failed, and was written all the same on the user's word. `shortfall` is None where
+    every output is close enough to FP32's, or accuracy shows that it need not be.
     """
 
     decision: Decision = "not judged"
@@ -260,6 +279,7 @@ class Verdict:
     checks: tuple[Check, ...] = ()
     images: int | None = None
     forced: bool = False
+    shortfall: Shortfall | None = None
     deploy: Deploy | None = None
     deploy_reason: str = ""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from reptrt.engines.report_schema import Validation, Verdict
 from reptrt.pipeline.data.datasets import DataError
 from reptrt.pipeline.data.demo_data import DEMO_MODEL
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
+from reptrt.pipeline.validation.shortfall import find_shortfall
 from reptrt.pipeline.validation.verdict import Bounds, bounds_of, judge
 from reptrt.pipeline.workspace.folder import read_artifact
 
@@ -41,7 +44,9 @@ def verdict_of(run: Run) -> Verdict:
     Raises:
         WorkspaceError: it has not run.
     """
-    return judge(read_artifact(run.workspace.validation, "validate", Validation), run_bounds(run))
+    validation = read_artifact(run.workspace.validation, "validate", Validation)
+    shortfall = find_shortfall(validation, run.recipe, run.plan, run.command)
+    return replace(judge(validation, run_bounds(run)), shortfall=shortfall)
 
 
 def run_bounds(run: Run) -> Bounds:

@@ -15,11 +15,16 @@ from reptrt.engines.form import Form, form_for
 from reptrt.engines.target import MissingComponentError, Target
 from reptrt.models.graph import merged_layers
 from reptrt.models.load import LoadedModel
+from reptrt.models.spec import Task
 from reptrt.models.task import OutputError
 from reptrt.pipeline.recipe import Device, Precision, Recipe
 
-DETECTOR_SNR = 20.0
-"""Of a detector's outputs, in dB: what YOLOv6Lite needs (docs/results.md)."""
+AIMED_SNR: dict[Task, float] = {"classification": 15.0, "detection": 20.0, "generic": 20.0}
+"""dB at the outputs, mean over them, until which layers are left float; 20 is what YOLOv6Lite needs
+(docs/results.md)."""
+LEAST_SNR: dict[Task, float] = {"classification": 10.0, "detection": 12.0, "generic": 12.0}
+"""dB of every part of the outputs below which quality is called low. At 7 to 9 dB, 12 to 18 % of a
+classifier's images change their class (docs/results.md)."""
 
 
 class Plan(Recipe):
@@ -34,6 +39,8 @@ class Plan(Recipe):
     precision: Precision
     quantize_head: bool
     min_snr: float
+    least_snr: float
+    """Below it, in dB, an output's quality is low: `min_snr` where the recipe states it."""
     form: Form = "channel-scales"
     threads: int = 1
     """Of PyTorch: sums are added in another order on another number, and learning takes another path."""
@@ -104,7 +111,8 @@ def make_plan(
             loaded.module, float_graph.graph, bits, is_merged=bool(merged_layers(float_graph))
         )
     settings = Settings(recipe.seed)
-    min_snr = DETECTOR_SNR if loaded.task == "detection" else 0.0
+    is_aimed = recipe.is_full_bits or loaded.task == "detection"
+    min_snr = AIMED_SNR[loaded.task] if is_aimed else 0.0
     is_classifier = loaded.task == "classification"
     precision = recipe.precision or ("fp32" if target.backend == "onnxruntime" else "fp16")
     choices = {
@@ -120,6 +128,7 @@ def make_plan(
         "quantize_head": is_classifier if recipe.quantize_head is None else recipe.quantize_head,
         "quantize": recipe.quantize if _has_price(target) else "all",
         "min_snr": min_snr if recipe.min_snr is None else recipe.min_snr,
+        "least_snr": recipe.min_snr or LEAST_SNR[loaded.task],
         "reconstruction": _choose_units(recipe.reconstruction, loaded),
     }
     return Plan.model_validate({**dict(recipe), **choices})

@@ -27,6 +27,7 @@ RECIPES = Path(__file__).parent / "recipes"
 RUN_RECIPE = "recipe.yaml"
 """In the folder of a run that ended well: its recipe, whose paths are absolute."""
 AUTO = "auto"
+FULL_BITS = 8
 Precision = Literal["fp32", "fp16"]
 Device = Literal["cpu", "cuda"]
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -116,7 +117,8 @@ class Quantization(Section):
     min_snr: Annotated[float, Field(ge=0)] | None = Field(
         None,
         description="dB at the outputs; the costliest layers stay float until they are reached; "
-        "0 quantizes all; default: 20 in detectors, else 0",
+        "0 quantizes all; default at 8 bits: 20, in classifiers 15, where any part of the outputs has"
+        " less than 12, in classifiers 10",
     )
 
 
@@ -231,6 +233,11 @@ class Recipe(Machine, Gate, BoxSuppression, Build, Calibration, Quantization, Im
     def section(self, section: type[Section]) -> dict[str, Any]:
         """Values of one section, as JSON has them."""
         return self.model_dump(mode="json", include=set(section.model_fields))
+
+    @property
+    def is_full_bits(self) -> bool:
+        """Whether weights and activations have all the bits of INT8."""
+        return self.weight_bits == self.activation_bits == FULL_BITS
 
     @property
     def suppression(self) -> Suppression | None:

@@ -7,18 +7,17 @@ and one whose inputs did not change is skipped.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 
-from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.quantized.far_concats import find_far_concats
-from reptrt.calibrators.registry import create_calibrator
+from reptrt.calibrators.registry import AUTO
 from reptrt.calibrators.sensitivity import find_sensitive_layers
-from reptrt.calibrators.settings import Settings
 from reptrt.calibrators.state import (
     dump_scales,
     load_calibration,
+    read_result,
     readable_scales,
     save_calibration,
 )
@@ -27,6 +26,7 @@ from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
+from reptrt.pipeline.choose_scales import choose_scales, is_close_enough
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
@@ -123,11 +123,30 @@ def place(run: Run) -> None:
 
 
 def choose_float_layers(run: Run) -> None:
-    """Write `sensitivity.json`, the layers that INT8 would cost too much, if there is a bound."""
+    """Write `sensitivity.json`, the layers that INT8 would cost too much, where outputs need it.
+
+    Most detectors need it, and the baselines tell which layers. Other networks are calibrated first,
+    without a layer left out, and keep that where every output is close enough.
+    """
     plan, workspace = run.plan, run.workspace
     if plan.min_snr == 0:
         discard(workspace.sensitivity)
         return
+    is_detector = run.loaded.task == "detection"
+    inputs = {**image_inputs(run), "device": plan.device}
+    if not is_detector:
+        inputs = {**calibration_inputs(run), "least_snr": plan.least_snr}
+    stage = run.stage("sensitivity", inputs, "sensitivity", shared=True)
+    if not is_detector and not stage.is_done:
+        discard(workspace.sensitivity)
+        calibrate_once(run)
+        result = read_result(require(workspace.calibration, "calibrate"))
+        if is_close_enough(result, plan.least_snr):
+            return
+        logger.warning(
+            "all in INT8, the worst output has %s dB of the %.1f dB wanted: leaving layers float",
+            result.snr_db, plan.least_snr,
+        )  # fmt: skip
 
     def work() -> None:
         network = prepare_network(
@@ -137,45 +156,53 @@ def choose_float_layers(run: Run) -> None:
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
         write_json(found, workspace.sensitivity)
 
-    inputs = {
+    with naming_images(run.images):
+        stage.run(work)
+
+
+def image_inputs(run: Run) -> dict[str, object]:
+    """A placed network and its images."""
+    return {
         **network_inputs(run),
         "images": run.images.fingerprint,
-        "device": plan.device,
         "costly": sorted(run.costly),
         "apart": run.apart,
     }
-    with naming_images(run.images):
-        run.stage("sensitivity", inputs, "sensitivity", shared=True).run(work)
+
+
+def calibration_inputs(run: Run) -> dict[str, object]:
+    """What a calibration depends on, besides the layers that it leaves float."""
+    plan = run.plan
+    is_open = run.recipe.calibrator == AUTO and plan.min_snr > 0
+    return {
+        **image_inputs(run),
+        "calibration": plan.section(Calibration),
+        "threads": plan.threads,
+        "tries_until": plan.least_snr if is_open else None,
+    }
 
 
 def calibrate(run: Run) -> None:
     """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
-    plan, workspace = run.plan, run.workspace
     choose_apart_concats(run)
     place(run)
     choose_float_layers(run)
-    inputs = {
-        **network_inputs(run),
-        "images": run.images.fingerprint,
-        "calibration": plan.section(Calibration),
-        "threads": plan.threads,
-        "costly": sorted(run.costly),
-        "sensitive": sorted(run.sensitive),
-        "apart": run.apart,
-    }
+    calibrate_once(run)
+
+
+def calibrate_once(run: Run) -> None:
+    """Choose scales, with the layers in float that `sensitivity.json` names."""
+    workspace, sensitive = run.workspace, run.sensitive
+    inputs = {**calibration_inputs(run), "sensitive": sorted(sensitive)}
     stage = run.stage("calibrate", inputs, "calibration", "scales", shared=True)
 
     def work() -> None:
         check_import(run)
-        quantized = run.network.quantized
-        batches = calibration_batches(run.images, run.network.card.batch_size, plan.device)
         with stage.unfinished() as checkpoint:
-            settings = Settings(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint)
-            calibrator = create_calibrator(plan.calibrator, settings)
-            result = calibrator.calibrate(quantized, batches, run.progress)
-        round_biases(quantized)
+            found = choose_scales(run, sensitive, checkpoint)
+        quantized = found.network.quantized
         with replace_when_done(workspace.calibration) as path:
-            save_calibration(quantized, path, replace(result, num_samples=len(run.images)))
+            save_calibration(quantized, path, found.result)
         with replace_when_done(workspace.scales) as path:
             path.write_text(dump_scales(readable_scales(quantized)))
 

@@ -68,6 +68,7 @@ def _view(
         "setup": _setup(report),
         "sample_note": summary.sample_note(report.accuracy),
         "latency_origin": summary.latency_origin(report),
+        "shortfall_note": summary.shortfall_note(report),
         "deployment_note": summary.deployment_note(report),
         "engine_note": summary.engine_note(report),
         "total_time": summary.total_time(report),

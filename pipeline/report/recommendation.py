@@ -66,6 +66,9 @@ def choose_deployment(report: Report) -> Deployment:
         if report.verdict.decision == "failed":
             reason = report.verdict.reason
         return Deployment(race.float_name, reason)
+    if (short := report.verdict.shortfall) is not None:
+        reason = f"{precision} leaves output {short.output} only {short.snr_db:.1f} dB"
+        return Deployment(race.float_name, f"{reason}; it {_speed(race)}")
     return (
         Deployment("int8", f"{speed}, and {loss}")
         if race.is_won

@@ -132,7 +132,8 @@ def _metric_row(name: str, fp32: float | None, quantized: float | None) -> Summa
 
 
 def numerics_rows(report: Report) -> list[SummaryRow]:
-    """Give each output's SNR and cosine against FP32."""
+    """Give each output's SNR and cosine against FP32, the worst first."""
+    by_snr = sorted((report.numerics or {}).items(), key=lambda item: _order(item[1]))
     return [
         SummaryRow(
             f"output {name}",
@@ -140,8 +141,15 @@ def numerics_rows(report: Report) -> list[SummaryRow]:
             decibel(output.snr_db),
             f"cosine {number(output.cosine, 5)}{_largest(output)}",
         )
-        for name, output in (report.numerics or {}).items()
+        for name, output in by_snr
     ]
+
+
+def _order(output: OutputNumerics) -> float:
+    """Not finite before low SNR, exact last."""
+    if output.cosine is None:
+        return -math.inf
+    return math.inf if output.snr_db is None else output.snr_db
 
 
 def _largest(output: OutputNumerics) -> str:
@@ -173,6 +181,18 @@ def engine_note(report: Report) -> str:
     least = worst_snr(numerics)
     close = "equal outputs" if least is None else f"SNR {decibel(least)} at the worst output"
     return f"Engine against the Q/DQ model in ONNX Runtime: {close}"
+
+
+def shortfall_note(report: Report) -> str:
+    """Say that quality is low, where, and what to do next; "" where it is not."""
+    short = report.verdict.shortfall
+    if short is None:
+        return ""
+    more = f", the worst of {short.num_short}" if short.num_short > 1 else ""
+    return (
+        f"Low quality: output {short.output} has {decibel(short.snr_db)} against FP32, below"
+        f" {decibel(short.bound)}{more}; {short.remedy}"
+    )
 
 
 def deployment_note(report: Report) -> str:

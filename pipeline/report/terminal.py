@@ -24,6 +24,7 @@ from reptrt.pipeline.report.summary import (
     numerics_rows,
     precision_name,
     sample_note,
+    shortfall_note,
     total_time,
 )
 
@@ -35,6 +36,7 @@ def terminal_table(report: Report) -> Group:
     """Return a rich renderable of about 20 lines, made for 80 columns or more."""
     judged = headline(report)
     return Group(
+        *[_text(note, "bold red") for note in [shortfall_note(report)] if note],
         *[_text(note, "bold") for note in [deployment_note(report)] if note],
         _table(report),
         _text(judged.sentence, "bold"),

@@ -31,6 +31,9 @@ from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
 from reptrt.models.card import ModelCard, Part
 from reptrt.pipeline.validation.layer_factors import behind_factors, hidden_factors
 
+_BACKGROUND_SCORE = 0.1
+"""A network that sees what it was made for says more than this somewhere."""
+
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 
@@ -108,12 +111,15 @@ def _compare(
     snr_of, cosine_of = snr.average_results(pair), cosine.average_results(pair)
     found = {}
     for name in names:
-        is_score = all(v[name].min() >= 0 and v[name].max() <= 1 for v in reference)
+        least = min(values[name].min() for values in reference)
+        most = max(values[name].max() for values in reference)
+        is_score = least >= 0 and most <= 1
         found[name] = OutputNumerics(
             _finite(snr_of[name].snr),
             _finite(cosine_of[name].cosine_similarity),
             _largest(reference, name) if is_score else None,
             _largest(test, name) if is_score else None,
+            is_background=bool(most < _BACKGROUND_SCORE if is_score else most < 0),
         )
     return found
 

@@ -27,7 +27,6 @@ LEAST_SNR = 3.0
 """dB of every output; 0 dB is what an output of zeros has."""
 STATED_TOLERANCE = 1.0
 """Points that FP32 may be below the accuracy its checkpoint states: other resize filters cost as much."""
-_FULL_BITS = 8
 _REMEDY = "check mean, std, channels, labels and weights, or state `min_accuracy`"
 
 
@@ -68,7 +67,7 @@ def bounds_of(recipe: Recipe, stated_accuracy: float | None) -> Bounds:
         min_agreement=recipe.min_agreement,
         min_snr=max(recipe.min_snr or 0.0, LEAST_SNR),
         stated_accuracy=stated_accuracy,
-        is_full_bits=recipe.weight_bits == recipe.activation_bits == _FULL_BITS,
+        is_full_bits=recipe.is_full_bits,
         force=recipe.force,
     )
 
@@ -190,11 +189,20 @@ def _drop(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
         yield Check("drop", True, f"INT8 loses {drop:.2f} points{most}", drop, limit)
 
 
+def is_agreed(accuracy: Accuracy) -> bool:
+    """Whether INT8 decides as FP32 does on as many images as an 8-bit model must."""
+    return accuracy.agreement is not None and accuracy.agreement >= _usual_agreement(accuracy)
+
+
+def _usual_agreement(accuracy: Accuracy) -> float:
+    is_detector = accuracy.metric.startswith("map")
+    return DETECTOR_AGREEMENT if is_detector else CLASSIFIER_AGREEMENT
+
+
 def _agreement(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
     found, least, default = accuracy.agreement, bounds.min_agreement, ""
     if least is None and bounds.is_full_bits:
-        is_detector = accuracy.metric.startswith("map")
-        least = DETECTOR_AGREEMENT if is_detector else CLASSIFIER_AGREEMENT
+        least = _usual_agreement(accuracy)
         default = " (the default of `min_agreement`)"
     if least is None or (
         found is None and default

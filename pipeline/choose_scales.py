@@ -1,0 +1,88 @@
+"""Calibrate a network, by what `auto` knows until its outputs are close enough to float."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from reptrt.calibrators.auto import other_calibrators
+from reptrt.calibrators.base import CalibrationResult
+from reptrt.calibrators.output_noise import decibel, worst_noise
+from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.registry import AUTO, create_calibrator
+from reptrt.calibrators.sensitivity import compared_images
+from reptrt.calibrators.settings import Settings
+from reptrt.pipeline.data.torch_batches import calibration_batches
+from reptrt.pipeline.export.prepare import Network, prepare_network
+from reptrt.pipeline.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A network with scales, and how its calibrator describes them."""
+
+    network: Network
+    result: CalibrationResult
+
+
+def choose_scales(run: Run, sensitive: Mapping[str, float | None], checkpoint: Path) -> Calibrated:
+    """Calibrate with the plan's calibrator; `auto` tries the next one where outputs fall short.
+
+    Args:
+        run: what is calibrated.
+        sensitive: layers that stay float.
+        checkpoint: folder for finished blocks of a calibrator that learns.
+    """
+    plan = run.plan
+    best = _calibrate(run, plan.calibrator, sensitive, checkpoint)
+    if plan.min_snr == 0 or run.recipe.calibrator != AUTO:
+        return best
+    for name in other_calibrators(plan.calibrator):
+        if is_close_enough(best.result, plan.least_snr):
+            break
+        found = _calibrate(run, name, sensitive, checkpoint)
+        logger.info(
+            "%s falls short of %.1f dB: %s instead has %s dB",
+            best.result.method, plan.least_snr, name, found.result.snr_db,
+        )  # fmt: skip
+        best = max(best, found, key=lambda one: _decibel(one.result))
+    return best
+
+
+def is_close_enough(result: CalibrationResult, least_snr: float) -> bool:
+    """Whether every part of the outputs has `least_snr` dB on the calibration images."""
+    return _decibel(result) >= least_snr
+
+
+def _decibel(result: CalibrationResult) -> float:
+    return float("inf") if result.snr_db is None else result.snr_db
+
+
+def _calibrate(
+    run: Run, name: str, sensitive: Mapping[str, float | None], checkpoint: Path
+) -> Calibrated:
+    plan = run.plan
+    network = prepare_network(run.loaded, plan, run.recording, sensitive, run.costly, run.apart)
+    batches = calibration_batches(run.images, network.card.batch_size, plan.device)
+    settings = Settings(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint)
+    result = create_calibrator(name, settings).calibrate(network.quantized, batches, run.progress)
+    round_biases(network.quantized)
+    images = [compared_images(next(iter(batches)))]
+    snr = _worst_snr(network, images)
+    return Calibrated(network, replace(result, num_samples=len(run.images), snr_db=snr))
+
+
+@torch.no_grad()
+def _worst_snr(network: Network, images: Sequence[torch.Tensor]) -> float | None:
+    """SNR in dB of the worst part of the outputs; None where every part is exact."""
+    noise = worst_noise(
+        network.quantized, images, lambda batch: tuple(tree_leaves(network.float_graph(batch)))
+    )
+    return None if noise == 0 else round(decibel(noise), 2)
