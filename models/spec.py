@@ -14,7 +14,7 @@ from torch import nn
 from reptrt.engines.foreign.limits import MAX_INPUT_PIXELS
 from reptrt.engines.foreign.text import one_line
 
-Task = Literal["classification", "detection", "generic"]
+Task = Literal["classification", "detection", "segmentation", "generic"]
 Layout = Literal["crop", "letterbox"]
 Channels = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]

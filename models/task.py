@@ -15,6 +15,7 @@ _BOX_SIDES = 4
 PREPROCESS: dict[Task, Preprocess] = {
     "classification": Preprocess((224, 224), IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.875),
     "detection": Preprocess((640, 640), (0.0,) * 3, (1.0,) * 3, layout="letterbox"),
+    "segmentation": Preprocess((512, 512), IMAGENET_MEAN, IMAGENET_STD, layout="letterbox"),
     "generic": Preprocess((224, 224), (0.0,) * 3, (1.0,) * 3),
 }
 """Of models that state nothing about their images."""
@@ -56,7 +57,7 @@ def recognize_task(
 
     [N, classes], N the batch, is a classifier's; maps [N, classes + 4, h, w] of at least two strides, with scores
     in 0..1, are those of a detector whose boxes `reptrt.engines.outputs.detection` decodes; anything else is
-    generic.
+    generic. Maps of classes look like any others: segmentation is stated, never recognised.
     """
     first = outputs[0]
     is_per_image = first.ndim == 2 and batch_size in (None, first.shape[0])
@@ -84,7 +85,7 @@ def is_pyramid(shapes: Sequence[tuple[int, ...]], image_size: tuple[int, int]) -
 def count_classes(
     task: Task, shapes: Sequence[tuple[int, ...]], image_size: tuple[int, int]
 ) -> int:
-    """Classes that the outputs of a task tell apart; 0 where their meaning is unknown.
+    """Classes that the outputs of a task tell apart; 0 where they do not tell.
 
     Raises:
         OutputError: the outputs are not those of the task.
@@ -102,4 +103,16 @@ def count_classes(
                 ' (`task="generic"` takes any outputs)'
             )
         return shapes[0][1] - _BOX_SIDES
+    if task == "segmentation":
+        if not is_class_map(shapes[0]):
+            raise OutputError(
+                f"returns {shown}; the first output of a segmentation network must be scores [images,"
+                " classes, h, w], a score of the foreground [images, 1, h, w], or classes [images, h, w]"
+            )
+        return max(_MIN_CLASSES, shapes[0][1]) if len(shapes[0]) == 4 else 0
     return 0
+
+
+def is_class_map(shape: tuple[int, ...]) -> bool:
+    """Whether a shape is that of a class, or of scores of classes, for each cell of a map."""
+    return len(shape) in (3, 4) and min(shape[-2:]) > 1

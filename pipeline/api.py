@@ -32,6 +32,7 @@ from reptrt.pipeline.data.in_memory import (
     MetricFunction,
     store_images,
     store_labelled,
+    store_masked,
 )
 from reptrt.pipeline.deploy.passed import copy_with_verdict, refuse_failed
 from reptrt.pipeline.open_run import Caller, open_run
@@ -140,7 +141,7 @@ def quantize(
             `[n, h, w, 3]` RGB, which are prepared as the model's preprocessing says. A tuple's first
             member, and a dict's `images` or `pixel_values`, are the images. None: the demo's own.
         evaluate: measures accuracy. A labelled folder or COCO file, a loader that yields
-            `(images, labels)`, or a function `f(predict) -> float`, more is better, where `predict`
+            `(images, labels)`, of a segmentation network `(images, masks)`, or a function `f(predict) -> float`, more is better, where `predict`
             takes images and returns the network's output.
         workspace: folder for all that is made; a run that was stopped goes on there.
         recipe: YAML file with any of the options.
@@ -289,6 +290,8 @@ def _measure(
 ) -> EvaluationSet | None:
     """What measures accuracy, where it is in memory."""
     if network is not None and _is_loader(evaluate):
+        if network.task == "segmentation":
+            return store_masked(evaluate, root / "images", network.preprocess, network.num_classes)
         if network.task != "classification":
             raise DataError(
                 f"evaluate: a loader of (images, labels) measures classifiers, and {network.name} is a"

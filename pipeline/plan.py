@@ -19,10 +19,14 @@ from reptrt.models.spec import Task
 from reptrt.models.task import OutputError
 from reptrt.pipeline.recipe import Device, Precision, Recipe
 
-AIMED_SNR: dict[Task, float] = {"classification": 15.0, "detection": 20.0, "generic": 20.0}
+AIMED_SNR: dict[Task, float] = {
+    "classification": 15.0, "detection": 20.0, "segmentation": 20.0, "generic": 20.0
+}  # fmt: skip
 """dB at the outputs, mean over them, until which layers are left float; 20 is what YOLOv6Lite needs
 (docs/results.md)."""
-LEAST_SNR: dict[Task, float] = {"classification": 10.0, "detection": 12.0, "generic": 12.0}
+LEAST_SNR: dict[Task, float] = {
+    "classification": 10.0, "detection": 12.0, "segmentation": 12.0, "generic": 12.0
+}  # fmt: skip
 """dB of every part of the outputs below which quality is called low. At 7 to 9 dB, 12 to 18 % of a
 classifier's images change their class (docs/results.md)."""
 

@@ -64,7 +64,7 @@ class Network(Section):
 
     model: str = Field(description="zoo name, timm:NAME, package.module:callable or file.onnx")
     weights: Path | None = Field(None, description="checkpoint: safetensors or a state dict")
-    task: Literal["classification", "detection", "generic"] | None = Field(
+    task: Literal["classification", "detection", "segmentation", "generic"] | None = Field(
         None, description="what the outputs of a model of your own mean; default: they tell"
     )
 
@@ -77,7 +77,7 @@ class Images(Section):
     data: Path | None = Field(None, description="calibration images: a folder, .npy or .npz")
     evaluation: Path | None = Field(
         None,
-        description="labelled images: ImageFolder, labels.csv or COCO",
+        description="labelled images: ImageFolder, labels.csv, COCO, or images/ and masks/",
         json_schema_extra={"flag": "--eval"},
     )
     image_size: tuple[int, int] | None = Field(None, description="height and width in pixels")

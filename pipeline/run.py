@@ -193,6 +193,6 @@ def require_measurable(recipe: Recipe, task: Task, measure: EvaluationSet | None
     if task == "generic" and asked and not isinstance(measure, MetricFunction):
         raise DataError(
             f"{recipe.model}: the meaning of its outputs is unknown, so it has no accuracy for"
-            f" {' and '.join(asked)}: leave them out, give `task` (classification or detection), or"
+            f" {' and '.join(asked)}: leave them out, give `task` (classification, detection or segmentation), or"
             " measure it with a function of your own (in Python)"
         )

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reptrt.engines.foreign.border import reading
-from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess, Task
 from reptrt.pipeline.data.array_images import ARRAY_SUFFIXES, ArrayImages, read_array_header
 from reptrt.pipeline.data.batches import (
@@ -24,14 +23,16 @@ from reptrt.pipeline.data.batches import (
     prepared_batches,
 )
 from reptrt.pipeline.data.coco import Annotations, find_annotations, read_coco
+from reptrt.pipeline.data.folder_images import FolderImages
 from reptrt.pipeline.data.image_folder import (
     IMAGE_SUFFIXES,
     describe_contents,
     find_images,
     fingerprint_files,
 )
-from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction
+from reptrt.pipeline.data.in_memory import LabelledArrays, MaskedArrays, MetricFunction
 from reptrt.pipeline.data.labels import LABELS_FILE, read_class_folders, read_labels_file
+from reptrt.pipeline.data.masks import MaskSet, open_masks
 from reptrt.pipeline.data.preprocess import DataError, Prepared, check_image, prepare, read_image
 
 __all__ = [
@@ -43,10 +44,12 @@ __all__ = [
     "FolderImages",
     "ImageSet",
     "LazyBatches",
+    "MaskSet",
     "open_classification",
     "open_detection",
     "open_evaluation",
     "open_images",
+    "open_masks",
 ]
 
 logger = logging.getLogger(__name__)
@@ -55,39 +58,6 @@ _LEGAL = (
     f"a folder of images ({' '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}), or one .npy or"
     f" .npz file"
 )
-
-
-class FolderImages(ImageSet):
-    """Unlabelled image files.
-
-    Args:
-        files: Readable images, in the order of the batches.
-        preprocess: What the network expects.
-    """
-
-    def __init__(self, files: Sequence[Path], preprocess: Preprocess) -> None:
-        self.files = tuple(files)
-        self._preprocess = preprocess
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name_of(self, index: int) -> str:
-        """Path of an image."""
-        return str(self.files[index])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hex digest of the images' names, bytes and order."""
-        return fingerprint_files(self.files)
-
-    def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
-        """Return batches `[n, 3, h, w]` float32, decoded while iterating."""
-        prepared = prepared_batches(self._load, len(self), batch_size)
-        return LazyBatches(len(prepared), lambda: (batch.images for batch in prepared))
-
-    def _load(self, index: int) -> Prepared:
-        return prepare(read_image(self.files[index]), self._preprocess)
 
 
 @dataclass(frozen=True)
@@ -172,7 +142,9 @@ class DetectionSet:
         return prepared
 
 
-EvaluationSet = ClassificationSet | DetectionSet | LabelledArrays | MetricFunction
+EvaluationSet = (
+    ClassificationSet | DetectionSet | MaskSet | LabelledArrays | MaskedArrays | MetricFunction
+)
 
 
 def open_images(
@@ -214,10 +186,12 @@ def open_evaluation(
     num_classes: int,
     classes: Sequence[str] | None = None,
 ) -> EvaluationSet:
-    """Open the labelled images of a task: see `open_classification` and `open_detection`."""
+    """Open the labelled images of a task: see `open_classification`, `open_detection`, `open_masks`."""
     with reading(path, DataError, "cannot be evaluated with"):
         if task == "detection":
             return open_detection(path, preprocess, num_classes, classes)
+        if task == "segmentation":
+            return open_masks(path, preprocess, num_classes)
         return open_classification(path, preprocess, num_classes, classes)
 
 

@@ -26,6 +26,7 @@ from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.array_images import ArrayImages, read_array_header
 from reptrt.pipeline.data.batches import Batch, ImageSet, LazyBatches
+from reptrt.pipeline.data.masks import VOID
 from reptrt.pipeline.data.preprocess import DataError
 
 ImageSource: TypeAlias = "str | Path | NDArray[Any] | torch.Tensor | Iterable[Any]"
@@ -95,6 +96,37 @@ class LabelledArrays:
         return LazyBatches(len(arrays), read)
 
 
+@dataclass(frozen=True)
+class MaskedArrays:
+    """Images in an array file, and the class of every pixel.
+
+    Attributes:
+        images: in the order of `masks`.
+        masks: `[n, h, w]` uint8, of the network's input size; `VOID` counts for nothing.
+    """
+
+    images: ImageSet
+    masks: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the images and their masks."""
+        return hashlib.sha256(self.images.fingerprint.encode() + self.masks.tobytes()).hexdigest()
+
+    def classes_of(self, index: int) -> NDArray[np.uint8]:
+        """Classes `[h, w]` of an image."""
+        found: NDArray[np.uint8] = self.masks[index]
+        return found
+
+    def batches(self, batch_size: int) -> LazyBatches[Batch]:
+        """Return batches in order, as `LabelledArrays` does."""
+        numbers = np.arange(len(self), dtype=np.int64)
+        return LabelledArrays(self.images, numbers).batches(batch_size)
+
+
 def store_images(images: ImageSource, folder: Path, limit: int | None = None) -> Path:
     """Path of `images`: their own, or of an `.npy` file in `folder` that now holds them.
 
@@ -149,6 +181,50 @@ def store_labelled(
         )
     array = read_array_header(path, preprocess.image_size)
     return LabelledArrays(ArrayImages(array, range(array.shape[0]), preprocess), every)
+
+
+def store_masked(
+    loader: Iterable[Any], folder: Path, preprocess: Preprocess, num_classes: int
+) -> MaskedArrays:
+    """The images and masks of a loader that yields `(images, masks)`.
+
+    Args:
+        loader: batches as in `store_images`, each with integer masks `[n, h, w]` of the network's
+            input size behind it.
+        folder: where the images go.
+        preprocess: of the network, for uint8 images.
+        num_classes: that the network tells apart; 0 where it does not tell.
+
+    Raises:
+        DataError: no masks, masks that do not fit, or see `store_images`.
+    """
+    masks: list[NDArray[np.uint8]] = []
+
+    def images() -> Iterator[NDArray[Any]]:
+        for batch, behind in _read_batches(loader):
+            masks.append(_as_masks(behind, (len(batch), *preprocess.image_size), num_classes))
+            yield batch
+
+    path = _store(images(), folder, None)
+    array = read_array_header(path, preprocess.image_size, preprocess.num_channels)
+    stored = ArrayImages(array, range(array.shape[0]), preprocess)
+    return MaskedArrays(stored, np.concatenate(masks))
+
+
+def _as_masks(value: Any, shape: tuple[int, ...], num_classes: int) -> NDArray[np.uint8]:
+    found = np.zeros(()) if value is None else _as_array(value)
+    if found.shape != shape or not np.issubdtype(found.dtype, np.integer):
+        raise DataError(
+            f"evaluate: a loader for segmentation yields (images, masks); the masks have to be integers"
+            f" {list(shape)}, not {found.dtype} {list(found.shape)}"
+        )
+    wrong = (found < 0) | ((found >= (num_classes or VOID)) & (found != VOID))
+    if wrong.any():
+        raise DataError(
+            f"evaluate: masks hold class {found[wrong][0]}, and the network tells"
+            f" {num_classes or VOID} classes apart; {VOID} is void"
+        )
+    return found.astype(np.uint8)
 
 
 def _read_batches(source: Any) -> Iterator[tuple[NDArray[Any], Any]]:

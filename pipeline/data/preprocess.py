@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def read_image(path: Path) -> Image.Image:
         DataError: The file is missing, damaged, too large or no image.
     """
     try:
-        with _open(path) as image:
+        with open_image(path) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders of damaged files raise anything
         raise DataError(_unreadable(path, error)) from error
@@ -62,7 +63,7 @@ def read_image(path: Path) -> Image.Image:
 def check_image(path: Path) -> str | None:
     """Say in one line why a file is no readable image, or None; cheaper than decoding it fully."""
     try:
-        with _open(path) as image:
+        with open_image(path) as image:
             image.draft(None, (1, 1))  # JPEG: all data is read, but only 1/8 of the pixels made
             _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders of damaged files raise anything
@@ -105,6 +106,28 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> Prepared:
     return Prepared(_normalize(cropped, preprocess), None, source_size)
 
 
+def prepare_mask(mask: NDArray[np.uint8], preprocess: Preprocess, void: int) -> NDArray[np.uint8]:
+    """Fit a mask of classes `[h, w]` to the network's input, pixel by pixel as `prepare` fits its image.
+
+    Args:
+        mask: a class for each pixel of the image.
+        preprocess: of the image.
+        void: class of what lies beside the image on a letterbox's canvas.
+    """
+    image = Image.fromarray(mask)
+    height, width = preprocess.image_size
+    if preprocess.layout == "crop":
+        nearest = dataclasses.replace(preprocess, interpolation="nearest")
+        return np.asarray(_centre_crop(_resize(image, nearest), (height, width)))
+    empty = np.zeros((image.height, image.width, 3), np.uint8)
+    _, placement = letterbox(empty, (height, width))
+    width_inside, height_inside = (max(round(side * placement.scale), 1) for side in image.size)
+    inner = image.resize((width_inside, height_inside), Image.Resampling.NEAREST)
+    canvas = Image.new("L", (width, height), void)
+    canvas.paste(inner, (placement.pad_x, placement.pad_y))
+    return np.asarray(canvas)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode of Pillow; its own conversion would clip 16-bit grey at 255."""
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -120,8 +143,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _open(path: Path) -> Image.Image:
-    """Read the head of an image file; its size is checked before a pixel is decoded."""
+def open_image(path: Path) -> Image.Image:
+    """Read the head of an image file; its size is checked before a pixel is decoded.
+
+    Raises:
+        DataError: too large; Pillow raises anything where the file is damaged or no image.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own limit is higher
         image = Image.open(path, formats=_FORMATS)

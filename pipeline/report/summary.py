@@ -40,6 +40,7 @@ _METRIC_NAMES = {
     "top5": "top-5",
     "map_50_95": "mAP 50–95",
     "map_50": "mAP 50",
+    "miou": "mIoU",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,34 +16,33 @@ from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, FloatArray, read_nms_outputs
 from reptrt.engines.outputs.detection import detect as detect_in_maps
 from reptrt.engines.outputs.suppression import EVALUATION, Suppression
-from reptrt.engines.report_schema import Accuracy, Interval, MetricPair
+from reptrt.engines.report_schema import Accuracy
 from reptrt.engines.runtime.runners import Runner
 from reptrt.models.card import ModelCard
-from reptrt.models.graph import INPUT_NAME
 from reptrt.pipeline.data.datasets import Batch, ClassificationSet, DetectionSet, EvaluationSet
-from reptrt.pipeline.data.in_memory import LabelledArrays, MetricFunction, as_predict
+from reptrt.pipeline.data.in_memory import LabelledArrays, MaskedArrays, MetricFunction, as_predict
+from reptrt.pipeline.data.masks import MaskSet
 from reptrt.pipeline.validation.classification_metrics import TopAccuracy, agreement, top_class
 from reptrt.pipeline.validation.detection_metrics import (
-    Matches,
     boxes_in_images,
     match_boxes,
 )
+from reptrt.pipeline.validation.evaluate_batches import (
+    BATCH,
+    infer,
+    rounded,
+    rounded_accuracy,
+    with_resampled,
+)
+from reptrt.pipeline.validation.evaluate_masks import evaluate_masks
 from reptrt.pipeline.validation.intervals import (
-    FEWEST_RESAMPLED,
     chance_agreement,
     paired_drop_interval,
-    resampled_intervals,
     share_interval,
 )
 from reptrt.pipeline.validation.shown_boxes import count_boxes
 
 logger = logging.getLogger(__name__)
-
-Pair = tuple[float, float]
-"""A metric of FP32 and of INT8, in percent."""
-
-BATCH = 8
-"""Images at once where the batch is dynamic."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,8 @@ def evaluate(
     runners = {"fp32": fp32, "quantized": quantized}
     if isinstance(evaluation, MetricFunction):
         return _evaluate_by_function(runners, evaluation, batch_size, progress)
+    if isinstance(evaluation, (MaskSet, MaskedArrays)):
+        return Evaluation(evaluate_masks(runners, card, evaluation, batch_size, progress))
     if isinstance(evaluation, DetectionSet):
         return _evaluate_detector(runners, card, evaluation, batch_size, progress)
     return _evaluate_classifier(runners, card, evaluation, batch_size, progress)
@@ -129,32 +130,24 @@ def _evaluate_detector(
     fp32, quantized = (found.mean_average_precision() for found in matches)
     others = (*evaluation.annotations[1:], evaluation.annotations[0])
     elsewhere = match_boxes(others, card.num_classes, boxes[0]).mean_average_precision()
-    accuracy = _accuracy(
+    accuracy = rounded_accuracy(
         "map_50_95",
         (fp32.map_50_95, quantized.map_50_95),
         detection_agreement(*boxes),
         len(evaluation),
         {"map_50": (fp32.map_50, quantized.map_50)},
     )
-    accuracy = _resampled(replace(accuracy, chance=round(elsewhere.map_50_95, 2)), matches)
+    accuracy = replace(accuracy, chance=round(elsewhere.map_50_95, 2))
+
+    def measure(drawn: NDArray[np.int64]) -> tuple[float, float]:
+        before, after = (one.mean_average_precision(drawn).map_50_95 for one in matches)
+        return before, before - after
+
+    accuracy = with_resampled(accuracy, measure)
     return Evaluation(
         accuracy,
         tuple(count_boxes(*pair) for pair in zip(*boxes, strict=True)),
     )
-
-
-def _resampled(accuracy: Accuracy, matches: Sequence[Matches]) -> Accuracy:
-    """Add intervals by a bootstrap over the images; none on too few of them."""
-    count = accuracy.num_images or 0
-    if count < FEWEST_RESAMPLED:
-        return accuracy
-
-    def measure(drawn: NDArray[np.int64]) -> tuple[float, float]:
-        fp32, quantized = (one.mean_average_precision(drawn).map_50_95 for one in matches)
-        return fp32, fp32 - quantized
-
-    fp32, drop = resampled_intervals(measure, count)
-    return replace(accuracy, fp32_interval=_rounded(fp32), drop_interval=_rounded(drop))
 
 
 def _evaluate_classifier(
@@ -177,7 +170,7 @@ def _evaluate_classifier(
         progress("evaluate FP32 and INT8", done, len(batches))
     fp32, quantized = accuracy["fp32"], accuracy["quantized"]
     classes = [np.concatenate(chosen[key]) for key in ("fp32", "quantized")]
-    found = _accuracy(
+    found = rounded_accuracy(
         "top1",
         (fp32.top1, quantized.top1),
         agreement(*classes),
@@ -203,16 +196,12 @@ def _with_evidence(
         )
     return replace(
         accuracy,
-        fp32_interval=_rounded(share_interval(int(hits.sum()), len(labels)), 100),
-        drop_interval=_rounded(paired_drop_interval(lost, gained, len(labels)), 100),
+        fp32_interval=rounded(share_interval(int(hits.sum()), len(labels)), 100),
+        drop_interval=rounded(paired_drop_interval(lost, gained, len(labels)), 100),
         chance=round(100 * chance_agreement(fp32, labels), 2),
         lost=lost,
         gained=gained,
     )
-
-
-def _rounded(interval: Interval, scale: float = 1) -> Interval:
-    return round(scale * interval[0], 2), round(scale * interval[1], 2)
 
 
 def _evaluate_by_function(
@@ -242,33 +231,3 @@ def _infer_any(
         for start in range(0, len(images), step)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def pad_batch(images: FloatArray, batch_size: int | None) -> FloatArray:
-    """Fill `images` [n, 3, h, w] up to a fixed `batch_size` with zeros; None leaves them."""
-    missing = 0 if batch_size is None else batch_size - len(images)
-    return np.concatenate([images, np.zeros_like(images[:1]).repeat(missing, axis=0)])
-
-
-def infer(runner: Runner, images: FloatArray, batch_size: int | None) -> dict[str, Any]:
-    """Outputs for `images` `[n, 3, h, w]`; padded with zeros where the model has a larger, fixed batch."""
-    outputs = runner.infer({INPUT_NAME: pad_batch(images, batch_size)})
-    return {name: value[: len(images)] for name, value in outputs.items()}
-
-
-def _accuracy(
-    metric: str, main: Pair, agreement: float, num_images: int, extra: Mapping[str, Pair]
-) -> Accuracy:
-    """All rounded to what is shown; the drop is of that, so that a page adds up."""
-    fp32, quantized = (round(value, 2) for value in main)
-    return Accuracy(
-        metric=metric,
-        fp32=fp32,
-        quantized=quantized,
-        drop=round(fp32 - quantized, 2),
-        agreement=round(agreement, 2),
-        num_images=num_images,
-        extra={
-            name: MetricPair(*(round(value, 2) for value in pair)) for name, pair in extra.items()
-        },
-    )

@@ -44,7 +44,8 @@ from reptrt.pipeline.validation.compare_outputs import (
     compare_outputs,
     with_cut,
 )
-from reptrt.pipeline.validation.evaluate import BATCH, detections, evaluate, pad_batch
+from reptrt.pipeline.validation.evaluate import detections, evaluate
+from reptrt.pipeline.validation.evaluate_batches import BATCH, pad_batch
 from reptrt.pipeline.workspace.folder import Workspace
 
 NUM_COMPARED = 16

@@ -23,6 +23,8 @@ CLASSIFIER_AGREEMENT = 90.0
 """Percent of images with FP32's class that an 8-bit classifier must keep."""
 DETECTOR_AGREEMENT = 85.0
 """F1 in percent against FP32's boxes that an 8-bit detector must keep."""
+MASK_AGREEMENT = 95.0
+"""Percent of pixels with FP32's class that an 8-bit segmentation network must keep."""
 LEAST_SNR = 3.0
 """dB of every output; 0 dB is what an output of zeros has."""
 STATED_TOLERANCE = 1.0
@@ -195,6 +197,8 @@ def is_agreed(accuracy: Accuracy) -> bool:
 
 
 def _usual_agreement(accuracy: Accuracy) -> float:
+    if accuracy.metric == "miou":
+        return MASK_AGREEMENT
     is_detector = accuracy.metric.startswith("map")
     return DETECTOR_AGREEMENT if is_detector else CLASSIFIER_AGREEMENT
 

@@ -18,7 +18,8 @@ from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.coco import Annotations
 from reptrt.pipeline.data.datasets import ClassificationSet, DetectionSet
-from reptrt.pipeline.validation.evaluate import evaluate, pad_batch
+from reptrt.pipeline.validation.evaluate import evaluate
+from reptrt.pipeline.validation.evaluate_batches import pad_batch
 
 SIZE = 32
 PLAIN = Preprocess((SIZE, SIZE), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), layout="letterbox")
