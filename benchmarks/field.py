@@ -2,8 +2,10 @@
 
     python benchmarks/field.py field/*.onnx --data images --output field.json -- --image-size 320
 
-runs `reptrt engine` on each file, with every layer quantized and min-max scales, and prints a table:
-islands, coverage, the worst part of the outputs, kernels, seconds. What follows `--` goes to each run.
+runs `reptrt engine` on each file, with INT8 wherever it can be (`--quantize all`) and min-max scales, and
+prints a table: islands, coverage, the SNR of each part of the outputs, kernels, seconds. What follows `--`
+goes to each run. A run that was stopped goes on: files whose row is in `--output`, by the same command, are
+not run again.
 """
 
 from __future__ import annotations
@@ -27,11 +29,17 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("build/field"))
     parser.add_argument("--output", type=Path, default=Path("field.json"))
     options = parser.parse_args(own)
-    rows: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
+    if options.output.exists():
+        done = json.loads(options.output.read_text())
     for file in options.files:
-        rows.append(_run(file, options, given))
-        print(_line(rows[-1]), flush=True)
-        options.output.write_text(json.dumps(rows, indent=2) + "\n")
+        command = _command(file, options, given)
+        row = next((row for row in done if row["command"] == _shown(command)), None)
+        if row is None:
+            row = _run(file, options, command)
+            done = [*(one for one in done if one["file"] != file.name), row]
+            options.output.write_text(json.dumps(done, indent=2) + "\n")
+        print(_line(row), flush=True)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -39,20 +47,27 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:place], arguments[place + 1 :]
 
 
-def _run(file: Path, options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
-    folder = options.workspace / file.stem
-    command = [
+def _command(file: Path, options: argparse.Namespace, given: list[str]) -> list[str]:
+    return [
         sys.executable, "-m", "reptrt", "engine", str(file), "--data", str(options.data),
-        "--workspace", str(folder), "--calibrator", "minmax", "--quantize-head",
-        "--num-samples", str(options.num_samples), *given,
+        "--workspace", str(options.workspace / file.stem), "--calibrator", "minmax",
+        "--quantize", "all", "--num-samples", str(options.num_samples), *given,
     ]  # fmt: skip
+
+
+def _shown(command: list[str]) -> str:
+    return " ".join(command[1:])
+
+
+def _run(file: Path, options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
+    folder = options.workspace / file.stem
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     row: dict[str, Any] = {
         "file": file.name,
         "exit": done.returncode,
         "seconds": round(time.monotonic() - start, 1),
-        "command": " ".join(command[1:]),
+        "command": _shown(command),
     }
     report = next(iter(sorted(folder.rglob("report.json"))), None)
     if done.returncode or report is None:
@@ -67,7 +82,7 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
             f"{island['role']}: {' '.join(island['op_types'])}"
             for island in fusion["operator_islands"]
         ],
-        "coverage": fusion["int8_coverage"],
+        "layers": [fusion["int8_layers"], fusion["quantizable_layers"]],
         "kernels": fusion["kernels"],
         "snr_db": {name: output["snr_db"] for name, output in numerics.items()},
     }
@@ -77,10 +92,11 @@ def _line(row: dict[str, Any]) -> str:
     """One row of the table in Markdown."""
     if row["exit"]:
         return f"| {row['file']} | exit {row['exit']}: {' '.join(row['message'])} | | | | |"
-    worst = ", ".join(f"{name} {value}" for name, value in row["snr_db"].items())
+    parts = ", ".join(f"{name} {value}" for name, value in row["snr_db"].items())
+    int8, layers = row["layers"]
     islands = "; ".join(row["islands"]) or "none"
     return (
-        f"| {row['file']} | {islands} | {row['coverage']:.0f} % | {worst} | {row['kernels']} |"
+        f"| {row['file']} | {islands} | {int8} of {layers} | {parts} | {row['kernels']} |"
         f" {row['seconds']:.0f} |"
     )
 

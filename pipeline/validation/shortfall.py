@@ -10,7 +10,7 @@ from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.recipe import Recipe, flag
 from reptrt.pipeline.validation.verdict import is_agreed
 
-_STAGES = ("calibrate", "export", "build", "validate", "report", "compare")
+_STAGES = ("calibrate", "export", "build", "validate", "compare")
 """Commands with the options of `engine`."""
 
 
