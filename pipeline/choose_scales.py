@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,4 +86,6 @@ def _worst_snr(network: Network, images: Sequence[torch.Tensor]) -> float | None
     noise = worst_noise(
         network.quantized, images, lambda batch: tuple(tree_leaves(network.float_graph(batch)))
     )
+    if math.isnan(noise):
+        return -math.inf
     return None if noise == 0 else round(decibel(noise), 2)

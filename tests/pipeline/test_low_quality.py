@@ -73,6 +73,15 @@ def test_what_still_falls_short_is_the_first_line_with_the_command_to_run_next(
     assert "Low quality: output output0" in result.page.read_text()
 
 
+@pytest.mark.parametrize("calibrator", ["minmax", "best"])
+def test_the_float_engine_that_is_the_last_remedy_can_be_made(
+    calibrator: str, tmp_path: Path
+) -> None:
+    result = quantize(tmp_path, keep_float=("*",), calibrator=calibrator)
+    assert result.verdict.shortfall is None
+    assert worst(result) > 60
+
+
 def plan(**choices: object) -> tuple[Recipe, Plan]:
     recipe = Recipe(model="net.onnx", **choices)  # type: ignore[arg-type]
     made = {
