@@ -115,8 +115,6 @@ def make_plan(
             loaded.module, float_graph.graph, bits, is_merged=bool(merged_layers(float_graph))
         )
     settings = Settings(recipe.seed)
-    is_aimed = recipe.is_full_bits or loaded.task == "detection"
-    min_snr = AIMED_SNR[loaded.task] if is_aimed else 0.0
     is_classifier = loaded.task == "classification"
     precision = recipe.precision or ("fp32" if target.backend == "onnxruntime" else "fp16")
     choices = {
@@ -131,11 +129,20 @@ def make_plan(
         "batch_size": fixed_batch(loaded, recipe),
         "quantize_head": is_classifier if recipe.quantize_head is None else recipe.quantize_head,
         "quantize": recipe.quantize if _has_price(target) else "all",
-        "min_snr": min_snr if recipe.min_snr is None else recipe.min_snr,
+        "min_snr": aimed_snr(recipe, loaded.task) if recipe.min_snr is None else recipe.min_snr,
         "least_snr": recipe.min_snr or LEAST_SNR[loaded.task],
         "reconstruction": _choose_units(recipe.reconstruction, loaded),
     }
     return Plan.model_validate({**dict(recipe), **choices})
+
+
+def aimed_snr(recipe: Recipe, task: Task) -> float:
+    """What layers are left float for, where nobody says: nothing at fewer bits, which somebody asked for.
+
+    Nor in a classifier with a calibrator of the user's choice: calibrators are compared on those.
+    """
+    is_open = task != "classification" or recipe.calibrator == AUTO
+    return AIMED_SNR[task] if task == "detection" or (recipe.is_full_bits and is_open) else 0.0
 
 
 def _has_price(target: Target) -> bool:

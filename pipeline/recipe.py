@@ -117,8 +117,8 @@ class Quantization(Section):
     min_snr: Annotated[float, Field(ge=0)] | None = Field(
         None,
         description="dB at the outputs; the costliest layers stay float until they are reached; "
-        "0 quantizes all; default at 8 bits: 20, in classifiers 15, where any part of the outputs has"
-        " less than 12, in classifiers 10",
+        "0 quantizes all; default at 8 bits: 20 where any part of the outputs has less than 12; in"
+        " classifiers that `auto` calibrates 15, and 10",
     )
 
 

@@ -13,8 +13,9 @@ import pytest
 import reptrt
 from reptrt.calibrators.base import CalibrationResult
 from reptrt.engines.report_schema import Accuracy, OutputNumerics, Shortfall, Validation, Verdict
+from reptrt.models.spec import Task
 from reptrt.pipeline.choose_scales import is_close_enough
-from reptrt.pipeline.plan import Plan
+from reptrt.pipeline.plan import Plan, aimed_snr
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.report.summary import numerics_rows
@@ -124,6 +125,23 @@ def test_images_that_show_nothing_known_are_told_by_their_background() -> None:
     plain = shortfall({"scores": BAD})
     assert plain is not None
     assert "background" not in plain.remedy
+
+
+@pytest.mark.parametrize(
+    ("task", "choices", "aimed"),
+    [
+        ("generic", {"calibrator": "minmax"}, 20),
+        ("segmentation", {}, 20),
+        ("classification", {}, 15),
+        ("classification", {"calibrator": "minmax"}, 0),  # calibrators are compared there
+        ("generic", {"weight_bits": 6}, 0),
+        ("detection", {"weight_bits": 6}, 20),
+    ],
+)
+def test_what_layers_are_left_float_for(
+    task: Task, choices: dict[str, object], aimed: float
+) -> None:
+    assert aimed_snr(Recipe(model="net.onnx", **choices), task) == aimed  # type: ignore[arg-type]
 
 
 def test_labels_outweigh_noise() -> None:
