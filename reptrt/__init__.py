@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from reptrt.models.load import LoadedModel
     from reptrt.pipeline.api import Result, compare, lint, load, quantize
     from reptrt.pipeline.data.in_memory import MetricFunction
+    from reptrt.pipeline.sweep.api import sweep
 
 __all__ = [
     "LoadedModel",
@@ -31,12 +32,14 @@ __all__ = [
     "lint",
     "load",
     "quantize",
+    "sweep",
 ]
 
 _HOMES = {
     "LoadedModel": "reptrt.models.load",
     "MetricFunction": "reptrt.pipeline.data.in_memory",
     "Report": "reptrt.engines.report_schema",
+    "sweep": "reptrt.pipeline.sweep.api",
 }
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import click
 
-from reptrt.pipeline.cli import cost_command, run_commands, tool_commands
+from reptrt.pipeline.cli import cost_command, run_commands, sweep_command, tool_commands
 from reptrt.pipeline.cli.console import INTERRUPTED, messages
 from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.cli.flags import in_flags
@@ -36,7 +36,7 @@ class Commands(click.Group):
 
 
 COMMANDS: dict[str, Sequence[click.Command]] = {
-    "The whole road": (run_commands.engine, run_commands.compare),
+    "The whole road": (run_commands.engine, run_commands.compare, sweep_command.sweep),
     "One stage": (*run_commands.STAGES, run_commands.report),
     "Deploy": (run_commands.kit, run_commands.triton),
     "Look at one file": (tool_commands.lint, cost_command.cost, tool_commands.bench),

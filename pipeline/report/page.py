@@ -1,12 +1,15 @@
-"""Self-contained HTML pages: one style, no scripts, nothing from the network.
+"""Self-contained HTML pages: one style, no script but one that sorts tables, nothing from the network.
 
-Names come from users' files: every one is escaped, and the page forbids itself scripts and network
-access.
+Names come from users' files: every one is escaped, and the page forbids itself network access and every
+script but that one, by its hash.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,17 +20,31 @@ from reptrt.engines.foreign.text import visible
 from reptrt.pipeline.report import number_format, summary
 
 
-def write_page(template: str, view: Mapping[str, object], path: Path) -> None:
+def write_page(
+    template: str, view: Mapping[str, object], path: Path, sortable: bool = False
+) -> None:
     """Fill `template`, a file of `pipeline/report/templates` that extends page.html.j2.
 
     Args:
         template: Its name.
         view: What it shows; `command` is what the user typed, or nothing.
         path: The file to write.
+        sortable: The page has tables of class `sortable`.
     """
-    text = _environment().get_template(template).render(view)
+    script = _sorter() if sortable else None
+    text = _environment().get_template(template).render(view, **(script or _NO_SCRIPT))
     with replace_when_done(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+
+
+_NO_SCRIPT: dict[str, object] = {"script": None, "script_hash": None}
+
+
+def _sorter() -> dict[str, object]:
+    """The script that sorts tables, and the hash by which the page allows it."""
+    text = (files("reptrt.pipeline.report") / "templates" / "sort.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
 def _shown(value: object) -> object:

@@ -1,0 +1,116 @@
+"""`reptrt sweep`: many cells, one page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reptrt.pipeline.cli.console import GATE_FAILED, command_line, messages, output, print_path
+from reptrt.pipeline.cli.options import FILE
+
+if TYPE_CHECKING:
+    from reptrt.pipeline.sweep.grid import Cell, Sweep
+    from reptrt.pipeline.sweep.table import Row
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="run cells as tasks of Ray, on this machine or --address"
+)
+@click.option(
+    "--address", help="of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; implies --ray"
+)
+@click.option(
+    "--workspace", type=FILE, default=Path("build/sweep"), help="folder that all nodes see"
+)
+@click.option("--dry-run", is_flag=True, help="print the cells, hours and memory, and run nothing")
+@click.option("--mlflow", "tracking", help="log each cell there too: MLflow's tracking URI")
+@click.option("--json", "as_json", is_flag=True, help="print the rows as JSON")
+def sweep(
+    file: Path,
+    on_ray: bool,
+    address: str | None,
+    workspace: Path,
+    dry_run: bool,
+    tracking: str | None,
+    as_json: bool,
+) -> None:
+    """Run every cell of a grid: models, calibrators, bits, targets, seeds; one page.
+
+    FILE is YAML. Cells that are finished are not run again; one that fails is a row with its reason. Leaves
+    with 1 where a cell failed, or its gate.
+    """
+    from reptrt.pipeline.sweep.api import run_file
+    from reptrt.pipeline.sweep.grid import cells_of, load_sweep
+
+    loaded = load_sweep(file)
+    cells = cells_of(loaded, file.parent)
+    if dry_run:
+        _show_plan(loaded, cells, workspace, as_json)
+        return
+    from reptrt.pipeline.sweep.screen import Screen
+
+    with Screen(messages, len(cells)) as screen:
+        rows = run_file(
+            loaded, cells, workspace, screen, command_line(), (on_ray, address), tracking
+        )
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        output.print(_table(rows))
+    print_path(messages, workspace / "sweep.html")
+    if any(row.status != "done" for row in rows):
+        sys.exit(GATE_FAILED)
+
+
+def _show_plan(loaded: Sweep, cells: Sequence[Cell], workspace: Path, as_json: bool) -> None:
+    from reptrt.pipeline.cli.console import print_table
+    from reptrt.pipeline.sweep.estimate import estimate, totals
+
+    planned = [estimate(cell, workspace, loaded.resources) for cell in cells]
+    whole = totals(planned, loaded)
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps({"cells": [asdict(one) for one in planned], "totals": whole}, indent=2))
+        return
+    print_table(("cell", "state", "hours", "memory"), [
+        (one.cell, one.state, "?" if one.hours is None else f"{one.hours:.2f}", f"{one.memory / 2**30:.1f} GiB")
+        for one in planned
+    ])  # fmt: skip
+    output.print()
+    for name, value in whole.items():
+        output.print(f"{name}: {value}", highlight=False)
+
+
+def _table(rows: Sequence[Row]) -> object:
+    from rich.table import Table
+    from rich.text import Text
+
+    from reptrt.pipeline.report import number_format as write
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("cell", "accuracy", "drop", "agreement", "SNR", "INT8", "took"):
+        table.add_column(
+            name,
+            justify="left" if name == "cell" else "right",
+            no_wrap=name != "cell",
+            overflow="fold",
+        )
+    for row in rows:
+        cells = (
+            row.cell, write.percent(row.accuracy), write.number(row.drop, 2), write.percent(row.agreement),
+            write.decibel(row.snr_db), write.milliseconds(row.milliseconds), write.duration(row.seconds),
+        )  # fmt: skip
+        table.add_row(*map(Text, cells))
+        if row.status != "done":
+            table.add_row(Text(f"  {row.status}: {row.reason}".rstrip(": "), overflow="fold"))
+    return table

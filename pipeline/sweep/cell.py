@@ -1,0 +1,184 @@
+"""One cell of a sweep in a process of its own: what it reports on its way, and what it leaves."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from reptrt.engines.artifacts import replace_when_done, write_json
+from reptrt.engines.foreign.text import one_line
+from reptrt.engines.report_schema import Report
+from reptrt.pipeline.sweep.grid import Cell, Resources
+from reptrt.pipeline.workspace.records import RecordError, read_record
+
+Status = Literal["done", "gate failed", "failed", "lost"]
+GATE_FAILED = 1
+REPORT = "report.json"
+RESULT = "result.json"
+_PROGRESS = re.compile(r"\[(\d+):(\d\d)\] (.+?): (?:(\d+)/(\d+)|started)$")
+_LAST_LINES = 20
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class CellProgress:
+    """Where a cell is; `share` of its present work is 0 to 1, None where that is not known."""
+
+    cell: str
+    node: str
+    work: str
+    share: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """How a cell ended.
+
+    Attributes:
+        cell: its name.
+        key: of the cell (`Cell.key`) that it is the result of.
+        status: `failed` has a `reason`; `lost` is of a node that went away once too often.
+        reason: what the run said last.
+        exit_code: of the run; None where it has none.
+        seconds: from its start to its end, by the clock on the wall.
+        node: where it ran.
+        folder: of the run, with its report; None where there is none.
+    """
+
+    cell: str
+    key: str
+    status: Status
+    reason: str = ""
+    exit_code: int | None = None
+    seconds: float = 0.0
+    node: str = ""
+    folder: str | None = None
+
+
+Watch = Callable[[CellProgress], None]
+
+
+def cell_folder(workspace: Path, cell: Cell) -> Path:
+    """Folder of a cell's own files: its recipe and its result."""
+    return workspace / "cells" / cell.name
+
+
+def finished_result(workspace: Path, cell: Cell) -> CellResult | None:
+    """The result that a former sweep left, where it is of this very cell and ended well."""
+    try:
+        result = read_record(cell_folder(workspace, cell) / RESULT, CellResult)
+    except RecordError:
+        return None
+    is_kept = result.folder is not None and (Path(result.folder) / REPORT).exists()
+    same = result.key == cell.key and result.status in ("done", "gate failed")
+    return result if same and is_kept else None
+
+
+def run_cell(
+    cell: Cell, workspace: Path, resources: Resources, node: str, watch: Watch
+) -> CellResult:
+    """Run `reptrt engine` with the recipe of `cell`; whatever happens there is a result.
+
+    The run's own files lie in `workspace/runs/<group>`, so that a cell that is tried again goes on where
+    the last try stopped, and cells of one group share a calibration.
+
+    Args:
+        cell: what to run.
+        workspace: of the sweep; all nodes see it.
+        resources: threads that the run may use, and hours that it may take.
+        node: name of this machine.
+        watch: called as work advances.
+    """
+    folder = cell_folder(workspace, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "recipe.yaml"
+    with replace_when_done(recipe) as path:
+        values = cell.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"model"})
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    root = workspace / "runs" / cell.group
+    command = [sys.executable, "-m", "reptrt", "engine", cell.recipe.model, "--recipe", str(recipe),
+               "--workspace", str(root), "--json"]  # fmt: skip
+    started = time.monotonic()
+    code, said = _run(command, cell, resources, node, watch)
+    made = _report_of(root, cell)
+    result = CellResult(
+        cell.name, cell.key, "done", exit_code=code, node=node,
+        seconds=round(time.monotonic() - started, 2),
+        folder=None if made is None else str(made),
+    )  # fmt: skip
+    if code == GATE_FAILED and made is not None:
+        result = replace(result, status="gate failed")
+    elif code != 0 or made is None:
+        result = replace(result, status="failed", reason=said)
+    write_json(result, folder / RESULT)
+    return result
+
+
+def report_of(result: CellResult) -> Report | None:
+    """The report of a cell, where it left one."""
+    if result.folder is None:
+        return None
+    try:
+        return read_record(Path(result.folder) / REPORT, Report)
+    except RecordError:
+        return None
+
+
+def _run(
+    command: list[str], cell: Cell, resources: Resources, node: str, watch: Watch
+) -> tuple[int, str]:
+    """Exit code of the run, and the last line that it said on stderr."""
+    threads = str(resources.cpus)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    started = time.monotonic()
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        env=environment, preexec_fn=_die_with_parent,
+    ) as process:  # fmt: skip
+        limit = None if resources.hours is None else started + 3600 * resources.hours
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                found = _PROGRESS.match(line.rstrip())
+                if found is None:
+                    last.append(line.strip())
+                else:
+                    share = int(found[4]) / max(int(found[5]), 1) if found[4] else None
+                    watch(
+                        CellProgress(cell.name, node, found[3], share, time.monotonic() - started)
+                    )
+                if limit is not None and time.monotonic() > limit:
+                    process.kill()
+                    return -signal.SIGKILL, f"stopped after {resources.hours:g} hours"
+        except BaseException:
+            process.terminate()
+            raise
+    said = next((line for line in reversed(last) if line), f"left with {process.returncode}")
+    return process.returncode, one_line(said.removeprefix("reptrt: "), 300)
+
+
+def _report_of(root: Path, cell: Cell) -> Path | None:
+    """Folder of the newest report below `root` for the target of `cell`."""
+    reports = sorted(root.glob(f"*/*/*/{REPORT}"), key=lambda path: path.stat().st_mtime)
+    target = cell.recipe.target
+    wanted = [one for one in reports if target in ("auto", one.parent.name)]
+    return wanted[-1].parent.absolute() if wanted else None
+
+
+def _die_with_parent() -> None:
+    """Let Linux end this process with its parent: a killed worker must not leave a run behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,162 @@
+"""The cells of a sweep as tasks of Ray: placed by what they need, tried again where a node is lost.
+
+Ray decides where a cell runs, counts its resources and starts it again elsewhere; the workspace, which all
+nodes see, holds what a lost try has finished. Nothing here schedules.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from reptrt.engines.foreign.text import one_line, visible
+from reptrt.engines.target import MissingComponentError
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult, run_cell
+from reptrt.pipeline.sweep.grid import Cell, Resources
+from reptrt.pipeline.sweep.memory import memory_of
+from reptrt.pipeline.sweep.run import Executor, SweepWatch
+
+_AHEAD = 4
+"""Tasks that wait for each one that could run: enough to keep nodes busy, few enough to stay small."""
+_POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 5.0
+
+Work = Callable[[Cell, Path, Resources, str, Callable[[CellProgress], None]], CellResult]
+
+
+def on_ray(address: str | None, work: Work = run_cell) -> Executor:
+    """An executor on the cluster at `address`; None starts Ray on this machine.
+
+    Args:
+        address: `auto`, `HOST:PORT` or `ray://HOST:PORT`.
+        work: what a task does; for measurements of the overhead.
+
+    Raises:
+        MissingComponentError: Ray is not installed, or nothing answers at `address`.
+    """
+    ray = _connect(address)
+
+    def execute(
+        cells: Sequence[Cell], workspace: Path, resources: Resources, watch: SweepWatch
+    ) -> Iterator[CellResult]:
+        board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+        task = ray.remote(max_retries=resources.retries, retry_exceptions=[OSError])(_task)
+        waiting = list(reversed(cells))
+        running: dict[Any, Cell] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < _AHEAD * _slots(ray, resources):
+                    cell = waiting.pop()
+                    options = {
+                        "num_cpus": resources.cpus,
+                        "num_gpus": resources.gpus,
+                        "memory": memory_of(cell, resources),
+                        "name": cell.name,
+                    }
+                    reference = task.options(**options).remote(
+                        work, cell, workspace.absolute(), resources, board
+                    )
+                    running[reference] = cell
+                ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+                for reference in ended:
+                    yield _result(ray, reference, running.pop(reference))
+                if not ended:
+                    _show(ray, board, watch)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    return execute
+
+
+def _connect(address: str | None) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingComponentError(
+            f"sweeps on a cluster need Ray ({error}): pip install 'reptrt[cluster]', or leave `ray` out"
+        ) from None
+    if ray.is_initialized():
+        return ray
+    _require_answer(address)
+    settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    try:
+        if address is not None:
+            ray.init(address=address, **settings)
+        else:
+            ray.init(include_dashboard=False, **settings)
+    except Exception as error:  # Ray has no common class for it
+        raise _no_cluster(address, error) from None
+    return ray
+
+
+def _require_answer(address: str | None) -> None:
+    """Find out at once whether anybody listens: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str | None, error: Exception) -> MissingComponentError:
+    reason = one_line(error, 200) or type(error).__name__
+    return MissingComponentError(
+        f"no Ray cluster answers at {visible(str(address))}: {reason}; start one (`ray start --head`), or leave"
+        " the address out to use this machine"
+    )
+
+
+class _Board:
+    """Where cells are, for the driver to read: an actor, since tasks run anywhere."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, CellProgress] = {}
+
+    def post(self, progress: CellProgress) -> None:
+        self._latest[progress.cell] = progress
+
+    def read(self) -> list[CellProgress]:
+        latest, self._latest = list(self._latest.values()), {}
+        return latest
+
+
+def _task(work: Work, cell: Cell, workspace: Path, resources: Resources, board: Any) -> CellResult:
+    from ray.util import get_node_ip_address
+
+    node = str(get_node_ip_address())  # type: ignore[no-untyped-call]
+    return work(cell, workspace, resources, node, lambda progress: board.post.remote(progress))
+
+
+def _show(ray: Any, board: Any, watch: SweepWatch) -> None:
+    """Show where cells are; a board whose node is lost comes back elsewhere, and begins anew."""
+    try:
+        latest = ray.get(board.read.remote(), timeout=_ANSWER_SECONDS)
+    except (ray.exceptions.RayError, TimeoutError):
+        return
+    for progress in latest:
+        watch.progress(progress)
+
+
+def _slots(ray: Any, resources: Resources) -> int:
+    """Cells that the cluster could run at once, now."""
+    total = ray.cluster_resources()
+    slots = total.get("CPU", 1) / resources.cpus
+    if resources.gpus:
+        slots = min(slots, total.get("GPU", 0) / resources.gpus)
+    return max(int(slots), 1)
+
+
+def _result(ray: Any, reference: Any, cell: Cell) -> CellResult:
+    try:
+        result: CellResult = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return CellResult(cell.name, cell.key, "failed", str(error.cause)[:300])
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        return CellResult(cell.name, cell.key, "lost", reason or type(error).__name__)
+    return result

@@ -1,0 +1,87 @@
+"""A sweep on the terminal: a line for each cell that runs, and a line in a log when one ends."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from reptrt.engines.foreign.text import visible
+from reptrt.pipeline.report.number_format import duration
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult
+
+_SHOWN = 12
+
+
+class Screen:
+    """Watches a sweep of `total` cells."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total = console, total
+        self._running: dict[str, CellProgress] = {}
+        self._ended: list[CellResult] = []
+        self._started = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Screen:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def progress(self, progress: CellProgress) -> None:
+        """Show where a cell is."""
+        self._running[progress.cell] = progress
+        self._draw()
+
+    def finished(self, result: CellResult) -> None:
+        """Show how a cell ended."""
+        self._running.pop(result.cell, None)
+        self._ended.append(result)
+        if not self._console.is_terminal:
+            line = f"{len(self._ended)}/{self._total} {visible(result.cell)}: {result.status}"
+            reason = f": {visible(result.reason)}" if result.reason else ""
+            self._console.print(
+                f"{line}, {duration(result.seconds)}{reason}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self._console.is_terminal:
+            return
+        table = Table("cell", "node", "work", "done", "for", box=None, pad_edge=False)
+        for one in list(self._running.values())[:_SHOWN]:
+            share = "" if one.share is None else f"{100 * one.share:.0f} %"
+            table.add_row(
+                *(
+                    Text(visible(part))
+                    for part in (one.cell, one.node, one.work, share, duration(one.seconds))
+                )
+            )
+        left = self._time_left()
+        line = f"{len(self._ended)} of {self._total} cells" + (
+            f", about {left} left" if left else ""
+        )
+        self._live.update(Group(table, Text(line)))
+
+    def _time_left(self) -> str:
+        """By the pace so far; finished ones of a former sweep took no time and do not count."""
+        ran = sum(result.seconds > 0 for result in self._ended)
+        if not ran:
+            return ""
+        pace = (time.monotonic() - self._started) / ran
+        return duration(pace * (self._total - len(self._ended)))

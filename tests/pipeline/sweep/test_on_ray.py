@@ -1,0 +1,132 @@
+"""Cells as tasks of Ray, on two simulated nodes: workers are killed, a node goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult
+from reptrt.pipeline.sweep.grid import Cell, Resources
+from reptrt.pipeline.sweep.on_ray import on_ray
+from reptrt.pipeline.sweep.run import run_sweep
+from tests.command_line import reptrt
+
+ray = pytest.importorskip("ray")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+RESOURCES = Resources(memory=1 << 20)
+
+
+class Watch:
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def progress(self, progress: CellProgress) -> None:
+        pass
+
+    def finished(self, result: CellResult) -> None:
+        self.ended.append(result.cell)
+
+
+def work(
+    cell: Cell,
+    workspace: Path,
+    resources: Resources,
+    node: str,
+    watch: Callable[[CellProgress], None],
+) -> CellResult:
+    """What a cell does, by its name; each try leaves a mark."""
+    with (workspace / cell.name).open("a") as file:
+        file.write("try\n")
+    tries = (workspace / cell.name).read_text().count("try")
+    if cell.name.startswith("killed") and tries == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cell.name.startswith("doomed"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cell.name.startswith("slow"):
+        time.sleep(2)
+    if cell.name.startswith("bad"):
+        raise ValueError("a fault")
+    watch(CellProgress(cell.name, node, "work", 1.0))
+    return CellResult(cell.name, cell.key, "done", seconds=float(tries))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    found = cluster_utils.Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 1,
+            "object_store_memory": 100 << 20,
+            "include_dashboard": False,
+        },
+    )
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def cells(*names: str) -> list[Cell]:
+    return [Cell(name, name, Recipe(model=name), {}) for name in names]
+
+
+def test_killed_workers_and_a_lost_node_lose_no_cell(cluster, tmp_path: Path) -> None:
+    second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    cluster.wait_for_nodes()
+    execute = on_ray(cluster.address, work)
+    watch = Watch()
+    names = ("slow-1", "killed", "bad", "doomed", "slow-2", "plain")
+    removed = False
+
+    class Removing(Watch):
+        def finished(self, result: CellResult) -> None:
+            nonlocal removed
+            if not removed:
+                removed = True
+                cluster.remove_node(second, allow_graceful=False)
+            super().finished(result)
+
+    watch = Removing()
+    results = run_sweep(
+        cells(*names), tmp_path, Resources(memory=1 << 20, retries=2), watch, execute
+    )
+    assert [one.cell for one in results] == list(names)
+    assert sorted(watch.ended) == sorted(names)
+    found = {one.cell: one.status for one in results}
+    assert found == {"slow-1": "done", "killed": "done", "bad": "failed", "doomed": "lost",
+                     "slow-2": "done", "plain": "done"}  # fmt: skip
+    assert "a fault" in results[2].reason
+    assert (tmp_path / "killed").read_text().count("try") >= 2
+
+
+def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
+    ray.shutdown()
+    (tmp_path / "sweep.yaml").write_text("grid: {model: repvgg_a0}")
+    outcome = reptrt(
+        "sweep",
+        tmp_path / "sweep.yaml",
+        "--address",
+        "127.0.0.1:1",
+        "--workspace",
+        tmp_path / "out",
+    )
+    assert outcome.code == 4
+    (line,) = outcome.complaints
+    assert "no Ray cluster answers at 127.0.0.1:1" in line
+
+
+def test_without_ray_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "sweep.yaml").write_text("grid: {model: repvgg_a0}")
+    outcome = reptrt("sweep", tmp_path / "sweep.yaml", "--ray", "--workspace", tmp_path / "out")
+    assert outcome.code == 4
+    assert "pip install 'reptrt[cluster]'" in outcome.complaints[-1]
