@@ -73,6 +73,7 @@ class CalibrationResult:
         snr_db: of the worst part of the outputs on some of them, measured by the pipeline; None where
             every part is exact.
         blocks: of calibrators that reconstruct blocks, in order.
+        compared: method -> dB at the outputs on the calibration images, of those that it chose from.
     """
 
     method: str
@@ -80,6 +81,7 @@ class CalibrationResult:
     num_samples: int = 0
     snr_db: float | None = None
     blocks: tuple[BlockFit, ...] = ()
+    compared: dict[str, float] = field(default_factory=dict)
 
 
 class Calibrator(ABC):

@@ -65,6 +65,11 @@ def describe_noise(noise: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {decibel(value):.1f} dB" for name, value in noise.items())
 
 
+def decibels(noise: Mapping[str, float]) -> dict[str, float]:
+    """Noise-to-signal ratios as SNR in dB."""
+    return {name: decibel(value) for name, value in noise.items()}
+
+
 def decibel(noise_to_signal: float) -> float:
     """SNR in dB of a noise-to-signal power ratio."""
     return math.inf if noise_to_signal == 0 else -10 * math.log10(noise_to_signal)

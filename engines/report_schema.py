@@ -361,7 +361,8 @@ class RunFacts:
 class Report(RunFacts):
     """Content of report.json.
 
-    The numerics are those of `Validation`. `gate`, `deploy` and `deploy_reason` are those of the verdict.
+    The numerics are those of `Validation`. `calibrators_db`: SNR at the outputs on calibration images by each
+    calibrator that was tried, `calibrator` among them. `gate`, `deploy` and `deploy_reason` are those of the verdict.
     """
 
     target: str
@@ -372,6 +373,7 @@ class Report(RunFacts):
     fp16_numerics: Numerics | None = None
     layers: tuple[LayerSnr, ...] = ()
     blocks: tuple[BlockLoss, ...] = ()
+    calibrators_db: Mapping[str, float | None] | None = None
     latency_ms: ModelLatency | None = None
     end2end: End2End | None = None
     fusion: Fusion | None = None

@@ -25,6 +25,7 @@ from reptrt.calibrators.histogram.observers import HistogramObserver
 from reptrt.calibrators.output_noise import (
     ActivationScales,
     compare_scales,
+    decibels,
     describe_noise,
     set_activation_scales,
 )
@@ -64,9 +65,7 @@ class BestBaselineCalibrator(Calibrator):
         best = min(noise, key=lambda name: noise[name])
         set_activation_scales(model, scales[best])
         logger.info("best: kept %s of %s", best, describe_noise(noise))
-        return CalibrationResult(
-            best, {"Output SNR on the calibration images": describe_noise(noise)}
-        )
+        return CalibrationResult(best, compared=decibels(noise))
 
 
 def baseline_scales(

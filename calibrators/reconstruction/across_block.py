@@ -104,11 +104,11 @@ class AcrossBlockCalibrator(Calibrator):
         with ActivationCache(self.settings.max_memory) as cache:
             block_inputs = BlockInputs(model, blocks, batches, cache, float_network)
             fits = tuple(self._fit_blocks(model, block_inputs, chosen, learning))
-        method, decibels = guard.keep_better(self.name)
-        notes = {"Output SNR on the calibration images": decibels}
+        method, compared = guard.keep_better(self.name)
+        notes = {}
         if method != self.name:
             notes["Reconstruction"] = f"not kept: {method} is closer to float"
-        return CalibrationResult(method, notes, blocks=fits)
+        return CalibrationResult(method, notes, blocks=fits, compared=compared)
 
     def _fit_blocks(
         self,

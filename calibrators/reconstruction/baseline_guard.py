@@ -13,6 +13,7 @@ from reptrt.calibrators.histogram.methods import clip_weights, observe_activatio
 from reptrt.calibrators.output_noise import (
     Reference,
     compare_scales,
+    decibels,
     describe_noise,
     guard_images,
     output_noise,
@@ -50,24 +51,24 @@ class Guard:
         state = model.graph_module.state_dict()
         self._best_state = {name: tensor.clone() for name, tensor in state.items()}
 
-    def keep_better(self, method: str) -> tuple[str, str]:
+    def keep_better(self, method: str) -> tuple[str, dict[str, float]]:
         """Compare what `method` made of the model with the best baseline; keep the better one.
 
         Returns:
-            The method whose scales the model now has, and every one's SNR as text.
+            The method whose scales the model now has, and every one's SNR in dB.
         """
         model = self._model
         ours = {method: output_noise(model, self._images, self._float)}
         noise = {**ours, **self._noise}
         logger.info("%s: %s", method, describe_noise(noise))
         if ours[method] < self._noise[self._best]:
-            return method, describe_noise(noise)
+            return method, decibels(noise)
         logger.warning(
             "%s is worse than the baseline %s on the calibration images (%s): kept %s",
             method, self._best, describe_noise(noise), self._best,
         )  # fmt: skip
         model.graph_module.load_state_dict(self._best_state)
-        return self._best, describe_noise(noise)
+        return self._best, decibels(noise)
 
 
 def start_at_best_baseline(

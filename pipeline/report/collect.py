@@ -44,6 +44,7 @@ def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: 
         fp16_numerics=validation.fp16_numerics,
         layers=validation.layers,
         blocks=tuple(BlockLoss(**asdict(block)) for block in calibration.blocks),
+        calibrators_db=calibration.compared or None,
         latency_ms=validation.latency_ms,
         end2end=validation.end2end,
         fusion=fusion.summary,

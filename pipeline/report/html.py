@@ -18,6 +18,8 @@ from reptrt.pipeline.report.charts import (
     snr_strip,
     worst_layers,
 )
+from reptrt.pipeline.report.layer_table import layer_rows
+from reptrt.pipeline.report.next_steps import next_steps
 from reptrt.pipeline.report.page import write_page
 
 _WORST_LAYERS = 15
@@ -42,7 +44,7 @@ def write_html(
     pictures: Sequence[Picture],
     path: Path,
 ) -> None:
-    """Write the report as one HTML file without scripts or external references.
+    """Write the report as one HTML file without external references.
 
     Args:
         report: What is known of the run.
@@ -50,7 +52,7 @@ def write_html(
         pictures: Detections of both models on some images, or nothing.
         path: The file to write.
     """
-    write_page("report.html.j2", _view(report, fusion_table, pictures), path)
+    write_page("report.html.j2", _view(report, fusion_table, pictures), path, sortable=True)
 
 
 def _view(
@@ -80,6 +82,10 @@ def _view(
         "worst": worst,
         "worst_widths": _worst_widths(layers, worst),
         "marked": len(marked),
+        "tiles": summary.tiles(report),
+        "calibrators_chart": _calibrators_chart(report),
+        "layer_rows": layer_rows(report, fusion_table),
+        "next_steps": next_steps(report),
         "loss_chart": loss_chart(report.blocks),
         "reconstruction_note": summary.reconstruction_note(report.blocks),
         "kernels": _kernels(report, fusion_table),
@@ -149,6 +155,20 @@ def _accuracy_chart(report: Report) -> BarChart | None:
         bars = [(series, value, number_format.percent(value)) for series, value in values]
         groups.append((summary.metric_name(name), bars))
     return bar_chart(groups, _PERCENT)
+
+
+def _calibrators_chart(report: Report) -> BarChart | None:
+    """SNR of each calibrator that was tried, best first; the one that was kept stands out."""
+    tried = {
+        name: value for name, value in (report.calibrators_db or {}).items() if is_finite(value)
+    }
+    if not tried:
+        return None
+    groups = []
+    for name in sorted(tried, key=lambda name: -tried[name]):
+        series = "quantized" if name == report.calibrator else "fp32"
+        groups.append((name, [(series, tried[name], number_format.decibel(tried[name]))]))
+    return bar_chart(groups, gap=4)
 
 
 def _latency_chart(report: Report) -> BarChart | None:

@@ -15,8 +15,6 @@ from reptrt.calibrators.registry import create_calibrator
 from reptrt.models.graph import trace
 from tests.tiny_networks import quantized
 
-NOTE = "Output SNR on the calibration images"
-
 
 def two_convolutions() -> QuantizedModel:
     torch.manual_seed(0)
@@ -46,14 +44,10 @@ def noise_of(
     return compare_scales(model, images, {name: scales}, reference)[name]
 
 
-def snr_notes(text: str) -> dict[str, float]:
-    return {part.split()[0]: float(part.split()[1]) for part in text.split(", ")}
-
-
 def test_clean_images_need_no_clipping() -> None:
     model = two_convolutions()
     result = BestBaselineCalibrator().calibrate(model, uniform_images())
-    notes = snr_notes(result.notes[NOTE])
+    notes = result.compared
     assert list(notes) == ["minmax", "percentile", "entropy", "mse", "mae"]
     assert notes[result.method] == max(notes.values())
     assert notes["minmax"] >= max(notes.values()) - 0.5
@@ -73,7 +67,7 @@ def test_gaussian_images_pick_min_max_over_every_clip_by_error() -> None:
 def test_planted_outliers_are_clipped_and_the_notes_say_why() -> None:
     model = two_convolutions()
     result = BestBaselineCalibrator().calibrate(model, images_with_outliers())
-    notes = snr_notes(result.notes[NOTE])
+    notes = result.compared
     assert notes[result.method] == max(notes.values())
     assert result.method != "minmax"
 
@@ -141,7 +135,7 @@ def test_an_output_that_is_always_zero_does_not_hide_the_others() -> None:
     torch.manual_seed(0)
     model = quantized(trace(DeadHead(), (8, 8)))
     result = BestBaselineCalibrator().calibrate(model, images_with_outliers())
-    assert all(math.isfinite(snr) for snr in snr_notes(result.notes[NOTE]).values())
+    assert all(math.isfinite(snr) for snr in result.compared.values())
     assert result.method != "minmax"
 
 

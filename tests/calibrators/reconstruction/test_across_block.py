@@ -33,7 +33,6 @@ from tests.reconstructing import (
 )
 from tests.tiny_networks import NETWORKS, SIZE, quantized, randomize, smooth_images, traced
 
-NOTE = "Output SNR on the calibration images"
 SHORT = Reconstruction(iterations=6, batch_size=8)
 LONG = Reconstruction(iterations=40, batch_size=16)
 IMAGES = 64
@@ -53,8 +52,7 @@ def learn(
 
 
 def snrs(result: CalibrationResult) -> dict[str, float]:
-    parts = result.notes[NOTE].split(", ")
-    return {part.split()[0]: float(part.split()[1]) for part in parts}
+    return dict(result.compared)
 
 
 @pytest.fixture(scope="module")

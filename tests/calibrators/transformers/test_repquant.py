@@ -16,7 +16,6 @@ from tests.reconstructing import all_values, differing, state_of
 from tests.tiny_networks import quantized, smooth_images, traced
 from tests.tiny_transformers import float_output, images_for, transformer
 
-NOTE = "Output SNR on the calibration images"
 SHORT = Reconstruction(iterations=6, batch_size=8)
 LONG = Reconstruction(iterations=30, batch_size=16)
 COMPENSATED = Reconstruction(compensate=True, rounding="nearest", iterations=15, batch_size=16)
@@ -32,8 +31,7 @@ def learn(
 
 
 def snrs(result: CalibrationResult) -> dict[str, float]:
-    parts = result.notes[NOTE].split(", ")
-    return {part.split()[0]: float(part.split()[1]) for part in parts}
+    return dict(result.compared)
 
 
 def snr(model: QuantizedModel, images: torch.Tensor, name: str = "vit") -> float:

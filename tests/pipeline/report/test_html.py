@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import math
 import re
@@ -93,12 +95,16 @@ def render(
 def test_the_page_loads_nothing_but_the_images_it_carries(tmp_path: Path) -> None:
     pictures = [Picture("a.png", "1 box", b"\x89PNG...", b"\xff\xd8\xff")]
     page = render(example(), tmp_path, KERNELS, pictures)
-    assert [reference.split(";")[0] for reference in page.references] == [
-        "data:image/png",
-        "data:image/jpeg",
-    ]
-    assert {"script", "link", "iframe", "object", "base"}.isdisjoint(page.tags)
+    outside = [one for one in page.references if not one.startswith("#")]
+    assert [reference.split(";")[0] for reference in outside] == [
+        "data:image/png", "data:image/jpeg", "model.trt.onnx", "report.json", "run.log",
+    ]  # fmt: skip
+    assert {"link", "iframe", "object", "base"}.isdisjoint(page.tags)
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    script = source.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in source
+    assert page.tags.count("script") == 1
     assert not re.search(r"https?://|//\w+\.|@import|url\(", source)
 
 
@@ -118,9 +124,10 @@ def test_names_from_users_files_stay_text(tmp_path: Path) -> None:
     )
     pictures = [Picture(HOSTILE, HOSTILE, b"", b"")]
     page = render(report, tmp_path, [kernel], pictures)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert page.tags.count("img") == 2
-    assert all(reference.startswith("data:image/") for reference in page.references)
+    known = ("data:image/", "#", "model.trt.onnx", "report.json", "run.log")
+    assert all(reference.startswith(known) for reference in page.references)
     assert page.text.count(HOSTILE) > 20
 
 
@@ -169,7 +176,8 @@ def test_without_learned_blocks_there_is_no_reconstruction(tmp_path: Path) -> No
 def test_only_kernels_that_multiply_int8_are_marked(tmp_path: Path) -> None:
     render(example(), tmp_path, KERNELS)
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
-    marked = [row for row in source.split("<tr>") if 'class="chip"' in row]
+    kernels = source.partition("<h2>Kernels</h2>")[2]
+    marked = [row for row in kernels.split("<tr>") if 'class="chip"' in row]
     assert len(marked) == 1
     assert "conv_1" in marked[0]
 
@@ -233,3 +241,23 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
         write_json({"model": object()}, path)
     assert json.loads(path.read_text()) == {"model": "old"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_first_screen_has_three_numbers(tmp_path: Path) -> None:
+    text = render(example(), tmp_path).text.replace("\u00a0", " ")
+    tiles = text.partition("Gate passed")[2].partition("Contents")[0]
+    for fact in ("0.75 points", "of top-1 lost", "96.00 %", "agreement with FP32"):
+        assert fact in tiles
+
+
+def test_calibrators_that_were_tried_come_best_first(tmp_path: Path) -> None:
+    tried = {"minmax": 20.0, "repapq": 30.5, "mse": 25.0, "exact": float("inf")}
+    text = render(example(calibrator="repapq", calibrators_db=tried), tmp_path).text
+    shown = text.partition("What the calibrator won")[2]
+    shown = shown.partition("What the calibrator won")[2]  # the first one stands in the contents
+    places = [shown.index(one) for one in ("repapq was kept", "30.5", "25.0", "20.0")]
+    assert places == sorted(places)
+
+
+def test_without_a_choice_there_is_no_chart_of_calibrators(tmp_path: Path) -> None:
+    assert "What the calibrator won" not in render(example(), tmp_path).text

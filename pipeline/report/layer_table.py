@@ -1,0 +1,84 @@
+"""A row for each layer: what it runs in, its error, its time and bytes, and why it is not INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reptrt.engines.cost.estimate import CostError, KernelCost, estimate_cost, scale_batch
+from reptrt.engines.inspection.kernel import Kernel
+from reptrt.engines.report_schema import FloatIsland, Report
+from reptrt.engines.target_table import TARGETS
+
+
+class LayerRow(NamedTuple):
+    """One layer; `microseconds` and `megabytes` are its share of the kernels that hold it, at batch 1.
+
+    They are predicted, and None where the target names no GPU or the layer is in no kernel. `runs` is INT8,
+    the type of the rest (FP16, FP32), or "" where no engine was looked at.
+    """
+
+    layer: str
+    op: str
+    runs: str
+    snr_db: float | None
+    microseconds: float | None
+    megabytes: float | None
+    reason: str
+
+
+def layer_rows(report: Report, kernels: Sequence[Kernel]) -> list[LayerRow]:
+    """The layers that were compared, in the order of the graph.
+
+    Args:
+        report: with SNR, and the reasons of layers that stay float.
+        kernels: of the INT8 engine.
+    """
+    floats = {island.layer: island.reason for island in _islands(report)}
+    costs = _costs(report, kernels)
+    rows = []
+    for layer in report.layers:
+        runs = (
+            ""
+            if report.fusion is None
+            else report.precision.upper()
+            if layer.layer in floats
+            else "INT8"
+        )
+        shares = costs.get(layer.layer)
+        rows.append(
+            LayerRow(
+                layer.layer,
+                layer.op,
+                runs,
+                layer.snr_db,
+                None if shares is None else sum(one.microseconds / of for one, of in shares),
+                None if shares is None else sum(one.megabytes / of for one, of in shares),
+                floats.get(layer.layer, ""),
+            )
+        )
+    return rows
+
+
+def _islands(report: Report) -> Sequence[FloatIsland]:
+    return (report.fusion.float_islands or ()) if report.fusion else ()
+
+
+def _costs(report: Report, kernels: Sequence[Kernel]) -> dict[str, list[tuple[KernelCost, int]]]:
+    """Layer -> its kernels, each with the number of compared layers that share it."""
+    sheet = TARGETS[report.target].data_sheet if report.target in TARGETS else None
+    if sheet is None or not kernels:
+        return {}
+    single = scale_batch(kernels, 1.0)
+    try:
+        priced = {one.name: one for one in estimate_cost(single, sheet).kernels}
+    except CostError:
+        return {}
+    compared = {layer.layer for layer in report.layers}
+    found: dict[str, list[tuple[KernelCost, int]]] = {}
+    for kernel in single:
+        inside = [name for name in kernel.onnx_layers if name in compared]
+        if kernel.name in priced:
+            for name in inside:
+                found.setdefault(name, []).append((priced[kernel.name], len(inside)))
+    return found

@@ -1,0 +1,34 @@
+"""Commands to go on with, from the files of a run."""
+
+from __future__ import annotations
+
+import shlex
+
+from reptrt.engines.report_schema import Report
+from reptrt.engines.target_table import TARGETS
+
+
+def next_steps(report: Report) -> list[tuple[str, str]]:
+    """What to do next, and the command, typed in the folder of the run."""
+    target = TARGETS.get(report.target)
+    backend = "onnxruntime" if target is None else target.backend
+    steps = []
+    if backend == "tensorrt":
+        steps += [
+            ("Time the engine on its GPU", "trtexec --loadEngine=model.engine --useCudaGraph --noDataTransfers"),
+            ("Build it again on another machine", "trtexec --onnx=model.trt.onnx --saveEngine=model.engine --stronglyTyped"),
+        ]  # fmt: skip
+    if backend == "tensorrt_rtx":
+        steps += [("Time it on an RTX GPU", "reptrt bench model.engine")]
+    if backend != "onnxruntime":
+        steps += [
+            ("Compare the engine's outputs with ONNX Runtime's",
+             "polygraphy run model.trt.onnx --trt --onnxrt --strongly-typed"),
+            ("Build it on a Jetson", f"reptrt kit {shlex.quote(report.model)} --target jetson-orin-nx"),
+        ]  # fmt: skip
+    return [
+        *steps,
+        ("Serve it by Triton", f"reptrt triton {shlex.quote(report.model)} --target {report.target} --output models"),
+        ("Look at the graph", "netron model.trt.onnx"),
+        ("See what it would cost elsewhere", "reptrt cost model.trt.onnx --target server-t4"),
+    ]  # fmt: skip
