@@ -6,7 +6,9 @@ It travels inside the file, so that every stage after export needs the file alon
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,14 @@ def write_card(card: ModelCard, proto: onnx.ModelProto) -> None:
     """Put `card` into the metadata of `proto`, in place."""
     entry = proto.metadata_props.add()
     entry.key, entry.value = _KEY, json.dumps(asdict(card))
+
+
+def write_facts(facts: Mapping[str, object], proto: onnx.ModelProto) -> None:
+    """Say in `proto` that reptrt made it, and how: each fact is an entry `reptrt.<name>` of its metadata."""
+    proto.producer_name, proto.producer_version = "reptrt", version("reptrt")
+    for name, value in facts.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = f"reptrt.{name}", str(value)
 
 
 def read_card(path: Path) -> ModelCard:

@@ -23,6 +23,7 @@ from reptrt.calibrators.state import (
 )
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
@@ -35,7 +36,7 @@ from reptrt.pipeline.engine.cost_placement import choose_by_cost
 from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
-from reptrt.pipeline.export.export import export_float, export_qdq
+from reptrt.pipeline.export.export import FileNotes, export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
@@ -243,7 +244,7 @@ def export(run: Run) -> None:
             batch_size,
             precision=plan.precision,
             tail=tail,
-            islands=run.loaded.islands,
+            notes=FileNotes(run.loaded.islands, _facts(run)),
         )
         run.progress("export ONNX", 2, steps)
         pays = plan.quantize == "pays"
@@ -252,6 +253,19 @@ def export(run: Run) -> None:
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
     append_nms(run)
+
+
+def _facts(run: Run) -> dict[str, object]:
+    """What the quantized file says of itself."""
+    plan, calibration = run.plan, read_result(run.workspace.calibration)
+    return {
+        "model": visible(plan.model),
+        "calibrator": calibration.method,
+        "weight_bits": plan.weight_bits,
+        "activation_bits": plan.activation_bits,
+        "num_samples": calibration.num_samples,
+        "seed": plan.seed,
+    }
 
 
 def append_nms(run: Run) -> None:

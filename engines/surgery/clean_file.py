@@ -42,6 +42,7 @@ def _clean(source: Path, target: Path, passes: Sequence[Pass], form: Form | None
     changed = run_passes(sort_nodes(graph), passes)
     cleaned = gs.export_onnx(graph)
     cleaned.metadata_props.extend(model.metadata_props)
+    cleaned.producer_name, cleaned.producer_version = model.producer_name, model.producer_version
     if form is not None:
         write_form(cleaned, form)
     _require_valid(cleaned, f"{source}: not valid ONNX after surgery", full_check=True)

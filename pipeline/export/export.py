@@ -10,7 +10,8 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,12 +35,20 @@ from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.export.lowering import lower, lower_float
 from reptrt.pipeline.export.put_back import mark_islands, put_islands_back, put_tail_back
 from reptrt.pipeline.export.torchlib import share_torchlib
-from reptrt.pipeline.model_card import write_card
+from reptrt.pipeline.model_card import write_card, write_facts
 
 OPSET = 19
 Precision = Literal["fp32", "fp16"]
 WEIGHT_NAME = re.compile(r"(.+)\.weight(_codes(_\d+)?)?")
 """Of a layer's weight, or of its codes, which have a number where the layer has a `weight_codes`."""
+
+
+@dataclass(frozen=True)
+class FileNotes:
+    """What a quantized file says of itself: nodes that stayed as they are; `calibrator`, `seed` and the like."""
+
+    islands: Sequence[IslandNote] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 class ExportError(ValueError):
@@ -83,16 +92,18 @@ def export_qdq(
     *,
     precision: Precision = "fp32",
     tail: Tail | None = None,
-    islands: Sequence[IslandNote] = (),
+    notes: FileNotes | None = None,
 ) -> None:
     """Write calibrated `model` with explicit QuantizeLinear/DequantizeLinear.
 
     Arguments and errors as in `export_float`; `precision` is the type of everything that is not
-    INT8, and `islands` are noted in the file's metadata beside the reasons of float layers.
+    INT8, and `notes` stand in the file's metadata beside the reasons of float layers.
     """
     proto = _to_onnx(lower(model, half=precision == "fp16"), path.name, card, batch_size, tail)
     write_reasons(model.placement.float_layers, proto)
-    write_islands([_note(island) for island in islands], proto)
+    notes = notes or FileNotes()
+    write_islands([_note(island) for island in notes.islands], proto)
+    write_facts(notes.facts, proto)
     _save(proto, path, card)
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def test_a_run_leaves_every_file_its_records_and_nothing_else(
     records = json.loads((tiny.files_of(finished) / "run.json").read_text())["stages"]
     assert list(records) == ["calibrate", "export", "build", "cost", "validate"]
     assert tiny.files_of(finished).joinpath("model.engine").stat().st_size > 1000
+
+
+def test_the_quantized_files_say_what_they_are(tiny: TinyProject, finished: Path) -> None:
+    for name in ("model.qdq.onnx", "model.trt.onnx"):
+        model = onnx.load(tiny.files_of(finished) / name)
+        assert (model.producer_name, model.producer_version) == ("reptrt", version("reptrt"))
+        facts = {entry.key: entry.value for entry in model.metadata_props}
+        wanted = {"model": tiny.model, "calibrator": "minmax", "weight_bits": "8", "seed": "0"}
+        assert {key: facts[f"reptrt.{key}"] for key in wanted} == wanted
 
 
 def test_the_stages_one_by_one_write_the_same_bytes_as_the_whole_road(
