@@ -13,6 +13,8 @@ from typing import NamedTuple, TypeGuard
 from reptrt.engines.report_schema import BlockLoss, LayerSnr
 from reptrt.pipeline.report.axes import log_axis
 
+_DOT_ROOM = 0.6  # of what is shown, on either side of its middle
+_LEAST_HALF = 1.0  # percent: an axis is never narrower than two
 _SNR_STEP = 10.0  # dB between grid lines
 _MAX_GRID_LINES = 7
 _COLUMN_FILL = 0.8  # of the width a column has
@@ -40,6 +42,23 @@ class BarChart(NamedTuple):
 
     groups: list[BarGroup]
     height: int
+
+
+class Dot(NamedTuple):
+    """A value at `x` percent of the plot."""
+
+    series: str
+    x: float
+
+
+class DotRow(NamedTuple):
+    """Two values on an axis of their own; `band` is an interval, left and width in percent of the plot."""
+
+    label: str
+    dots: list[Dot]
+    band: tuple[float, float] | None
+    ends: tuple[float, float]
+    text: str
 
 
 class Column(NamedTuple):
@@ -120,6 +139,39 @@ def bar_chart(
         placed.append(BarGroup(label, (top + y - 3) / 2, row))
         y += gap
     return BarChart(placed, max(y - gap, bar))
+
+
+def dot_row(
+    label: str,
+    values: Sequence[tuple[str, float | None]],
+    band: tuple[float, float] | None,
+    text: str,
+) -> DotRow | None:
+    """Lay out percentages on an axis around them, so that their difference shows.
+
+    Args:
+        label: what they are.
+        values: (series, percent).
+        band: an interval that is drawn behind them, in percent.
+        text: what stands beside them.
+
+    Returns:
+        None where a value is no number.
+    """
+    known = [(series, value) for series, value in values if is_finite(value)]
+    if len(known) < len(values):
+        return None
+    inside = [value for _, value in known] + list(band or ())
+    middle = (max(inside) + min(inside)) / 2
+    half = max((max(inside) - min(inside)) * _DOT_ROOM, _LEAST_HALF)
+    low, high = max(0.0, math.floor(middle - half)), min(100.0, math.ceil(middle + half))
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 3)
+
+    dots = [Dot(series, place(value)) for series, value in known]
+    drawn = None if band is None else (place(band[0]), round(place(band[1]) - place(band[0]), 3))
+    return DotRow(label, dots, drawn, (low, high), text)
 
 
 def worst_layers(layers: Sequence[LayerSnr], count: int) -> list[LayerSnr]:

@@ -12,7 +12,9 @@ from reptrt.engines.report_schema import FileSizes, LayerSnr, Picture, Report
 from reptrt.pipeline.report import number_format, summary
 from reptrt.pipeline.report.charts import (
     BarChart,
+    DotRow,
     bar_chart,
+    dot_row,
     is_finite,
     loss_chart,
     snr_strip,
@@ -23,7 +25,6 @@ from reptrt.pipeline.report.next_steps import next_steps
 from reptrt.pipeline.report.page import write_page
 
 _WORST_LAYERS = 15
-_PERCENT = 100.0
 _PNG_MAGIC = b"\x89PNG"
 
 
@@ -146,15 +147,18 @@ def _setup(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def _accuracy_chart(report: Report) -> BarChart | None:
-    if report.accuracy is None:
-        return None
-    groups = []
-    for name, pair in report.accuracy.pairs.items():
+def _accuracy_chart(report: Report) -> list[DotRow]:
+    """A row for each metric; behind the main one stands FP32's interval."""
+    accuracy = report.accuracy
+    if accuracy is None:
+        return []
+    rows = []
+    for name, pair in accuracy.pairs.items():
         values = (("fp32", pair.fp32), ("quantized", pair.quantized))
-        bars = [(series, value, number_format.percent(value)) for series, value in values]
-        groups.append((summary.metric_name(name), bars))
-    return bar_chart(groups, _PERCENT)
+        band = accuracy.fp32_interval if name == accuracy.metric else None
+        text = f"{number_format.percent(pair.fp32)} → {number_format.percent(pair.quantized)}"
+        rows.append(dot_row(summary.metric_name(name), values, band, text))
+    return [row for row in rows if row is not None]
 
 
 def _calibrators_chart(report: Report) -> BarChart | None:

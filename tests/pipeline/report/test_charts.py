@@ -3,7 +3,7 @@ import math
 import pytest
 
 from reptrt.engines.report_schema import BlockLoss, LayerSnr
-from reptrt.pipeline.report.charts import bar_chart, loss_chart, snr_strip, worst_layers
+from reptrt.pipeline.report.charts import bar_chart, dot_row, loss_chart, snr_strip, worst_layers
 
 
 def layers(*values: float | None) -> list[LayerSnr]:
@@ -83,3 +83,18 @@ def test_a_block_without_a_positive_loss_leaves_its_place_empty() -> None:
     assert [(fall.x, fall.width) for fall in chart.falls] == [(0, 16)]
     assert loss_chart(blocks(*unknown)) is None
     assert loss_chart([]) is None
+
+
+def test_two_accuracies_stand_on_an_axis_around_them() -> None:
+    row = dot_row("top-1", [("fp32", 80.0), ("quantized", 79.0)], (78.0, 82.0), "80 → 79")
+    assert row is not None
+    assert row.ends == (77, 83)  # the middle of 78 to 82, and 0.6 of their distance on either side
+    assert [dot.x for dot in row.dots] == [50.0, 33.333]
+    assert row.band == (16.667, 66.667)
+
+
+def test_an_axis_of_accuracy_stays_within_percent_and_has_a_width() -> None:
+    row = dot_row("top-1", [("fp32", 100.0), ("quantized", 100.0)], None, "")
+    assert row is not None
+    assert (row.ends, row.band) == ((99, 100), None)
+    assert dot_row("top-1", [("fp32", None), ("quantized", 1.0)], None, "") is None
