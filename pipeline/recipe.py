@@ -220,6 +220,13 @@ class Machine(Section):
     timing_cache: Path | None = Field(
         None, description="folder of kernel timings, shared by builds; default: in the user's cache"
     )
+    eval_workers: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="processes, or tasks of a cluster, that evaluate labelled images in ONNX Runtime",
+    )
+    eval_ray: str | None = Field(
+        None, description="spread labelled images over the cluster of Ray at this address"
+    )
 
 
 SECTIONS: tuple[type[Section], ...] = (

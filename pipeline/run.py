@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from reptrt.calibrators.base import Progress
+from reptrt.calibrators.state import read_result
 from reptrt.engines.cost.placement import CostPlacement
+from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import Sensitivity
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
@@ -33,6 +35,7 @@ from reptrt.pipeline.export.prepare import (
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.validation.shards import Spread
 from reptrt.pipeline.validation.validate import ValidationSetup
 from reptrt.pipeline.workspace.folder import Workspace, read_artifact
 from reptrt.pipeline.workspace.run_records import Inputs
@@ -133,6 +136,19 @@ class Run:
         return read_artifact(path, "concats", list[str]) if path.exists() else []
 
     @property
+    def facts(self) -> dict[str, object]:
+        """What the quantized file says of itself, once it is calibrated."""
+        plan, calibration = self.plan, read_result(self.workspace.calibration)
+        return {
+            "model": visible(plan.model),
+            "calibrator": calibration.method,
+            "weight_bits": plan.weight_bits,
+            "activation_bits": plan.activation_bits,
+            "num_samples": calibration.num_samples,
+            "seed": plan.seed,
+        }
+
+    @property
     def engine_onnx(self) -> Path:
         """What the engine is built from."""
         return self.workspace.end2end_onnx if self.recipe.end2end else self.workspace.trt_onnx
@@ -143,7 +159,12 @@ class Run:
         recipe = self.recipe
         batch_size = read_card(self.workspace.trt_onnx).batch_size
         return ValidationSetup(
-            self.workspace, self.target, batch_size, recipe.suppression, recipe.max_batch
+            self.workspace,
+            self.target,
+            batch_size,
+            recipe.suppression,
+            recipe.max_batch,
+            Spread(recipe.eval_workers, recipe.eval_ray),
         )
 
     @cached_property

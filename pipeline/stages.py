@@ -23,7 +23,6 @@ from reptrt.calibrators.state import (
 )
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
-from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
@@ -244,7 +243,7 @@ def export(run: Run) -> None:
             batch_size,
             precision=plan.precision,
             tail=tail,
-            notes=FileNotes(run.loaded.islands, _facts(run)),
+            notes=FileNotes(run.loaded.islands, run.facts),
         )
         run.progress("export ONNX", 2, steps)
         pays = plan.quantize == "pays"
@@ -253,19 +252,6 @@ def export(run: Run) -> None:
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
     append_nms(run)
-
-
-def _facts(run: Run) -> dict[str, object]:
-    """What the quantized file says of itself."""
-    plan, calibration = run.plan, read_result(run.workspace.calibration)
-    return {
-        "model": visible(plan.model),
-        "calibrator": calibration.method,
-        "weight_bits": plan.weight_bits,
-        "activation_bits": plan.activation_bits,
-        "num_samples": calibration.num_samples,
-        "seed": plan.seed,
-    }
 
 
 def append_nms(run: Run) -> None:

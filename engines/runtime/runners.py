@@ -94,6 +94,12 @@ class OnnxRuntimeRunner:
         self._num_threads = num_threads
         self._session: Any = None
 
+    def copy(self, num_threads: int) -> OnnxRuntimeRunner:
+        """A runner of the same file for another process, not opened yet."""
+        return OnnxRuntimeRunner(
+            self.path, self._optimize, num_threads, self.name, self._seconds_per_run
+        )
+
     @property
     def backend(self) -> str:
         """Library and version."""

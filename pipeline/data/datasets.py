@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -77,6 +77,10 @@ class ClassificationSet:
     def __len__(self) -> int:
         return len(self.files)
 
+    def part(self, start: int, stop: int) -> ClassificationSet:
+        """The images from `start` up to `stop`."""
+        return replace(self, files=self.files[start:stop], labels=self.labels[start:stop])
+
     @property
     def images(self) -> ImageSet:
         """The images without their labels, in the same order."""
@@ -115,6 +119,13 @@ class DetectionSet:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def part(self, start: int, stop: int) -> DetectionSet:
+        """The images from `start` up to `stop`."""
+        kept = slice(start, stop)
+        return replace(
+            self, files=self.files[kept], annotations=self.annotations[kept], sizes=self.sizes[kept]
+        )
 
     @property
     def images(self) -> ImageSet:

@@ -23,6 +23,7 @@ from reptrt.pipeline.report.charts import (
 from reptrt.pipeline.report.layer_table import layer_rows
 from reptrt.pipeline.report.next_steps import next_steps
 from reptrt.pipeline.report.page import write_page
+from reptrt.pipeline.report.tiles import tiles
 
 _WORST_LAYERS = 15
 _PNG_MAGIC = b"\x89PNG"
@@ -83,7 +84,7 @@ def _view(
         "worst": worst,
         "worst_widths": _worst_widths(layers, worst),
         "marked": len(marked),
-        "tiles": summary.tiles(report),
+        "tiles": tiles(report),
         "calibrators_chart": _calibrators_chart(report),
         "layer_rows": layer_rows(report, fusion_table),
         "next_steps": next_steps(report),

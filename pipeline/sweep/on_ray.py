@@ -6,13 +6,11 @@ nodes see, holds what a lost try has finished. Nothing here schedules.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from reptrt.engines.foreign.text import one_line, visible
-from reptrt.engines.target import MissingComponentError
+from reptrt.pipeline.cluster import ANSWER_SECONDS, connect
 from reptrt.pipeline.sweep.cell import CellProgress, CellResult, run_cell
 from reptrt.pipeline.sweep.grid import Cell, Resources
 from reptrt.pipeline.sweep.memory import memory_of
@@ -21,7 +19,6 @@ from reptrt.pipeline.sweep.run import Executor, SweepWatch
 _AHEAD = 4
 """Tasks that wait for each one that could run: enough to keep nodes busy, few enough to stay small."""
 _POLL_SECONDS = 0.5
-_ANSWER_SECONDS = 5.0
 
 Work = Callable[[Cell, Path, Resources, str, Callable[[CellProgress], None]], CellResult]
 
@@ -36,7 +33,7 @@ def on_ray(address: str | None, work: Work = run_cell) -> Executor:
     Raises:
         MissingComponentError: Ray is not installed, or nothing answers at `address`.
     """
-    ray = _connect(address)
+    ray = connect(address)
 
     def execute(
         cells: Sequence[Cell], workspace: Path, resources: Resources, watch: SweepWatch
@@ -71,46 +68,6 @@ def on_ray(address: str | None, work: Work = run_cell) -> Executor:
     return execute
 
 
-def _connect(address: str | None) -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingComponentError(
-            f"sweeps on a cluster need Ray ({error}): pip install 'reptrt[cluster]', or leave `ray` out"
-        ) from None
-    if ray.is_initialized():
-        return ray
-    _require_answer(address)
-    settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-    try:
-        if address is not None:
-            ray.init(address=address, **settings)
-        else:
-            ray.init(include_dashboard=False, **settings)
-    except Exception as error:  # Ray has no common class for it
-        raise _no_cluster(address, error) from None
-    return ray
-
-
-def _require_answer(address: str | None) -> None:
-    """Find out at once whether anybody listens: Ray itself would try for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise _no_cluster(address, error) from None
-
-
-def _no_cluster(address: str | None, error: Exception) -> MissingComponentError:
-    reason = one_line(error, 200) or type(error).__name__
-    return MissingComponentError(
-        f"no Ray cluster answers at {visible(str(address))}: {reason}; start one (`ray start --head`), or leave"
-        " the address out to use this machine"
-    )
-
-
 class _Board:
     """Where cells are, for the driver to read: an actor, since tasks run anywhere."""
 
@@ -135,7 +92,7 @@ def _task(work: Work, cell: Cell, workspace: Path, resources: Resources, board: 
 def _show(ray: Any, board: Any, watch: SweepWatch) -> None:
     """Show where cells are; a board whose node is lost comes back elsewhere, and begins anew."""
     try:
-        latest = ray.get(board.read.remote(), timeout=_ANSWER_SECONDS)
+        latest = ray.get(board.read.remote(), timeout=ANSWER_SECONDS)
     except (ray.exceptions.RayError, TimeoutError):
         return
     for progress in latest:

@@ -27,6 +27,12 @@ class TopAccuracy:
         self._among_five += int(np.count_nonzero(rank < min(_TOP, logits.shape[1])))
         self.num_images += len(labels)
 
+    def merge(self, other: TopAccuracy) -> None:
+        """Add the counts of other images."""
+        self._first += other._first
+        self._among_five += other._among_five
+        self.num_images += other.num_images
+
     @property
     def top1(self) -> float:
         """Percent of images whose label has the highest logit."""

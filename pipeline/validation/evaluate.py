@@ -58,6 +58,25 @@ class Evaluation:
     shown: tuple[tuple[int, int], ...] | None = None
 
 
+@dataclass(frozen=True)
+class ClassVotes:
+    """What both classifiers chose in some images, in their order.
+
+    Attributes:
+        accuracy: `fp32`, `quantized` -> counts.
+        chosen: likewise, `[n]` classes.
+        labels: `[n]`.
+    """
+
+    accuracy: Mapping[str, TopAccuracy]
+    chosen: Mapping[str, NDArray[np.int64]]
+    labels: NDArray[np.int64]
+
+
+Boxes = Mapping[str, list[Detections]]
+"""`fp32`, `quantized` -> boxes of each image."""
+
+
 def evaluate(
     fp32: Runner,
     quantized: Runner,
@@ -76,8 +95,9 @@ def evaluate(
     if isinstance(evaluation, (MaskSet, MaskedArrays)):
         return Evaluation(evaluate_masks(runners, card, evaluation, batch_size, progress))
     if isinstance(evaluation, DetectionSet):
-        return _evaluate_detector(runners, card, evaluation, batch_size, progress)
-    return _evaluate_classifier(runners, card, evaluation, batch_size, progress)
+        boxes = find_boxes(runners, card, evaluation, batch_size, progress)
+        return accuracy_of_boxes(boxes, card, evaluation)
+    return accuracy_of_votes(count_votes(runners, card, evaluation, batch_size, progress))
 
 
 def detect(
@@ -115,19 +135,25 @@ def detections(
     return detect_in_maps([outputs[name] for name in card.outputs], card.strides, suppression)
 
 
-def _evaluate_detector(
-    runners: dict[str, Runner],
+def find_boxes(
+    runners: Mapping[str, Runner],
     card: ModelCard,
     evaluation: DetectionSet,
     batch_size: int | None,
     progress: Progress,
-) -> Evaluation:
-    boxes = [
-        detect(runner, card, evaluation, batch_size, progress)
-        for runner in (runners["fp32"], runners["quantized"])
-    ]
-    matches = [match_boxes(evaluation.annotations, card.num_classes, found) for found in boxes]
-    fp32, quantized = (found.mean_average_precision() for found in matches)
+) -> Boxes:
+    """Boxes of both models in every image."""
+    return {
+        key: detect(runners[key], card, evaluation, batch_size, progress)
+        for key in ("fp32", "quantized")
+    }
+
+
+def accuracy_of_boxes(found: Boxes, card: ModelCard, evaluation: DetectionSet) -> Evaluation:
+    """Accuracy of both detectors by their boxes in all images of `evaluation`."""
+    boxes = [found["fp32"], found["quantized"]]
+    matches = [match_boxes(evaluation.annotations, card.num_classes, one) for one in boxes]
+    fp32, quantized = (one.mean_average_precision() for one in matches)
     others = (*evaluation.annotations[1:], evaluation.annotations[0])
     elsewhere = match_boxes(others, card.num_classes, boxes[0]).mean_average_precision()
     accuracy = rounded_accuracy(
@@ -150,16 +176,17 @@ def _evaluate_detector(
     )
 
 
-def _evaluate_classifier(
-    runners: dict[str, Runner],
+def count_votes(
+    runners: Mapping[str, Runner],
     card: ModelCard,
     evaluation: ClassificationSet | LabelledArrays,
     batch_size: int | None,
     progress: Progress,
-) -> Evaluation:
+) -> ClassVotes:
+    """What both models choose in every image."""
     accuracy = {key: TopAccuracy() for key in runners}
     labels: list[NDArray[np.int64]] = []
-    chosen: dict[str, list[np.ndarray[Any, Any]]] = {key: [] for key in runners}
+    chosen: dict[str, list[NDArray[np.int64]]] = {key: [] for key in runners}
     batches = evaluation.batches(batch_size or BATCH)
     for done, batch in enumerate(batches, start=1):
         labels.append(evaluation.labels[batch.indices])
@@ -168,16 +195,22 @@ def _evaluate_classifier(
             accuracy[key].update(logits, labels[-1])
             chosen[key].append(top_class(logits))
         progress("evaluate FP32 and INT8", done, len(batches))
-    fp32, quantized = accuracy["fp32"], accuracy["quantized"]
-    classes = [np.concatenate(chosen[key]) for key in ("fp32", "quantized")]
+    joined = {key: np.concatenate(parts) for key, parts in chosen.items()}
+    return ClassVotes(accuracy, joined, np.concatenate(labels))
+
+
+def accuracy_of_votes(votes: ClassVotes) -> Evaluation:
+    """Accuracy of both classifiers by what they chose."""
+    fp32, quantized = votes.accuracy["fp32"], votes.accuracy["quantized"]
+    classes = [votes.chosen[key] for key in ("fp32", "quantized")]
     found = rounded_accuracy(
         "top1",
         (fp32.top1, quantized.top1),
         agreement(*classes),
-        len(evaluation),
+        len(votes.labels),
         {"top5": (fp32.top5, quantized.top5)},
     )
-    return Evaluation(_with_evidence(found, classes[0], classes[1], np.concatenate(labels)))
+    return Evaluation(_with_evidence(found, classes[0], classes[1], votes.labels))
 
 
 def _with_evidence(

@@ -35,7 +35,12 @@ from reptrt.engines.runtime.runners import (
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import INPUT_NAME
-from reptrt.pipeline.data.datasets import EvaluationSet, ImageSet
+from reptrt.pipeline.data.datasets import (
+    ClassificationSet,
+    DetectionSet,
+    EvaluationSet,
+    ImageSet,
+)
 from reptrt.pipeline.engine.build import write_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.validation.compare_outputs import (
@@ -44,8 +49,9 @@ from reptrt.pipeline.validation.compare_outputs import (
     compare_outputs,
     with_cut,
 )
-from reptrt.pipeline.validation.evaluate import detections, evaluate
+from reptrt.pipeline.validation.evaluate import Evaluation, detections, evaluate
 from reptrt.pipeline.validation.evaluate_batches import BATCH, pad_batch
+from reptrt.pipeline.validation.shards import ONE_PROCESS, Spread, evaluate_in_parts
 from reptrt.pipeline.workspace.folder import Workspace
 
 NUM_COMPARED = 16
@@ -61,6 +67,7 @@ class ValidationSetup:
         batch_size: fixed batch of the files; None where it is dynamic.
         suppression: of an end-to-end engine; None where it returns the network's outputs.
         max_batch: largest batch of a dynamic engine.
+        spread: over what an evaluation in ONNX Runtime is spread.
     """
 
     workspace: Workspace
@@ -68,6 +75,7 @@ class ValidationSetup:
     batch_size: int | None = None
     suppression: Suppression | None = None
     max_batch: int = BATCH
+    spread: Spread = ONE_PROCESS
 
     @property
     def batch(self) -> int:
@@ -105,7 +113,7 @@ def validate_files(
     if evaluation is not None:
         fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
         with fp32, evaluation_runner(setup) as quantized:
-            found = evaluate(fp32, quantized, card, evaluation, setup.batch, progress)
+            found = _evaluate(setup, card, (fp32, quantized), evaluation, progress)
     return Validation(
         accuracy=found.accuracy if found else None,
         numerics=numerics["numerics"],
@@ -117,6 +125,27 @@ def validate_files(
         shown=found.shown if found else None,
         is_constant_input=_is_constant(feeds),
     )
+
+
+def _evaluate(
+    setup: ValidationSetup,
+    card: ModelCard,
+    runners: tuple[Runner, Runner],
+    evaluation: EvaluationSet,
+    progress: Progress,
+) -> Evaluation:
+    """In parts where that was asked for, and where both models run in ONNX Runtime."""
+    fp32, quantized = runners
+    if (
+        not setup.spread.is_one
+        and isinstance(evaluation, (ClassificationSet, DetectionSet))
+        and isinstance(fp32, OnnxRuntimeRunner)
+        and isinstance(quantized, OnnxRuntimeRunner)
+    ):
+        return evaluate_in_parts(
+            fp32, quantized, card, evaluation, setup.batch, progress, setup.spread
+        )
+    return evaluate(fp32, quantized, card, evaluation, setup.batch, progress)
 
 
 def engine_can_run(target: Target) -> bool:
