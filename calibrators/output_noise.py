@@ -19,7 +19,11 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 ActivationScales = Mapping[str, torch.Tensor]
 """Quantizer name -> scale []."""
 
+BACKGROUND = 0.01
+"""Root of the mean square that scores in 0..1 have where nothing is found."""
 
+
+@torch.no_grad()
 def compare_scales(
     model: QuantizedModel,
     batches: Sequence[torch.Tensor] | Batches,
@@ -31,19 +35,6 @@ def compare_scales(
 
     `reference` is the float network. Of an output that joins boxes and scores, each is a part.
     """
-    ratios = _noise_by_part(model, batches, scales, reference, progress)
-    return {name: float(ratio.mean()) for name, ratio in ratios.items()}
-
-
-@torch.no_grad()
-def _noise_by_part(
-    model: QuantizedModel,
-    batches: Sequence[torch.Tensor] | Batches,
-    scales: Mapping[str, ActivationScales],
-    reference: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
-    progress: Progress = no_progress,
-) -> dict[str, torch.Tensor]:
-    """Noise-to-signal power [parts] for each set of scales."""
     parts = find_parts(model.graph_module.graph)
     signal = torch.zeros(1)
     noise = {name: torch.zeros(1) for name in scales}
@@ -57,7 +48,8 @@ def _noise_by_part(
             noise[name] = noise[name] + _power(error)
         progress("compare baselines", done, len(batches))
     # An output that is always zero has no SNR and says nothing about the scales.
-    return {name: torch.where(signal > 0, power / signal, 0.0) for name, power in noise.items()}
+    ratios = {name: torch.where(signal > 0, power / signal, 0.0) for name, power in noise.items()}
+    return {name: float(ratio.mean()) for name, ratio in ratios.items()}
 
 
 def describe_noise(noise: Mapping[str, float]) -> str:
@@ -102,16 +94,28 @@ def output_noise(
     model: QuantizedModel, images: Sequence[torch.Tensor], reference: Reference
 ) -> float:
     """Noise-to-signal power at the outputs of `model` as it is."""
-    return compare_scales(model, images, {"": _current_scales(model)}, reference)[""]
+    current = {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
+    return compare_scales(model, images, {"": current}, reference)[""]
 
 
+@torch.no_grad()
 def worst_noise(
     model: QuantizedModel, images: Sequence[torch.Tensor], reference: Reference
 ) -> float:
-    """Noise-to-signal power of `model` as it is, at that part of its outputs where it is largest."""
-    ratios = _noise_by_part(model, images, {"": _current_scales(model)}, reference)[""]
-    return float(ratios.max())
+    """Noise-to-signal power of `model` as it is, at that part of its outputs where it is largest.
 
-
-def _current_scales(model: QuantizedModel) -> ActivationScales:
-    return {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
+    Of scores that stay near 0 in all images the digits mean nothing: a part in 0..1 counts as a signal of
+    `BACKGROUND` at least.
+    """
+    parts = find_parts(model.graph_module.graph)
+    signal = noise = torch.zeros(1)
+    least, is_score = torch.zeros(1), torch.ones(1, dtype=torch.bool)
+    for batch in images:
+        expected = split_parts(reference(batch), parts)
+        error = [a - b for a, b in zip(split_parts(model(batch), parts), expected, strict=True)]
+        signal, noise = signal + _power(expected), noise + _power(error)
+        least = least + torch.tensor([BACKGROUND**2 * part.numel() for part in expected])
+        scores = [bool(part.min() >= 0) and bool(part.max() <= 1) for part in expected]
+        is_score = is_score & torch.tensor(scores)
+    signal = torch.where(is_score, signal.maximum(least), signal)
+    return float(torch.where(signal > 0, noise / signal, 0.0).max())

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import reptrt
 from reptrt.calibrators.base import CalibrationResult
+from reptrt.calibrators.histogram.methods import MinMaxCalibrator
+from reptrt.calibrators.output_noise import BACKGROUND, worst_noise
+from reptrt.calibrators.quantized.run_nodes import float_copy
 from reptrt.engines.report_schema import Accuracy, OutputNumerics, Shortfall, Validation, Verdict
 from reptrt.models.spec import Task
 from reptrt.pipeline.choose_scales import is_close_enough
@@ -20,10 +25,10 @@ from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.report.summary import numerics_rows
 from reptrt.pipeline.validation.shortfall import find_shortfall
-from tests.calibrators.test_sensitivity import OneWideChannel
+from tests.calibrators.test_sensitivity import OneWideChannel, quantized
 from tests.pipeline.report.test_recommendation import report
 from tests.reports import make_report
-from tests.tiny_networks import SIZE, smooth_images
+from tests.tiny_networks import SIZE, randomize, smooth_images
 
 IMAGES = smooth_images(16, seed=1).numpy()
 
@@ -81,6 +86,39 @@ def test_the_float_engine_that_is_the_last_remedy_can_be_made(
     result = quantize(tmp_path, keep_float=("*",), calibrator=calibrator)
     assert result.verdict.shortfall is None
     assert worst(result) > 60
+
+
+class Background(nn.Module):
+    """A map of scores that stay near 0, as a text detector's on pictures without text, and the map before."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 1, 1)
+        randomize(self)
+        with torch.no_grad():
+            self.last.bias.fill_(bias)  # type: ignore[union-attr]
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.first(x)
+        return self.last(hidden.relu()).sigmoid(), hidden
+
+
+@pytest.mark.parametrize("bias", [-14.0, 0.0])
+@torch.no_grad()
+def test_noise_is_that_of_the_worst_output_and_scores_near_zero_have_a_floor(bias: float) -> None:
+    model = quantized(Background(bias), {})
+    reference = float_copy(model)
+    images = torch.from_numpy(IMAGES)
+    MinMaxCalibrator().calibrate(model, [images])
+    for quantizer in model.activation_quantizers.values():
+        quantizer.scale *= 4
+    noise = worst_noise(model, [images], reference)
+    expected = reference(images)
+    power = [float((a - b).square().mean()) for a, b in zip(model(images), expected, strict=True)]
+    signal = [float(tensor.square().mean()) for tensor in expected]
+    assert (signal[0] < BACKGROUND**2) == (bias < 0)
+    wanted = max(power[0] / max(signal[0], BACKGROUND**2), power[1] / signal[1])
+    assert noise == pytest.approx(wanted, rel=1e-3)
 
 
 def plan(**choices: object) -> tuple[Recipe, Plan]:
