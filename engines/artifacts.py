@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -34,6 +35,9 @@ _UNWRITABLE = {
     errno.ENOTDIR: "a part of its path is a file",
     errno.ENAMETOOLONG: "its name is too long",
     errno.ELOOP: "it is a link",
+    errno.EMFILE: "too many files are open (ulimit -n)",
+    errno.ENFILE: "too many files are open",
+    errno.EIO: "the disk has a fault",
 }
 
 
@@ -55,20 +59,16 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        _require_file_or_nothing(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        with _new_file(path) as temporary:
-            yield temporary
-            if not temporary.stat().st_size:
-                raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
-            temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
-            temporary.replace(path)
-    except Exception as error:
-        reason = _UNWRITABLE.get(_error_number(error))
-        if reason is None or isinstance(error, WriteError):
-            raise
-        raise WriteError(f"{path}: cannot be written: {reason}") from error
+        with writing(path):
+            require_file_or_nothing(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
+            with _new_file(path) as temporary:
+                yield temporary
+                if not temporary.stat().st_size:
+                    raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
+                temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
+                temporary.replace(path)
     finally:
         if temporary is not None:
             with suppress(OSError):
@@ -90,25 +90,45 @@ def make_folder_once(
     """
     if is_complete():  # needs no lock, and perhaps lies where nothing can be written
         return
-    try:
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with hold_lock(folder.with_name(f".{folder.name}.lock")):
             if is_complete():
                 return
-            unfinished = Path(tempfile.mkdtemp(".partial", f".{folder.name}.", folder.parent))
-            try:
-                unfinished.chmod(0o777 & ~_umask())
+            with folder_when_done(folder) as unfinished:
                 fill(unfinished)
                 if folder.exists():
                     shutil.rmtree(folder)
-                unfinished.replace(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
+
+
+@contextmanager
+def folder_when_done(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; rename it to `folder` when the block succeeds.
+
+    The caller holds a lock, so that what lies there under such a name is what `kill -9` left: it goes.
+    """
+    ending = ".partial"
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*{ending}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished = Path(tempfile.mkdtemp(ending, f".{folder.name}.", folder.parent))
+    try:
+        unfinished.chmod(0o777 & ~_umask())
+        yield unfinished
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says against a write below or at `path` into a WriteError that says why."""
+    try:
+        yield
+    except Exception as error:  # libraries in Rust have classes of their own
         reason = _UNWRITABLE.get(_error_number(error))
-        if reason is None or isinstance(error, WriteError):
+        if reason is None or isinstance(getattr(error, "exit_code", None), int):
             raise
-        raise WriteError(f"{folder}: cannot be written: {reason}") from error
+        raise WriteError(f"{path}: cannot be written: {reason}") from error
 
 
 def cache_folder() -> Path:
@@ -143,7 +163,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _require_file_or_nothing(path: Path) -> None:
+def require_file_or_nothing(path: Path) -> None:
+    """Refuse to write to what is neither new nor a regular file.
+
+    Raises:
+        WriteError: a folder, a link, a device, a pipe or a socket has that name.
+    """
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -199,11 +224,27 @@ def _umask() -> int:
     return mask
 
 
-def _error_number(error: Exception) -> int:
+def system_refusal(error: BaseException) -> str | None:
+    """One line on what the system refused, where that is why `error` was raised; else None.
+
+    For errors that no reader or writer has turned into its own: most often of temporary files.
+    """
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        return "no folder for temporary files can be written: make room, or set TMPDIR to another"
+    reason = _UNWRITABLE.get(_error_number(error))
+    if reason is None:
+        return None
+    name = getattr(error, "filename", None)
+    return f"{name or 'a file, perhaps one in TMPDIR'}: the system refuses it: {reason}"
+
+
+def _error_number(error: BaseException) -> int:
     """Return the system's number; libraries in Rust, such as safetensors, have it in their text."""
     if isinstance(error, OSError):
         return error.errno or 0
     number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None and os.strerror(errno.ENOSPC) in str(error):  # ONNX Runtime
+        return errno.ENOSPC
     return int(number[1]) if number else 0
 
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reptrt.engines.artifacts import replace_when_done, write_json
+from reptrt.engines.artifacts import folder_when_done, replace_when_done, write_json, writing
 from reptrt.engines.file_lock import hold_lock
 from reptrt.engines.foreign.border import read_bytes
 from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
@@ -118,16 +117,12 @@ def add_version(
         _write_config(folder, text, _verdict_line(number, model.verdict), keep_config)
         if model.classes is not None and not (folder / LABELS).exists():
             _write(folder / LABELS, "".join(f"{_label(name)}\n" for name in model.classes))
-        partial = Path(tempfile.mkdtemp(".partial", f".{number}.", folder))
-        partial.chmod(0o755)
-        target = partial / ("model.plan" if model.is_engine else "model.onnx")
-        try:
-            with replace_when_done(target) as temporary:
-                shutil.copyfile(model.file, temporary)
+        with writing(final), folder_when_done(final) as partial:
+            with replace_when_done(
+                partial / ("model.plan" if model.is_engine else "model.onnx")
+            ) as file:
+                shutil.copyfile(model.file, file)
             write_json(model.verdict, partial / VERDICT)
-            partial.rename(final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return final
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from reptrt.engines.cost.estimate import CostError
 from reptrt.engines.data_sheet import DataSheet, known_sheets
+from reptrt.engines.foreign.border import read_json
+from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
 
-_MOST_BYTES = 16 * 2**20
 _DOUBLE_DATA_RATE = 2
 _KEYS = ("Compute Capability", "SMs", "Compute Clock Rate", "Memory Bus Width", "Memory Clock Rate")
 _DEFAULT_L2_MB = 6.0
@@ -24,12 +24,7 @@ def read_device_info(path: Path) -> DataSheet:
     Raises:
         CostError: it is no such file.
     """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CostError(f"{path}: too large for a profile.metadata.json")
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CostError(f"{path}: no profile.metadata.json: {error}") from error
+    content = read_json(path, MAX_SIDECAR_BYTES, CostError)
     info = content.get("device_information") if isinstance(content, dict) else None
     if not isinstance(info, dict):
         raise CostError(

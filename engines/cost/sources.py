@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory
 from reptrt.engines.build.builder import BuildOptions, build_engine
 from reptrt.engines.cost.estimate import CostError, require_shapes, scale_batch
 from reptrt.engines.data_sheet import DataSheet
+from reptrt.engines.foreign.border import read_bytes, reading
+from reptrt.engines.foreign.graphs import require_small_tensors
 from reptrt.engines.fusion_rules import predict_kernels
 from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.inspection.kernel_record import read_kernel_entry
@@ -61,17 +63,19 @@ def read_layers(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
         LayerListError, BuildError, UnpredictableModelError: what is in it makes no sense.
         MissingComponentError: a TensorRT-RTX target, and TensorRT-RTX is not here.
     """
-    if path.is_dir():
-        return _read_run(path, target, sheet)
-    if not path.is_file():
-        raise CostError(
-            f"{path}: no such file; give a model.onnx, an engine's graph.json, or the folder of a run"
-        )
-    if path.suffix == ".onnx":
-        return read_model(path, target, sheet)
-    layers = _read_list(path)
-    require_shapes(layers.kernels)
-    return layers
+    with reading(path, CostError, "cannot be predicted"):
+        if path.is_dir():
+            return _read_run(path, target, sheet)
+        if not path.is_file():
+            raise CostError(
+                f"{path}: no such file; give a model.onnx, an engine's graph.json, or the folder of a run"
+            )
+        if path.suffix == ".onnx":
+            require_small_tensors(path, batch=1)
+            return read_model(path, target, sheet)
+        layers = _read_list(path)
+        require_shapes(layers.kernels)
+        return layers
 
 
 def read_model(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
@@ -115,12 +119,8 @@ def _read_run(folder: Path, target: Target | None, sheet: DataSheet) -> Layers:
 
 def _read_list(path: Path) -> Layers:
     """Read graph.json, fusion.json or a log."""
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CostError(f"{path}: larger than {_MOST_BYTES >> 20} MiB, which no layer list is")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CostError(f"{path}: no layer list: {error}") from error
+    with reading(path, CostError, "no layer list"):
+        text = read_bytes(path, _MOST_BYTES, CostError).decode("utf-8")
     try:
         kernels, origin = _parse(text)
     except LayerListError as error:

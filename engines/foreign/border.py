@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,10 +45,20 @@ def explain(error: BaseException) -> str:
     return one_line(error)
 
 
+def require_file(path: Path, refuse: Callable[[str], Exception]) -> None:
+    """Refuse what never ends or blocks: folders, pipes, devices, sockets; a link counts as its target.
+
+    Raises `refuse(message)` for them, and OSError where there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise refuse(
+            f"{visible(str(path))}: is no file, but a folder, a pipe, a socket or a device"
+        )
+
+
 def read_bytes(path: Path, limit: int, refuse: Callable[[str], Exception]) -> bytes:
-    """Return the content of a file of at most `limit` bytes; pipes and devices are no files."""
-    if path.exists() and not path.is_file():
-        raise refuse(f"{visible(str(path))}: is no file")
+    """Return the content of a file of at most `limit` bytes; see `require_file`."""
+    require_file(path, refuse)
     with path.open("rb") as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:

@@ -7,6 +7,7 @@ which later sizes depend; here each node is inferred, or computed, when its inpu
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -51,10 +52,14 @@ def infer_sizes(model: onnx.ModelProto, inputs: Iterable[onnx.ValueInfoProto]) -
     opsets = list(model.opset_import)
     version = next((one.version for one in opsets if one.domain in _ONNX_DOMAINS), 1)
     for order, node in enumerate(model.graph.node):
-        results = _compute(node, known, version)
+        inferred = _infer(node, known, version, opsets)
+        is_large = any(math.prod(sides(kind)) > LARGEST_VALUES for kind in inferred.values())
+        results = None if is_large else _compute(node, known, version)
         if results is None:
             known.nodes.append((order, node))
-            _infer(node, known, version, opsets)
+            known.types.update(inferred)
+            if node.output[0] not in known.types and len(node.input) > 1:
+                _infer_pair(node, known)
             continue
         for name, result in zip(node.output, results, strict=False):
             known.constants.add(name)
@@ -123,7 +128,8 @@ def _shape(node: onnx.NodeProto, known: Sizes) -> list[np.ndarray] | None:
 
 def _infer(
     node: onnx.NodeProto, known: Sizes, version: int, opsets: list[onnx.OperatorSetIdProto]
-) -> None:
+) -> dict[str, onnx.TypeProto]:
+    """Types of the outputs of `node`, as far as its inputs tell them."""
     inputs = [name for name in node.input if name]
     types = {name: known.types[name] for name in inputs if name in known.types}
     data = {
@@ -132,18 +138,16 @@ def _infer(
     domain = "" if node.domain == "ai.onnx" else node.domain
     with contextlib.suppress(Exception):  # a foreign operator, or one that does not fit: unknown
         schema = onnx.defs.get_schema(node.op_type, version, domain)
-        found = onnx.shape_inference.infer_node_outputs(
-            schema, node, types, data, opset_imports=opsets
+        return dict(
+            onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=opsets)
         )
-        known.types.update(found)
-    if node.output[0] not in known.types and len(node.input) > 1 and node.input[0] in types:
-        _infer_pair(node, known)
+    return {}
 
 
 def _infer_pair(node: onnx.NodeProto, known: Sizes) -> None:
     """Q and DQ whose scale has another type than the data: no valid ONNX, but TensorRT reads it."""
-    data, scale = known.types[node.input[0]], known.types.get(node.input[1])
-    if scale is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+    data, scale = known.types.get(node.input[0]), known.types.get(node.input[1])
+    if data is None or scale is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
         return
     dtype = scale.tensor_type.elem_type
     if node.op_type == "QuantizeLinear":

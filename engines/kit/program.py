@@ -17,7 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from reptrt.engines.artifacts import replace_when_done, write_json
+from reptrt.engines.artifacts import (
+    replace_when_done,
+    require_file_or_nothing,
+    system_refusal,
+    write_json,
+    writing,
+)
 from reptrt.engines.build.builder import BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
@@ -47,6 +53,7 @@ from reptrt.engines.target import MissingComponentError, Target, load_backend, r
 from reptrt.engines.triton import ServedModel, add_version, require_servable
 
 REFUSED = 1
+BAD_INPUT = 2
 CRASHED = 70
 INTERRUPTED = 130
 _MIB = 1 << 20
@@ -64,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
     except Exception as error:
         code = getattr(error, "exit_code", None)
+        refusal = system_refusal(error)
+        if not isinstance(code, int) and refusal is not None:
+            print(f"build.pyz: {visible(refusal)}", file=sys.stderr)
+            sys.exit(BAD_INPUT)
         if not isinstance(code, int):
             traceback.print_exc()
             print("build.pyz: this is a fault of reptrt: please report it", file=sys.stderr)
@@ -101,11 +112,17 @@ def run(options: argparse.Namespace) -> int:
     with replace_when_done(folder / "report.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
     # Last: nothing is installed before every check has run and the report is written.
-    candidate.replace(final if passed else folder / f"{manifest.name}.engine.refused")
+    _rename(candidate, final if passed else folder / f"{manifest.name}.engine.refused")
     print(text, end="")
     if passed and options.triton is not None:
         print(f"served by Triton: {add_version(options.triton, _served(manifest, final, options))}")
     return 0 if passed else REFUSED
+
+
+def _rename(file: Path, final: Path) -> None:
+    require_file_or_nothing(final)
+    with writing(final):
+        file.replace(final)
 
 
 def check_version(target: Target, trt: ModuleType) -> list[str]:

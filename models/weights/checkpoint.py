@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.border import reading, require_file
 from reptrt.engines.foreign.text import one_line
 from reptrt.models.spec import PreprocessError, PreprocessOverrides, Triple
 from reptrt.models.weights.nested import AmbiguousStatesError, find_state
@@ -103,6 +103,7 @@ def _read_checkpoint(path: Path) -> Checkpoint:
 def _looks_like_safetensors(path: Path) -> bool:
     """Tell the format from the first bytes: a safetensors file has 8 bytes of length, then JSON."""
     try:
+        require_file(path, CheckpointError)
         with path.open("rb") as file:
             head = file.read(9)
     except OSError as error:

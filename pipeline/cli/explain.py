@@ -9,6 +9,7 @@ from collections.abc import Callable
 import click
 from rich.console import Console
 
+from reptrt.engines.artifacts import system_refusal
 from reptrt.engines.foreign.text import one_line, visible
 
 BAD_INPUT = 2
@@ -41,6 +42,10 @@ def explain(error: BaseException, console: Console, in_flags: Callable[[str], st
             f"there is not enough memory for this: {one_line(error)}; use fewer or smaller images,"
             " a smaller --batch-size or --max-memory, or a machine with more",
         )
+        return BAD_INPUT
+    refusal = system_refusal(error)
+    if refusal is not None:
+        _say(console, visible(refusal))
         return BAD_INPUT
     console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
     _say(console, "this is a fault of reptrt, not of your input: please report the lines above")

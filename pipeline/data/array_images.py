@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from PIL import Image
 
-from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.border import reading, require_file
 from reptrt.engines.foreign.limits import MAX_IMAGES
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess
@@ -66,6 +66,7 @@ def read_array_header(path: Path, image_size: tuple[int, int], num_channels: int
         DataError: Anything else.
     """
     with reading(path, DataError, "unreadable array file"):
+        require_file(path, DataError)
         member = None if path.suffix.lower() == ".npy" else _choose_member(path)
         with _open(path, member) as stream:
             shape, fortran_order, dtype = _read_header(stream)

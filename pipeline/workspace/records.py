@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reptrt.engines.foreign.border import read_bytes, reading
 from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
-from reptrt.engines.foreign.text import one_line
+from reptrt.engines.foreign.text import one_line, visible
 
 T = TypeVar("T")
 
@@ -20,10 +20,15 @@ class RecordError(ValueError):
     exit_code = 2
 
 
-def read_record(path: Path, record: type[T]) -> T:
+def read_record(path: Path, record: type[T], remedy: str = "make it again") -> T:
     """Content of `path` as a `record`, such as `reptrt.engines.report_schema.Report`.
 
     Values have the record's types or are refused; keys that it does not know are left out.
+
+    Args:
+        path: JSON file.
+        record: dataclass or model of pydantic.
+        remedy: what a user is told to do about another file.
 
     Raises:
         RecordError: the file is missing, no JSON, or lacks a key or has a value of another type.
@@ -37,5 +42,5 @@ def read_record(path: Path, record: type[T]) -> T:
         place = ".".join(str(part) for part in first["loc"])
         reason = one_line(f"{place}: {first['msg']}".removeprefix(": "))
         raise RecordError(
-            f"{path}: is not what this version of reptrt writes there ({reason}); make it again"
+            f"{visible(str(path))}: is not what this version of reptrt writes there ({reason}); {remedy}"
         ) from None

@@ -8,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from reptrt.engines.artifacts import file_sha256, write_json
+from reptrt.pipeline.workspace.records import read_record
 
 RECORDS = "run.json"
 PACKAGES = (
@@ -59,12 +60,15 @@ class RunRecords(BaseModel):
 
 
 def read_records(folder: Path) -> dict[str, StageRecord]:
-    """Records of the finished stages by name; none where `run.json` is missing or not ours."""
-    try:
-        text = (folder / RECORDS).read_text(encoding="utf-8")
-        return RunRecords.model_validate_json(text).stages
-    except (OSError, ValidationError, UnicodeDecodeError):
+    """Records of the finished stages by name; none where `run.json` is missing.
+
+    Raises:
+        RecordError: it is not what this version of reptrt writes there.
+    """
+    path = folder / RECORDS
+    if not path.is_symlink() and not path.exists():
         return {}
+    return read_record(path, RunRecords, "remove it, and every stage runs again").stages
 
 
 def made_from(folder: Path, stage: str, source: str) -> str | None:

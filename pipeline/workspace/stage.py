@@ -10,11 +10,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from reptrt.engines.artifacts import file_sha256, replace_when_done
+from reptrt.pipeline.workspace.records import RecordError
 from reptrt.pipeline.workspace.run_records import (
     Inputs,
     StageRecord,
@@ -103,7 +104,9 @@ class Stage:
     def _borrow(self) -> bool:
         """Copy what another run of the model made of the same inputs; False where there is none."""
         for folder in self._lenders():
-            record = self._fresh_record(folder)
+            record = None
+            with suppress(RecordError):  # what somebody did to another run is no matter of this one
+                record = self._fresh_record(folder)
             if record is not None and self._copy(folder, record):
                 logger.info("%s: same inputs as in %s, copied from there", self.name, folder)
                 return True

@@ -46,7 +46,7 @@ def test_the_file_wins_over_the_target(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no profile.metadata.json"), ("[]", "no 'device_information'"),
+        ("", "not valid JSON"), ("[]", "no 'device_information'"),
         ('{"device_information": 3}', "no 'device_information'"),
         (json.dumps({"device_information": {**INFO, "SMs": "many"}}), "no 'SMs' above 0"),
         (json.dumps({"device_information": {**INFO, "SMs": float("nan")}}), "no 'SMs' above 0"),
