@@ -164,7 +164,7 @@ def create_progress_monitor(trt: ModuleType, watch: BuildWatch) -> Any:
 
 @contextmanager
 def deferred_interrupt(watch: BuildWatch) -> Iterator[None]:
-    """Turn Ctrl-C inside the block into `watch.interrupted`; only the main thread can."""
+    """Turn Ctrl-C and `kill` inside the block into `watch.interrupted`; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -172,8 +172,9 @@ def deferred_interrupt(watch: BuildWatch) -> Iterator[None]:
     def note(signum: int, frame: FrameType | None) -> None:
         watch.interrupted = True
 
-    previous = signal.signal(signal.SIGINT, note)
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

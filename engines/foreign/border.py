@@ -15,7 +15,7 @@ from reptrt.engines.foreign.text import one_line, visible
 def reading(path: Path | str, refuse: Callable[[str], Exception], problem: str) -> Iterator[None]:
     """Turn every exception of the block into `refuse("<path>: <problem>: <reason>")`.
 
-    Errors that already have an exit code, and those of the reader's own class, pass as they are.
+    Errors that already have an exit code pass; what they quote of the file is made visible.
 
     Args:
         path: what is read.
@@ -26,6 +26,8 @@ def reading(path: Path | str, refuse: Callable[[str], Exception], problem: str) 
         yield
     except Exception as error:  # a damaged file can raise anything in the libraries that read it
         if isinstance(getattr(error, "exit_code", None), int):
+            if not str(error).isprintable():
+                error.args = (visible(" ".join(str(error).split())),)
             raise
         raise refuse(f"{visible(str(path))}: {problem}: {explain(error)}") from error
 

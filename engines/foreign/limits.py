@@ -32,3 +32,4 @@ MAX_FEED_BYTES = GIB  # of random images that are measured with
 
 # Kits
 MAX_REFERENCE_BYTES = GIB
+MAX_BATCH_BYTES = 2 * GIB  # of the images of its largest batch

@@ -21,6 +21,9 @@ MANIFEST_FILE = "manifest.json"
 FORMAT = 2
 _INTERVALS = ("fp32_interval", "drop_interval")
 _MAX_BATCH = 1 << 16
+_MAX_SIDE = (1 << 31) - 1
+_MAX_WORKSPACE_BYTES = 1 << 48
+_LEVELS = range(6)  # of TensorRT's optimization
 
 
 class ManifestError(ValueError):
@@ -144,7 +147,11 @@ def require_types(manifest: Manifest) -> None:
     texts = (
         *(manifest.name, manifest.model, manifest.task, manifest.target, manifest.onnx),
         *(manifest.references, manifest.layers_source, *(manifest.classes or ())),
-        *(tensor.name for tensor in (*manifest.inputs, *manifest.outputs)),
+        *(
+            text
+            for tensor in (*manifest.inputs, *manifest.outputs)
+            for text in (tensor.name, tensor.dtype)
+        ),
         *(*manifest.layers, *manifest.layers.values()),
     )
     sizes = [side for tensor in (*manifest.inputs, *manifest.outputs) for side in tensor.shape]
@@ -156,11 +163,31 @@ def require_types(manifest: Manifest) -> None:
     low, usual, high = manifest.build.batch
     if not 1 <= low <= usual <= high <= _MAX_BATCH:
         raise ManifestError(f"its batch sizes are {one_line(manifest.build.batch)}")
+    if (
+        min(sizes, default=1) < -1
+        or max(sizes, default=1) > _MAX_SIDE
+        or min(manifest.strides, default=1) < 1
+    ):
+        raise ManifestError("a size in it is none that a tensor can have")
+    _require_build_options(manifest.build)
     if not isinstance(manifest.preprocess, Mapping) or not isinstance(manifest.run.model, str):
         raise ManifestError("'run' names no model, or 'preprocess' is no object")
     if not manifest.inputs or not manifest.outputs:
         raise ManifestError("it has no input, or no output")
     _require_bounds(manifest.tolerances, {tensor.name for tensor in manifest.outputs})
+
+
+def _require_build_options(options: BuildOptions) -> None:
+    """TensorRT's bindings raise what they like on other types."""
+    limit, level = options.workspace_bytes, options.optimization_level
+    flags = (options.version_compatible, options.hardware_compatible)
+    is_legal = (
+        (limit is None or (type(limit) is int and 0 < limit < _MAX_WORKSPACE_BYTES))
+        and (level is None or (type(level) is int and level in _LEVELS))
+        and all(type(flag) is bool for flag in flags)
+    )
+    if not is_legal:
+        raise ManifestError("its options for the build are none that TensorRT has")
 
 
 def _require_bounds(tolerances: Tolerances, outputs: set[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import signal
 import sys
 import time
 import traceback
@@ -28,6 +29,7 @@ from reptrt.engines.build.builder import BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
 from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.limits import MAX_BATCH_BYTES
 from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.engines.foreign.text import visible
 from reptrt.engines.kit.manifest import (
@@ -65,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler])
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing half-written
     try:
         sys.exit(run(options))
     except KeyboardInterrupt:
@@ -259,16 +262,23 @@ def _try_out(
     """Run the references in the smallest and the largest batch; time the usual one."""
     references = read_references(options.kit / manifest.references, manifest)
     low, usual, high = _batches(manifest, options.max_batch)
+    needed = high * sum(one[0].nbytes for one in references.inputs.values())
+    if needed > MAX_BATCH_BYTES:
+        raise ManifestError(
+            f"{options.kit / MANIFEST_FILE}: a batch of {high} has {needed / 1e9:.1f} GB, more than"
+            f" {MAX_BATCH_BYTES / 1e9:.1f} GB: give a smaller `max_batch`"
+        )
     runner: Runner
     if options.verify == "engine":
         runner = TensorRTRunner(built.engine_path, built.backend, trusted=True)  # built just now
     else:
         runner = OnnxRuntimeRunner(options.kit / manifest.onnx)
-    with runner:
+    problem = "its references, its engine and its tolerances do not fit each other"
+    with runner, reading(options.kit / MANIFEST_FILE, ManifestError, problem):
         outputs = [run_in_batches(runner, references.inputs, size) for size in sorted({low, high})]
+        check = compare(references.outputs, outputs, manifest)
         feed = take_batch(references.inputs, usual)
-        latency = measure_latency(runner, feed, min_seconds=options.seconds)
-    return compare(references.outputs, outputs, manifest), latency
+        return check, measure_latency(runner, feed, min_seconds=options.seconds)
 
 
 def _show_progress(phase: str, done: int, total: int) -> None:

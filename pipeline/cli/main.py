@@ -82,17 +82,25 @@ def main() -> None:
 
 @contextmanager
 def noted_interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C: libraries turn the KeyboardInterrupt into errors of their own."""
+    """Collect Ctrl-C and `kill`: libraries turn the KeyboardInterrupt into errors of their own.
+
+    What is half-written is then removed on the way out; a second signal ends the process at once.
+    """
     interrupts: list[int] = []
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    # Where someone ignores or handles one on purpose, it stays so.
+    ours = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
 
     def note(number: int, frame: object) -> None:
         interrupts.append(number)
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else someone ignores or handles it on purpose
-        signal.signal(signal.SIGINT, note)
+    for one in ours:
+        signal.signal(one, note)
     try:
         yield interrupts
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one in ours:
+            signal.signal(one, usual[one])

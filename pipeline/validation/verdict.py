@@ -223,12 +223,17 @@ def _agreement(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
 
 def _snr(validation: Validation, bounds: Bounds) -> Iterator[Check]:
     """Every output keeps its distance from noise; one that is exact has no SNR."""
-    for name, output in (validation.numerics or {}).items():
-        if output.snr_db is not None and output.snr_db < bounds.min_snr:
-            reason = (
-                f"output {name} has {output.snr_db:.1f} dB, at least {bounds.min_snr:.1f} wanted"
-            )
-            yield Check(f"SNR of {name}", False, reason, output.snr_db, bounds.min_snr)
+    if bounds.are_asked and not validation.numerics:
+        yield Check("SNR", None, "no output was compared with FP32's")
+    for whose, numerics in (
+        ("", validation.numerics),
+        (" of the engine", validation.engine_numerics),
+    ):
+        for name, output in (numerics or {}).items():
+            if output.snr_db is not None and output.snr_db < bounds.min_snr:
+                found = f"output {name}{whose} has {output.snr_db:.1f} dB"
+                reason = f"{found}, at least {bounds.min_snr:.1f} wanted"
+                yield Check(f"SNR of {name}{whose}", False, reason, output.snr_db, bounds.min_snr)
 
 
 def _least(name: str, found: float | None, least: float) -> Check:

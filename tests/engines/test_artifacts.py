@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reptrt.engines.artifacts import WriteError, file_sha256, replace_when_done, write_json
+from reptrt.engines.artifacts import (
+    WriteError,
+    file_sha256,
+    make_folder_once,
+    replace_when_done,
+    system_refusal,
+    write_json,
+)
 from tests.full_disk import fill_disk_for
 
 
@@ -162,3 +169,30 @@ def test_an_artifact_may_be_read_by_whom_the_umask_lets(
     finally:
         os.umask(before)
     assert (tmp_path / "calibration.safetensors").stat().st_mode & 0o777 == mode
+
+
+def test_what_a_kill_left_of_a_folder_goes_when_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / ".scenes.abc.partial" / "images").mkdir(parents=True)
+    make_folder_once(
+        tmp_path / "scenes",
+        (tmp_path / "scenes").exists,
+        lambda folder: (folder / "a").touch(),
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".scenes.lock", "scenes"]
+    assert [path.name for path in (tmp_path / "scenes").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y: the system refuses it"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "set TMPDIR"),
+        (RuntimeError("SaveModel: write failed: No space left on device"), "the disk is full"),
+    ],
+)
+def test_what_the_system_refuses_outside_of_any_writer_is_one_line(
+    error: Exception, line: str
+) -> None:
+    assert line in str(system_refusal(error))
+    assert system_refusal(KeyError("a")) is None

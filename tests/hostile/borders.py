@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,12 +20,24 @@ from PIL import Image
 from safetensors.torch import save
 
 from reptrt.calibrators.state import read_result
-from reptrt.engines.foreign.border import read_json
-from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
-from reptrt.engines.kit.manifest import Manifest, check_files, read_manifest
+from reptrt.engines.build.builder import BuildOptions
+from reptrt.engines.cost.device_info import read_device_info
+from reptrt.engines.cost.estimate import estimate_cost
+from reptrt.engines.cost.result import cost_result
+from reptrt.engines.cost.sources import read_layers
+from reptrt.engines.kit.manifest import (
+    Manifest,
+    Tolerances,
+    check_files,
+    manifest_text,
+    read_manifest,
+)
 from reptrt.engines.kit.verification import read_references
-from reptrt.engines.lint import LintError, lint_file
+from reptrt.engines.lint import lint_file
 from reptrt.engines.lint.repair import repair_file
+from reptrt.engines.report_schema import Accuracy, OutputNumerics, RunFacts, Validation
+from reptrt.engines.target import TARGETS
+from reptrt.engines.tensor_spec import Tensor
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.spec import Preprocess
 from reptrt.models.weights.checkpoint import read_checkpoint
@@ -33,6 +46,8 @@ from reptrt.pipeline.data.datasets import open_evaluation, open_images
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import load_recipe
 from reptrt.pipeline.regression.baselines import load_baselines
+from reptrt.pipeline.workspace.records import read_record
+from reptrt.pipeline.workspace.run_records import RunRecords, StageRecord, read_records
 from tests.hostile.graphs import onnx_files
 from tests.hostile.limited import PLANTED, bounded, read_or_refuse
 from tests.hostile.strategies import NAMES, damaged, documents, json_text, nested
@@ -58,6 +73,7 @@ class Border:
         """Read `count` inputs, each in one line, a minute and two gigabytes; nothing else is written."""
         path = folder / self.file
         path.parent.mkdir(parents=True, exist_ok=True)
+        accepted: list[int] = []
 
         @settings(
             max_examples=count, deadline=None, database=None, derandomize=True,
@@ -66,14 +82,16 @@ class Border:
         @given(self.contents)
         def run(content: bytes) -> None:
             path.write_bytes(content)
-            fault = read_or_refuse(lambda: self.read(path))
-            if fault:
+            outcome = read_or_refuse(lambda: self.read(path))
+            accepted.append(outcome.accepted)
+            if fault := outcome.fault:
                 kept = path.with_name(f"{path.name}.fault")
                 kept.write_bytes(content)
                 pytest.fail(f"{fault} (input: {kept})", pytrace=False)
 
         with bounded(folder):
             run()
+        assert any(accepted), "every input was refused: nothing behind the first check was tried"
 
 
 def _encoded(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
@@ -230,25 +248,24 @@ def _read_array(path: Path) -> object:
 
 # Kits and what a workspace holds
 
-RUN: dict[str, object] = {
-    "model": "m", "calibrator": "minmax", "weight_bits": 8, "activation_bits": 8,
-    "precision": "fp32", "softmax": "float", "num_samples": 8, "seed": 0, "accuracy": None,
-    "versions": {"torch": "2"},
-}  # fmt: skip
-MANIFEST: dict[str, object] = {
-    "format": 1, "name": "net", "model": "m", "task": "classification", "target": "tensorrt",
-    "onnx": "m.onnx", "references": "references.npz",
-    "build": {"batch": [1, 1, 8], "workspace_bytes": None, "optimization_level": None,
-              "version_compatible": False, "hardware_compatible": False},
-    "inputs": [{"name": "images", "dtype": "float32", "shape": [-1, 3, 8, 8]}],
-    "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, 5]}],
-    "classes": ["a"], "strides": [8], "preprocess": {}, "layers": {"fc": "int8"},
-    "layers_source": "x", "tolerances": {"snr_db": {"logits": 20.0}, "top1": [1], "agreement": None},
-    "run": RUN, "files": {"m.onnx": "00", "references.npz": "00"},
-}  # fmt: skip
+MANIFEST: dict[str, object] = json.loads(manifest_text(Manifest(
+    name="net", model="m", task="classification", target="tensorrt", onnx="m.onnx",
+    references="references.npz", build=BuildOptions(batch=(1, 1, 8)),
+    inputs=(Tensor("images", "float32", (-1, 3, 8, 8)),),
+    outputs=(Tensor("logits", "float32", (-1, 5)),),
+    classes=("a",), strides=(8,), preprocess={}, layers={"fc": "int8"}, layers_source="x",
+    tolerances=Tolerances({"logits": 20.0}, (1,)),
+    run=RunFacts(
+        model="m", calibrator="minmax", weight_bits=8, activation_bits=8, precision="fp32",
+        softmax="float", num_samples=8, seed=0, accuracy=Accuracy("top1", 80.0), versions={},
+    ),
+    files={name: hashlib.sha256(b"x").hexdigest() for name in ("m.onnx", "references.npz")},
+)))  # fmt: skip
 
 
 def _read_kit(path: Path) -> Manifest:
+    for name in ("m.onnx", "references.npz"):
+        (path.parent / name).write_bytes(b"x")
     manifest = read_manifest(path.parent)
     check_files(path.parent, manifest)
     return manifest
@@ -256,11 +273,13 @@ def _read_kit(path: Path) -> Manifest:
 
 @st.composite
 def reference_files(draw: st.DrawFn) -> bytes:
-    values = draw(st.sampled_from([np.ones((1, 3, 8, 8), np.float32), np.full((1, 5), np.nan), np.ones(()),
-                                   np.ones((0, 5)), np.zeros((1500, 1500), np.uint8)]))  # fmt: skip
+    good = st.just(np.ones((1, 5), np.float32))
+    odd = st.sampled_from([np.full((1, 5), np.nan), np.ones(()), np.ones((0, 5)),
+                           np.zeros((1500, 1500), np.uint8)])  # fmt: skip
     buffer = io.BytesIO()
-    save_arrays = draw(st.sampled_from([np.savez, np.savez_compressed]))
-    save_arrays(buffer, **{"input:images": values, "output:logits": values})
+    save_arrays = draw(st.sampled_from([np.savez, np.savez, np.savez_compressed]))
+    names = ("input:images", "output:logits")
+    save_arrays(buffer, **{name: draw(st.one_of(good, good, odd)) for name in names})
     return draw(damaged(buffer.getvalue()))
 
 
@@ -280,6 +299,52 @@ def calibration_files(draw: st.DrawFn) -> bytes:
         documents({"method": "minmax", "notes": {}, "num_samples": 3, "blocks": [{"name": "a"}]})
     )
     return draw(damaged(bytes(save(_state(), {"result": json_text(result), "grids": "{}"}))))
+
+
+RECORDS = RunRecords(stages={"export": StageRecord(
+    inputs={"a": 1}, artifacts={"model.onnx": "00"}, seed=0, seconds=1.0, peak_rss_mb=1.0,
+    versions={"torch": "2"}, command="reptrt export m",
+)}).model_dump(mode="json")  # fmt: skip
+VALIDATION = asdict(
+    Validation(
+        accuracy=Accuracy("top1", 80.0, 79.0, 1.0),
+        numerics={"logits": OutputNumerics(30.0, 0.999)},
+    )
+)
+TENSOR = {"Name": "x", "Dimensions": [1, 8, 16, 16], "Format/Datatype": "Row major Int8 format"}
+LAYERS: dict[str, object] = {
+    "Layers": [
+        {"Name": "c", "LayerType": "CaskConvolution", "Inputs": [TENSOR], "Outputs": [TENSOR],
+         "Kernel": [3, 3], "Stride": [1, 1], "Groups": 1, "OutMaps": 8, "PrePadding": [1, 1],
+         "Weights": {"Type": "Int8", "Count": 576}, "TacticName": "t", "Metadata": ""}
+    ],
+    "Bindings": ["x"],
+}  # fmt: skip
+FUSION: dict[str, object] = {
+    "backend": "tensorrt",
+    "fused_kernels": [
+        {"name": "c", "kind": "conv", "onnx_layers": ["c"], "tactic": "t", "weights": [],
+         "inputs": [{"name": "x", "dtype": "Int8", "dims": [1, 8, 16, 16], "strides": [], "format": ""}],
+         "outputs": [{"name": "y", "dtype": "Half", "dims": [1, 8, 16, 16]}],
+         "product": {"rows": 256, "columns": 8, "depth": 72, "groups": 1, "window": [3, 3], "stride": [1, 1]}}
+    ],
+}  # fmt: skip
+DEVICE: dict[str, object] = {
+    "device_information": {
+        "Selected Device": "NVIDIA T4", "Compute Capability": 7.5, "SMs": 40,
+        "Compute Clock Rate": 1.59, "Memory Bus Width": 256, "Memory Clock Rate": 5.001,
+    }
+}  # fmt: skip
+
+
+def _read_cost(path: Path) -> object:
+    """What `reptrt cost` makes of a file, for a GPU whose engines are predicted."""
+    target = TARGETS["server-t4"]
+    assert target.data_sheet is not None
+    layers = read_layers(path, target, target.data_sheet)
+    return cost_result(
+        estimate_cost(layers.kernels, target.data_sheet), layers.batch, layers.origin
+    )
 
 
 BORDERS: dict[str, Border] = {
@@ -302,6 +367,10 @@ BORDERS: dict[str, Border] = {
     "kit": Border("kit/manifest.json", _json(MANIFEST), _read_kit),
     "references": Border("kit/references.npz", reference_files(), _read_references),
     "calibration": Border("calibration.safetensors", calibration_files(), read_result),
-    "sidecar": Border("x.json", _json({"stage": "export", "inputs": {}, "versions": {}}),
-                      lambda path: read_json(path, MAX_SIDECAR_BYTES, LintError)),
+    "run.json": Border("run.json", _json(RECORDS), lambda path: read_records(path.parent)),
+    "validation.json": Border("x.json", _json(VALIDATION), lambda path: read_record(path, Validation)),
+    "cost": Border("m.onnx", onnx_files(), _read_cost),
+    "layer list": Border("graph.json", _json(LAYERS), _read_cost),
+    "fusion.json": Border("fusion.json", _json(FUSION), _read_cost),
+    "device info": Border("profile.json", _json(DEVICE), read_device_info),
 }  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 MOST_SECONDS = 60
 MOST_BYTES = 2 << 30
@@ -23,8 +24,15 @@ class TooSlowError(BaseException):
     """A reader took more than a minute; no handler of ours catches it."""
 
 
-def read_or_refuse(read: Callable[[], object]) -> str:
-    """Call `read`, which may refuse on one visible line; return what else went wrong, or nothing."""
+class Outcome(NamedTuple):
+    """Whether a reader took its input, and what went wrong otherwise than on one line."""
+
+    accepted: bool
+    fault: str = ""
+
+
+def read_or_refuse(read: Callable[[], object]) -> Outcome:
+    """Call `read`, which may refuse on one visible line."""
     refusal = None
     with time_limit():
         try:
@@ -32,16 +40,16 @@ def read_or_refuse(read: Callable[[], object]) -> str:
         except Exception as error:
             refusal = error
         except TooSlowError:
-            return f"more than {MOST_SECONDS} s"
+            return Outcome(False, f"more than {MOST_SECONDS} s")
     if refusal is None:
-        return ""
+        return Outcome(True)
     message, frames = str(refusal), traceback.extract_tb(refusal.__traceback__)[-4:]
     if getattr(refusal, "exit_code", None) != 2:
         places = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
-        return f"{type(refusal).__name__}: {message[:300]} at {places}"
+        return Outcome(False, f"{type(refusal).__name__}: {message[:300]} at {places}")
     if not message or not message.isprintable() or len(message) > LONGEST_MESSAGE:
-        return f"no single visible line: {message[:2000]!a}"
-    return ""
+        return Outcome(False, f"no single visible line: {message[:2000]!a}")
+    return Outcome(False)
 
 
 @contextmanager

@@ -32,9 +32,12 @@ def test_whatever_goes_wrong_is_the_readers_one_line(error: Exception, reason: s
     assert str(caught.value).isprintable()
 
 
-def test_what_already_has_an_exit_code_passes() -> None:
-    with pytest.raises(OtherError), reading("f", BadFileError, "no thing"):
-        raise OtherError("missing")
+def test_what_already_has_an_exit_code_passes_and_is_one_visible_line() -> None:
+    with (
+        pytest.raises(OtherError, match=r"^mis\?\[2J sing$"),
+        reading("f", BadFileError, "no thing"),
+    ):
+        raise OtherError("mis\x1b[2J\nsing")
 
 
 def test_an_interrupt_passes() -> None:

@@ -28,6 +28,11 @@ FACTS = RunFacts(
     accuracy=Accuracy("top1", 80.0, 79.0, 1.0, 95.0, 400, {"top5": MetricPair(95.0, 94.0)}),
 )  # fmt: skip
 
+BUILD = {
+    "batch": [1, 2, 4], "workspace_bytes": None, "optimization_level": None,
+    "version_compatible": False, "hardware_compatible": False,
+}  # fmt: skip
+
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
@@ -107,6 +112,12 @@ def damaged(text: str, key: str, value: object) -> str:
         ("tolerances", {"snr_db": {"logits": "much"}}, "damaged"),
         ("files", [1], "damaged"),
         ("build", {"batch": 1}, "damaged"),
+        ("build", {**BUILD, "workspace_bytes": "much"}, "none that TensorRT has"),
+        ("build", {**BUILD, "optimization_level": 10**30}, "none that TensorRT has"),
+        ("build", {**BUILD, "hardware_compatible": "yes"}, "none that TensorRT has"),
+        ("strides", [0], "none that a tensor can have"),
+        ("inputs", [{"name": "x", "dtype": "float32", "shape": [-2]}], "none that a tensor can"),
+        ("inputs", [{"name": "x", "dtype": 3, "shape": [1]}], "no text"),
         ("run", {"model": "net", "accuracy": None}, "damaged"),
         ("run", {**asdict(FACTS), "accuracy": [80.0]}, "damaged"),
     ],

@@ -364,3 +364,34 @@ def test_regress_names_a_wrong_target_before_the_first_entry(tmp_path: Path) -> 
     outcome = reptrt("regress", "--target", "h100", "--workspace", tmp_path)
     assert "did you mean 'server-h100'?" in complaint(outcome, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--weights", "--data", "--eval", "--recipe"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop"])
+def test_what_is_no_file_is_refused_and_never_waited_for(
+    tiny: TinyProject, tmp_path: Path, option: str, kind: str
+) -> None:
+    path = tmp_path / "x.npy"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    line = complaint(
+        reptrt("validate" if option == "--eval" else "calibrate", *tiny.options, option, path,
+               "--workspace", tmp_path / "b"), tmp_path / "b"
+    )  # fmt: skip
+    assert str(path) in line or "run `reptrt export MODEL` first" in line
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 1, "stages": {"export": 3}}', "[" * 9000])
+def test_records_that_somebody_changed_are_one_line(
+    tiny: TinyProject, workspace: Path, text: str
+) -> None:
+    path = tiny.files_of(workspace) / "run.json"
+    path.write_text(text)
+    for command in ("engine", "report"):
+        outcome = reptrt(command, *tiny.options, "--workspace", workspace)
+        assert outcome.code == 2
+        (line,) = outcome.complaints
+        assert line.startswith(f"reptrt: {path}: is not what this version of reptrt writes there")
+        assert line.endswith("; remove it, and every stage runs again")
