@@ -59,5 +59,6 @@ def absorb_writer(network: Network, node: Node, writer: Node) -> None:
     network.remove(writer)
     node.inputs = list(dict.fromkeys([*writer.inputs, *others]))
     node.weights = [*writer.weights, *node.weights]
-    node.parts = [*writer.parts, *node.parts]
+    writer.parts.extend(node.parts)  # a copy for each of a long chain would be quadratic
+    node.parts, writer.parts = writer.parts, []
     network.add(node)

@@ -265,7 +265,9 @@ def _session(
 ) -> Any:
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = (
+        4  # its errors are raised too; printed, names of the file reach the terminal
+    )
     options.intra_op_num_threads = num_threads or available_processors()
     # Else an idle session's threads spin on the processors of the one that is timed by turns with it.
     options.add_session_config_entry("session.force_spinning_stop", "1")

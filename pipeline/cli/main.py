@@ -87,7 +87,10 @@ def noted_interrupts() -> Iterator[list[int]]:
     What is half-written is then removed on the way out; a second signal ends the process at once.
     """
     interrupts: list[int] = []
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual: dict[signal.Signals, signal._HANDLER] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
     # Where someone ignores or handles one on purpose, it stays so.
     ours = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
 
