@@ -139,8 +139,23 @@ def cache_folder() -> Path:
     try:
         home = Path.home()
     except RuntimeError:  # neither HOME nor an entry in the password file
-        return Path(tempfile.gettempdir()) / f"reptrt-{os.getuid()}"
+        return _own_folder(Path(tempfile.gettempdir(), f"reptrt-{os.getuid()}"))
     return home / ".cache" / "reptrt"
+
+
+def _own_folder(folder: Path) -> Path:
+    """Return `folder`, made where it is missing; another one if someone else has put it there."""
+    with suppress(OSError):
+        folder.mkdir(mode=0o700)
+    with suppress(OSError):
+        found = folder.lstat()
+        if (
+            stat.S_ISDIR(found.st_mode)
+            and found.st_uid == os.getuid()
+            and not found.st_mode & 0o022
+        ):
+            return folder
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
 
 
 def write_json(content: object, path: Path) -> None:

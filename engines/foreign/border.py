@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from reptrt.engines.foreign.text import one_line, visible
+
+_NO_MEMORY = re.compile(
+    r"bad.?alloc|(can.?t|cannot|failed to) allocate memory|out of memory|can.?t start new thread"
+    r"|failed to map segment",
+    re.IGNORECASE,
+)
 
 
 @contextmanager
@@ -45,6 +52,18 @@ def explain(error: BaseException) -> str:
     if isinstance(error, UnicodeError):
         return "it holds text that is not UTF-8"
     return one_line(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python or in a library; the errors that it led to count too."""
+    seen: set[int] = set()
+    here: BaseException | None = error
+    while here is not None and id(here) not in seen:
+        seen.add(id(here))
+        if isinstance(here, MemoryError) or _NO_MEMORY.search(str(here)):
+            return True
+        here = here.__cause__ or here.__context__
+    return False
 
 
 def require_file(path: Path, refuse: Callable[[str], Exception]) -> None:

@@ -28,10 +28,10 @@ from reptrt.engines.artifacts import (
 from reptrt.engines.build.builder import BuildResult, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
-from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.border import is_out_of_memory, reading
 from reptrt.engines.foreign.limits import MAX_BATCH_BYTES
 from reptrt.engines.foreign.log_format import VisibleFormatter
-from reptrt.engines.foreign.text import visible
+from reptrt.engines.foreign.text import one_line, visible
 from reptrt.engines.kit.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         code = getattr(error, "exit_code", None)
         refusal = system_refusal(error)
+        if is_out_of_memory(error):
+            refusal = f"there is not enough memory for this: {one_line(error)}"
         if not isinstance(code, int) and refusal is not None:
             print(f"build.pyz: {visible(refusal)}", file=sys.stderr)
             sys.exit(BAD_INPUT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Callable
 
@@ -10,15 +9,12 @@ import click
 from rich.console import Console
 
 from reptrt.engines.artifacts import system_refusal
+from reptrt.engines.foreign.border import is_out_of_memory
 from reptrt.engines.foreign.text import one_line, visible
 
 BAD_INPUT = 2
 CRASHED = 70
 """A fault of this program: never the code of a failed gate."""
-
-_NO_MEMORY = re.compile(
-    r"bad.?alloc|(can.?t|cannot|failed to) allocate memory|out of memory|std::bad_alloc", re.I
-)
 
 
 def explain(error: BaseException, console: Console, in_flags: Callable[[str], str]) -> int:
@@ -50,18 +46,6 @@ def explain(error: BaseException, console: Console, in_flags: Callable[[str], st
     console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
     _say(console, "this is a fault of reptrt, not of your input: please report the lines above")
     return CRASHED
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in Python or in a library; the errors that it led to count too."""
-    seen: set[int] = set()
-    here: BaseException | None = error
-    while here is not None and id(here) not in seen:
-        seen.add(id(here))
-        if isinstance(here, MemoryError) or _NO_MEMORY.search(str(here)):
-            return True
-        here = here.__cause__ or here.__context__
-    return False
 
 
 def _say(console: Console, line: str) -> None:

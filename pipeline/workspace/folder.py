@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
+from reptrt.engines.artifacts import WriteError, require_file_or_nothing
 from reptrt.engines.file_lock import hold_lock
 from reptrt.pipeline.recipe import Recipe, slug
 from reptrt.pipeline.workspace.records import read_record
@@ -99,7 +100,10 @@ def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
     folder = root / slug(recipe.model) / f"{recipe.calibrator}-{bits}" / target
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        require_file_or_nothing(folder / ARTIFACTS["log"])  # a planted link is not followed
         (folder / ARTIFACTS["log"]).open("a").close()
+    except WriteError:
+        raise
     except OSError as error:
         raise WorkspaceError(
             f"{folder}: cannot be written ({error.strerror}); choose another `workspace`"

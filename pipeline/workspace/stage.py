@@ -61,8 +61,8 @@ class Stage:
     @property
     def is_done(self) -> bool:
         """Whether the artifacts are fresh, here or in a run that may lend them."""
-        lenders = self._lenders() if self.shared else []
-        return any(self._fresh_record(folder) for folder in [self.folder, *lenders])
+        here = self._fresh_record(self.folder) is not None
+        return here or (self.shared and any(True for _ in self._lenders()))
 
     def run(self, work: Callable[[], None]) -> None:
         """Call `work`, which writes the artifacts, unless they are fresh; then record it."""
@@ -103,18 +103,20 @@ class Stage:
 
     def _borrow(self) -> bool:
         """Copy what another run of the model made of the same inputs; False where there is none."""
-        for folder in self._lenders():
-            record = None
-            with suppress(RecordError):  # what somebody did to another run is no matter of this one
-                record = self._fresh_record(folder)
-            if record is not None and self._copy(folder, record):
+        for folder, record in self._lenders():
+            if self._copy(folder, record):
                 logger.info("%s: same inputs as in %s, copied from there", self.name, folder)
                 return True
         return False
 
-    def _lenders(self) -> list[Path]:
-        """Folders of the runs of this model, this one included."""
-        return sorted(self.folder.parents[1].glob("*/*"))
+    def _lenders(self) -> Iterator[tuple[Path, StageRecord]]:
+        """Folders of the runs of this model that have what this stage would make, and their records."""
+        for folder in sorted(self.folder.parents[1].glob("*/*")):
+            record = None
+            with suppress(RecordError):  # what somebody did to another run is no matter of this one
+                record = self._fresh_record(folder)
+            if record is not None:
+                yield folder, record
 
     def _copy(self, folder: Path, record: StageRecord) -> bool:
         """Copy artifacts, then note it; False if another process replaced an artifact meanwhile."""
