@@ -23,8 +23,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 
 @contextmanager
-def hold_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def hold_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[int]:
     """Hold `path`, created where it is missing, for this process alone; a link is not followed.
+
+    Yields the open file: a process that inherits it holds the lock too, until both have ended.
 
     `waiting` is called once if another process holds it, before waiting for that one to end. On a file
     system without locks the work goes on without, and a warning says so.
@@ -41,7 +43,7 @@ def hold_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
         raise LockError(f"{path}: is a link, and not followed: remove it") from None
     try:
         _lock(descriptor, path, waiting)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -120,10 +120,11 @@ def require_small_tensors(path: Path, batch: int, most: int = MAX_TENSOR_BYTES) 
     """Check that no tensor of an ONNX file has more than `most` bytes for a batch of `batch`.
 
     Raises:
-        GraphError: one is, or the file is no ONNX file.
+        GraphError: one is, its data lies outside of its folder, or the file is no ONNX file.
     """
     model = onnx.load_model_from_string(read_bytes(path, MAX_MODEL_BYTES, GraphError))
     require_small_functions(model)
+    require_data_beside(model, path)
     for value in model.graph.input:
         for side in value.type.tensor_type.shape.dim:
             if not side.HasField("dim_value"):
@@ -136,6 +137,44 @@ def require_small_tensors(path: Path, batch: int, most: int = MAX_TENSOR_BYTES) 
                 f"{visible(str(path))}: its tensor {one_line(value.name)} would have"
                 f" {4 * math.prod(sides) / 1e9:.1f} GB, more than {most / 1e9:.1f} GB"
             )
+
+
+def require_data_beside(model: onnx.ModelProto, path: Path) -> None:
+    """Check that the external data of `model` are files in the folder of `path`, or below.
+
+    Raises:
+        GraphError: they are something else, which a library would read all the same.
+    """
+    folder = path.parent.resolve()
+    for tensor in _stored_tensors(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((one.value for one in tensor.external_data if one.key == "location"), "")
+        try:
+            file = Path(folder, location).resolve()
+            is_beside = file.is_relative_to(folder) and file.is_file()
+        except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle
+            is_beside = False
+        if not is_beside:
+            raise GraphError(
+                f"{visible(str(path))}: the data of {one_line(tensor.name)} must be a file in its"
+                f" folder, and is {one_line(location)!r}"
+            )
+
+
+def _stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Weights, and constants in attributes, of all graphs and functions."""
+    pending = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while pending or nodes:
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                yield from (attribute.t, *attribute.tensors)
+                pending += [attribute.g, *attribute.graphs]
+        if pending:
+            graph = pending.pop()
+            yield from graph.initializer
+            nodes += graph.node
 
 
 def _calls(nodes: object, bodies: object) -> list[_Key]:

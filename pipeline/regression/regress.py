@@ -124,8 +124,8 @@ def _run_and_judge(
     with replace_when_done(folder / "recipe.yaml") as file:
         chosen = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"model"})
         file.write_text(yaml.safe_dump(chosen), encoding="utf-8")
-    with hold_lock(folder / ".lock"):
-        code = _run(recipe.model, folder)
+    with hold_lock(folder / ".lock") as lock:
+        code = _run(recipe.model, folder, lock)
         made = folder / "report.json"
         report = read_record(made, Report) if code in (0, GATE_FAILED) and made.exists() else None
         if report is None:
@@ -145,10 +145,11 @@ def _gate(entry: str, verdict: Verdict) -> list[BaselineCheck]:
     ]
 
 
-def _run(model: str, folder: Path) -> int:
+def _run(model: str, folder: Path, lock: int) -> int:
     """Walk the whole road and keep what tells about it; return the exit code.
 
-    An earlier run goes first: its stages would count as fresh although our code has changed.
+    An earlier run goes first: its stages would count as fresh although our code has changed. The run
+    holds `lock` too: where this process is killed, the next one waits for it.
     """
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -157,7 +158,7 @@ def _run(model: str, folder: Path) -> int:
     recipe = str(folder / "recipe.yaml")
     options = ["--recipe", recipe, "--workspace", str(run)]
     command = [sys.executable, "-m", "reptrt", "engine", model, *options]
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(command, check=False, pass_fds=(lock,)).returncode
     for name in _KEPT:
         for made in run.rglob(name):
             with replace_when_done(folder / name) as file:
@@ -227,7 +228,7 @@ def exit_code(findings: list[BaselineCheck]) -> int:
     if "regression" in outcomes:
         return REGRESSION
     if failed:
-        return failed[0] if failed[0] > 0 else REGRESSION  # a signal's number is negative
+        return failed[0] if failed[0] > 0 else 128 - failed[0]  # killed: as a shell says it
     if "improvement" in outcomes:
         return IMPROVEMENT
     return 0 if "ok" in outcomes else NOTHING_CHECKED

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from reptrt.engines.artifacts import (
     WriteError,
+    cache_folder,
     file_sha256,
     make_folder_once,
     replace_when_done,
@@ -196,3 +198,26 @@ def test_what_the_system_refuses_outside_of_any_writer_is_one_line(
 ) -> None:
     assert line in str(system_refusal(error))
     assert system_refusal(KeyError("a")) is None
+
+
+def test_a_user_without_a_home_gets_a_cache_that_nobody_else_has_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    usual = cache_folder()
+    assert (usual.parent, usual.stat().st_mode & 0o777) == (tmp_path, 0o700)
+    assert cache_folder() == usual
+    usual.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    usual.symlink_to("elsewhere")
+    assert cache_folder().parent == tmp_path
+    assert cache_folder() != usual
+    usual.unlink()
+    usual.mkdir()
+    usual.chmod(0o777)
+    assert cache_folder() != usual

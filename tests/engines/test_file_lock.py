@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -53,4 +54,18 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=10)
     with hold_lock(tmp_path / "lock", lambda: pytest.fail("still held")):
+        pass
+
+
+def test_a_process_that_inherits_the_lock_holds_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with hold_lock(path) as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=(lock,))
+    try:
+        with path.open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        child.kill()
+        child.wait()
+    with hold_lock(path, lambda: pytest.fail("still held")):
         pass

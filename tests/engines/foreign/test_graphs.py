@@ -144,3 +144,31 @@ def test_bench_ends_a_loop_without_end(tmp_path: Path, monkeypatch: pytest.Monke
 def test_scales_that_meet_in_a_long_chain_of_concats_are_counted_once() -> None:
     layers = weighted_layers(chain("Concat", 3000, axis=1).graph)
     assert [layer.op for layer in layers] == ["Conv", "Gemm"]
+
+
+@pytest.mark.parametrize(
+    "location", ["../w.bin", "/etc/passwd", "link.bin", "", "a\0b", "x" * 5000, "."]
+)
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_data_outside_of_the_folder_is_refused(
+    tmp_path: Path, location: str, is_constant: bool
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(4096))
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    model = quantized_model()
+    tensor = model.graph.initializer[-1]
+    if is_constant:
+        node = model.graph.node.add(op_type="Constant", output=["c"])
+        node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+        tensor = node.attribute[0].t
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match="must be a file in its folder"):
+        require_small_tensors(folder / "m.onnx", 1)
+    tensor.external_data[0].value = "w.bin"
+    (tmp_path / "w.bin").rename(folder / "w.bin")
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    require_small_tensors(folder / "m.onnx", 1)

@@ -168,7 +168,7 @@ def test_the_worst_outcome_decides_the_exit_code(outcomes: list[Any], code: int)
 
 
 def test_a_run_that_was_killed_fails() -> None:
-    assert exit_code([BaselineCheck("net", "", "error", exit_code=-9)]) == 1
+    assert exit_code([BaselineCheck("net", "", "error", exit_code=-9)]) == 137
 
 
 def regress(tiny: TinyProject, folder: Path, entries: dict[str, Any], *options: object) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reptrt.engines.artifacts import file_sha256, replace_when_done
+from reptrt.engines.artifacts import WriteError, file_sha256, replace_when_done
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.workspace.folder import (
     WorkspaceError,
@@ -289,3 +289,13 @@ def test_a_workspace_that_cannot_be_written_is_said_in_one_line(
     (line,) = outcome.complaints
     assert line.startswith(f"reptrt: {folder}")
     assert line.endswith("choose another --workspace")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_planted_log_is_not_followed(tmp_path: Path, kind: str) -> None:
+    log = open_workspace(tmp_path / "build", Recipe(model="m"), "t").log
+    log.unlink()
+    log.symlink_to(tmp_path / "outside") if kind == "link" else os.mkfifo(log)
+    with pytest.raises(WriteError, match="and no file"):
+        open_workspace(tmp_path / "build", Recipe(model="m"), "t")
+    assert not (tmp_path / "outside").exists()
