@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from reptrt.engines.foreign.text import one_line
 from reptrt.engines.target import resolve_target
 
 if TYPE_CHECKING:
@@ -74,12 +75,12 @@ def _show(predicted: EngineCost, layers: Layers, output: Console) -> None:
     """Print the whole, then the slowest kernels."""
     output.print(
         f"{predicted.milliseconds:.3f} ms predicted ({predicted.low:.3f} to {predicted.high:.3f}) on"
-        f" {escape(predicted.gpu)} at batch {layers.batch}: {len(predicted.kernels)} kernels,"
+        f" {_shown(predicted.gpu)} at batch {layers.batch}: {len(predicted.kernels)} kernels,"
         f" {predicted.megabytes:.1f} MB, mostly bound by {predicted.bound}",
         highlight=False,
         soft_wrap=True,
     )
-    output.print(f"{escape(layers.origin)}; times are a model's (docs/cost.md)", highlight=False)
+    output.print(f"{_shown(layers.origin)}; times are a model's (docs/cost.md)", highlight=False)
     table = Table(box=None, pad_edge=False)
     for header in ("us", "MB", "GOP"):
         table.add_column(header, justify="right", min_width=6, no_wrap=True)
@@ -89,7 +90,7 @@ def _show(predicted: EngineCost, layers: Layers, output: Console) -> None:
     for one in predicted.slowest_first[:_SHOWN]:
         table.add_row(
             f"{one.microseconds:.1f}", f"{one.megabytes:.2f}", f"{one.gigaoperations:.2f}",
-            one.dtype, one.bound, escape(one.name[:_LONGEST_NAME]),
+            _shown(one.dtype), one.bound, _shown(one.name),
         )  # fmt: skip
     output.print(table)
     if len(predicted.kernels) > _SHOWN:
@@ -116,7 +117,7 @@ def _show_sweep(
         click.echo(json.dumps(rows, indent=1))
         return
     table = Table(
-        box=None, pad_edge=False, title=f"{escape(sheet.gpu)}: predicted", title_justify="left"
+        box=None, pad_edge=False, title=f"{_shown(sheet.gpu)}: predicted", title_justify="left"
     )
     for header in ("batch", "ms", "low", "high", "images/s", "MB"):
         table.add_column(header, justify="right")
@@ -127,3 +128,8 @@ def _show_sweep(
             f"{1e3 * batch / one.milliseconds:.0f}", f"{one.megabytes:.1f}", one.bound,
         )  # fmt: skip
     output.print(table)
+
+
+def _shown(text: str) -> str:
+    """Text of a file, for a table: without markup, and short."""
+    return escape(one_line(text, _LONGEST_NAME))

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from reptrt.engines.foreign.border import reading
-from reptrt.engines.foreign.text import one_line
+from reptrt.engines.foreign.text import one_line, path_part
 from reptrt.pipeline.read_yaml import read_yaml
 from reptrt.pipeline.recipe import RECIPES, Recipe, load_recipe, slug
 
@@ -88,6 +88,11 @@ def load_baselines(path: Path) -> dict[str, Baseline]:
 
 
 def _entry(path: Path, name: str, values: object) -> Baseline:
+    if path_part(name) != name:  # it names a folder
+        raise BaselineError(
+            f"{path}: {one_line(name)!r}: a name has letters, digits, '-', '.' and '_', and begins with"
+            " a letter or a digit"
+        )
     try:
         return Baseline.model_validate(values)
     except ValidationError as error:

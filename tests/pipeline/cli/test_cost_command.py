@@ -75,3 +75,20 @@ def test_bad_input_is_refused_in_one_line(graph, monkeypatch, arguments, message
     assert outcome.code == 2
     assert message in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_names_of_a_file_are_shown_and_not_obeyed(tmp_path: Path) -> None:
+    layers = [{**layer, "Name": "\x1b]0;owned\x07[red]\n"} for layer in GRAPH["Layers"]]
+    tensor = {"Name": "x", "Dimensions": [2, 64, 56, 56], "Format/Datatype": "\x1b[2Jodd"}
+    layers[0] = {**layers[0], "Inputs": [tensor], "Outputs": [tensor]}
+    (tmp_path / "graph.json").write_text(json.dumps({"Layers": layers}))
+    info = {
+        "Selected Device": "\x1b[31mT4", "Compute Capability": 7.5, "SMs": 40,
+        "Compute Clock Rate": 1.59, "Memory Bus Width": 256, "Memory Clock Rate": 5.0,
+    }  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps({"device_information": info}))
+    options = ("--device-info", tmp_path / "p.json")
+    for more in ((), ("--sweep", "batch")):
+        outcome = reptrt("cost", tmp_path / "graph.json", *options, *more)
+        assert outcome.code == 0
+        assert outcome.out.replace("\n", "").isprintable()

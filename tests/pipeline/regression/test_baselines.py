@@ -137,3 +137,11 @@ def test_a_line_is_that_of_the_last_key_there_is(
     assert line_of(file, "net", "latency_ratio", "NVIDIA L4") == f"{file}:2"
     monkeypatch.chdir(file.parent)
     assert line_of(file, "net", "accuracy") == "baselines.yaml:4"
+
+
+@pytest.mark.parametrize("name", ["../up", "/tmp/x", "a/b", "..", "", ".git", "a\\x1b[2J", "-x"])
+def test_an_entry_is_the_name_of_a_folder_and_no_path(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "b.yaml"
+    path.write_text(f'"{name}":\n  recipe: {{model: x}}\n  accuracy: {{value: 1, tolerance: 1}}\n')
+    with pytest.raises(BaselineError, match="a name has letters"):
+        load_baselines(path)
