@@ -37,7 +37,7 @@ def read_device_info(path: Path) -> DataSheet:
         like,
         gpu=name,
         compute_capability=(int(capability), round(10 * (capability % 1))),
-        sms=round(sms),
+        sms=max(1, round(sms)),
         clock_ghz=clock,
         bandwidth_gbs=bus / 8 * memory_clock * _DOUBLE_DATA_RATE,
         source=str(path),
@@ -57,6 +57,6 @@ def _like(name: str, capability: tuple[int, int]) -> DataSheet:
 
 def _positive(info: dict[str, object], key: str, path: Path) -> float:
     value = info.get(key)
-    if type(value) not in (int, float) or not 0 < float(value) < 1e6:  # type: ignore[arg-type]
+    if type(value) not in (int, float) or not 0 < value < 1e6:  # type: ignore[operator]
         raise CostError(f"{path}: 'device_information' has no '{key}' above 0")
     return float(value)  # type: ignore[arg-type]

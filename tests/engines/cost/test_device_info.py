@@ -51,6 +51,7 @@ def test_the_file_wins_over_the_target(tmp_path):
         (json.dumps({"device_information": {**INFO, "SMs": "many"}}), "no 'SMs' above 0"),
         (json.dumps({"device_information": {**INFO, "SMs": float("nan")}}), "no 'SMs' above 0"),
         (json.dumps({"device_information": {**INFO, "SMs": -1}}), "no 'SMs' above 0"),
+        (json.dumps({"device_information": {**INFO, "SMs": 10**400}}), "no 'SMs' above 0"),
         (json.dumps({"device_information": {**INFO, "SMs": True}}), "no 'SMs' above 0"),
     ],
 )  # fmt: skip
