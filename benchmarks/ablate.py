@@ -56,6 +56,7 @@ class Case:
     seed: int
     vary: str
     softmax: str = "float"
+    effort: str = "auto"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -72,6 +73,7 @@ class Case:
             "num_samples": self.num_samples,
             "seed": self.seed,
             "softmax": self.softmax,
+            "effort": self.effort,
             "reconstruction": pairs,
         }
 
@@ -116,6 +118,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--data", help="calibration images; none for the demo's own")
     parser.add_argument("--eval", help="labelled images; none for the demo's own")
     parser.add_argument("--calibrators", default="repapq", help="names, between commas")
+    parser.add_argument("--efforts", default="auto", help="low,auto,high")
     parser.add_argument("--bits", default="8x8", help="weights x activations: 8x8,6x6,4x8")
     parser.add_argument("--softmax", default="float", help="of attention: float,uniform,log2")
     parser.add_argument("--num-samples", default="", help="calibration images: 32,64,128")
@@ -135,7 +138,8 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
     """Every combination, seeds innermost."""
     given = [count for count in options.num_samples.split(",") if count]
     counts: list[int | None] = [int(count) for count in given] or [None]
-    for calibrator, bits, softmax, count, vary, seed in itertools.product(
+    for effort, calibrator, bits, softmax, count, vary, seed in itertools.product(
+        options.efforts.split(","),
         options.calibrators.split(","),
         options.bits.split(","),
         options.softmax.split(","),
@@ -145,7 +149,7 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
     ):
         yield Case(
             options.model, options.weights, options.data, options.eval,
-            calibrator, bits, count, seed, vary, softmax,
+            calibrator, bits, count, seed, vary, softmax, effort,
         )  # fmt: skip
 
 
@@ -166,7 +170,8 @@ def run(case: Case, threads: int) -> dict[str, Any]:
             bits,
             is_merged=bool(merged_layers(network.float_graph)),
         )
-    calibrator = create_calibrator(name, Settings(recipe.seed, recipe.reconstruction))
+    settings = Settings(recipe.seed, recipe.reconstruction, effort=recipe.effort)
+    calibrator = create_calibrator(name, settings)
     scenes = Path("build/demo-scenes")
     images = open_images(
         recipe.data or calibration_scenes(recipe.model, scenes),
@@ -174,14 +179,16 @@ def run(case: Case, threads: int) -> dict[str, Any]:
         limit=recipe.num_samples or calibrator.default_num_samples,
         seed=recipe.seed,
     )
-    started = time.monotonic()
+    started, processor = time.monotonic(), time.process_time()
     batches = calibration_batches(images, network.card.batch_size, recipe.device)
     found = calibrator.calibrate(network.quantized, batches)
     seconds, peak = time.monotonic() - started, peak_rss_bytes()
+    processor = time.process_time() - processor
     round_biases(network.quantized)
     folder = recipe.evaluation or evaluation_scenes(recipe.model, scenes)
     assert folder is not None, "--eval is needed"
-    result = {"method": found.method, "seconds": seconds, "peak_mb": peak / 1e6}
+    result = {"method": found.method, "seconds": seconds, "processor_seconds": processor}
+    result |= {"peak_mb": peak / 1e6, "steps": sum(block.steps for block in found.blocks)}
     return result | measure(network, folder)
 
 
@@ -216,19 +223,22 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def table(cases: list[Case], done: Mapping[str, dict[str, Any]]) -> str:
     """Markdown, one row per case, mean over its seeds."""
     lines = [
-        "| calibrator | bits | softmax | images | choice | FP32 | INT8 | drop | agreement | SNR dB "
-        "| seconds | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| calibrator | effort | bits | softmax | images | choice | FP32 | INT8 | drop | agreement | SNR dB "
+        "| steps | processor s | seconds | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for case in cases:
         images = case.num_samples or "default"
-        row = (case.calibrator, case.bits, case.softmax, images, case.vary or "–")
+        row = (case.calibrator, case.effort, case.bits, case.softmax, images, case.vary or "–")
         rows.setdefault(row, []).append(done[key(case)])
-    columns = ("fp32", "quantized", "drop", "agreement", "snr_db", "seconds", "peak_mb")
+    columns = (
+        *("fp32", "quantized", "drop", "agreement", "snr_db"),
+        *("steps", "processor_seconds", "seconds", "peak_mb"),
+    )
     for row, results in rows.items():
         means = [float(np.mean([result[column] for result in results])) for column in columns]
-        digits = (2, 2, 2, 2, 1, 0, 0)
+        digits = (2, 2, 2, 2, 1, 0, 0, 0, 0)
         cells = [*map(str, row), *(f"{m:.{d}f}" for m, d in zip(means, digits, strict=True))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -53,6 +53,10 @@ class BlockFit:
         before: mean distance of the block's outputs from float before the first step.
         after: the same after the last, on the same images.
         seconds: spent on it; None where a file does not say, so that equal runs give equal files.
+        steps: of learning.
+        batch_size: images of one step.
+        snr_db: SNR of the block's outputs against the float block on the same inputs, before a step was taken.
+        reason: why it took no more steps.
     """
 
     name: str
@@ -60,6 +64,10 @@ class BlockFit:
     before: float
     after: float
     seconds: float | None
+    steps: int = 0
+    batch_size: int = 0
+    snr_db: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,18 @@ Rounding = Literal["ste", "adaround", "nearest"]
 Affine = Literal["none", "identity", "dense_branch", "statistics"]
 Suffix = Literal["float", "quantized"]
 Units = Literal["layers", "chains"]
+Effort = Literal["low", "auto", "high"]
+
+ENOUGH_SNR = 20.0
+"""dB at the outputs: blocks that together leave that much do not learn, where no `min_snr` is asked for."""
 
 
 class Reconstruction(BaseModel):
     """How a block is fitted to its float output.
 
     Attributes:
-        iterations: optimiser steps per block (reconstructed: the released code ships 0).
-        batch_size: images per step.
+        iterations: most optimiser steps per block (reconstructed: the released code ships 0).
+        batch_size: most images per step.
         loss: mean absolute error (RepAPQ, section on MAE), or squared error as in BRECQ.
         stage_weight: lambda, weight of the stage output's distance against the block output's, each
             divided by its value before the first step (lambda reconstructed); 0 for no stage term.
@@ -75,9 +79,15 @@ class Settings:
         reconstruction: of calibrators that learn.
         max_memory: bytes of cached activations in memory; what exceeds them goes to disk.
         checkpoint: folder for finished blocks, from which a killed run resumes; None keeps none.
+        effort: of calibrators that learn (`reptrt.calibrators.reconstruction.effort`): closed forms alone,
+            learning where they do not suffice, or all steps of all blocks.
+        target_snr: dB at the outputs, of which every block has its share; with effort "auto" those that
+            reach it do not learn.
     """
 
     seed: int = 0
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     max_memory: int = 2 * GIBIBYTE
     checkpoint: Path | None = None
+    effort: Effort = "auto"
+    target_snr: float = ENOUGH_SNR

@@ -96,13 +96,20 @@ class LayerSnr:
 
 @dataclass(frozen=True)
 class BlockLoss:
-    """One block that a calibrator learned: mean distance of its outputs from float, its seconds."""
+    """One block that a calibrator fitted: mean distance of its outputs from float, and what it took.
+
+    `snr_db`: of the block alone, before it learned. `reason`: why it took no more `steps`, of `batch_size` images.
+    """
 
     name: str
     stage: int
     before: float | None = None
     after: float | None = None
     seconds: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    snr_db: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from reptrt.calibrators.output_noise import decibel, worst_noise
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.sensitivity import compared_images
-from reptrt.calibrators.settings import Settings
+from reptrt.calibrators.settings import ENOUGH_SNR, Settings
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network, prepare_network
 from reptrt.pipeline.run import Run
@@ -72,7 +72,10 @@ def _calibrate(
     plan = run.plan
     network = prepare_network(run.loaded, plan, run.recording, sensitive, run.costly, run.apart)
     batches = calibration_batches(run.images, network.card.batch_size, plan.device)
-    settings = Settings(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint)
+    settings = Settings(
+        *(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint, plan.effort),
+        max(plan.min_snr, ENOUGH_SNR),
+    )
     result = create_calibrator(name, settings).calibrate(network.quantized, batches, run.progress)
     round_biases(network.quantized)
     images = [compared_images(next(iter(batches)))]

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from reptrt.calibrators.settings import GIBIBYTE, Reconstruction
+from reptrt.calibrators.settings import GIBIBYTE, Effort, Reconstruction
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.text import one_line, path_part
 from reptrt.engines.outputs.suppression import DEPLOYMENT, MAX_CANDIDATES, Suppression
@@ -133,6 +133,11 @@ class Calibration(Section):
     )
     reconstruction: Reconstruction = Field(
         Reconstruction(), description="how blocks are learned, as iterations=100,loss=l2"
+    )
+    effort: Effort = Field(
+        "auto",
+        description="of calibrators that learn; low: closed forms only; auto: learn where they do not "
+        "suffice, until it stops to help; high: all steps of all blocks",
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of every random choice")
     device: Literal["auto", "cpu", "cuda"] = Field(

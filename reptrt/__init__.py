@@ -8,13 +8,16 @@
     result.save("build/mine")
 
 `quantize` also takes a network in memory, arrays, tensors and DataLoaders, and a metric of your own.
-Names are imported when they are first used: `import reptrt` needs no PyTorch.
+Names are imported when they are first used: `import reptrt` needs no PyTorch. It sets how OpenMP's threads
+wait, where the environment does not say so (`reptrt.engines.processors`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from reptrt.engines.processors import share_processors
 
 if TYPE_CHECKING:
     from reptrt.engines.report_schema import Report
@@ -34,6 +37,8 @@ __all__ = [
     "quantize",
     "sweep",
 ]
+
+share_processors()
 
 _HOMES = {
     "LoadedModel": "reptrt.models.load",

@@ -17,7 +17,7 @@ from reptrt.calibrators.quantized.run_nodes import float_overrides, run_nodes
 from reptrt.calibrators.reconstruction import reconstruct as reconstruction
 from reptrt.calibrators.reconstruction.across_block import size
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
-from reptrt.calibrators.reconstruction.block_inputs import BlockInputs
+from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statistics
 from reptrt.calibrators.reconstruction.blocks import find_blocks
 from reptrt.calibrators.reconstruction.objective import BlockDistances, Distances
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
@@ -121,12 +121,14 @@ class Stand:
         block_inputs: block `index` is passed in float.
         chosen: settings.
         index: of the block.
+        statistics: of the block's layers in float.
     """
 
     model: QuantizedModel
     block_inputs: BlockInputs
     chosen: Reconstruction
     index: int
+    statistics: Statistics
 
     @classmethod
     def before(
@@ -148,8 +150,8 @@ class Stand:
         for block in blocks[:index]:
             block_inputs.pass_in_float(block)
             block_inputs.pass_quantized(block)
-        block_inputs.pass_in_float(blocks[index])
-        return cls(model, block_inputs, chosen, index)
+        statistics = block_inputs.pass_in_float(blocks[index])
+        return cls(model, block_inputs, chosen, index, statistics)
 
     def learned(self) -> LearnedBlock:
         """Learnable parts of the block, from the identity."""
@@ -163,8 +165,9 @@ class Stand:
     def units(self) -> dict[str, float]:
         """Typical size of the output of each layer of the block."""
         block = self.block_inputs.blocks[self.index]
-        statistics = self.block_inputs.statistics(block)
-        return {block.layers[node]: size(deviation) for node, (_, deviation) in statistics.items()}
+        return {
+            block.layers[node]: size(deviation) for node, (_, deviation) in self.statistics.items()
+        }
 
     def measured(self, count: int = 16) -> Distances:
         """Distances of the block as the model now has it, on the first `count` images."""

@@ -17,22 +17,18 @@ of fewer than 8 bits clipped where their squared error is least.
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from reptrt.calibrators.base import (
-    PER_MILLE,
     Batches,
     BlockFit,
     CalibrationResult,
     Calibrator,
     Progress,
     no_progress,
-    share_of,
 )
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
@@ -40,24 +36,17 @@ from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, float_overrides
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
 from reptrt.calibrators.reconstruction.baseline_guard import Guard, start_at_best_baseline
-from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statistics
-from reptrt.calibrators.reconstruction.blocks import Block, find_blocks, rest_of_stage
+from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statistics, fixed_batch
+from reptrt.calibrators.reconstruction.blocks import Block, find_blocks
 from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
-from reptrt.calibrators.reconstruction.objective import BlockDistances
-from reptrt.calibrators.reconstruction.reconstruct import (
-    LearnedBlock,
-    objective,
-    probe,
-    reconstruct,
-)
+from reptrt.calibrators.reconstruction.course import Course
+from reptrt.calibrators.reconstruction.effort import Budget, budget_of
+from reptrt.calibrators.reconstruction.fit_block import fit_block
+from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.settings import Affine, Reconstruction
-from reptrt.calibrators.state import restore_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
-
-START_SHARE = 0.1
-"""Of the progress bar: what the baselines take of the time, roughly."""
 
 
 @register_calibrator
@@ -98,84 +87,62 @@ class AcrossBlockCalibrator(Calibrator):
         chosen = self.choose(self.settings.reconstruction)
         blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
         model.graph_module.requires_grad_(False)
-        start = share_of(progress, self.name, 0.0, START_SHARE)
-        guard, float_network = self.start(model, batches, chosen, start)
-        learning = share_of(progress, self.name, START_SHARE, 1.0)
+        budgets = self._budgets(model, blocks, batches, chosen)
+        course = Course(blocks, budgets, _most_images(batches), self.name, progress)
+        guard, float_network = self.start(model, batches, chosen, course.start)
         with ActivationCache(self.settings.max_memory) as cache:
             block_inputs = BlockInputs(model, blocks, batches, cache, float_network)
-            fits = tuple(self._fit_blocks(model, block_inputs, chosen, learning))
+            fits = tuple(self._fit_blocks(model, block_inputs, chosen, budgets, course))
         method, compared = guard.keep_better(self.name)
         notes = {}
         if method != self.name:
             notes["Reconstruction"] = f"not kept: {method} is closer to float"
         return CalibrationResult(method, notes, blocks=fits, compared=compared)
 
+    def _budgets(
+        self,
+        model: QuantizedModel,
+        blocks: Sequence[Block],
+        batches: Batches,
+        chosen: Reconstruction,
+    ) -> list[Budget]:
+        images, fixed = _most_images(batches), fixed_batch(model.graph_module)
+        return [
+            budget_of(blocks, index, images, fixed, self.settings, chosen)
+            for index in range(len(blocks))
+        ]
+
     def _fit_blocks(
         self,
         model: QuantizedModel,
         block_inputs: BlockInputs,
         chosen: Reconstruction,
-        progress: Progress,
+        budgets: Sequence[Budget],
+        course: Course,
     ) -> list[BlockFit]:
-        if block_inputs.batch_size is not None:
-            chosen = chosen.model_copy(update={"batch_size": block_inputs.batch_size})
         final: set[TensorQuantizer] = set()
         fits: list[BlockFit] = []
-        steps = Steps(block_inputs.blocks, chosen.iterations, progress)
         for index, block in enumerate(block_inputs.blocks):
-            statistics = block_inputs.statistics(block)
+            statistics = block_inputs.pass_in_float(block)
             affines = choose_affines(model, block, statistics, chosen.affine)
             units = {
                 block.layers[node]: size(deviation) for node, (_, deviation) in statistics.items()
             }
             learned = LearnedBlock(model, block, affines, units, chosen, final)
-            block_inputs.pass_in_float(block)
             fit = self._load(model, learned, index)
             if fit is None:
-                fit = self._fit(model, learned, block_inputs, index, chosen, steps)
+                # Seeded by block, so that a resumed run draws the same images.
+                generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + index)
+                fit = fit_block(
+                    learned, block_inputs, index, budgets[index], generator, course.step
+                )
+                logger.info("block %d of %d, %s", index + 1, len(block_inputs.blocks), fit)
                 self._save(model, learned, fit, index)
-            steps.finish(index)
+            course.finish()
             final |= learned.quantizers
             block_inputs.pass_quantized(block)
             fits.append(fit)
         return fits
-
-    def _fit(
-        self,
-        model: QuantizedModel,
-        learned: LearnedBlock,
-        block_inputs: BlockInputs,
-        index: int,
-        chosen: Reconstruction,
-        steps: Steps,
-    ) -> BlockFit:
-        block, started = block_inputs.blocks[index], time.monotonic()
-        # Seeded by block, so that a resumed run draws the same images.
-        generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + index)
-        committed = BlockDistances(model, {}, block_inputs, index, chosen, generator)
-        images = probe(block_inputs.num_samples, chosen)
-        with torch.no_grad():
-            first = committed(images)
-        reconstruct(
-            learned,
-            BlockDistances(model, learned.overrides, block_inputs, index, chosen, generator),
-            block_inputs.num_samples,
-            chosen,
-            generator,
-            lambda: steps.step(index),
-        )
-        before = save_tensors(model, learned.tensor_names)
-        learned.commit()
-        with torch.no_grad():
-            last = committed(images)
-        weight = chosen.stage_weight
-        if not objective(last, first, weight) <= objective(first, first, weight):  # NaN too
-            restore_tensors(model, before)
-            last = first
-        seconds = round(time.monotonic() - started, 2)
-        fit = BlockFit(block.name, block.stage, float(first.block), float(last.block), seconds)
-        logger.info("block %d of %d, %s", index + 1, len(block_inputs.blocks), fit)
-        return fit
 
     def _load(self, model: QuantizedModel, learned: LearnedBlock, index: int) -> BlockFit | None:
         file = self._file(index)
@@ -239,34 +206,6 @@ def size(deviation: torch.Tensor) -> float:
     return float(deviation.mean()) or 1.0
 
 
-class Steps:
-    """One progress bar for all blocks, whose speed is even: a step counts what it computes."""
-
-    def __init__(self, blocks: Sequence[Block], iterations: int, progress: Progress) -> None:
-        self._progress, self._iterations = progress, max(1, iterations)
-        rests = [rest_of_stage(blocks, index) for index in range(len(blocks))]
-        self._costs = [
-            _num_elements(block) + (0 if rest is None else _num_elements(rest))
-            for block, rest in zip(blocks, rests, strict=True)
-        ]
-        self._block_steps = 0
-
-    def step(self, index: int) -> None:
-        """One optimiser step of block `index` is done."""
-        self._block_steps += 1
-        self._show(index, self._block_steps / self._iterations)
-
-    def finish(self, index: int) -> None:
-        """Block `index` is done."""
-        self._block_steps = 0
-        self._show(index, 1.0)
-
-    def _show(self, index: int, share: float) -> None:
-        done = sum(self._costs[:index]) + share * self._costs[index]
-        self._progress("blocks", round(PER_MILLE * done / sum(self._costs)), PER_MILLE)
-
-
-def _num_elements(block: Block) -> int:
-    """Elements that one image costs."""
-    shapes = [getattr(node.meta["val"], "shape", ()) for node in block.nodes]
-    return sum(math.prod(d for d in shape[1:] if isinstance(d, int)) for shape in shapes)
+def _most_images(batches: Batches) -> int:
+    """Number of calibration images; the last batch, which may be smaller, counts in full."""
+    return len(batches) * len(next(iter(batches)))

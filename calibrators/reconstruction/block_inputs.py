@@ -12,9 +12,13 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache, SampleStore
 from reptrt.calibrators.reconstruction.blocks import Block, compared_outputs
+from reptrt.calibrators.reconstruction.work import elements
 
 CHUNK = 32
-"""Images that go through a block at once, where the graph's batch is dynamic."""
+"""Most images that go through a block at once, where the graph's batch is dynamic."""
+
+MOST_ELEMENTS = 1 << 24
+"""Of the largest tensor then: 64 MiB."""
 
 aten = torch.ops.aten
 
@@ -53,9 +57,8 @@ class BlockInputs:
         self.blocks, self.float_network = blocks, float_network
         self._graph_module, self._cache = model.graph_module, cache
         self._stage: tuple[int, Stores] = (-1, {})
-        placeholder = next(n for n in model.graph_module.graph.nodes if n.op == "placeholder")
-        size = placeholder.meta["val"].shape[0]
-        self.batch_size = size if isinstance(size, int) else None
+        placeholder = _placeholder(model.graph_module)
+        self.batch_size = fixed_batch(model.graph_module)
         self.num_samples = 0
         for batch in batches:
             if self.num_samples == 0:
@@ -67,9 +70,15 @@ class BlockInputs:
         self._float: Stores = {placeholder: images}
         self._quantized: Stores = {placeholder: images}
 
-    def pass_in_float(self, block: Block) -> None:
-        """Compute the float outputs of `block`: the targets of its reconstruction."""
-        self._float |= self._run(block, block.outputs, self._float, self.float_network)
+    def pass_in_float(self, block: Block) -> Statistics:
+        """Compute the float outputs of `block`: the targets of its reconstruction.
+
+        Returns:
+            Mean and deviation [out] of every layer in float, by node name, on the first images.
+        """
+        found: Statistics = {}
+        self._float |= self._run(block, block.outputs, self._float, self.float_network, found)
+        return found
 
     def pass_quantized(self, block: Block) -> None:
         """Compute the outputs of `block` as it now is, and forget what no later block reads."""
@@ -98,31 +107,25 @@ class BlockInputs:
             self._stage = rest.stage, self._run(rest, outputs, self._float, self.float_network)
         return {node: self._read(store, indices) for node, store in self._stage[1].items()}
 
-    def statistics(self, block: Block) -> Statistics:
-        """Mean and deviation [out] of every layer of `block` in float, by node name, on a chunk."""
-        count = min(self.batch_size or CHUNK, self.num_samples)
-        values = self.read_float(block.inputs, slice(count))
-        with torch.no_grad():
-            run_nodes(self._graph_module, block.nodes, values, self.float_network, count)
-        found: Statistics = {}
-        for node in block.nodes:
-            if node.name in block.layers:
-                axis = -1 if node.target is aten.linear.default else 1
-                channels = values[node].movedim(axis, 0).flatten(1)
-                found[node.name] = channels.mean(1), channels.std(1)
-        return found
-
     def _run(
-        self, block: Block, outputs: Sequence[fx.Node], source: Stores, overrides: Overrides
+        self,
+        block: Block,
+        outputs: Sequence[fx.Node],
+        source: Stores,
+        overrides: Overrides,
+        statistics: Statistics | None = None,
     ) -> Stores:
+        """Run `block` on all images and keep `outputs`; `statistics` takes those of the first chunk."""
         made: Stores = {}
-        step = self.batch_size or CHUNK
+        step = self.batch_size or images_at_once(block.nodes)
         for start in range(0, self.num_samples, step):
             count = min(step, self.num_samples - start)
             rows = slice(start, start + count)
             values = {node: self._read(source[node], rows) for node in block.inputs}
             with torch.no_grad():
                 run_nodes(self._graph_module, block.nodes, values, overrides, count)
+            if statistics is not None and not start:
+                statistics.update(_statistics(block, values))
             for node in outputs:
                 # A window partition has several rows per image.
                 value = values[node].reshape(count, -1, *values[node].shape[1:])
@@ -135,3 +138,30 @@ class BlockInputs:
         """What `_run` stored, as the graph has it; images are stored as they came."""
         samples = store.read(indices).to(self.device)
         return samples if store is self._images else samples.flatten(0, 1)
+
+
+def fixed_batch(graph_module: fx.GraphModule) -> int | None:
+    """Images that the graph takes at once; None for any number."""
+    size = _placeholder(graph_module).meta["val"].shape[0]
+    return size if isinstance(size, int) else None
+
+
+def images_at_once(nodes: Sequence[fx.Node]) -> int:
+    """Images that go through `nodes` at once: as many as keep the largest tensor below `MOST_ELEMENTS`."""
+    largest = max((elements(node) for node in nodes), default=1)
+    return max(1, min(CHUNK, MOST_ELEMENTS // max(1, largest)))
+
+
+def _placeholder(graph_module: fx.GraphModule) -> fx.Node:
+    images: fx.Node = next(n for n in graph_module.graph.nodes if n.op == "placeholder")
+    return images
+
+
+def _statistics(block: Block, values: Values) -> Statistics:
+    found: Statistics = {}
+    for node in block.nodes:
+        if node.name in block.layers:
+            axis = -1 if node.target is aten.linear.default else 1
+            channels = values[node].movedim(axis, 0).flatten(1)
+            found[node.name] = channels.mean(1), channels.std(1)
+    return found

@@ -7,6 +7,7 @@ better one by one and the network fell apart.)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from reptrt.calibrators.quantized.quantizers import MIN_SCALE, TensorQuantizer
 from reptrt.calibrators.reconstruction.qprep import factor_out, fold
 from reptrt.calibrators.settings import Rounding
 
+aten = torch.ops.aten
+
 STRETCH = 1.1
 """AdaRound's rectified sigmoid reaches from 1 - STRETCH to STRETCH, and is clipped to 0..1."""
 
@@ -25,28 +28,36 @@ STRETCH = 1.1
 class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with the straight-through gradient, and LSQ's for the logarithmic scale.
 
-    d/dx is 1 inside the range and 0 outside; d/d(log s) is the quantized value minus the value
-    where that lies inside (Esser et al., "Learned Step Size Quantization", arXiv:1902.08153).
+    d/dx is 1 where the code was not clamped and 0 elsewhere; d/d(log s) is the quantized value minus the
+    value where that was not clamped (Esser et al., "Learned Step Size Quantization", arXiv:1902.08153).
+    PyTorch's kernel makes codes and mask in one pass over the memory; it multiplies by 1 / s, so a code
+    next to a tie may be another one than the committed quantizer's.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, quant_min: float, quant_max: float
+        ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, quant_min: int, quant_max: int
     ) -> torch.Tensor:
-        scale = log_scale.exp()
-        y = torch.clamp(torch.round(x / scale), quant_min, quant_max) * scale
-        ctx.save_for_backward(x, y, scale)
-        ctx.range = quant_min, quant_max
-        return y
+        scale, zero = log_scale.exp(), torch.zeros(1, dtype=torch.int32, device=x.device)
+        enabled = torch.ones(1, dtype=torch.int32, device=x.device)
+        y, inside = aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
+            x, scale.reshape(1), zero, enabled, quant_min, quant_max
+        )
+        ctx.save_for_backward(x, y, inside)
+        return y  # type: ignore[no-any-return]  # torch's operators are untyped
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
-        x, y, scale = ctx.saved_tensors
-        quant_min, quant_max = ctx.range
-        gradient_x = gradient * ((x >= quant_min * scale) & (x <= quant_max * scale))
-        gradient_scale = (gradient * y).sum() - (gradient_x * x).sum()
+        x, y, inside = ctx.saved_tensors
+        gradient_x = gradient * inside
+        gradient_scale = _dot(gradient, y) - _dot(gradient_x, x)
         return gradient_x, gradient_scale, None, None
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Sum of the products, without a tensor of them."""
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 class LearnedScale(nn.Module):
@@ -55,7 +66,7 @@ class LearnedScale(nn.Module):
     def __init__(self, quantizer: TensorQuantizer) -> None:
         super().__init__()
         low, high = quantizer.multiples
-        self.low, self.high = float(low), float(high)
+        self.low, self.high = int(low), int(high)
         self.log_scale = nn.Parameter(quantizer.scale.detach().log())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -67,6 +78,11 @@ class LearnedScale(nn.Module):
     def scale(self) -> torch.Tensor:
         """Step size, [], > 0."""
         return self.log_scale.exp().clamp_min(MIN_SCALE)
+
+    @torch.no_grad()
+    def stretch(self, factor: float) -> None:
+        """Make the step size `factor` > 0 times as large."""
+        self.log_scale.add_(math.log(factor))
 
 
 class StraightThrough(nn.Module):
@@ -133,6 +149,12 @@ class LearnedLayer(nn.Module):
     def bias(self) -> torch.Tensor:
         """Bias behind the gain, [out]."""
         return self._gain() * (self.inner_bias * self._inner_unit) + self.shift * self._unit
+
+    @torch.no_grad()
+    def follow_by(self, gain: torch.Tensor, offset: torch.Tensor) -> None:
+        """Put `gain` [out] > 0 times the output plus `offset` [out] in the place of the output."""
+        self.log_gain.add_(gain.log())
+        self.shift.copy_(gain * self.shift + offset / self._unit)
 
     @property
     def rounding_parameter(self) -> tuple[str, nn.Parameter]:

@@ -31,6 +31,25 @@ class Distances:
     stage: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What the distances on some images are computed from.
+
+    Attributes:
+        count: images.
+        inputs: of the block.
+        expected: float outputs of the block.
+        others: further inputs of the rest of its stage.
+        stage: float outputs of the stage; None leaves its distance out.
+    """
+
+    count: int
+    inputs: Values
+    expected: Values
+    others: Values
+    stage: Values | None
+
+
 class BlockDistances:
     """Distances of one block while it is learned.
 
@@ -62,32 +81,55 @@ class BlockDistances:
         if self._rest is not None and chosen.suffix == "quantized":
             self._suffix = straight_through(model, self._rest.nodes)
 
-    def __call__(self, indices: torch.Tensor, *, mixed: bool = False) -> Distances:
-        """Distances on the calibration images `indices` [n], differentiable.
+    def __call__(
+        self, indices: torch.Tensor, *, mixed: bool = False, stage: bool = True
+    ) -> Distances:
+        """Distances on the calibration images `indices` [n], differentiable; see `sample`."""
+        return self.measure(self.sample(indices, mixed=mixed, stage=stage))
 
-        `mixed` lets some elements of the block's input be the float network's, as QDrop does.
+    def sample(self, indices: torch.Tensor, *, mixed: bool = False, stage: bool = True) -> Sample:
+        """Read what belongs to the calibration images `indices` [n].
+
+        Args:
+            indices: of images, repeats too.
+            mixed: some elements of the block's input are the float network's, as QDrop has it.
+            stage: whether the stage counts, where it is asked for at all.
         """
-        values = self._block_inputs.read_quantized(self._block.inputs, indices)
+        read = self._block_inputs
+        inputs = read.read_quantized(self._block.inputs, indices)
         if mixed and self._chosen.float_inputs:
-            self._mix(values, self._block_inputs.read_float(self._block.inputs, indices))
-        run_nodes(self._graph_module, self._block.nodes, values, self._overrides, len(indices))
-        outputs = compared_outputs(self._block)
-        block = distance(self._chosen.loss, values, self._block_inputs.read_float(outputs, indices))
-        return Distances(block, None if self._rest is None else self._stage(values, indices))
+            self._mix(inputs, read.read_float(self._block.inputs, indices))
+        expected = read.read_float(compared_outputs(self._block), indices)
+        if self._rest is None or not stage:
+            return Sample(len(indices), inputs, expected, {}, None)
+        made = {*inputs, *self._block.nodes}
+        others = read.read_quantized([n for n in self._rest.inputs if n not in made], indices)
+        return Sample(len(indices), inputs, expected, others, read.read_stage(self._rest, indices))
 
-    def _stage(self, values: Values, indices: torch.Tensor) -> torch.Tensor:
+    def measure(self, sample: Sample) -> Distances:
+        """Distances on `sample`, differentiable."""
+        values = self.run(sample)
+        block = distance(self._chosen.loss, values, sample.expected)
+        return Distances(block, None if sample.stage is None else self._stage(values, sample))
+
+    def run(self, sample: Sample, *, in_float: bool = False) -> Values:
+        """Every value of the block on `sample`, as it is learned or in float on the same inputs."""
+        overrides = self._block_inputs.float_network if in_float else self._overrides
+        values = dict(sample.inputs)
+        run_nodes(self._graph_module, self._block.nodes, values, overrides, sample.count)
+        return values
+
+    def _stage(self, values: Values, sample: Sample) -> torch.Tensor:
         """Run what the block made through the rest of its stage."""
         assert self._rest is not None
+        assert sample.stage is not None
         known = {node: values[node] for node in self._rest.inputs if node in values}
-        others = [node for node in self._rest.inputs if node not in known]
-        known |= self._block_inputs.read_quantized(others, indices)
+        known.update(sample.others)
         with torch.autocast(
             self._block_inputs.device.type, torch.bfloat16, enabled=self._is_autocast
         ):
-            run_nodes(self._graph_module, self._rest.nodes, known, self._suffix, len(indices))
-        return distance(
-            self._chosen.loss, known, self._block_inputs.read_stage(self._rest, indices)
-        )
+            run_nodes(self._graph_module, self._rest.nodes, known, self._suffix, sample.count)
+        return distance(self._chosen.loss, known, sample.stage)
 
     def _mix(self, values: dict[fx.Node, torch.Tensor], floats: Values) -> None:
         for node, value in values.items():

@@ -6,7 +6,6 @@ kits do without; `reptrt.engines.runtime.polygraphy_runner` makes Polygraphy's r
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from reptrt.engines.device import cpu_name, find_gpu
 from reptrt.engines.foreign.text import one_line
+from reptrt.engines.processors import available_processors
 from reptrt.engines.runtime.cuda_stream import open_stream
 from reptrt.engines.runtime.engine_context import EngineExecution, InferenceTime
 from reptrt.engines.target import INSTALL_HINTS, Backend, MissingComponentError, require_module
@@ -279,13 +279,6 @@ def _session(
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise ModelFileError(f"{path}: ONNX Runtime does not load it: {one_line(error)}") from error
-
-
-def available_processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _onnxruntime() -> Any:

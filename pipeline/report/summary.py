@@ -336,13 +336,17 @@ def total_time(report: Report) -> str:
 
 
 def reconstruction_note(blocks: Sequence[BlockLoss]) -> str:
-    """Say by how much block reconstruction reduced the losses, and how long it took."""
+    """Say by how much block reconstruction reduced the losses, how many blocks learned, and how long it took."""
     changes = [value for block in blocks if (value := loss_change(block)) is not None]
     seconds = [block.seconds for block in blocks if block.seconds is not None]
     count = f"{number(len(blocks), 0)} {'block' if len(blocks) == 1 else 'blocks'}"
-    if not changes:
-        return f"{count} in {duration(sum(seconds))}"
-    return f"{count} in {duration(sum(seconds))}, median change {change(median(changes))}"
+    parts = [f"{count} in {duration(sum(seconds))}"]
+    learned = [block.steps for block in blocks if block.steps]
+    if any(block.reason for block in blocks):
+        parts.append(f"{number(len(learned), 0)} of them learned, {number(sum(learned), 0)} steps")
+    if changes:
+        parts.append(f"median change {change(median(changes))}")
+    return ", ".join(parts)
 
 
 def change(value: float | None) -> str:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +17,9 @@ from reptrt.calibrators.histogram.best import CANDIDATES
 from reptrt.calibrators.histogram.methods import channel_amax
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
-from reptrt.calibrators.reconstruction import across_block
+from reptrt.calibrators.reconstruction import fit_block
 from reptrt.calibrators.reconstruction import reconstruct as reconstruction
+from reptrt.calibrators.reconstruction.effort import MARGIN_DB
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import create_calibrator, list_calibrators
 from reptrt.calibrators.settings import Reconstruction, Settings
@@ -36,6 +40,9 @@ from tests.tiny_networks import NETWORKS, SIZE, quantized, randomize, smooth_ima
 SHORT = Reconstruction(iterations=6, batch_size=8)
 LONG = Reconstruction(iterations=40, batch_size=16)
 IMAGES = 64
+
+thorough = partial(Settings, effort="high")
+"""Whatever does not concern the effort learns all steps of all blocks."""
 
 
 gentle = pytest.fixture(scope="module", autouse=True)(learn_gently)
@@ -58,20 +65,20 @@ def snrs(result: CalibrationResult) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def short() -> dict[str, torch.Tensor]:
     """State after a short, uninterrupted run in memory."""
-    return state_of(learn(Settings(reconstruction=SHORT))[0])
+    return state_of(learn(thorough(reconstruction=SHORT))[0])
 
 
 @pytest.fixture(scope="module")
 def long() -> tuple[QuantizedModel, CalibrationResult]:
     """A longer run; tests must not change its model."""
-    return learn(Settings(reconstruction=LONG))
+    return learn(thorough(reconstruction=LONG))
 
 
 @pytest.fixture(scope="module")
 def finished_blocks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CalibrationResult]:
     """Folder of the blocks of a short run, and its result; tests work on copies."""
     folder = tmp_path_factory.mktemp("blocks")
-    return folder, learn(Settings(reconstruction=SHORT, checkpoint=folder))[1]
+    return folder, learn(thorough(reconstruction=SHORT, checkpoint=folder))[1]
 
 
 def test_with_outliers_it_beats_every_baseline_at_6_bits(
@@ -98,7 +105,7 @@ def test_unseen_images_come_out_better_too(
     with torch.no_grad():
         expected = with_outliers()(images)
     for method in ("repapq", "mae", "mse", "entropy"):
-        model = long[0] if method == "repapq" else learn(Settings(), method)[0]
+        model = long[0] if method == "repapq" else learn(thorough(), method)[0]
         with torch.no_grad():
             noise[method] = float((model(images)[0] - expected).square().mean())
     assert noise["repapq"] < 0.8 * min(value for key, value in noise.items() if key != "repapq")
@@ -108,7 +115,7 @@ def test_unseen_images_come_out_better_too(
 def test_the_methods_it_is_compared_with_run_and_learn_something_else(
     method: str, short: dict[str, torch.Tensor]
 ) -> None:
-    model, result = learn(Settings(reconstruction=SHORT), method)
+    model, result = learn(thorough(reconstruction=SHORT), method)
     assert next(iter(snrs(result))) == method
     assert result.blocks[0].name == "0.rbr_reparam"
     assert len(differing(state_of(model), short)) > 5
@@ -126,9 +133,9 @@ def test_the_methods_differ_in_loss_stage_and_inputs_alone() -> None:
 
 def test_a_seed_gives_the_same_bits_and_another_one_others(short: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(123)  # of no concern
-    again = state_of(learn(Settings(reconstruction=SHORT))[0])
+    again = state_of(learn(thorough(reconstruction=SHORT))[0])
     assert differing(again, short) == set()
-    other = state_of(learn(Settings(seed=1, reconstruction=SHORT))[0])
+    other = state_of(learn(thorough(seed=1, reconstruction=SHORT))[0])
     assert any("scale" in name for name in differing(other, short))
 
 
@@ -136,7 +143,7 @@ def test_a_seed_gives_the_same_bits_and_another_one_others(short: dict[str, torc
 def test_disk_gives_the_same_bits_as_memory(
     max_memory: int, short: dict[str, torch.Tensor]
 ) -> None:
-    model, _ = learn(Settings(reconstruction=SHORT, max_memory=max_memory))
+    model, _ = learn(thorough(reconstruction=SHORT, max_memory=max_memory))
     assert differing(state_of(model), short) == set()
 
 
@@ -144,7 +151,7 @@ def test_disk_gives_the_same_bits_as_memory(
 def test_a_killed_run_resumes_to_the_same_bits(
     stop_after: int, short: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    settings = Settings(reconstruction=SHORT, checkpoint=tmp_path / "blocks")
+    settings = thorough(reconstruction=SHORT, checkpoint=tmp_path / "blocks")
 
     def kill(description: str, done: int, total: int) -> None:
         files = list((tmp_path / "blocks").glob("*.safetensors"))
@@ -169,7 +176,7 @@ def test_finished_blocks_are_read_and_not_learned_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, first = finished_blocks
-    settings = Settings(reconstruction=SHORT, checkpoint=folder)
+    settings = thorough(reconstruction=SHORT, checkpoint=folder)
     monkeypatch.setattr(reconstruction, "RATES", dict.fromkeys(reconstruction.RATES, 9.0))
     model, again = learn(settings)
     assert differing(state_of(model), short) == set()
@@ -181,7 +188,7 @@ def test_a_damaged_block_gives_one_line(
     finished_blocks: tuple[Path, CalibrationResult], tmp_path: Path, keep: int
 ) -> None:
     folder = Path(shutil.copytree(finished_blocks[0], tmp_path / "blocks"))
-    settings = Settings(reconstruction=SHORT, checkpoint=folder)
+    settings = thorough(reconstruction=SHORT, checkpoint=folder)
     damaged = sorted(folder.iterdir())[1]
     damaged.write_bytes(damaged.read_bytes()[:keep])
     with pytest.raises(CalibrationFileError) as caught:
@@ -198,8 +205,8 @@ def test_a_learning_that_fails_leaves_the_best_baseline_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reconstruction, "RATES", dict.fromkeys(reconstruction.RATES, 5.0))
-    monkeypatch.setattr(across_block, "objective", lambda *_: 0.0)  # no block says it got worse
-    model, result = learn(Settings(reconstruction=SHORT))
+    monkeypatch.setattr(fit_block, "objective", lambda *_: 0.0)  # no block says it got worse
+    model, result = learn(thorough(reconstruction=SHORT))
     found = snrs(result)
     assert result.method == max(found, key=lambda name: found[name]) != "repapq"
     alone = baseline(result.method, (6, 6), IMAGES)
@@ -210,7 +217,7 @@ def test_a_learning_that_fails_leaves_the_best_baseline_bit_for_bit(
 
 
 def test_without_a_step_it_is_the_baseline_that_it_starts_from() -> None:
-    found = snrs(learn(Settings(reconstruction=Reconstruction(iterations=0)))[1])
+    found = snrs(learn(thorough(reconstruction=Reconstruction(iterations=0)))[1])
     best = max(found[candidate.name] for candidate in CANDIDATES)
     assert found["repapq"] == pytest.approx(best, abs=0.15)
 
@@ -218,7 +225,7 @@ def test_without_a_step_it_is_the_baseline_that_it_starts_from() -> None:
 @pytest.mark.parametrize("half_range", [True, False])
 def test_at_8_bits_all_codes_are_used_where_that_is_free(half_range: bool) -> None:
     chosen = SHORT.model_copy(update={"half_range": half_range})
-    model, _ = learn(Settings(reconstruction=chosen), bits=(8, 8))
+    model, _ = learn(thorough(reconstruction=chosen), bits=(8, 8))
     wide = IntegerGrid.unsigned(8)
     found = [name for name, q in model.activation_quantizers.items() if q.grid == wide]
     assert found == (["relu_2"] if half_range else [])
@@ -236,7 +243,7 @@ def test_every_kind_of_network_is_learned(
     steps = []
     step = torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (steps.append(1), step(self)))
-    result = create_calibrator("repapq", Settings(reconstruction=chosen)).calibrate(
+    result = create_calibrator("repapq", thorough(reconstruction=chosen)).calibrate(
         model, batches(count=40, size=8)
     )
     assert len(steps) == 2 * len(result.blocks) > 4
@@ -256,7 +263,7 @@ def test_the_batch_of_a_fixed_graph_replaces_that_of_the_settings() -> None:
     for batch_size, asked in ((16, 8), (None, 16)):
         model = quantized(traced("reparameterized", batch_size), (6, 6))
         chosen = SHORT.model_copy(update={"batch_size": asked})
-        calibrator = create_calibrator("repapq", Settings(reconstruction=chosen))
+        calibrator = create_calibrator("repapq", thorough(reconstruction=chosen))
         found.append([fit.after for fit in calibrator.calibrate(model, batches(IMAGES)).blocks])
     assert found[0] == pytest.approx(found[1], rel=0.05)
 
@@ -266,7 +273,7 @@ def test_a_block_whose_learning_got_worse_keeps_its_start(
     rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconstruction, "RATES", dict.fromkeys(reconstruction.RATES, rate))
-    model, result = learn(Settings(reconstruction=SHORT, checkpoint=tmp_path))
+    model, result = learn(thorough(reconstruction=SHORT, checkpoint=tmp_path))
     assert [fit.after for fit in result.blocks] == [fit.before for fit in result.blocks]
     found = snrs(result)
     best = max((c.name for c in CANDIDATES), key=lambda name: found[name])
@@ -286,10 +293,10 @@ def test_a_block_that_got_worse_does_not_stop_the_others(monkeypatch: pytest.Mon
         """Break what the second block learned."""
         commit(learned)
         if "1.rbr_reparam.weight" in learned.tensor_names:
-            learned._model.weight_of("1.rbr_reparam").zero_()
+            learned.model.weight_of("1.rbr_reparam").zero_()
 
     monkeypatch.setattr(LearnedBlock, "commit", harm)
-    model, result = learn(Settings(reconstruction=LONG))
+    model, result = learn(thorough(reconstruction=LONG))
     ratios = [fit.after / fit.before for fit in result.blocks]
     assert [ratio == 1 for ratio in ratios] == [False, True, False, False]
     assert result.method == "repapq"
@@ -299,7 +306,7 @@ def test_a_block_that_got_worse_does_not_stop_the_others(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("method", ["brecq", "qdrop"])
 def test_without_a_stage_term_no_block_ends_worse_than_it_began(method: str) -> None:
-    _, result = learn(Settings(reconstruction=SHORT), method, bits=(4, 4))
+    _, result = learn(thorough(reconstruction=SHORT), method, bits=(4, 4))
     assert all(fit.after <= fit.before for fit in result.blocks)
     assert sum(fit.after for fit in result.blocks) < sum(fit.before for fit in result.blocks)
 
@@ -316,14 +323,14 @@ def test_how_loud_the_outputs_are_does_not_matter(
             module.get_parameter(name).data *= factor
         return module
 
-    plain, scaled = snrs(long[1]), snrs(learn(Settings(reconstruction=LONG), make=make)[1])
+    plain, scaled = snrs(long[1]), snrs(learn(thorough(reconstruction=LONG), make=make)[1])
     assert scaled["repapq"] == pytest.approx(plain["repapq"], abs=0.3)
     assert scaled["repapq"] > scaled["mae"] + 1
 
 
 def test_a_weight_that_two_blocks_share_is_learned_by_the_first(tmp_path: Path) -> None:
     model = quantized(trace(randomize(Twice()), (SIZE, SIZE)), (6, 6))
-    settings = Settings(reconstruction=SHORT, checkpoint=tmp_path)
+    settings = thorough(reconstruction=SHORT, checkpoint=tmp_path)
     create_calibrator("repapq", settings).calibrate(model, batches(16))
     first, second = (load_file(path) for path in sorted(tmp_path.iterdir()))
     assert {name.partition(".")[0] for name in first} == {
@@ -335,14 +342,46 @@ def test_a_weight_that_two_blocks_share_is_learned_by_the_first(tmp_path: Path) 
 @pytest.mark.parametrize("affine", ["none", "identity", "statistics"])
 def test_affine_maps_may_start_anywhere(affine: str) -> None:
     chosen = LONG.model_copy(update={"affine": affine, "iterations": 20})
-    assert snrs(learn(Settings(reconstruction=chosen))[1])["repapq"] > 10
+    assert snrs(learn(thorough(reconstruction=chosen))[1])["repapq"] > 10
+
+
+@pytest.mark.parametrize("method", ["repapq", "brecq", "qdrop"])
+def test_low_effort_learns_nothing_and_is_no_worse_than_the_best_baseline(method: str) -> None:
+    _, result = learn(Settings(effort="low"), method)
+    found = snrs(result)
+    assert {fit.steps for fit in result.blocks} == {0}
+    assert found.pop(method) > max(found.values())
+    assert all(fit.after <= fit.before for fit in result.blocks)
+
+
+def test_effort_goes_where_the_block_alone_is_not_good_enough() -> None:
+    _, result = learn(Settings(reconstruction=LONG, target_snr=15.0))
+    enough = 15 + 10 * math.log10(4) - MARGIN_DB
+    for fit in result.blocks:
+        assert fit.snr_db is not None
+        assert (fit.steps == 0) == (fit.snr_db >= round(enough, 1))
+        assert fit.reason
+    assert {fit.steps == 0 for fit in result.blocks} == {True, False}
+    found = snrs(result)
+    assert found.pop("repapq") > max(found.values()) + 1
+
+
+def test_with_the_usual_effort_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    settings = Settings(reconstruction=SHORT, checkpoint=tmp_path, target_snr=40.0)
+    first, result = learn(settings)
+    sorted(tmp_path.iterdir())[-1].unlink()
+    again, resumed = learn(settings)
+    assert differing(state_of(first), state_of(again)) == set()
+    untimed = [replace(fit, seconds=None) for fit in result.blocks]
+    assert [replace(fit, seconds=None) for fit in resumed.blocks] == untimed
+    assert any(fit.steps for fit in result.blocks)
 
 
 @pytest.mark.parametrize("name", ["plain", "vit"])
 def test_progress_rises_to_its_end(name: str) -> None:
     seen: list[tuple[str, int, int]] = []
     chosen = Reconstruction(iterations=3, batch_size=4)
-    create_calibrator("repapq", Settings(reconstruction=chosen)).calibrate(
+    create_calibrator("repapq", thorough(reconstruction=chosen)).calibrate(
         quantized(traced(name), (6, 6)),
         batches(count=16, size=8),
         lambda description, done, total: seen.append((description, done, total)),
@@ -361,7 +400,7 @@ def test_memory_is_bounded_by_default() -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_start_at_min_max_with_8_bits_and_clipped_below(bits: int) -> None:
-    model, _ = learn(Settings(reconstruction=Reconstruction(iterations=0)), bits=(bits, 8))
+    model, _ = learn(thorough(reconstruction=Reconstruction(iterations=0)), bits=(bits, 8))
     shares = []
     for name, quantizer in model.weight_quantizers.items():
         amax = channel_amax(with_outliers().get_parameter(f"{name}.weight"))

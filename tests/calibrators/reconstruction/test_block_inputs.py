@@ -6,8 +6,9 @@ from torch import nn
 
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import float_overrides
+from reptrt.calibrators.reconstruction import block_inputs as walking
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
-from reptrt.calibrators.reconstruction.block_inputs import CHUNK, BlockInputs
+from reptrt.calibrators.reconstruction.block_inputs import CHUNK, BlockInputs, images_at_once
 from reptrt.calibrators.reconstruction.blocks import (
     Block,
     compared_outputs,
@@ -137,7 +138,7 @@ def test_statistics_are_of_the_float_output_of_every_channel() -> None:
     with ActivationCache(GIBIBYTE) as cache:
         block_inputs = walk_on(model, cache)
         pass_by(block_inputs, block_inputs.blocks[0])
-        statistics = block_inputs.statistics(block_inputs.blocks[1])
+        statistics = block_inputs.pass_in_float(block_inputs.blocks[1])
     expected = float_values(model, smooth_images(COUNT, seed=2))
     node = next(n for n in expected if n.name == "conv2d_1")
     channels = expected[node][:CHUNK].transpose(0, 1).flatten(1)
@@ -165,12 +166,25 @@ def test_statistics_of_a_linear_are_per_output_feature(dimensions: int) -> None:
         block_inputs = BlockInputs(
             model, find_blocks(model), [images], cache, float_overrides(model)
         )
-        mean, deviation = block_inputs.statistics(block_inputs.blocks[0])["linear"]
+        mean, deviation = block_inputs.pass_in_float(block_inputs.blocks[0])["linear"]
     with torch.no_grad():
         features = module(images).flatten(0, -2)
     assert mean.shape == deviation.shape == (5,)
     torch.testing.assert_close(mean, features.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(deviation, features.std(0), rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_images_at_once_give_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = calibrated("plain", (6, 6))
+    expected = float_values(model, smooth_images(COUNT, seed=2))
+    monkeypatch.setattr(walking, "MOST_ELEMENTS", 3 * 8 * 16 * 16)
+    blocks = find_blocks(model)
+    assert [images_at_once(block.nodes) for block in blocks][:1] == [3]
+    with ActivationCache(GIBIBYTE) as cache:
+        block_inputs = walk_on(model, cache)
+        pass_by(block_inputs, blocks[0])
+        for node, value in block_inputs.read_float(blocks[1].inputs, ROWS).items():
+            assert close(value, rows_of(expected[node]))
 
 
 def test_windows_cross_a_border_and_stay_with_their_images() -> None:
@@ -191,7 +205,6 @@ def test_a_network_of_a_fixed_batch_is_walked_in_its_own_batches(name: str) -> N
         )
         assert block_inputs.batch_size == 4
         for block in block_inputs.blocks:
-            block_inputs.statistics(block)
             for node, value in block_inputs.read_float(block.inputs, slice(12)).items():
                 assert close(value, torch.cat([values[node] for values in expected])), node
             pass_by(block_inputs, block)

@@ -7,11 +7,12 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
+from reptrt.calibrators.reconstruction.effort import Budget
 from reptrt.calibrators.reconstruction.objective import Distances
 from reptrt.calibrators.reconstruction.reconstruct import (
     LearnedBlock,
+    falling_rates,
     objective,
-    probe,
     reconstruct,
 )
 from reptrt.calibrators.settings import Reconstruction
@@ -20,6 +21,7 @@ from tests.reconstructing import Stand, Twice, differing, learn_gently, state_of
 from tests.tiny_networks import randomize, traced
 
 SHORT = Reconstruction(iterations=40, batch_size=16)
+ALL = Budget(16, 0, (40,), closed_forms=False)
 
 
 gentle = pytest.fixture(scope="module", autouse=True)(learn_gently)
@@ -27,8 +29,9 @@ gentle = pytest.fixture(scope="module", autouse=True)(learn_gently)
 
 def teach(stand: Stand, learned: LearnedBlock) -> None:
     """Learn, and leave the model as it was."""
+    budget = Budget(16, 0, (stand.chosen.iterations,), closed_forms=False)
     reconstruct(
-        *(learned, stand.distances(learned), stand.block_inputs.num_samples, stand.chosen),
+        *(learned, stand.distances(learned), stand.block_inputs.num_samples, budget),
         *(torch.Generator().manual_seed(0), lambda: None),
     )
 
@@ -167,8 +170,8 @@ def test_a_shared_weight_is_learned_by_its_first_block_alone() -> None:
     assert second.tensor_names == ["activation_quantizers.relu.scale"]
     assert len(second.overrides) == 1
     stand.block_inputs.pass_quantized(block)
-    stand.block_inputs.pass_in_float(other)
-    learn(Stand(model, stand.block_inputs, SHORT, 1), second)
+    statistics = stand.block_inputs.pass_in_float(other)
+    learn(Stand(model, stand.block_inputs, SHORT, 1, statistics), second)
     assert differing(state, state_of(model)) == {"activation_quantizers.relu.scale"}
 
 
@@ -243,12 +246,12 @@ def test_the_stage_pulls_as_hard_as_its_weight_says(weight: float, direction: in
     bias = next(o for node, o in learned.overrides.items() if str(node.target).endswith("bias"))
     start = bias().detach()
 
-    def pull(_: torch.Tensor, *, mixed: bool = False) -> Distances:
+    def pull(_: torch.Tensor, *, mixed: bool = False, stage: bool = True) -> Distances:
         """The block would raise the biases and the stage lower them, whatever their units."""
         moved = bias() - start
         return Distances((moved - 1).square().mean(), 1000 * (moved + 1).square().mean())
 
-    reconstruct(learned, pull, 32, chosen, torch.Generator(), lambda: None)
+    reconstruct(learned, pull, 32, ALL, torch.Generator(), lambda: None)
     assert bool((direction * (bias() - start) > 0.01).all())
 
 
@@ -276,24 +279,74 @@ def test_the_objective_is_asked_for_drawn_images_and_every_step_is_reported() ->
     learned, steps, drawn, mixtures = stand.learned(), [], [], []
     measure = stand.distances(learned)
 
-    def distances(indices: torch.Tensor, *, mixed: bool = False) -> object:
+    def distances(indices: torch.Tensor, *, mixed: bool = False, stage: bool = True) -> object:
         drawn.append(indices.tolist())
         mixtures.append(mixed)
-        return measure(indices, mixed=mixed)
+        return measure(indices, mixed=mixed, stage=stage)
 
-    reconstruct(
-        *(learned, distances, 32, stand.chosen, torch.Generator().manual_seed(7)),
+    taken = reconstruct(
+        *(learned, distances, 32, ALL, torch.Generator().manual_seed(7)),
         lambda: steps.append(1),
     )
-    assert len(steps) == SHORT.iterations
-    assert drawn[0] == probe(32, SHORT).tolist() == list(range(16))
-    assert len(drawn) == SHORT.iterations + 1
-    assert {index for indices in drawn[1:] for index in indices} == set(range(32))
-    assert mixtures == [False] + [True] * SHORT.iterations
+    assert taken == len(steps) == 40
+    assert drawn[0] == drawn[-1] == list(range(16))
+    assert {index for indices in drawn[1:-1] for index in indices} == set(range(32))
+    assert mixtures == [False] + [True] * 40 + [False]
 
 
-def test_the_probe_is_no_larger_than_the_images() -> None:
-    assert probe(5, SHORT).tolist() == [0, 1, 2, 3, 4]
+def test_held_out_images_are_judged_and_never_drawn() -> None:
+    stand, drawn = Stand.before(traced("reparameterized"), 1, SHORT), []
+    learned = stand.learned()
+    measure = stand.distances(learned)
+
+    def distances(indices: torch.Tensor, **how: bool) -> object:
+        drawn.append(indices.tolist())
+        return measure(indices, **how)
+
+    budget = Budget(16, 8, (3, 5))
+    reconstruct(learned, distances, 32, budget, torch.Generator().manual_seed(7), lambda: None)
+    judged = [indices for indices in drawn if indices == list(range(24, 32))]
+    steps = [indices for indices in drawn if indices not in judged]
+    assert (len(judged), len(steps)) in ((2, 3), (3, 8))
+    assert max(index for indices in steps for index in indices) < 24
+
+
+@pytest.mark.parametrize(
+    ("looks", "taken", "moved"),
+    [((1.0, 0.5, 0.499), 5, True), ((1.0, 2.0), 2, False), ((1.0, float("nan")), 2, False)],
+    ids=["small gain", "worse", "nan"],
+)
+def test_a_round_that_does_not_help_is_the_last_one(
+    looks: tuple[float, ...], taken: int, moved: bool
+) -> None:
+    learned = Stand.before(traced("reparameterized"), 1, SHORT).learned()
+    bias = next(o for node, o in learned.overrides.items() if str(node.target).endswith("bias"))
+    start, seen = bias().detach().clone(), iter(looks)
+
+    def distances(_: torch.Tensor, *, mixed: bool = False, stage: bool = True) -> Distances:
+        return Distances(bias().sum() if mixed else torch.tensor(next(seen)), None)
+
+    budget = Budget(4, 8, (2, 3, 4))
+    assert reconstruct(learned, distances, 32, budget, torch.Generator(), lambda: None) == taken
+    assert (not torch.equal(bias().detach(), start)) == moved
+
+
+def test_the_stage_takes_part_as_often_as_the_budget_says() -> None:
+    learned, stages = Stand.before(traced("reparameterized"), 1, SHORT).learned(), []
+    bias = next(o for node, o in learned.overrides.items() if str(node.target).endswith("bias"))
+
+    def distances(_: torch.Tensor, *, mixed: bool = False, stage: bool = True) -> Distances:
+        if mixed:
+            stages.append(stage)
+        return Distances(bias().square().sum(), None)
+
+    budget = Budget(4, 0, (6,), stage_every=4)
+    reconstruct(learned, distances, 32, budget, torch.Generator(), lambda: None)
+    assert stages == [True, False, False, False, True, False]
+
+
+def test_the_rate_falls_to_zero_in_every_round() -> None:
+    assert falling_rates((2, 4)) == pytest.approx([1, 0.5, 1, 0.853553, 0.5, 0.146447, 0])
 
 
 def test_the_objective_by_hand() -> None:
