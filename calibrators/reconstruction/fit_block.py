@@ -42,19 +42,24 @@ def fit_block(
     distances = BlockDistances(model, learned.overrides, block_inputs, index, chosen, generator)
     with torch.no_grad():
         first = committed(judged)
+    start = learned.snapshot()
     snr = _fit_closed_forms(learned, distances, judged, budget) if budget.closed_forms else None
     steps = 0
     if snr is None or snr < budget.enough_db:
         samples = block_inputs.num_samples
         steps = reconstruct(learned, distances, samples, budget, generator, step_done)
-    before = save_tensors(model, learned.tensor_names)
-    learned.commit()
-    with torch.no_grad():
-        last = committed(judged)
-    weight, reason = chosen.stage_weight, _reason(snr, steps, budget)
-    if not objective(last, first, weight) <= objective(first, first, weight):  # NaN too
-        restore_tensors(model, before)
-        last, reason = first, f"{reason}; nothing helped, so it stayed as it was"
+    last, reason = first, _reason(snr, steps, budget)
+    if all(map(torch.equal, start, learned.snapshot())):
+        reason = f"{reason}; nothing helped"
+    else:
+        before = save_tensors(model, learned.tensor_names)
+        learned.commit()
+        with torch.no_grad():
+            last = committed(judged)
+        weight = chosen.stage_weight
+        if not objective(last, first, weight) <= objective(first, first, weight):  # NaN too
+            restore_tensors(model, before)
+            last, reason = first, f"{reason}; nothing helped"
     return BlockFit(
         block.name,
         block.stage,

@@ -19,8 +19,6 @@ from reptrt.calibrators.quantized.quantizers import MIN_SCALE, TensorQuantizer
 from reptrt.calibrators.reconstruction.qprep import factor_out, fold
 from reptrt.calibrators.settings import Rounding
 
-aten = torch.ops.aten
-
 STRETCH = 1.1
 """AdaRound's rectified sigmoid reaches from 1 - STRETCH to STRETCH, and is clipped to 0..1."""
 
@@ -30,21 +28,20 @@ class _FakeQuantize(torch.autograd.Function):
 
     d/dx is 1 where the code was not clamped and 0 elsewhere; d/d(log s) is the quantized value minus the
     value where that was not clamped (Esser et al., "Learned Step Size Quantization", arXiv:1902.08153).
-    PyTorch's kernel makes codes and mask in one pass over the memory; it multiplies by 1 / s, so a code
-    next to a tie may be another one than the committed quantizer's.
+    PyTorch's own kernel with a mask takes four times as long on a CPU (docs/effort.md).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, quant_min: int, quant_max: int
+        ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, quant_min: float, quant_max: float
     ) -> torch.Tensor:
-        scale, zero = log_scale.exp(), torch.zeros(1, dtype=torch.int32, device=x.device)
-        enabled = torch.ones(1, dtype=torch.int32, device=x.device)
-        y, inside = aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
-            x, scale.reshape(1), zero, enabled, quant_min, quant_max
-        )
+        scale = log_scale.exp()
+        codes = (x / scale).round_()
+        clamped = codes.clamp(quant_min, quant_max)
+        inside = codes == clamped
+        y = clamped.mul_(scale)
         ctx.save_for_backward(x, y, inside)
-        return y  # type: ignore[no-any-return]  # torch's operators are untyped
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -66,7 +63,7 @@ class LearnedScale(nn.Module):
     def __init__(self, quantizer: TensorQuantizer) -> None:
         super().__init__()
         low, high = quantizer.multiples
-        self.low, self.high = int(low), int(high)
+        self.low, self.high = float(low), float(high)
         self.log_scale = nn.Parameter(quantizer.scale.detach().log())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

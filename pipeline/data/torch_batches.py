@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from reptrt.pipeline.data.batches import ImageSet
 from reptrt.pipeline.data.preprocess import DataError
 
 CALIBRATION_BATCH = 16
+"""Most images at once."""
+
+_PIXELS = CALIBRATION_BATCH * 320 * 320
+"""Of the images at once: a batch of 16 at 640x640 needs gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,9 @@ def calibration_batches(images: ImageSet, batch_size: int | None, device: str) -
         DataError: there are too few images for one batch.
     """
     if batch_size is None:
-        count = len(images.batches(CALIBRATION_BATCH))
-        return TorchBatches(images, CALIBRATION_BATCH, count, device)
+        first = next(iter(images.batches(1)))
+        at_once = max(1, min(CALIBRATION_BATCH, _PIXELS // math.prod(first.shape[-2:])))
+        return TorchBatches(images, at_once, len(images.batches(at_once)), device)
     count = len(images) // batch_size
     if count == 0:
         raise DataError(f"{len(images)} calibration images do not fill one batch of {batch_size}")

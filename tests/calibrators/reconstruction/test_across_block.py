@@ -206,6 +206,7 @@ def test_a_learning_that_fails_leaves_the_best_baseline_bit_for_bit(
 ) -> None:
     monkeypatch.setattr(reconstruction, "RATES", dict.fromkeys(reconstruction.RATES, 5.0))
     monkeypatch.setattr(fit_block, "objective", lambda *_: 0.0)  # no block says it got worse
+    monkeypatch.setattr(LearnedBlock, "restore", lambda *_: None)
     model, result = learn(thorough(reconstruction=SHORT))
     found = snrs(result)
     assert result.method == max(found, key=lambda name: found[name]) != "repapq"

@@ -90,6 +90,15 @@ def test_one_block_without_a_change_is_only_counted() -> None:
     assert reconstruction_note([block]).replace("\u00a0", " ") == "1 block in 2.0 s"
 
 
+def test_what_learned_is_counted_where_the_blocks_say_why_not_more() -> None:
+    blocks = [
+        BlockLoss("a", 0, 1.0, 0.5, 2.0, steps=0, reason="enough"),
+        BlockLoss("b", 0, 1.0, 0.5, 4.0, steps=25, reason="a round gained too little"),
+    ]
+    note = reconstruction_note(blocks).replace("\u00a0", " ")
+    assert note == "2 blocks in 6.0 s, 1 of them learned, 25 steps, median change −50.0 %"
+
+
 def test_the_worst_output_is_the_one_of_lowest_snr() -> None:
     numerics = {"a": OutputNumerics(9.0), "b": OutputNumerics(-2.0), "c": OutputNumerics(None)}
     assert worst_snr(numerics) == -2
