@@ -40,12 +40,13 @@ def fit_block(
     judged = judged_images(block_inputs.num_samples, budget)
     committed = BlockDistances(model, {}, block_inputs, index, chosen, generator)
     distances = BlockDistances(model, learned.overrides, block_inputs, index, chosen, generator)
-    with torch.no_grad():
-        first = committed(judged)
     start = learned.snapshot()
     snr = _fit_closed_forms(learned, distances, judged, budget) if budget.closed_forms else None
+    learns = bool(budget.rounds) and (snr is None or not snr >= budget.enough_db)
+    with torch.no_grad():  # a stage in which no block learns is not computed
+        first = committed(judged, stage=learns)
     steps = 0
-    if snr is None or snr < budget.enough_db:
+    if learns:
         samples = block_inputs.num_samples
         steps = reconstruct(learned, distances, samples, budget, generator, step_done)
     last, reason = first, _reason(snr, steps, budget)
@@ -55,7 +56,7 @@ def fit_block(
         before = save_tensors(model, learned.tensor_names)
         learned.commit()
         with torch.no_grad():
-            last = committed(judged)
+            last = committed(judged, stage=learns)
         weight = chosen.stage_weight
         if not objective(last, first, weight) <= objective(first, first, weight):  # NaN too
             restore_tensors(model, before)
