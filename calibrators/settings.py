@@ -22,7 +22,7 @@ Units = Literal["layers", "chains"]
 Effort = Literal["low", "auto", "high"]
 
 ENOUGH_SNR = 20.0
-"""dB at the outputs: blocks that together leave that much do not learn, where no `min_snr` is asked for."""
+"""dB at the outputs: blocks that together leave that much, and more where more is asked for, do not learn."""
 
 
 class Reconstruction(BaseModel):
