@@ -390,7 +390,7 @@ def test_progress_rises_to_its_end(name: str) -> None:
     assert {description for description, _, _ in seen} == {"repapq"}
     shares = [done / total for _, done, total in seen]
     assert shares == sorted(shares)
-    assert 0 < shares[0] < 0.1 < shares[-1] == 1
+    assert 0 < shares[0] < 0.3 < shares[-1] == 1
     assert len({share for share in shares if share > 0.1}) >= 3 * 3
 
 
