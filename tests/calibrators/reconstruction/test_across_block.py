@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
 from reptrt.calibrators.reconstruction import fit_block
 from reptrt.calibrators.reconstruction import reconstruct as reconstruction
-from reptrt.calibrators.reconstruction.effort import MARGIN_DB
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import create_calibrator, list_calibrators
 from reptrt.calibrators.settings import Reconstruction, Settings
@@ -344,38 +341,6 @@ def test_a_weight_that_two_blocks_share_is_learned_by_the_first(tmp_path: Path) 
 def test_affine_maps_may_start_anywhere(affine: str) -> None:
     chosen = LONG.model_copy(update={"affine": affine, "iterations": 20})
     assert snrs(learn(thorough(reconstruction=chosen))[1])["repapq"] > 10
-
-
-@pytest.mark.parametrize("method", ["repapq", "brecq", "qdrop"])
-def test_low_effort_learns_nothing_and_is_no_worse_than_the_best_baseline(method: str) -> None:
-    _, result = learn(Settings(effort="low"), method)
-    found = snrs(result)
-    assert {fit.steps for fit in result.blocks} == {0}
-    assert found.pop(method) > max(found.values())
-    assert all(fit.after <= fit.before for fit in result.blocks)
-
-
-def test_effort_goes_where_the_block_alone_is_not_good_enough() -> None:
-    _, result = learn(Settings(reconstruction=LONG, target_snr=15.0))
-    enough = 15 + 10 * math.log10(4) - MARGIN_DB
-    for fit in result.blocks:
-        assert fit.snr_db is not None
-        assert (fit.steps == 0) == (fit.snr_db >= round(enough, 1))
-        assert fit.reason
-    assert {fit.steps == 0 for fit in result.blocks} == {True, False}
-    found = snrs(result)
-    assert found.pop("repapq") > max(found.values()) + 1
-
-
-def test_with_the_usual_effort_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    settings = Settings(reconstruction=SHORT, checkpoint=tmp_path, target_snr=40.0)
-    first, result = learn(settings)
-    sorted(tmp_path.iterdir())[-1].unlink()
-    again, resumed = learn(settings)
-    assert differing(state_of(first), state_of(again)) == set()
-    untimed = [replace(fit, seconds=None) for fit in result.blocks]
-    assert [replace(fit, seconds=None) for fit in resumed.blocks] == untimed
-    assert any(fit.steps for fit in result.blocks)
 
 
 @pytest.mark.parametrize("name", ["plain", "vit"])
