@@ -346,7 +346,7 @@ def test_the_stage_takes_part_as_often_as_the_budget_says() -> None:
 
 
 def test_the_rate_falls_to_zero_in_every_round() -> None:
-    assert falling_rates((2, 4)) == pytest.approx([1, 0.5, 1, 0.853553, 0.5, 0.146447, 0])
+    assert falling_rates((2, 4)) == pytest.approx([1, 0.5, 1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
 
 
 def test_the_objective_by_hand() -> None:

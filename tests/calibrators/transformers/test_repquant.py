@@ -167,11 +167,13 @@ def test_finished_blocks_are_read_and_not_learned_again(
 def test_a_learning_that_fails_leaves_what_it_started_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    start = state_of(learn(Settings(reconstruction=SHORT.model_copy(update={"iterations": 0})))[0])
+    start = state_of(
+        learn(Settings(effort="high", reconstruction=SHORT.model_copy(update={"iterations": 0})))[0]
+    )
     monkeypatch.setattr(reconstruction, "RATES", dict.fromkeys(reconstruction.RATES, 5.0))
     monkeypatch.setattr(LearnedBlock, "restore", lambda *_: None)
     monkeypatch.setattr(fit_block, "objective", lambda *_: 0.0)  # no block says it got worse
-    model, result = learn(Settings(reconstruction=SHORT))
+    model, result = learn(Settings(effort="high", reconstruction=SHORT))
     found = snrs(result)
     assert result.method == "repq-vit"
     assert found["repq-vit"] > found["repquant"]
