@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from reptrt.calibrators.base import Progress, no_progress
-from reptrt.engines.runtime.runners import OnnxRuntimeRunner, available_processors
+from reptrt.engines.processors import available_processors
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.cluster import connect
 from reptrt.pipeline.data.datasets import ClassificationSet, DetectionSet
