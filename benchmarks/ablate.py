@@ -33,6 +33,7 @@ from reptrt.models.load import load_model
 from reptrt.models.spec import PreprocessOverrides
 from reptrt.pipeline.data.datasets import open_evaluation, open_images
 from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
+from reptrt.pipeline.data.feeds import PictureFeeds
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network, open_network
 from reptrt.pipeline.recipe import load_recipe
@@ -180,7 +181,8 @@ def run(case: Case, threads: int) -> dict[str, Any]:
         seed=recipe.seed,
     )
     started, processor = time.monotonic(), time.process_time()
-    batches = calibration_batches(images, network.card.batch_size, recipe.device)
+    samples = PictureFeeds(images, network.card.inputs)
+    batches = calibration_batches(samples, network.card.batch_size, recipe.device)
     found = calibrator.calibrate(network.quantized, batches)
     seconds, peak = time.monotonic() - started, peak_rss_bytes()
     processor = time.process_time() - processor

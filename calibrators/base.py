@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
-
+from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.settings import Settings
 
@@ -20,13 +19,13 @@ Progress = Callable[[str, int, int], None]
 
 
 class Batches(Protocol):
-    """Calibration images, read lazily: each pass yields the same batches in the same order."""
+    """Calibration samples, read lazily: each pass yields the same batches in the same order."""
 
     def __len__(self) -> int:
         """Number of batches."""
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """Images [N, 3, H, W], preprocessed."""
+    def __iter__(self) -> Iterator[Batch]:
+        """Images [N, 3, H, W], preprocessed, or what a network with other inputs reads."""
 
 
 def no_progress(description: str, done: int, total: int) -> None:

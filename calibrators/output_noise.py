@@ -13,6 +13,7 @@ from reptrt.calibrators.base import (
     Progress,
     no_progress,
 )
+from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.quantized.output_parts import find_parts, split_parts
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 
@@ -26,9 +27,9 @@ BACKGROUND = 0.01
 @torch.no_grad()
 def compare_scales(
     model: QuantizedModel,
-    batches: Sequence[torch.Tensor] | Batches,
+    batches: Sequence[Batch] | Batches,
     scales: Mapping[str, ActivationScales],
-    reference: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    reference: Callable[[Batch], tuple[torch.Tensor, ...]],
     progress: Progress = no_progress,
 ) -> dict[str, float]:
     """Noise-to-signal power at the outputs, averaged over their parts, for each set of scales.
@@ -81,27 +82,23 @@ GUARD_BATCHES = 4
 """Batches on which the guard compares: five passes over all images would cost a minute."""
 
 
-Reference = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-"""The float network: images [N, 3, H, W] -> outputs."""
+Reference = Callable[[Batch], tuple[torch.Tensor, ...]]
+"""The float network: images [N, 3, H, W], or other inputs -> outputs."""
 
 
-def guard_images(batches: Batches) -> Sequence[torch.Tensor]:
+def guard_images(batches: Batches) -> Sequence[Batch]:
     """The calibration images on which methods are compared."""
     return list(islice(iter(batches), GUARD_BATCHES))
 
 
-def output_noise(
-    model: QuantizedModel, images: Sequence[torch.Tensor], reference: Reference
-) -> float:
+def output_noise(model: QuantizedModel, images: Sequence[Batch], reference: Reference) -> float:
     """Noise-to-signal power at the outputs of `model` as it is."""
     current = {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
     return compare_scales(model, images, {"": current}, reference)[""]
 
 
 @torch.no_grad()
-def worst_noise(
-    model: QuantizedModel, images: Sequence[torch.Tensor], reference: Reference
-) -> float:
+def worst_noise(model: QuantizedModel, images: Sequence[Batch], reference: Reference) -> float:
     """Noise-to-signal power of `model` as it is, at that part of its outputs where it is largest.
 
     Of scores that stay near 0 in all images the digits mean nothing: a part in 0..1 counts as a signal of

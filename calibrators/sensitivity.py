@@ -17,6 +17,7 @@ from itertools import islice
 import torch
 
 from reptrt.calibrators.base import Batches, Progress, no_progress, share_of
+from reptrt.calibrators.feed import Batch, num_values
 from reptrt.calibrators.histogram.best import baseline_scales
 from reptrt.calibrators.histogram.methods import observe_activations, scale_weights
 from reptrt.calibrators.output_noise import compare_scales, decibel
@@ -32,6 +33,7 @@ Noise = Callable[[], float]
 _MOST = 0.5
 """Share of the activations that may be left out; a network that needs more is not for INT8."""
 _BATCHES = 4
+_IMAGE_AXES, _COLOURS = 4, 3
 _FEWEST, _MOST_IMAGES, _PIXELS = 4, 16, 16 * 320 * 320
 """Images that are compared: as many as `_PIXELS`, for a large map tells as much as several small ones."""
 
@@ -75,9 +77,13 @@ def find_sensitive_layers(
     return {layer: decibel(alone[name]) for name in left_out for layer in readers[name]}
 
 
-def compared_images(batch: torch.Tensor) -> torch.Tensor:
+def compared_images(batch: Batch) -> Batch:
     """As many images of `batch` as are worth their time."""
-    enough = _PIXELS // math.prod(batch.shape[-2:])
+    if isinstance(batch, torch.Tensor) and batch.ndim == _IMAGE_AXES:
+        pixels = math.prod(batch.shape[-2:])
+    else:
+        pixels = num_values(batch) // (_COLOURS * len(batch))
+    enough = _PIXELS // max(1, pixels)
     return batch[: max(_FEWEST, min(_MOST_IMAGES, enough))]
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reptrt.engines.artifacts import folder_when_done, replace_when_done, write_json, writing
@@ -60,6 +60,7 @@ class ServedModel:
         classes: names in the order of the logits; None when nobody named them.
         labelled_output: output whose index is a class, so that Triton can name it; None for none.
         verdict: whether it is good enough.
+        sizes: usual sides, without the batch, of inputs that leave some open; they warm it up.
     """
 
     name: str
@@ -72,6 +73,7 @@ class ServedModel:
     classes: tuple[str, ...] | None = None
     labelled_output: str | None = None
     verdict: Verdict = NOT_JUDGED
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def batches(self) -> bool:
@@ -257,12 +259,20 @@ def _warmup(model: ServedModel, batch: int) -> str:
     """One request with random values before the model counts as loaded."""
     inputs = [
         f"  inputs {{\n    key: {_quoted(tensor.name)}\n    value {{\n"
-        + "\n".join(f"  {line}" for line in _type_and_dims(tensor, model))
+        + "\n".join(f"  {line}" for line in _type_and_dims(_usual(tensor, model), model))
         + "\n      random_data: true\n    }\n  }"
         for tensor in model.inputs
     ]
     head = ["model_warmup {", f'  name: "batch {batch}"', f"  batch_size: {batch}"]
     return "\n".join([*head, *inputs, "}"])
+
+
+def _usual(tensor: Tensor, model: ServedModel) -> Tensor:
+    """`tensor` with its usual sides, where some are open: a request states them all."""
+    if tensor.name not in model.sizes:
+        return tensor
+    sides = model.sizes[tensor.name]
+    return replace(tensor, shape=(*tensor.shape[: len(tensor.shape) - len(sides)], *sides))
 
 
 def _type_and_dims(tensor: Tensor, model: ServedModel) -> list[str]:

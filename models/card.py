@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reptrt.models.inputs import NetworkInput
 from reptrt.models.spec import Preprocess, Task
 
 Part = tuple[tuple[int, int, int], ...]
@@ -28,6 +29,7 @@ class ModelCard:
         parts: of each such tensor: the ranges that are compared one by one, as a concat joins them;
             none where it is one.
         stated_accuracy: top-1 or mAP 50-95 in percent that the checkpoint states; None where it states none.
+        stated_inputs: what the network reads; none for one image.
     """
 
     model: str
@@ -41,6 +43,12 @@ class ModelCard:
     cut: tuple[str, ...] | None = None
     parts: tuple[tuple[Part, ...], ...] = ()
     stated_accuracy: float | None = None
+    stated_inputs: tuple[NetworkInput, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[NetworkInput, ...]:
+        """What the network reads, in order."""
+        return self.stated_inputs or self.preprocess.inputs
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from reptrt.engines.foreign.text import one_line
 from reptrt.models.fuse import block_error, fusing_method
+from reptrt.models.inputs import NetworkInput
 
 LARGEST_ERROR = 1e-3
 """Of a block's output, relative to its norm: float32 leaves some 1e-6, INT8 at least 1e-2."""
@@ -30,6 +31,7 @@ def require_same_function(
     deploy_form: nn.Module,
     image_size: tuple[int, int],
     num_channels: int = 3,
+    inputs: Sequence[NetworkInput] = (),
 ) -> None:
     """Run every block in both forms on what it reads when the network sees one random image.
 
@@ -40,6 +42,7 @@ def require_same_function(
         deploy_form: `reptrt.models.fuse.reparameterize(train_form)`, there too.
         image_size: (height, width) of the input in pixels.
         num_channels: of the input.
+        inputs: what the network reads, where that is more than an image.
 
     Raises:
         ReparameterizationError: a block differs by more than `LARGEST_ERROR`, or no longer runs.
@@ -52,7 +55,9 @@ def require_same_function(
     checks = [_Check(path, *pair) for path, pair in pairs.items()]
     generator = torch.Generator().manual_seed(0)
     try:
-        train_form(torch.randn(1, num_channels, *image_size, generator=generator))
+        image = torch.randn(1, num_channels, *image_size, generator=generator)
+        values = [torch.from_numpy(one.random(1, seed=0)) for one in inputs]
+        train_form(*(values or [image]))
     finally:
         for check in checks:
             check.remove()

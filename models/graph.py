@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 
 import torch
@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from reptrt.models.branches.merge import MergedLayer, merge_branches
 from reptrt.models.constants import fold_weights, share_weights
+from reptrt.models.inputs import IMAGES, NetworkInput, image_input
 from reptrt.models.parameters import free_path, get_tensor, set_parameter
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "TraceError",
     "aten",
     "drop_layout_copies",
+    "example_tensors",
     "fold_batch_norm",
     "get_tensor",
     "graph_sha256",
@@ -37,13 +39,14 @@ __all__ = [
     "set_parameter",
     "tensor_bytes",
     "trace",
+    "trace_inputs",
 ]
 
 logger = logging.getLogger(__name__)
 
 aten = torch.ops.aten
 
-INPUT_NAME = "images"
+INPUT_NAME = IMAGES
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 _MERGED = "reptrt_merged_layers"
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
@@ -73,19 +76,25 @@ def trace(
     Raises:
         TraceError: the network's Python cannot be captured for these shapes.
     """
+    return trace_inputs(module, [image_input(image_size, num_channels)], batch_size=batch_size)
+
+
+def trace_inputs(
+    module: nn.Module, inputs: Sequence[NetworkInput], *, batch_size: int | None = None
+) -> fx.GraphModule:
+    """Record `module` on any inputs, in the order of `forward`; see `trace`."""
     parameter = next(module.parameters(), torch.empty(0))
-    example = torch.zeros(batch_size or 2, num_channels, *image_size, device=parameter.device)
-    shapes = ({0: Dim.AUTO},) if batch_size is None else None
+    examples = example_tensors(inputs, batch_size, parameter.device)
+    shapes = tuple(_open_axes(one, batch_size) for one in inputs)
     try:
         with _quiet():
-            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
-        if batch_size is None:
-            _require_dynamic_batch(program)
+            program = torch.export.export(module, examples, dynamic_shapes=shapes)
+        _require_open(program, inputs, batch_size)
         traced = program.run_decompositions({}).module(check_guards=False)
     except TraceError:
         raise
     except Exception as error:
-        raise TraceError(_explain(error, image_size, batch_size)) from error
+        raise TraceError(_explain(error, inputs, batch_size)) from error
     assert isinstance(traced, fx.GraphModule)
     drop_layout_copies(traced)
     merged = merge_branches(traced)
@@ -95,6 +104,23 @@ def trace(
     named = name_by_operator(traced)
     named.meta[_MERGED] = merged
     return named
+
+
+def example_tensors(
+    inputs: Sequence[NetworkInput], batch_size: int | None, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, ...]:
+    """Zeros for every input; two samples where the batch is open."""
+    return tuple(
+        torch.zeros(one.shape(batch_size or 2), dtype=getattr(torch, one.dtype), device=device)
+        for one in inputs
+    )
+
+
+def _open_axes(one: NetworkInput, batch_size: int | None) -> dict[int, object]:
+    """Axes of an input that stay symbols."""
+    offset = int(one.batched)
+    axes = [side + offset for side in one.open_sides]
+    return dict.fromkeys([0, *axes] if one.batched and batch_size is None else axes, Dim.AUTO)
 
 
 def merged_layers(graph_module: fx.GraphModule) -> tuple[MergedLayer, ...]:
@@ -115,22 +141,35 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
-    placeholder = next(
-        n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs
-    )
-    if is_concrete_int(placeholder.meta["val"].shape[0]):
-        raise TraceError(
-            "the network fixes its batch size while it is traced, so it has no dynamic batch; "
-            "give `batch_size=1`"
-        )
+def _require_open(
+    program: torch.export.ExportedProgram, inputs: Sequence[NetworkInput], batch_size: int | None
+) -> None:
+    read = set(program.graph_signature.user_inputs)
+    placeholders = [node for node in program.graph.nodes if node.name in read]
+    for one, node in zip(inputs, placeholders, strict=True):
+        fixed = [
+            axis
+            for axis in _open_axes(one, batch_size)
+            if node.users and is_concrete_int(node.meta["val"].shape[axis])
+        ]
+        if fixed == [0] or (fixed and 0 in fixed and one.batched):
+            raise TraceError(
+                "the network fixes its batch size while it is traced, so it has no dynamic batch; "
+                "give `batch_size=1`"
+            )
+        if fixed:
+            raise TraceError(
+                f"the network fixes the size of its input {one.name!r} while it is traced, so it"
+                " cannot stay open; give `image_size` in the place of `dynamic_size`"
+            )
 
 
-def _explain(error: Exception, image_size: tuple[int, int], batch_size: int | None) -> str:
+def _explain(error: Exception, inputs: Sequence[NetworkInput], batch_size: int | None) -> str:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
     batch = "a dynamic batch" if batch_size is None else f"batch {batch_size}"
+    shown = "; ".join(one.describe() for one in inputs)
     return (
-        f"torch.export cannot record the network on images {image_size[0]}x{image_size[1]} with "
+        f"torch.export cannot record the network on {shown} with "
         f"{batch}: {type(error).__name__}: {reason}{_where(error)}"
     )
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from reptrt.engines.foreign.text import one_line
+from reptrt.models.examine import Examined, Stated, examine
+from reptrt.models.inputs import Feed, NetworkInput, named_inputs
 from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import read_onnx
@@ -26,9 +26,6 @@ from reptrt.models.spec import ModelSpec, Preprocess, PreprocessOverrides, Task
 from reptrt.models.task import (
     PREPROCESS,
     OutputError,
-    count_classes,
-    list_outputs,
-    recognize_task,
 )
 from reptrt.models.weights.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from reptrt.models.weights.download import Progress, fetch_weights
@@ -39,12 +36,6 @@ logger = logging.getLogger(__name__)
 
 class MissingWeightsError(FileNotFoundError):
     """A model has no weights that could be found without the user."""
-
-    exit_code = 2
-
-
-class ModelRunError(ValueError):
-    """A network that does not run on its images, or returns what its task does not."""
 
     exit_code = 2
 
@@ -66,8 +57,9 @@ class LoadedModel:
         batch_size: The only one that the network can run; None where any will do.
         tail: Of an ONNX file: what follows `module` and sorts, selects or decides.
         islands: Of an ONNX file: what ONNX Runtime computes, the tail included.
-        check: Of an ONNX file: compares `module` with ONNX Runtime on images.
+        check: Of an ONNX file: compares `module` with ONNX Runtime on values of its inputs, in order.
         stated_accuracy: Top-1 or mAP 50-95 in percent that the checkpoint states; None for nothing stated.
+        stated_inputs: What it reads; none for one image.
     """
 
     name: str
@@ -83,19 +75,25 @@ class LoadedModel:
     stated_accuracy: float | None = None
     tail: Tail | None = None
     islands: tuple[IslandNote, ...] = ()
-    check: Callable[[Array], ImportCheck] | None = None
+    check: Callable[[Sequence[Array]], ImportCheck] | None = None
+    stated_inputs: tuple[NetworkInput, ...] = ()
 
-    def require_same_as_file(self, images: Array) -> None:
-        """Compare the import of an ONNX file with ONNX Runtime on `images` [N, channels, H, W].
+    @property
+    def inputs(self) -> tuple[NetworkInput, ...]:
+        """What the network reads, in the order of `forward`."""
+        return self.stated_inputs or self.preprocess.inputs
+
+    def require_same_as_file(self, *values: Array) -> None:
+        """Compare the import of an ONNX file with ONNX Runtime on `values` of the inputs, in order.
 
         Raises:
             OnnxFileError: They differ; the first node that does is named.
         """
-        found = self.check(images) if self.check else None
+        found = self.check(values) if self.check else None
         if found is not None and found.error > TOLERANCE:
             raise OnnxFileError(
                 f"{self.name}: its import differs from ONNX Runtime by {found.error:.1e} of an"
-                f" output's range on the calibration images, from {found.node!r} on: bring the model"
+                f" output's range on the calibration data, from {found.node!r} on: bring the model"
                 " as package.module:callable"
             )
 
@@ -106,6 +104,7 @@ def load_model(
     overrides: PreprocessOverrides | None = None,
     progress: Progress | None = None,
     task: Task | None = None,
+    feed: Feed | None = None,
 ) -> LoadedModel:
     """Build MODEL and load its weights.
 
@@ -116,6 +115,8 @@ def load_model(
         overrides: The user's preprocessing, above the checkpoint's and the zoo's.
         progress: Called with (bytes so far, total bytes or None) during a download.
         task: What the outputs of a user's own network mean; None lets them tell.
+        feed: One sample by input name, for networks that read something else than one image: it tells
+            types and sides that nothing else states.
 
     Raises:
         UnknownModelError, CheckpointError, WeightsMismatchError, MissingWeightsError, ModelRunError,
@@ -126,25 +127,28 @@ def load_model(
     if task is not None and spec.task not in (None, task):
         raise OutputError(f"{name} is made for {spec.task}; `task` is for models of your own")
     if spec.onnx is not None:
-        return _load_onnx(spec, spec.onnx, weights, overrides, task)
+        return _load_onnx(spec, spec.onnx, weights, overrides, task, feed)
     path = weights or _find_weights(spec, progress)
     if path is None:
         logger.warning(
             "%s: no checkpoint given, the network is used as its callable returns it", name
         )
         module = _build(spec, None, _first_size(spec, overrides, task)).float().eval()
-        found = _examine(spec, module, task, overrides)
-        return _describe(spec, module, found, None, None, _digest(module))
+        inputs = named_inputs(module, feed, name) if spec.task is None else ()
+        found = examine(spec, module, task, overrides, Stated(inputs=inputs))
+        loaded = _describe(spec, module, found, None, None, _digest(module))
+        return replace(loaded, stated_inputs=inputs)
     checkpoint = read_checkpoint(path)
     stated = checkpoint.preprocess.override(overrides)
     module = _build_to_fit(spec, checkpoint, _first_size(spec, stated, task))
-    found = _examine(spec, module, task, stated)
+    inputs = named_inputs(module, feed, name) if spec.task is None else ()
+    found = examine(spec, module, task, stated, Stated(inputs=inputs))
     if checkpoint.classes and len(checkpoint.classes) != found.num_classes:
         raise CheckpointError(
             f"{path}: names {len(checkpoint.classes)} classes, its head has {found.num_classes}"
         )
     loaded = _describe(spec, module, found, checkpoint.classes, path, checkpoint.sha256)
-    return replace(loaded, stated_accuracy=checkpoint.accuracy)
+    return replace(loaded, stated_accuracy=checkpoint.accuracy, stated_inputs=inputs)
 
 
 def load_module(
@@ -152,14 +156,17 @@ def load_module(
     name: str,
     overrides: PreprocessOverrides | None = None,
     task: Task | None = None,
+    feed: Feed | None = None,
 ) -> LoadedModel:
     """A network that the caller holds, as if it had been read: a copy in float32, on the CPU.
 
     Args:
-        module: takes images [N, 3, H, W]; may be defined anywhere, a notebook's cell too.
+        module: takes images [N, 3, H, W], or what `feed` names; may be defined anywhere, a notebook's
+            cell too.
         name: that files and reports get.
         overrides: how images are prepared; without it, as its task usually wants them.
         task: what its outputs mean; None lets them tell.
+        feed: one sample by the names that `forward` gives its arguments; None for an image.
 
     Raises:
         ModelRunError, OutputError: it does not run on images, or returns what its task does not.
@@ -174,8 +181,9 @@ def load_module(
         description="a network in memory",
         brings_weights=True,
     )
-    found = _examine(spec, own, task, overrides or PreprocessOverrides())
-    return _describe(spec, own, found, None, None, _digest(own))
+    inputs = named_inputs(own, feed, name)
+    found = examine(spec, own, task, overrides or PreprocessOverrides(), Stated(inputs=inputs))
+    return replace(_describe(spec, own, found, None, None, _digest(own)), stated_inputs=inputs)
 
 
 def load_random(
@@ -190,34 +198,16 @@ def load_random(
     module = _build(spec, num_classes or spec.num_classes, size, seed).float().eval()
     known = num_classes or spec.num_classes
     if spec.task is not None and spec.preprocess is not None and known is not None:
-        found = _Examined(spec.task, spec.preprocess.override(overrides), known)
+        found = Examined(spec.task, spec.preprocess.override(overrides), known)
     else:
-        found = _examine(spec, module, None, overrides)
+        found = examine(spec, module, None, overrides)
     return _describe(spec, module, found, None, None, _digest(module))
-
-
-class _Stated(NamedTuple):
-    """What a file says of its images, and what of it is not in the module."""
-
-    image_size: tuple[int, int] | None = None
-    batch_size: int | None = None
-    channels: int = 3
-    takes_pixels: bool = False
-    tail: Tail | None = None
-
-
-class _Examined(NamedTuple):
-    """What a run of the network shows."""
-
-    task: Task
-    preprocess: Preprocess
-    num_classes: int
 
 
 def _describe(
     spec: ModelSpec,
     module: nn.Module,
-    found: _Examined,
+    found: Examined,
     classes: tuple[str, ...] | None,
     path: Path | None,
     sha256: str,
@@ -240,17 +230,27 @@ def _load_onnx(
     weights: Path | None,
     overrides: PreprocessOverrides,
     task: Task | None,
+    feed: Feed | None,
 ) -> LoadedModel:
     if weights is not None:
         raise CheckpointError(f"{weights}: {path} brings its own weights; leave `weights` out")
     file = read_onnx(path)
     default = PREPROCESS[task].image_size if task else None
-    size = file.image_size(overrides.image_size, default)
-    network = import_onnx(file, size)
-    stated = _Stated(
-        size, network.batch_size, file.channels, file.raw_type is not None, network.tail
+    size_range = file.size_range(overrides)
+    size = file.image_size(overrides.image_size, default, feed) if file.picture else None
+    if size_range is not None:
+        smallest, largest = size_range
+        overrides = replace(overrides, image_size=size, smallest=smallest, largest=largest)
+    network = import_onnx(file, size, feed, size_range)
+    stated = Stated(
+        size,
+        network.batch_size,
+        file.channels,
+        file.raw_type is not None,
+        network.tail,
+        () if file.is_of_one_image else network.inputs,
     )
-    found = _examine(spec, network.module, task, overrides, stated)
+    found = examine(spec, network.module, task, overrides, stated)
     loaded = _describe(spec, network.module, found, None, path, file.sha256)
     return replace(
         loaded,
@@ -259,6 +259,7 @@ def _load_onnx(
         tail=network.tail,
         islands=network.islands,
         check=network.check,
+        stated_inputs=stated.inputs,
     )
 
 
@@ -302,91 +303,6 @@ def _first_size(
     """Image size to build the network for."""
     default = spec.preprocess or PREPROCESS[task or "classification"]
     return overrides.image_size or default.image_size
-
-
-def _examine(
-    spec: ModelSpec,
-    module: nn.Module,
-    task: Task | None,
-    overrides: PreprocessOverrides,
-    stated: _Stated = _Stated(),  # noqa: B008  # immutable
-) -> _Examined:
-    """Run one image: it tells task and class count, and early whether the image size suits."""
-    task = spec.task or task
-    if task is None:
-        size = stated.image_size or overrides.image_size
-        task = recognize_task(*_run_any_size(spec, module, size, stated), stated.batch_size or 1)
-        logger.info("%s: its outputs are those of a %s network", spec.name, task)
-    preprocess = _default_preprocess(spec, task, stated).override(overrides)
-    outputs = _run(spec, module, preprocess.image_size, stated)
-    if spec.task is None:
-        _warn_of_assumptions(spec.name, task, preprocess, overrides)
-    try:
-        shapes = [tuple(output.shape) for output in outputs]
-        return _Examined(task, preprocess, count_classes(task, shapes, preprocess.image_size))
-    except OutputError as error:
-        raise OutputError(f"{spec.name} {error}") from None
-
-
-def _default_preprocess(spec: ModelSpec, task: Task, stated: _Stated) -> Preprocess:
-    """How images are prepared where nobody says it."""
-    default = spec.preprocess or PREPROCESS[task]
-    size = stated.image_size or default.image_size
-    default = replace(default, image_size=size, num_channels=stated.channels)
-    if stated.takes_pixels:  # 0..255, as they are
-        return replace(default, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    return default
-
-
-def _run_any_size(
-    spec: ModelSpec, module: nn.Module, size: tuple[int, int] | None, stated: _Stated
-) -> tuple[list[torch.Tensor], tuple[int, int]]:
-    """Outputs for images of `size`, None for the first usual size that the network takes."""
-    usual = [PREPROCESS[task].image_size for task in ("classification", "detection")]
-    *others, last = [size] if size else usual
-    for attempt in others:
-        try:
-            return _run(spec, module, attempt, stated), attempt
-        except ModelRunError:
-            continue
-    return _run(spec, module, last, stated), last
-
-
-@torch.no_grad()
-def _run(
-    spec: ModelSpec, module: nn.Module, size: tuple[int, int], stated: _Stated
-) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shape = (stated.batch_size or 1, stated.channels, *size)
-    images = torch.rand(shape, generator=generator) * (255 if stated.takes_pixels else 1)
-    try:
-        outputs = list_outputs(module(images))
-        return outputs if stated.tail is None else stated.tail.run(images, outputs)
-    except OutputError as error:
-        raise OutputError(f"{spec.name} {error}") from None
-    except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ModelRunError(
-            f"{spec.name} cannot run on {'x'.join(map(str, shape))} images:"
-            f" {one_line(error)}; check `image_size`"
-        ) from error
-
-
-def _warn_of_assumptions(
-    name: str, task: Task, preprocess: Preprocess, overrides: PreprocessOverrides
-) -> None:
-    """Say how images will be prepared, as far as nobody has said it."""
-    values = {
-        "layout": preprocess.layout,
-        "channels": preprocess.channels,
-        "mean": ",".join(f"{value:g}" for value in preprocess.mean),
-        "std": ",".join(f"{value:g}" for value in preprocess.std),
-    }
-    assumed = [f"--{key} {text}" for key, text in values.items() if not getattr(overrides, key)]
-    if assumed:
-        logger.warning(
-            "%s: prepared as for %s, %dx%d pixels, assumed: %s; say so if it was trained otherwise",
-            name, task, *preprocess.image_size, " ".join(assumed),
-        )  # fmt: skip
 
 
 def _digest(module: nn.Module) -> str:

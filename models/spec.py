@@ -13,6 +13,7 @@ from torch import nn
 
 from reptrt.engines.foreign.limits import MAX_INPUT_PIXELS
 from reptrt.engines.foreign.text import one_line
+from reptrt.models.inputs import NetworkInput, image_input
 
 Task = Literal["classification", "detection", "segmentation", "generic"]
 Layout = Literal["crop", "letterbox"]
@@ -34,11 +35,13 @@ class PreprocessOverrides:
     """What a user or a checkpoint states about its images; None leaves the zoo's value.
 
     Attributes:
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels; the usual one where it stays open.
         mean: Per RGB channel, on the 0-1 scale.
         std: Per RGB channel, on the 0-1 scale, above 0.
         layout: `crop` or `letterbox`.
         channels: Order in which the network wants them.
+        smallest: Least image size, where it stays open.
+        largest: Most image size, where it stays open.
 
     Raises:
         PreprocessError: A value is out of its range.
@@ -49,15 +52,18 @@ class PreprocessOverrides:
     std: Triple | None = None
     layout: Layout | None = None
     channels: Channels | None = None
+    smallest: tuple[int, int] | None = None
+    largest: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.image_size is not None and min(self.image_size) < 1:
             raise PreprocessError(
                 f"image size {self.image_size}: height and width must be at least 1 pixel"
             )
-        if self.image_size is not None and math.prod(self.image_size) > MAX_INPUT_PIXELS:
+        most = self.largest or self.image_size
+        if most is not None and math.prod(most) > MAX_INPUT_PIXELS:
             raise PreprocessError(
-                f"image size {one_line(self.image_size)}: more than {MAX_INPUT_PIXELS} pixels, which"
+                f"image size {one_line(most)}: more than {MAX_INPUT_PIXELS} pixels, which"
                 " is 3840 x 2160; networks of larger images run on tiles of them"
             )
         if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
@@ -91,6 +97,8 @@ class Preprocess:
         channels: Order of the input's channels; mean and std are in the order R, G, B always.
         num_channels: Of the input: 3; 1 for grey, with the mean of `mean` and of `std`; other numbers
             are not read from pictures but from arrays.
+        smallest: Least (height, width), where the size stays open; None where it is fixed.
+        largest: Most (height, width), where the size stays open.
     """
 
     image_size: tuple[int, int]
@@ -101,11 +109,19 @@ class Preprocess:
     layout: Layout = "crop"
     channels: Channels = "rgb"
     num_channels: int = 3
+    smallest: tuple[int, int] | None = None
+    largest: tuple[int, int] | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the network's input."""
         return (self.num_channels, *self.image_size)
+
+    @property
+    def inputs(self) -> tuple[NetworkInput, ...]:
+        """What a network reads that is prepared so and reads nothing else."""
+        peak, channels = 1.0, self.num_channels
+        return (image_input(self.image_size, channels, peak, self.smallest, self.largest),)
 
     def override(self, overrides: PreprocessOverrides) -> Preprocess:
         """Apply `overrides`; a stated image size is also the short side, so `crop_pct` becomes 1."""
@@ -117,6 +133,8 @@ class Preprocess:
             layout=overrides.layout or self.layout,
             channels=overrides.channels or self.channels,
             crop_pct=1.0 if overrides.image_size else self.crop_pct,
+            smallest=overrides.smallest or self.smallest,
+            largest=overrides.largest or self.largest,
         )
 
 

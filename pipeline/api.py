@@ -23,7 +23,6 @@ from reptrt.calibrators.registry import require_calibrator
 from reptrt.engines.lint import Finding, lint_file
 from reptrt.engines.report_schema import ComparisonRow, Report, Verdict
 from reptrt.models.load import LoadedModel, load_model, load_module
-from reptrt.models.spec import PreprocessOverrides
 from reptrt.pipeline.compare import compare_calibrators
 from reptrt.pipeline.data.datasets import DataError, EvaluationSet
 from reptrt.pipeline.data.in_memory import (
@@ -34,12 +33,14 @@ from reptrt.pipeline.data.in_memory import (
     store_labelled,
     store_masked,
 )
+from reptrt.pipeline.data.stored_feeds import MOST_STORED, STORED, sample_feed
 from reptrt.pipeline.deploy.passed import copy_with_verdict, refuse_failed
 from reptrt.pipeline.open_run import Caller, open_run
 from reptrt.pipeline.progress import ProgressBars
 from reptrt.pipeline.recipe import Recipe, RecipeError, load_recipe
 from reptrt.pipeline.report.terminal import terminal_table
 from reptrt.pipeline.stages import run_pipeline
+from reptrt.pipeline.stated_preprocess import stated_preprocess
 from reptrt.pipeline.workspace.folder import Workspace
 
 ModelSource: TypeAlias = "str | Path | nn.Module | LoadedModel"
@@ -51,7 +52,6 @@ Evaluate: TypeAlias = "str | Path | Iterable[Any] | Metric | MetricFunction"
 ProgressOption: TypeAlias = "bool | Progress | None"
 """None: bars in a terminal or a notebook; True: bars; False: silence; or a function of one's own."""
 
-_MOST_STORED = 1024
 """Images of an iterable that are kept, where the calibrator chooses how many it wants."""
 
 
@@ -160,8 +160,8 @@ def quantize(
     """
     chosen = _recipe(model, images, evaluate, recipe, options)
     root = Path(workspace)
-    network = _network(model, evaluate, chosen)
     chosen = _with_images(chosen, images, root)
+    network = _network(model, evaluate, chosen, root)
     measure = _measure(evaluate, root, network)
     with (
         _progress(progress) as show,
@@ -183,7 +183,9 @@ def load(model: str, weights: str | Path | None = None, **options: Any) -> Loade
         UnknownModelError, CheckpointError, MissingWeightsError, ...: one line each.
     """
     recipe = load_recipe(model, {**options, "weights": weights})
-    return load_model(recipe.model, recipe.weights, overrides=_overrides(recipe), task=recipe.task)
+    return load_model(
+        recipe.model, recipe.weights, overrides=stated_preprocess(recipe), task=recipe.task
+    )
 
 
 def lint(file: str | Path) -> tuple[Finding, ...]:
@@ -223,8 +225,8 @@ def compare(
         require_calibrator(name)
     chosen = _recipe(model, images, evaluate, None, options)
     root = Path(workspace)
-    network = _network(model, evaluate, chosen)
     chosen = _with_images(chosen, images, root)
+    network = _network(model, evaluate, chosen, root)
     measure = _measure(evaluate, root, network)
     rows = []
     with _progress(progress) as show:
@@ -261,28 +263,25 @@ def _name(model: ModelSource) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else str(model)
 
 
-def _network(model: ModelSource, evaluate: Evaluate | None, recipe: Recipe) -> LoadedModel | None:
+def _network(
+    model: ModelSource, evaluate: Evaluate | None, recipe: Recipe, root: Path
+) -> LoadedModel | None:
     """The network, where it is in memory or a loader has to be read for it."""
     if isinstance(model, LoadedModel):
         return model
     if isinstance(model, nn.Module):
-        return load_module(model, recipe.model, _overrides(recipe), recipe.task)
+        feed = sample_feed(recipe.data, root / STORED, recipe.num_samples)
+        return load_module(model, recipe.model, stated_preprocess(recipe), recipe.task, feed)
     if _is_loader(evaluate):
-        return load_model(recipe.model, recipe.weights, _overrides(recipe), task=recipe.task)
+        return load_model(recipe.model, recipe.weights, stated_preprocess(recipe), task=recipe.task)
     return None
-
-
-def _overrides(recipe: Recipe) -> PreprocessOverrides:
-    return PreprocessOverrides(
-        recipe.image_size, recipe.mean, recipe.std, recipe.layout, recipe.channels
-    )
 
 
 def _with_images(recipe: Recipe, images: ImageSource | None, root: Path) -> Recipe:
     if images is None or isinstance(images, (str, Path)):
         return recipe
-    limit = recipe.num_samples or _MOST_STORED
-    return recipe.model_copy(update={"data": store_images(images, root / "images", limit)})
+    limit = recipe.num_samples or MOST_STORED
+    return recipe.model_copy(update={"data": store_images(images, root / STORED, limit)})
 
 
 def _measure(
@@ -297,7 +296,7 @@ def _measure(
                 f"evaluate: a loader of (images, labels) measures classifiers, and {network.name} is a"
                 f" {network.task} network: give a folder with a COCO file, or a function f(predict)"
             )
-        return store_labelled(evaluate, root / "images", network.preprocess, network.num_classes)
+        return store_labelled(evaluate, root / STORED, network.preprocess, network.num_classes)
     if evaluate is None or isinstance(evaluate, (str, Path)):
         return None
     if isinstance(evaluate, MetricFunction):

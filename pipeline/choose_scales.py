@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from reptrt.calibrators.auto import other_calibrators
 from reptrt.calibrators.base import CalibrationResult
+from reptrt.calibrators.feed import Batch, tensors_of
 from reptrt.calibrators.output_noise import decibel, worst_noise
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.registry import AUTO, create_calibrator
@@ -71,7 +72,7 @@ def _calibrate(
 ) -> Calibrated:
     plan = run.plan
     network = prepare_network(run.loaded, plan, run.recording, sensitive, run.costly, run.apart)
-    batches = calibration_batches(run.images, network.card.batch_size, plan.device)
+    batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
     settings = Settings(
         *(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint, plan.effort),
         max(plan.min_snr, ENOUGH_SNR),
@@ -80,14 +81,16 @@ def _calibrate(
     round_biases(network.quantized)
     images = [compared_images(next(iter(batches)))]
     snr = _worst_snr(network, images)
-    return Calibrated(network, replace(result, num_samples=len(run.images), snr_db=snr))
+    return Calibrated(network, replace(result, num_samples=len(run.samples), snr_db=snr))
 
 
 @torch.no_grad()
-def _worst_snr(network: Network, images: Sequence[torch.Tensor]) -> float | None:
+def _worst_snr(network: Network, images: Sequence[Batch]) -> float | None:
     """SNR in dB of the worst part of the outputs; None where every part is exact."""
     noise = worst_noise(
-        network.quantized, images, lambda batch: tuple(tree_leaves(network.float_graph(batch)))
+        network.quantized,
+        images,
+        lambda batch: tuple(tree_leaves(network.float_graph(*tensors_of(batch)))),
     )
     if math.isnan(noise):
         return -math.inf

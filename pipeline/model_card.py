@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from reptrt.engines.foreign.border import reading
 from reptrt.models.card import ModelCard
+from reptrt.models.inputs import NetworkInput
 from reptrt.models.spec import Preprocess
 
 _KEY = "reptrt.model_card"
@@ -61,12 +62,19 @@ def read_card(path: Path) -> ModelCard:
 
 def _from_json(values: dict[str, Any]) -> ModelCard:
     preprocess = values.pop("preprocess")
-    for key in ("image_size", "mean", "std"):
-        preprocess[key] = tuple(preprocess[key])
+    for key in ("image_size", "mean", "std", "smallest", "largest"):
+        preprocess[key] = None if preprocess.get(key) is None else tuple(preprocess[key])
     for key in ("classes", "outputs", "strides", "cut"):
         values[key] = None if values.get(key) is None else tuple(values[key])
     values["parts"] = tuple(
         tuple(tuple(tuple(axis) for axis in part) for part in parts)
         for parts in values.get("parts", ())
     )
+    values["stated_inputs"] = tuple(map(_input, values.get("stated_inputs", ())))
     return ModelCard(preprocess=Preprocess(**preprocess), **values)
+
+
+def _input(values: dict[str, Any]) -> NetworkInput:
+    for key in ("sides", "smallest", "largest"):
+        values[key] = None if values[key] is None else tuple(values[key])
+    return NetworkInput(**values)

@@ -81,8 +81,9 @@ def fixed_batch(loaded: LoadedModel, recipe: Recipe) -> int | None:
     """
     if recipe.batch_size and loaded.batch_size and recipe.batch_size != loaded.batch_size:
         raise OutputError(
-            f"{loaded.name}: runs on batches of {loaded.batch_size} only; leave"
-            f" `batch_size={recipe.batch_size}` out, or export the model with a dynamic batch"
+            f"{loaded.name}: runs on batches of {loaded.batch_size} only, so"
+            f" `batch_size={recipe.batch_size}` cannot be met: leave it out, or change what fixes the"
+            " batch, which a warning names"
         )
     if loaded.batch_size and _asks_for_more(recipe, loaded.batch_size):
         raise OutputError(

@@ -32,6 +32,8 @@ Precision = Literal["fp32", "fp16"]
 Device = Literal["cpu", "cuda"]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Triple = tuple[float, float, float]
+SizeRange = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""(height, width) of the smallest, the usual and the largest image."""
 
 
 def _whole_size(value: object) -> object:
@@ -74,13 +76,20 @@ class Images(Section):
 
     title = "Images"
 
-    data: Path | None = Field(None, description="calibration images: a folder, .npy or .npz")
+    data: Path | None = Field(
+        None,
+        description="calibration images: a folder, .npy or .npz; or named feeds: a folder of .npz, JSON or"
+        " a script of Polygraphy's",
+    )
     evaluation: Path | None = Field(
         None,
         description="labelled images: ImageFolder, labels.csv, COCO, or images/ and masks/",
         json_schema_extra={"flag": "--eval"},
     )
     image_size: tuple[int, int] | None = Field(None, description="height and width in pixels")
+    dynamic_size: SizeRange | None = Field(
+        None, description="smallest, usual and largest image, where its size stays open"
+    )
     mean: Triple | None = Field(None, description="of R, G, B on the 0-1 scale")
     std: Triple | None = Field(None, description="of R, G, B on the 0-1 scale")
     layout: Literal["crop", "letterbox"] | None = Field(
@@ -287,6 +296,8 @@ def load_recipe(model: str, options: Mapping[str, Any], file: Path | None = None
         raise RecipeError(_explain(error, source)) from None
     if not recipe.end2end:
         _require_no_thresholds(recipe)
+    if recipe.dynamic_size is not None:
+        _require_range(recipe, *recipe.dynamic_size)
     return recipe
 
 
@@ -349,6 +360,24 @@ def _require_no_thresholds(recipe: Recipe) -> None:
             raise RecipeError(
                 f"`{name}` is of `end2end`, which puts NMS into the engine: add it, or leave "
                 f"`{name}` out"
+            )
+
+
+def _require_range(
+    recipe: Recipe, smallest: tuple[int, int], usual: tuple[int, int], largest: tuple[int, int]
+) -> None:
+    """Refuse sizes that are in no order, or fixed at the same time."""
+    if recipe.image_size is not None:
+        raise RecipeError(
+            "`dynamic_size` keeps the size of images open, `image_size` fixes it: leave one out"
+        )
+    if recipe.end2end:
+        raise RecipeError("`end2end` decodes the boxes of one size: fix it with `image_size`")
+    for axis in range(2):
+        if not 1 <= smallest[axis] <= usual[axis] <= largest[axis]:
+            raise RecipeError(
+                f"`dynamic_size` {smallest}, {usual}, {largest}: give MIN,OPT,MAX with"
+                " 1 <= MIN <= OPT <= MAX, as 320,640,960 or 32x64,32x320,32x640"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,17 +14,19 @@ from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import Sensitivity
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
+from reptrt.models.inputs import other_sizes
 from reptrt.models.load import LoadedModel, load_model
-from reptrt.models.spec import PreprocessOverrides, Task
+from reptrt.models.spec import Task
 from reptrt.pipeline.data.datasets import (
     DataError,
     EvaluationSet,
-    ImageSet,
     open_evaluation,
-    open_images,
+    open_samples,
 )
 from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
+from reptrt.pipeline.data.feeds import FeedSet
 from reptrt.pipeline.data.in_memory import MetricFunction
+from reptrt.pipeline.data.stored_feeds import STORED, is_feed_source, sample_feed
 from reptrt.pipeline.export.prepare import (
     Network,
     Recording,
@@ -35,6 +37,7 @@ from reptrt.pipeline.export.prepare import (
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.stated_preprocess import stated_preprocess
 from reptrt.pipeline.validation.shards import Spread
 from reptrt.pipeline.validation.validate import ValidationSetup
 from reptrt.pipeline.workspace.folder import Workspace, read_artifact
@@ -80,15 +83,14 @@ class Run:
 
     def _load(self) -> LoadedModel:
         recipe = self.recipe
-        overrides = PreprocessOverrides(
-            recipe.image_size, recipe.mean, recipe.std, recipe.layout, recipe.channels
-        )
+        overrides = stated_preprocess(recipe)
         return load_model(
             recipe.model,
             recipe.weights,
             overrides,
             lambda done, total: self.progress("download weights", done, total or 0),
             recipe.task,
+            sample_feed(recipe.data, self.stored, recipe.num_samples),
         )
 
     @cached_property
@@ -167,18 +169,44 @@ class Run:
             Spread(recipe.eval_workers, recipe.eval_ray),
         )
 
+    @property
+    def stored(self) -> Path:
+        """Where samples are kept that come from memory, a script or Polygraphy's JSON."""
+        return self.workspace.folder.parents[2] / STORED
+
     @cached_property
-    def images(self) -> ImageSet:
-        """Calibration images."""
-        plan = self.plan
+    def samples(self) -> FeedSet:
+        """What is calibrated with."""
+        plan, loaded = self.plan, self.loaded
         folder = plan.data or calibration_scenes(plan.model, self.scenes)
-        preprocess = self.loaded.preprocess
-        images = open_images(folder, preprocess, limit=plan.num_samples, seed=plan.seed)
+        images = open_samples(
+            folder, loaded.inputs, loaded.preprocess, self.stored,
+            limit=plan.num_samples, seed=plan.seed,
+        )  # fmt: skip
         asked = self.recipe.num_samples
         if asked and len(images) < asked:
             text = "%s: has %d images that can be used, `num_samples` asks for %d"
             logger.warning(text, folder, len(images), asked)
         return images
+
+    def samples_of_other_sizes(self, card: ModelCard) -> dict[str, FeedSet]:
+        """`at 320x320` -> the pictures in that size, for both ends of what stays open."""
+        plan, found = self.plan, {}
+        folder = plan.data or calibration_scenes(plan.model, self.scenes)
+        if is_feed_source(folder):
+            return {}
+        for inputs, size in zip(
+            other_sizes(card.inputs),
+            (card.preprocess.smallest, card.preprocess.largest),
+            strict=False,
+        ):
+            if size is not None:
+                sized = replace(card.preprocess, image_size=size)
+                height, width = size
+                found[f"at {height}x{width}"] = open_samples(
+                    folder, inputs, sized, self.stored, limit=plan.num_samples, seed=plan.seed
+                )
+        return found
 
     def stage(self, name: str, inputs: Inputs, *artifacts: str, shared: bool = False) -> Stage:
         """Stage `name` that writes the workspace's `artifacts`; see `Stage` for `shared`."""
@@ -198,6 +226,12 @@ def open_labelled(run: Run, network: ModelCard | LoadedModel) -> EvaluationSet |
     folder = run.recipe.evaluation or evaluation_scenes(run.recipe.model, run.scenes)
     if folder is None:
         return None
+    if len(network.inputs) > 1:
+        shown = "; ".join(one.describe() for one in network.inputs)
+        raise DataError(
+            f"{run.recipe.model}: reads {shown}, and labelled images feed one input: leave `evaluate`"
+            " out, or measure it with a function of your own (in Python)"
+        )
     return open_evaluation(
         folder, network.task, network.preprocess, network.num_classes, network.classes
     )

@@ -28,13 +28,14 @@ from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
 from reptrt.pipeline.choose_scales import choose_scales, is_close_enough
 from reptrt.pipeline.data.datasets import DetectionSet
+from reptrt.pipeline.data.feeds import FeedSet, PictureFeeds
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.engine.build import build_inputs, build_options, write_engine
 from reptrt.pipeline.engine.cost_placement import choose_by_cost
 from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
-from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
+from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.export.export import FileNotes, export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.gate import require_labels, verdict_of
@@ -43,6 +44,7 @@ from reptrt.pipeline.recipe import Calibration, Quantization
 from reptrt.pipeline.report.collect import collect_report
 from reptrt.pipeline.report.example_images import draw_pictures
 from reptrt.pipeline.report.html import write_html
+from reptrt.pipeline.require import require_boxes, require_exported
 from reptrt.pipeline.run import Run, open_labelled
 from reptrt.pipeline.validation.validate import engine_can_run, runs_on_gpu, validate_files
 from reptrt.pipeline.workspace.folder import discard, read_artifact, require, require_same
@@ -83,7 +85,8 @@ def check_import(run: Run) -> None:
         OnnxFileError: they differ.
     """
     size = run.plan.batch_size or _CHECKED_IMAGES
-    run.loaded.require_same_as_file(next(iter(run.images.batches(size)))[:size])
+    feed = next(iter(run.samples.feeds(size)))
+    run.loaded.require_same_as_file(*(feed[one.name] for one in run.loaded.inputs))
 
 
 def choose_apart_concats(run: Run) -> None:
@@ -94,11 +97,11 @@ def choose_apart_concats(run: Run) -> None:
         return
 
     def work() -> None:
-        batches = calibration_batches(run.images, plan.batch_size, plan.device)
+        batches = calibration_batches(run.samples, plan.batch_size, plan.device)
         write_json(find_far_concats(graph_module, next(iter(batches))), workspace.concats)
 
     inputs = {
-        "network": run.network_sha256, "images": run.images.fingerprint, "device": plan.device,
+        "network": run.network_sha256, "images": run.samples.fingerprint, "device": plan.device,
         "batch_size": plan.batch_size,
     }  # fmt: skip
     run.stage("concats", inputs, "concats", shared=True).run(work)
@@ -152,11 +155,11 @@ def choose_float_layers(run: Run) -> None:
         network = prepare_network(
             run.loaded, plan, run.recording, costly=run.costly, apart=run.apart
         )
-        batches = calibration_batches(run.images, network.card.batch_size, plan.device)
+        batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
         write_json(found, workspace.sensitivity)
 
-    with naming_images(run.images):
+    with naming_images(run.samples):
         stage.run(work)
 
 
@@ -164,7 +167,7 @@ def image_inputs(run: Run) -> dict[str, object]:
     """A placed network and its images."""
     return {
         **network_inputs(run),
-        "images": run.images.fingerprint,
+        "images": run.samples.fingerprint,
         "costly": sorted(run.costly),
         "apart": run.apart,
     }
@@ -206,7 +209,7 @@ def calibrate_once(run: Run) -> None:
         with replace_when_done(workspace.scales) as path:
             path.write_text(dump_scales(readable_scales(quantized)))
 
-    with naming_images(run.images):
+    with naming_images(run.samples):
         stage.run(work)
 
 
@@ -275,10 +278,11 @@ def build(run: Run) -> None:
     """Build the engine, and say which layers of it run in INT8: `fusion.json`."""
     recipe, workspace, target = run.recipe, run.workspace, run.target
     require(run.engine_onnx, "end2end" if recipe.end2end else "export")
-    inputs = {"onnx": file_sha256(run.engine_onnx), **build_inputs(recipe, target)}
+    read = read_card(run.workspace.trt_onnx).inputs
+    inputs = {"onnx": file_sha256(run.engine_onnx), **build_inputs(recipe, target, read)}
 
     def work() -> None:
-        options = build_options(recipe, target)
+        options = build_options(recipe, target, read)
         fusion = write_engine(run.engine_onnx, workspace.engine, target, options, run.progress)
         write_json(fusion, workspace.fusion)
 
@@ -321,10 +325,12 @@ def validate(run: Run) -> None:
     require_exported(run)
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
+    samples: FeedSet
     if evaluation is None or isinstance(evaluation, MetricFunction):
-        samples = run.images
+        samples = run.samples
     else:
-        samples = evaluation.images
+        samples = PictureFeeds(evaluation.images, card.inputs)
+    others = run.samples_of_other_sizes(card)
     make_fp16_engine(run)
     engine = None
     if engine_can_run(run.target):
@@ -340,7 +346,9 @@ def validate(run: Run) -> None:
     }
 
     def work() -> None:
-        results = validate_files(run.validation_setup, card, samples, evaluation, run.progress)
+        results = validate_files(
+            run.validation_setup, card, samples, evaluation, run.progress, others
+        )
         write_json(results, workspace.validation)
 
     run.stage("validate", inputs, "validation").run(work)
@@ -366,29 +374,3 @@ def report(run: Run) -> Report:
     write_json(content, workspace.report_json)
     write_html(content, kernels, pictures, workspace.report_html)
     return content
-
-
-def require_exported(run: Run) -> None:
-    """Refuse to go on from files of another calibration or precision.
-
-    Raises:
-        WorkspaceError: they are missing, or do not belong together.
-    """
-    workspace, plan = run.workspace, run.plan
-    for path in (workspace.fp32_onnx, workspace.trt_onnx):
-        require(path, "export")
-    if run.recipe.end2end:
-        require(workspace.end2end_onnx, "end2end")
-    calibration = file_sha256(require(workspace.calibration, "calibrate"))
-    same = {"calibration": calibration, "precision": plan.precision}
-    require_same(workspace.folder, "export", {**same, "network": run.network_sha256})
-
-
-def require_boxes(run: Run) -> None:
-    """Refuse an end-to-end engine of a network without boxes.
-
-    Raises:
-        AppendNmsError: the recipe asks for it.
-    """
-    if run.recipe.end2end:
-        require_detector(run.recipe.model, run.loaded.task == "detection")

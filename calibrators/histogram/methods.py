@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import torch
 
 from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator, Progress, no_progress
+from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.histogram.observers import (
     NUM_BINS,
     HistogramObserver,
@@ -218,7 +219,7 @@ def _kl_divergence(counts: torch.Tensor, kept: int, levels: int) -> float:
 
 
 def _blame(
-    model: QuantizedModel, batch: torch.Tensor, before: int, error: ObservationError
+    model: QuantizedModel, batch: Batch, before: int, error: ObservationError
 ) -> ObservationError:
     """Name the first image of `batch` that stops calibration, and the layer that reads its values."""
     point = next((name for name in model.activation_quantizers if name == error.tensor), None)
@@ -232,7 +233,9 @@ def _blame(
     ]
     place = f"layer {readers[0]!r} reads" if readers else f"{error.tensor!r} is"
     image = None if error.image is None else before + error.image
-    own = None if image is None else batch[error.image]
+    own = None
+    if image is not None and isinstance(batch, torch.Tensor) and batch.ndim > 1:
+        own = batch[error.image]
     flat = own is not None and bool((own.flatten(1).amax(1) == own.flatten(1).amin(1)).all())
     why = "the image is of one colour: leave it out" if flat else str(error).partition("; ")[2]
     return ObservationError(f"{place} a NaN or infinite activation; {why}", image)

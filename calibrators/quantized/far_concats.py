@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from reptrt.calibrators.feed import Batch, tensors_of
+
 aten = torch.ops.aten
 
 LARGEST_RATIO = 4.0
@@ -19,15 +21,15 @@ LARGEST_RATIO = 4.0
 
 
 @torch.no_grad()
-def find_far_concats(graph_module: fx.GraphModule, images: torch.Tensor) -> list[str]:
+def find_far_concats(graph_module: fx.GraphModule, batch: Batch) -> list[str]:
     """Names of such concats of a traced float network, in graph order.
 
     Args:
         graph_module: `reptrt.models.graph.trace`.
-        images: one batch [N, channels, H, W].
+        batch: of calibration samples.
     """
     recorder = _Ranges(graph_module)
-    recorder.run(images)
+    recorder.run(*tensors_of(batch))
     return recorder.far
 
 
@@ -42,7 +44,11 @@ class _Ranges(fx.Interpreter):
         """Run one node; compare the sources of a concat."""
         if node.target is aten.cat.default:
             tensors = [self.env[s] for s in node.args[0] if isinstance(s, fx.Node)]  # type: ignore[union-attr]
-            largest = [float(tensor.abs().amax()) for tensor in tensors if tensor.numel()]
+            largest = [
+                float(tensor.abs().amax())
+                for tensor in tensors
+                if tensor.numel() and tensor.is_floating_point()
+            ]
             live = [value for value in largest if value > 0]
             if live and max(live) > LARGEST_RATIO * min(live):
                 self.far.append(node.name)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
+from reptrt.calibrators.feed import Batch, tensors_of
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.moving import SELECTING
 from reptrt.calibrators.quantized.placement import (
@@ -49,9 +50,9 @@ class QuantizedModel:
     weight_paths: dict[str, str]
     branch_affines: Mapping[str, ChannelAffine] = field(default_factory=dict)
 
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run on images [N, 3, H, W]; always a tuple of outputs."""
-        return tuple(tree_leaves(self.graph_module(images)))
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Run on images [N, 3, H, W], or on other inputs; always a tuple of outputs."""
+        return tuple(tree_leaves(self.graph_module(*tensors_of(batch))))
 
     @contextmanager
     def float_mode(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from reptrt.calibrators.feed import Batch, tensors_of
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.models.graph import get_tensor
@@ -82,15 +83,15 @@ def float_overrides(model: QuantizedModel) -> Overrides:
     return overrides
 
 
-def float_copy(model: QuantizedModel) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+def float_copy(model: QuantizedModel) -> Callable[[Batch], tuple[torch.Tensor, ...]]:
     """A copy of the float network of `model`, which later changes do not reach."""
     graph_module = copy.deepcopy(model.graph_module)
     for module in graph_module.modules():
         if isinstance(module, TensorQuantizer):
             module.enabled = False
 
-    def run(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(tree_leaves(graph_module(images)))
+    def run(batch: Batch) -> tuple[torch.Tensor, ...]:
+        return tuple(tree_leaves(graph_module(*tensors_of(batch))))
 
     return run
 

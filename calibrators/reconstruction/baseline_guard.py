@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from reptrt.calibrators.base import Batches, Progress, share_of
+from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.histogram.best import baseline_scales
 from reptrt.calibrators.histogram.methods import clip_weights, observe_activations, scale_weights
 from reptrt.calibrators.output_noise import (
@@ -42,7 +41,7 @@ class Guard:
         self,
         model: QuantizedModel,
         reference: Reference,
-        images: Sequence[torch.Tensor],
+        images: Sequence[Batch],
         noise: Mapping[str, float],
     ) -> None:
         self._model, self._float, self._images = model, reference, images

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.base import Batches
+from reptrt.calibrators.feed import Feed, tensors_of
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache, SampleStore
@@ -57,18 +58,37 @@ class BlockInputs:
         self.blocks, self.float_network = blocks, float_network
         self._graph_module, self._cache = model.graph_module, cache
         self._stage: tuple[int, Stores] = (-1, {})
-        placeholder = _placeholder(model.graph_module)
-        self.batch_size = fixed_batch(model.graph_module)
-        self.num_samples = 0
+        read = [node for node in model.graph_module.graph.nodes if node.op == "placeholder"]
+        self._float = self._store(read, batches)
+        self._quantized = dict(self._float)
+        self._inputs = set(self._float.values())
+
+    def _store(self, read: Sequence[fx.Node], batches: Batches) -> Stores:
+        """Keep every sample; what all samples of a batch share is kept with each of them."""
+        stores: Stores = {}
+        shared: list[torch.Tensor] = []
+        self.num_samples, same = 0, True
         for batch in batches:
-            if self.num_samples == 0:
-                images = cache.allocate(len(batches) * len(batch), batch.shape[1:])
-                self.device = batch.device
-            images.write(self.num_samples, batch)
-            self.num_samples += len(batch)
-        self._images = images
-        self._float: Stores = {placeholder: images}
-        self._quantized: Stores = {placeholder: images}
+            tensors, count = tensors_of(batch), len(batch)
+            batched = batch.batched if isinstance(batch, Feed) else (True,)
+            common = [tensor for tensor, own in zip(tensors, batched, strict=True) if not own]
+            if not stores:
+                shared, self.device = common, batch.device
+                self._common = _independent(self._graph_module.graph, read, batched)
+                sizes = [
+                    n.meta["val"].shape[0] for n, own in zip(read, batched, strict=True) if own
+                ]
+                room = sum(map(len, batches)) if shared else len(batches) * count
+            same = same and all(map(torch.equal, shared, common))
+            for node, tensor, own in zip(read, tensors, batched, strict=True):
+                value = tensor if own else tensor.expand(count, *tensor.shape)
+                if node not in stores:
+                    stores[node] = self._cache.allocate(room, value.shape[1:], value.dtype)
+                stores[node].write(self.num_samples, value)
+            self.num_samples += count
+        fixed = next((size for size in sizes if isinstance(size, int)), None)
+        self.batch_size = fixed if sizes and same else 1
+        return stores
 
     def pass_in_float(self, block: Block) -> Statistics:
         """Compute the float outputs of `block`: the targets of its reconstruction.
@@ -92,11 +112,11 @@ class BlockInputs:
 
     def read_quantized(self, nodes: Iterable[fx.Node], indices: Indices) -> Values:
         """Values behind the quantized blocks passed so far, of the images `indices` [n]."""
-        return {node: self._read(self._quantized[node], indices) for node in nodes}
+        return {node: self._read(self._quantized, node, indices) for node in nodes}
 
     def read_float(self, nodes: Iterable[fx.Node], indices: Indices) -> Values:
         """Values in the float network."""
-        return {node: self._read(self._float[node], indices) for node in nodes}
+        return {node: self._read(self._float, node, indices) for node in nodes}
 
     def read_stage(self, rest: Block, indices: Indices) -> Values:
         """Float outputs of the stage that `rest` ends; computed once per stage."""
@@ -105,7 +125,7 @@ class BlockInputs:
                 store.release()
             outputs = compared_outputs(rest)
             self._stage = rest.stage, self._run(rest, outputs, self._float, self.float_network)
-        return {node: self._read(store, indices) for node, store in self._stage[1].items()}
+        return {node: self._read(self._stage[1], node, indices) for node in self._stage[1]}
 
     def _run(
         self,
@@ -121,29 +141,43 @@ class BlockInputs:
         for start in range(0, self.num_samples, step):
             count = min(step, self.num_samples - start)
             rows = slice(start, start + count)
-            values = {node: self._read(source[node], rows) for node in block.inputs}
+            values = {node: self._read(source, node, rows) for node in block.inputs}
             with torch.no_grad():
                 run_nodes(self._graph_module, block.nodes, values, overrides, count)
             if statistics is not None and not start:
                 statistics.update(_statistics(block, values))
             for node in outputs:
                 # A window partition has several rows per image.
-                value = values[node].reshape(count, -1, *values[node].shape[1:])
+                value = (
+                    values[node].expand(count, *values[node].shape)
+                    if node in self._common
+                    else values[node].reshape(count, -1, *values[node].shape[1:])
+                )
                 if node not in made:
-                    made[node] = self._cache.allocate(self.num_samples, value.shape[1:])
+                    shape, dtype = value.shape[1:], value.dtype
+                    made[node] = self._cache.allocate(self.num_samples, shape, dtype)
                 made[node].write(start, value)
         return made
 
-    def _read(self, store: SampleStore, indices: Indices) -> torch.Tensor:
-        """What `_run` stored, as the graph has it; images are stored as they came."""
-        samples = store.read(indices).to(self.device)
-        return samples if store is self._images else samples.flatten(0, 1)
+    def _read(self, stores: Stores, node: fx.Node, indices: Indices) -> torch.Tensor:
+        """What `_run` stored, as the graph has it; inputs are stored as they came."""
+        samples = stores[node].read(indices).to(self.device)
+        if node in self._common:
+            return samples[0]
+        return samples if stores[node] in self._inputs else samples.flatten(0, 1)
 
 
 def fixed_batch(graph_module: fx.GraphModule) -> int | None:
-    """Images that the graph takes at once; None for any number."""
-    size = _placeholder(graph_module).meta["val"].shape[0]
-    return size if isinstance(size, int) else None
+    """Samples that the graph takes at once; None for any number."""
+    sizes = [
+        size
+        for node in graph_module.graph.nodes
+        if node.op == "placeholder"
+        for size in node.meta["val"].shape[:1]
+    ]
+    if any(not isinstance(size, int) for size in sizes):
+        return None
+    return int(sizes[0]) if sizes else 1
 
 
 def images_at_once(nodes: Sequence[fx.Node]) -> int:
@@ -152,9 +186,18 @@ def images_at_once(nodes: Sequence[fx.Node]) -> int:
     return max(1, min(CHUNK, MOST_ELEMENTS // max(1, largest)))
 
 
-def _placeholder(graph_module: fx.GraphModule) -> fx.Node:
-    images: fx.Node = next(n for n in graph_module.graph.nodes if n.op == "placeholder")
-    return images
+def _independent(graph: fx.Graph, read: Sequence[fx.Node], batched: Sequence[bool]) -> set[fx.Node]:
+    """Nodes that all samples of a batch share, since no batched input reaches them."""
+    own = {node for node, is_own in zip(read, batched, strict=True) if is_own}
+    shared: set[fx.Node] = set()
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        is_shared = node.op == "placeholder" or any(source in shared for source in sources)
+        if is_shared and node not in own and not any(source in own for source in sources):
+            shared.add(node)
+        elif node.op == "placeholder" or any(source in own for source in sources):
+            own.add(node)
+    return shared
 
 
 def _statistics(block: Block, values: Values) -> Statistics:

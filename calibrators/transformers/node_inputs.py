@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.base import Batches
+from reptrt.calibrators.feed import tensors_of
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import run_nodes
 from reptrt.calibrators.reconstruction.blocks import activation_nodes
@@ -37,8 +38,13 @@ class NodeInputs:
         activations = activation_nodes(model.graph_module.graph)
         self.nodes = [node for node in activations if node.op != "placeholder"]
         self._last_reader = {source: node for node in self.nodes for source in node.all_input_nodes}
-        self._values: dict[fx.Node, list[torch.Tensor]] = {activations[0]: list(batches)}
-        self._sizes = [len(batch) for batch in batches]
+        read = [node for node in activations if node.op == "placeholder"]
+        feeds = list(batches)
+        tensors = zip(*map(tensors_of, feeds), strict=True)
+        self._values: dict[fx.Node, list[torch.Tensor]] = {
+            node: list(values) for node, values in zip(read, tensors, strict=True)
+        }
+        self._sizes = [len(feed) for feed in feeds]
 
     def __iter__(self) -> Iterator[fx.Node]:
         for node in self.nodes:

@@ -135,6 +135,16 @@ def build_engine(
     )
 
 
+def with_batch(
+    shapes: Mapping[str, ShapeRange], batch: tuple[int, int, int]
+) -> dict[str, ShapeRange]:
+    """`shapes` for other batches, which their first sides are."""
+    return {
+        name: ((batch[0], *low[1:]), (batch[1], *usual[1:]), (batch[2], *high[1:]))
+        for name, (low, usual, high) in shapes.items()
+    }
+
+
 def is_rtx(trt: ModuleType) -> bool:
     """Return whether `trt` is TensorRT-RTX; the two modules share their API."""
     return trt.__name__ == "tensorrt_rtx"

@@ -155,7 +155,8 @@ def require_types(manifest: Manifest) -> None:
         *(*manifest.layers, *manifest.layers.values()),
     )
     sizes = [side for tensor in (*manifest.inputs, *manifest.outputs) for side in tensor.shape]
-    numbers = (*sizes, *manifest.build.batch, *manifest.strides)
+    ranges = [side for ends in manifest.build.shapes.values() for end in ends for side in end]
+    numbers = (*sizes, *manifest.build.batch, *manifest.strides, *ranges)
     if not all(isinstance(text, str) for text in texts):
         raise ManifestError("a name in it is no text")
     if not all(type(number) is int for number in numbers):
@@ -228,6 +229,10 @@ def _build_options(values: Mapping[str, Any]) -> BuildOptions:
     """What the kit's maker chose; where timings are kept and for which GPU is the device's own."""
     return BuildOptions(
         batch=tuple(values["batch"]),
+        shapes={
+            str(name): (tuple(low), tuple(usual), tuple(high))
+            for name, (low, usual, high) in values.get("shapes", {}).items()
+        },
         workspace_bytes=values["workspace_bytes"],
         optimization_level=values["optimization_level"],
         version_compatible=values["version_compatible"],

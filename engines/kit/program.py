@@ -25,7 +25,7 @@ from reptrt.engines.artifacts import (
     write_json,
     writing,
 )
-from reptrt.engines.build.builder import BuildResult, build_engine
+from reptrt.engines.build.builder import BuildResult, build_engine, with_batch
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
 from reptrt.engines.foreign.border import is_out_of_memory, reading
@@ -45,6 +45,8 @@ from reptrt.engines.kit.verification import (
     compare,
     read_references,
     run_in_batches,
+    sample_axes,
+    shared_inputs,
     take_batch,
 )
 from reptrt.engines.option_names import as_flags
@@ -206,6 +208,7 @@ def _served(manifest: Manifest, engine: Path, options: argparse.Namespace) -> Se
         classes=manifest.classes,
         labelled_output=manifest.outputs[0].name if is_classifier else None,
         verdict=manifest.run.verdict,
+        sizes={name: usual[1:] for name, (_, usual, _) in manifest.build.shapes.items()},
     )
 
 
@@ -242,11 +245,12 @@ def _build(
     engine: Path,
 ) -> BuildResult:
     chosen, limit, level = manifest.build, options.workspace_limit, options.optimization_level
-    is_classic = target.backend == "tensorrt"
+    is_classic, batch = target.backend == "tensorrt", _batches(manifest, options.max_batch)
     build_options = replace(
         chosen,
         compute_capabilities=target.compute_capabilities,
-        batch=_batches(manifest, options.max_batch),
+        batch=batch,
+        shapes=with_batch(chosen.shapes, batch),
         workspace_bytes=chosen.workspace_bytes if limit is None else limit * _MIB,
         optimization_level=chosen.optimization_level if level is None else level,
         timing_cache=options.timing_cache,
@@ -277,9 +281,14 @@ def _try_out(
         runner = OnnxRuntimeRunner(options.kit / manifest.onnx)
     problem = "its references, its engine and its tolerances do not fit each other"
     with runner, reading(options.kit / MANIFEST_FILE, ManifestError, problem):
-        outputs = [run_in_batches(runner, references.inputs, size) for size in sorted({low, high})]
+        shared = shared_inputs(manifest.inputs, manifest.build.batch)
+        axes = sample_axes(manifest.outputs)
+        outputs = [
+            run_in_batches(runner, references.inputs, size, shared, axes)
+            for size in sorted({low, high})
+        ]
         check = compare(references.outputs, outputs, manifest)
-        feed = take_batch(references.inputs, usual)
+        feed = take_batch(references.inputs, usual, shared=shared)
         return check, measure_latency(runner, feed, min_seconds=options.seconds)
 
 

@@ -17,7 +17,7 @@ way. How much is allowed is measured on the network itself: no more than quantiz
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.outputs.suppression import DEPLOYMENT, Suppression
 from reptrt.engines.report_schema import Numerics, OutputNumerics
 from reptrt.engines.runtime.runners import Runner
+from reptrt.engines.tensor_spec import Tensor
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -100,10 +101,17 @@ def read_references(path: Path, manifest: Manifest) -> References:
             raise ReferenceFileError(f"{path}: {problem}: it holds no images")
         if not all(np.isfinite(array).all() for array in arrays_read):
             raise ReferenceFileError(f"{path}: {problem}: it holds NaN or infinity")
-        counts = {len(array) for array in arrays_read}
+        counts = _count_samples(inputs, outputs, manifest)
         if len(counts) > 1 or len(manifest.tolerances.top1) not in (0, *counts):
             raise ReferenceFileError(f"{path}: {problem}: they differ in their number of images")
     return References(inputs, outputs)
+
+
+def _count_samples(inputs: Arrays, outputs: Arrays, manifest: Manifest) -> set[int]:
+    shared = shared_inputs(manifest.inputs, manifest.build.batch)
+    counts = {len(value) for name, value in inputs.items() if name not in shared}
+    axes = sample_axes(manifest.outputs)
+    return counts | {outputs[name].shape[axis] for name, axis in axes.items()} if counts else {1}
 
 
 def _require_small(path: Path) -> None:
@@ -116,22 +124,64 @@ def _require_small(path: Path) -> None:
         raise ReferenceFileError(f"{path}: unpacks to more than it is, or to more than 1 GiB")
 
 
-def run_in_batches(runner: Runner, inputs: Arrays, batch: int) -> dict[str, Array]:
-    """Run all of `inputs`, `batch` images at once; the last batch is filled up with its last image."""
-    count = min(len(value) for value in inputs.values())
+def run_in_batches(
+    runner: Runner,
+    inputs: Arrays,
+    batch: int,
+    shared: Collection[str] = (),
+    axes: Mapping[str, int] | None = None,
+) -> dict[str, Array]:
+    """Run all of `inputs`, `batch` samples at once; the last batch is filled up with its last sample.
+
+    Args:
+        runner: loaded.
+        inputs: by name.
+        batch: samples at once.
+        shared: inputs that all samples of a batch share; where all are, there is one sample.
+        axes: of an output, where its samples are counted; 0 where it is not named.
+    """
+    own = [len(value) for name, value in inputs.items() if name not in shared]
+    if not own:
+        return runner.infer(inputs)
+    count, at = min(own), axes or {}
     parts: list[dict[str, Array]] = []
     for start in range(0, count, batch):
-        outputs = runner.infer(take_batch(inputs, batch, start))
-        parts.append({name: value[: count - start] for name, value in outputs.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def take_batch(inputs: Arrays, batch: int, start: int = 0) -> dict[str, Array]:
-    """Return `batch` images from `start` on, filled up with the last one where they end."""
+        outputs = runner.infer(take_batch(inputs, batch, start, shared))
+        rows = range(min(batch, count - start))
+        parts.append(
+            {
+                name: value if len(rows) == batch else value.take(rows, at.get(name, 0))
+                for name, value in outputs.items()
+            }
+        )
     return {
-        name: value[np.minimum(np.arange(start, start + batch), len(value) - 1)]
+        name: np.concatenate([part[name] for part in parts], at.get(name, 0)) for name in parts[0]
+    }
+
+
+def take_batch(
+    inputs: Arrays, batch: int, start: int = 0, shared: Collection[str] = ()
+) -> dict[str, Array]:
+    """Return `batch` samples from `start` on, filled up with the last one where they end."""
+    return {
+        name: value
+        if name in shared
+        else value[np.minimum(np.arange(start, start + batch), len(value) - 1)]
         for name, value in inputs.items()
     }
+
+
+def shared_inputs(inputs: Sequence[Tensor], batch: tuple[int, int, int]) -> set[str]:
+    """Names of the inputs that do not count samples, of an engine for `batch`, as `BuildOptions` has it."""
+    low, _, high = batch
+    is_open = any(tensor.has_dynamic_batch for tensor in inputs)
+    fixed = low if low == high and not is_open else -1
+    return {tensor.name for tensor in inputs if tensor.shape[:1] != (fixed,)}
+
+
+def sample_axes(outputs: Sequence[Tensor]) -> dict[str, int]:
+    """Axis of each output that counts samples: the first one that is open, else the first."""
+    return {one.name: one.shape.index(-1) if -1 in one.shape else 0 for one in outputs}
 
 
 def derive_tolerances(

@@ -7,7 +7,8 @@ batch. Floats of other widths become float32, and the input [N, 3, H, W].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,18 +16,18 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, numpy_helper
 
 from reptrt.engines.foreign.graphs import sort_nodes
+from reptrt.models.inputs import NetworkInput, random_feed
 from reptrt.models.onnx_import.constant_ifs import fold_constant_ifs
 from reptrt.models.onnx_import.data import list_graphs, list_tensors
-from reptrt.models.onnx_import.file import OnnxFile
+from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.freeze import freeze
-from reptrt.models.onnx_import.values import infer_shapes
+from reptrt.models.onnx_import.values import BATCH, infer_shapes
 
 _WIDE = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _CONSTANTS: dict[str, type] = {
     "value_int": np.int64, "value_ints": np.int64, "value_float": np.float32,
     "value_floats": np.float32,
 }  # fmt: skip
-_RAW_PEAK = 255.0
 _FLOAT_TYPES = (TensorProto.FLOAT, np.float32, np.dtype(np.float32))
 
 
@@ -35,14 +36,14 @@ class CanonicalGraph:
     """A graph of operators of images, with everything else constant.
 
     Attributes:
-        graph: Its input is [N, channels, H, W] float32; every node has a name of its own.
+        graph: What it reads is as `inputs` say; every node has a name of its own.
         reference: The same network before, in float32, for ONNX Runtime.
         roots: Name of a constant -> name of the weight that it is made of.
         shapes: Tensor -> its shape for one image (or the fixed batch).
         batch_size: N where the graph does not allow any; None where it does.
         opset: Of the operators.
-        image_shape: (channels, height, width) of the input.
-        peak: Of the input's values: 1, or 255 where the file takes raw pixels.
+        inputs: What it reads, by the names of the graph, in order.
+        fixed_because: What fixes the batch.
     """
 
     graph: gs.Graph
@@ -51,36 +52,34 @@ class CanonicalGraph:
     shapes: dict[str, tuple[int, ...]]
     batch_size: int | None
     opset: int
-    image_shape: tuple[int, int, int]
-    peak: float
+    inputs: tuple[NetworkInput, ...]
+    fixed_because: str = ""
 
 
-def canonicalize(file: OnnxFile, image_size: tuple[int, int]) -> CanonicalGraph:
-    """Make `file` canonical for images of (height, width) `image_size`.
+def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGraph:
+    """Make `file` canonical for `inputs`, which are those of the engine, in the file's order.
 
     Raises:
         OnnxFileError: ONNX Runtime cannot run it, or a tensor in it is too large.
     """
     graph = gs.import_onnx(_promote(file.proto))
-    shape = (file.channels, *image_size)
-    _feed_images(graph, file, shape)
+    own = tuple(replace(one, name=read.name) for one, read in zip(inputs, file.inputs, strict=True))
+    _state_inputs(graph, file, own)
     sort_nodes(graph.cleanup())
     infer_shapes(graph, file.batch or 1)  # what is too large is said before anything runs
-    peak = 1.0 if file.raw_type is None else _RAW_PEAK
-    images = np.random.default_rng(0).random((2, *shape), dtype=np.float32) * np.float32(peak)
-    one = np.resize(images, (file.batch or 1, *shape))
+    one = random_feed(own, file.batch or 1)
     graph = gs.import_onnx(fold_constant_ifs(gs.export_onnx(graph), one))
     _unpack_constants(graph)
     _name_nodes(graph)
     sort_nodes(graph.cleanup())
     roots = _find_roots(graph)
     roots |= {f"{name}_frozen": root for name, root in roots.items()}
-    frozen = freeze(graph, images, file)
+    frozen = freeze(graph, own, file)
     graph = sort_nodes(frozen.graph.cleanup())
     shapes = infer_shapes(graph, frozen.batch_size or 1)
     shapes |= {name: value.shape for name, value in frozen.seen.items()}
     return CanonicalGraph(
-        graph, frozen.reference, roots, shapes, frozen.batch_size, graph.opset, shape, peak
+        graph, frozen.reference, roots, shapes, frozen.batch_size, graph.opset, own, frozen.reason
     )
 
 
@@ -133,12 +132,21 @@ def _name_nodes(graph: gs.Graph) -> None:
         taken.add(candidate)
 
 
-def _feed_images(graph: gs.Graph, file: OnnxFile, shape: tuple[int, int, int]) -> None:
-    """Make the input [N, channels, H, W] float32; what the file wants instead is computed from it."""
-    images = next(tensor for tensor in graph.inputs if tensor.name == file.input_name)
+def _state_inputs(graph: gs.Graph, file: OnnxFile, inputs: Sequence[NetworkInput]) -> None:
+    """Give the inputs their types and sides; the image that is the only one is [N, channels, H, W]."""
+    tensors = {tensor.name: tensor for tensor in graph.inputs}
+    graph.inputs = [tensors[one.name] for one in inputs]
+    for one, tensor in zip(inputs, graph.inputs, strict=True):
+        tensor.dtype = np.dtype(one.dtype)
+        tensor.shape = [BATCH, *one.sides] if one.batched else list(one.sides)
+    if file.is_of_one_image:
+        _turn_image(graph, file)
+
+
+def _turn_image(graph: gs.Graph, file: OnnxFile) -> None:
+    """Compute from [N, channels, H, W] float32 what the file wants instead."""
+    images = graph.inputs[0]
     readers = list(images.outputs)
-    graph.inputs = [images]
-    images.dtype, images.shape = np.float32, ["N", *shape]
     source = images
     if file.channels_last:
         inner = gs.Variable(f"{images.name}_channels_last", np.float32)

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from reptrt.engines.foreign.text import one_line
+from reptrt.models.inputs import Feed, count_samples, random_feed, resize_feed
 from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.values import Array, range_error, run_onnx
@@ -40,33 +41,35 @@ def check_numerics(
     tensors: Mapping[str, tuple[str, str]],
     canonical: CanonicalGraph,
     outputs: Sequence[str],
-    images: Array | None = None,
+    given: Sequence[Array] | None = None,
 ) -> ImportCheck:
-    """Compare on `images`, or on a random and a grey one.
+    """Compare on `given`, or on a random sample and a grey one.
 
     Args:
         module: imported.
         tensors: path of a part of it -> (node, tensor) that it computes, in graph order.
         canonical: with the reference.
         outputs: names of the tensors that `module` returns.
-        images: [N, channels, H, W].
+        given: values of the inputs, in order.
 
     Raises:
         OnnxFileError: an output is not finite, or the module does not run.
     """
-    if images is None:
-        images = _plain_images(canonical)
-    images = np.resize(images, (canonical.batch_size or len(images), *images.shape[1:]))
-    (expected,) = run_onnx(canonical.reference, outputs, [images])
+    names = [one.name for one in canonical.inputs]
+    feed: Feed = _plain_feed(canonical) if given is None else dict(zip(names, given, strict=True))
+    count = canonical.batch_size or count_samples(feed, canonical.inputs)
+    feed = resize_feed(feed, canonical.inputs, count)
+    values = [torch.from_numpy(feed[name]) for name in names]
+    (expected,) = run_onnx(canonical.reference, outputs, [feed])
     for name in outputs:
         if not np.isfinite(expected[name].astype(np.float64)).all():
             raise OnnxFileError(f"its output {name!r} is not finite")
     recorder = _Recorder(module)
     try:
         with torch.no_grad():
-            found = module(torch.from_numpy(images))
+            found = module(*values)
     except Exception as error:
-        return _first_failure(recorder, tensors, images, error)
+        return _first_failure(recorder, tensors, values, error)
     actual = [found] if isinstance(found, torch.Tensor) else list(found)
     worst = max(
         range_error(expected[name], tensor.numpy())
@@ -74,22 +77,28 @@ def check_numerics(
     )
     if worst <= TOLERANCE:
         return ImportCheck(worst)
-    return _first_difference(recorder, tensors, canonical, images, worst)
+    return _first_difference(recorder, tensors, canonical, feed, worst)
 
 
-def _plain_images(canonical: CanonicalGraph) -> Array:
-    random = np.random.default_rng(1).random((1, *canonical.image_shape), dtype=np.float32)
-    images = np.concatenate([random, np.full_like(random, _GREY)]) * np.float32(canonical.peak)
-    return np.resize(images, (canonical.batch_size or 2, *images.shape[1:]))
+def _plain_feed(canonical: CanonicalGraph) -> Feed:
+    """Two samples: random, and where pictures go, grey."""
+    feed = random_feed(canonical.inputs, 2, seed=1)
+    for one in canonical.inputs:
+        if one.picture and one.batched:
+            feed[one.name][1] = (_GREY * one.peak).astype(one.dtype)
+    return feed
 
 
 def _first_failure(
-    recorder: _Recorder, tensors: Mapping[str, tuple[str, str]], images: Array, error: Exception
+    recorder: _Recorder,
+    tensors: Mapping[str, tuple[str, str]],
+    values: Sequence[torch.Tensor],
+    error: Exception,
 ) -> ImportCheck:
     """The node whose module raises."""
     try:
         with torch.no_grad():
-            recorder.run(torch.from_numpy(images))
+            recorder.run(*values)
     except Exception:  # the same as before, whatever it is
         done = set(recorder.values)
         for path, (node, tensor) in tensors.items():
@@ -102,7 +111,7 @@ def _first_difference(
     recorder: _Recorder,
     tensors: Mapping[str, tuple[str, str]],
     canonical: CanonicalGraph,
-    images: Array,
+    feed: Feed,
     error: float,
 ) -> ImportCheck:
     """The first node in graph order whose output differs.
@@ -111,11 +120,11 @@ def _first_difference(
         OnnxFileError: none does.
     """
     with torch.no_grad():
-        recorder.run(torch.from_numpy(images))
+        recorder.run(*(torch.from_numpy(feed[one.name]) for one in canonical.inputs))
     reference = canonical.reference
     known = {name for node in reference.graph.node for name in node.output}
     names = [tensors[path][1] for path in recorder.values if tensors[path][1] in known]
-    (expected,) = run_onnx(reference, names, [images])
+    (expected,) = run_onnx(reference, names, [feed])
     for path, value in recorder.values.items():
         node, tensor = tensors[path]
         if tensor in expected and range_error(expected[tensor], value) > TOLERANCE / 10:

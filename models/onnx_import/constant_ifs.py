@@ -11,25 +11,26 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from reptrt.models.inputs import Feed
 from reptrt.models.onnx_import.data import OnnxFileError, list_graphs
-from reptrt.models.onnx_import.values import Array, run_onnx
+from reptrt.models.onnx_import.values import run_onnx
 
 
-def fold_constant_ifs(proto: onnx.ModelProto, images: Array) -> onnx.ModelProto:
+def fold_constant_ifs(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
     """Copy of `proto` without such Ifs; what cannot be told stays.
 
     Args:
-        proto: runs on `images`.
-        images: one batch, as the first input takes it.
+        proto: runs on `feed`.
+        feed: one batch.
     """
     while True:
-        folded = _fold_once(proto, images)
+        folded = _fold_once(proto, feed)
         if folded is None:
             return proto
         proto = folded
 
 
-def _fold_once(proto: onnx.ModelProto, images: Array) -> onnx.ModelProto | None:
+def _fold_once(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto | None:
     """Fold the Ifs of the top level; None where none can be."""
     graph = proto.graph
     pixels = _pixel_tensors(graph)
@@ -40,7 +41,7 @@ def _fold_once(proto: onnx.ModelProto, images: Array) -> onnx.ModelProto | None:
     asked = list(dict.fromkeys(n.input[0] for n in ifs if n.input[0] not in known))
     if asked:
         try:
-            (values,) = run_onnx(proto, asked, [images])
+            (values,) = run_onnx(proto, asked, [feed])
         except OnnxFileError:
             return None  # said with more context when the whole is run
         known |= {name: bool(np.any(value)) for name, value in values.items()}

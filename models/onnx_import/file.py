@@ -8,7 +8,6 @@ has are refused here.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,93 +17,34 @@ from onnx import TensorProto, inliner, numpy_helper
 
 from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.graphs import GraphError, require_small_functions
-from reptrt.engines.foreign.limits import MAX_INPUT_PIXELS
 from reptrt.models.onnx_import.data import (
     OnnxFileError,
     list_tensors,
     load_external_data,
     num_bytes,
 )
+from reptrt.models.onnx_import.file_inputs import FLOATS, OnnxFile, describe_inputs
 from reptrt.models.onnx_import.values import open_session
 
 SUFFIX = ".onnx"
 _MAX_BYTES = 2**31 - 1  # of a protobuf message
-_MAX_IMAGES = 4  # of the largest size; of smaller ones more
 _MIN_OPSET = 7
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
     "ConvInteger", "MatMulInteger",
 }  # fmt: skip
 _NO_ARRAYS = {"value_string", "value_strings", "sparse_value"}
-_RAW = (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64)
-_USUAL_CHANNELS = (1, 3, 4)
-_COLOURS = 3
 _RANDOM = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
     "Multinomial",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """A checked file.
-
-    Attributes:
-        path: Of the file.
-        proto: Its model, with all data inside.
-        sha256: Hex digest of the file and of its external data.
-        input_name: The one input that is no weight.
-        channels_last: The input is [N, H, W, channels], not [N, channels, H, W].
-        channels: Of the input: 3 in colour, 1 in grey.
-        raw_type: Integer type of an input that takes pixels 0..255; None for floats.
-        height: Of the input in pixels, None where the file leaves it open.
-        width: Of the input in pixels, None where the file leaves it open.
-        batch: That the file fixes, None where it leaves it open.
-    """
-
-    path: Path
-    proto: onnx.ModelProto
-    sha256: str
-    input_name: str
-    channels_last: bool
-    channels: int
-    raw_type: int | None
-    height: int | None
-    width: int | None
-    batch: int | None
-
-    def image_size(
-        self, wanted: tuple[int, int] | None, default: tuple[int, int] | None = None
-    ) -> tuple[int, int]:
-        """Return (height, width) of the input; `wanted`, else `default`, is for what is left open.
-
-        Raises:
-            OnnxFileError: They contradict each other, or nobody states the size.
-        """
-        if self.height and self.width:
-            if wanted not in (None, (self.height, self.width)):
-                assert wanted is not None
-                raise OnnxFileError(
-                    f"{self.path}: its input is {self.height}x{self.width} pixels;"
-                    f" `image_size={wanted[0]}x{wanted[1]}` needs an export with that size, or without any"
-                )
-            return self.height, self.width
-        wanted = wanted or default
-        if wanted is None:
-            raise OnnxFileError(
-                f"{self.path}: leaves the size of its images open; give `image_size`, such as 224 or"
-                " 640x640"
-            )
-        return self.height or wanted[0], self.width or wanted[1]
-
-
 def read_onnx(path: Path) -> OnnxFile:
     """Read and check a file.
 
     Raises:
-        OnnxFileError: One line: the file is missing, damaged, not a network of one image, quantized
-            already, or reaches for data outside its folder.
+        OnnxFileError: One line: the file is missing, damaged, quantized already, or reaches for data outside its folder.
     """
     with reading(path, OnnxFileError, "is not a valid ONNX model"):
         return _read_checked(path)
@@ -122,7 +62,7 @@ def _read_checked(path: Path) -> OnnxFile:
         _state_output_shapes(proto.graph)
         onnx.checker.check_model(proto)
         _check_domains(proto)
-        return _describe_input(path, proto, sha256)
+        return describe_inputs(path, proto, sha256)
     except OnnxFileError as error:
         raise error.at(path) from None
 
@@ -235,7 +175,7 @@ def _check_tensors(graph: onnx.GraphProto) -> None:
         if not tensor.HasField("raw_data"):
             _check_typed_length(tensor)
         values = numpy_helper.to_array(tensor)
-        if tensor.data_type in _FLOATS and not np.isfinite(values.astype(np.float32)).all():
+        if tensor.data_type in FLOATS and not np.isfinite(values.astype(np.float32)).all():
             _check_finite(tensor, values)
 
 
@@ -278,43 +218,3 @@ def _check_order(graph: onnx.GraphProto) -> None:
     outputs = [value.name for value in graph.output]
     if not outputs or len(set(outputs)) < len(outputs):
         raise OnnxFileError(f"must have outputs of different names, and has {outputs}")
-
-
-def _describe_input(path: Path, proto: onnx.ModelProto, sha256: str) -> OnnxFile:
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise OnnxFileError(f"must have one input, the image, and has {len(inputs)}: {names}")
-    name, tensor = inputs[0].name, inputs[0].type.tensor_type
-    legal = (*_FLOATS, *_RAW)
-    if not inputs[0].type.HasField("tensor_type") or tensor.elem_type not in legal:
-        shown = TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type else "no tensor"
-        raise OnnxFileError(f"its input {name!r} is {shown}; it must be a float or uint8 image")
-    # Paddle writes -1 for an open side, others 0
-    sides = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
-    shown = "x".join("?" if side is None else str(side) for side in sides) or "unknown"
-    if len(sides) != 4:
-        raise OnnxFileError(
-            f"its input {name!r} has the shape {shown}; it must be an image"
-            " [N, channels, height, width] or [N, height, width, channels]"
-        )
-    channels_last = _is_channels_last(sides[1], sides[3])
-    channels = sides[3 if channels_last else 1] or _COLOURS
-    height, width = sides[1:3] if channels_last else sides[2:]
-    pixels = channels * math.prod(side or 1 for side in (*sides[:1], height, width))
-    if pixels > 3 * _MAX_IMAGES * MAX_INPUT_PIXELS:
-        raise OnnxFileError(f"its input {name!r} has the shape {shown}, which no image has")
-    raw_type = tensor.elem_type if tensor.elem_type in _RAW else None
-    return OnnxFile(
-        path, proto, sha256, name, channels_last, channels, raw_type, height, width, sides[0]
-    )
-
-
-def _is_channels_last(second: int | None, last: int | None) -> bool:
-    """Whether the last axis of an image holds its channels, as the sizes of two axes tell."""
-    if second in _USUAL_CHANNELS or last is None:
-        return False
-    if last in _USUAL_CHANNELS:
-        return True
-    return second is not None and last < second

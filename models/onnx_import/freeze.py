@@ -9,23 +9,25 @@ that is joined), it is opened; it counts as open where the first of two images g
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from reptrt.models.inputs import NetworkInput, other_sizes, random_feed, resize_feed
 from reptrt.models.onnx_import.cut import find_tail
 from reptrt.models.onnx_import.data import OnnxFileError
-from reptrt.models.onnx_import.file import OnnxFile
+from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.open_batch import open_batch
-from reptrt.models.onnx_import.pieces import pixel_tensors
-from reptrt.models.onnx_import.values import Array, range_error, run_onnx
+from reptrt.models.onnx_import.pieces import batch_source, pixel_tensors
+from reptrt.models.onnx_import.values import BATCH, Array, range_error, run_onnx
 
 logger = logging.getLogger(__name__)
 
 _BATCH_TOLERANCE = 1e-3
+_SIZES = 3  # input of a Resize
 
 
 class _FixedBatchError(Exception):
@@ -41,47 +43,50 @@ class Frozen:
         reference: The graph before.
         batch_size: The only batch that it runs on; None for any.
         seen: Tensors whose shapes the rewrites ask for, for one image or the fixed batch.
+        reason: Why there is no other batch.
     """
 
     graph: gs.Graph
     reference: onnx.ModelProto
     batch_size: int | None
     seen: dict[str, Array]
+    reason: str = ""
 
 
-def freeze(graph: gs.Graph, images: Array, file: OnnxFile) -> Frozen:
+def freeze(graph: gs.Graph, inputs: Sequence[NetworkInput], file: OnnxFile) -> Frozen:
     """Freeze `graph`; it may become the copy of one whose batch is open.
 
     Args:
         graph: with constants and names; it may be changed.
-        images: two, [2, channels, H, W].
+        inputs: of `graph`, by its names.
         file: that it comes from.
 
     Raises:
         OnnxFileError: ONNX Runtime cannot run it.
     """
-    reason = ""
-    for candidate in (graph, open_batch(graph)):
+    reason, two = "none of its inputs counts samples", random_feed(inputs, 2)
+    one = resize_feed(two, inputs, 1)
+    sized = [random_feed(others, 1) for others in other_sizes(inputs)]
+    candidates = (graph, open_batch(graph)) if any(read.batched for read in inputs) else ()
+    for candidate in candidates:
         proto = gs.export_onnx(candidate)
         try:
-            values = run_onnx(proto, _observed(candidate), (images[:1], images))
-            _require_independent_images(candidate, *values)
-            _replace_frozen(candidate, *values)
+            values = run_onnx(proto, _observed(candidate), (one, two, *sized))
+            _require_independent_images(candidate, *values[:2])
+            _replace_frozen(candidate, values)
             return Frozen(candidate, proto, None, values[0])
         except (OnnxFileError, _FixedBatchError) as error:
             reason = str(error)
     batch = file.batch or 1
     fixed = gs.import_onnx(gs.export_onnx(graph))
-    fixed.inputs[0].shape = [batch, *fixed.inputs[0].shape[1:]]
+    for tensor in fixed.inputs:
+        tensor.shape = [batch if side == BATCH else side for side in tensor.shape]
     proto = gs.export_onnx(fixed)
-    (value,) = run_onnx(proto, _observed(fixed), (np.resize(images, (batch, *images.shape[1:])),))
-    _replace_frozen(fixed, value, value)
-    advice = "; export the model with a dynamic batch for others" if file.batch else ""
-    logger.warning(
-        "%s: runs on batches of %d only (%s): the engine gets that batch%s", file.path, batch,
-        reason, advice,
-    )  # fmt: skip
-    return Frozen(fixed, proto, batch, value)
+    whole = resize_feed(two, inputs, batch)
+    sized = [random_feed(others, batch) for others in other_sizes(inputs)]
+    values = run_onnx(proto, _observed(fixed), (whole, whole, *sized))
+    _replace_frozen(fixed, values)
+    return Frozen(fixed, proto, batch, values[0], reason)
 
 
 def _observed(graph: gs.Graph) -> list[str]:
@@ -134,11 +139,17 @@ def _require_independent_images(
 
 
 def _batch_axis(one: tuple[int, ...], two: tuple[int, ...]) -> int | None:
-    """The only axis that is twice as long for two images; None where that is not so."""
+    """The only axis that is twice as long for two images; None where that is not so.
+
+    Behind the first one it counts images alone: one that is longer joins them, as a Reshape to
+    [1, -1] does.
+    """
     if len(one) != len(two):
         return None
     grown = [axis for axis, sides in enumerate(zip(one, two, strict=True)) if sides[0] != sides[1]]
-    return grown[0] if len(grown) == 1 and two[grown[0]] == 2 * one[grown[0]] else None
+    if len(grown) != 1 or two[grown[0]] != 2 * one[grown[0]]:
+        return None
+    return grown[0] if grown[0] == 0 or one[grown[0]] == 1 else None
 
 
 def _holds_rows(alone: Array, together: Array) -> bool:
@@ -151,8 +162,11 @@ def _holds_rows(alone: Array, together: Array) -> bool:
     return all(row.tobytes() in rows for row in np.round(alone.astype(np.float64), 3))
 
 
-def _replace_frozen(graph: gs.Graph, one: Mapping[str, Array], two: Mapping[str, Array]) -> None:
-    """Put constants in the place of what does not depend on pixels; drop outputs of that kind."""
+def _replace_frozen(graph: gs.Graph, seen: Sequence[Mapping[str, Array]]) -> None:
+    """Put constants in the place of what does not depend on pixels; drop outputs of that kind.
+
+    `seen`: values for one image, for two, and for images of other sizes where the size stays open.
+    """
     pixels = pixel_tensors(graph)
     for tensor in [t for t in graph.outputs if t.name not in pixels]:
         logger.warning("output %r does not depend on the image: left out", tensor.name)
@@ -166,48 +180,82 @@ def _replace_frozen(graph: gs.Graph, one: Mapping[str, Array], two: Mapping[str,
         for index, tensor in enumerate(node.inputs):
             if not _is_frozen(tensor, pixels):
                 continue
-            shape = _open_shape(node, index, one, two)
+            shape = _open_shape(node, index, seen)
             if shape is not None:
                 node.inputs[index] = gs.Constant(f"{node.name}_shape", shape)
+            elif node.op == "Resize" and index == _SIZES and _varies(tensor.name, seen):
+                _scale_instead(node, seen)
             else:
                 if tensor.name not in made:
-                    made[tensor.name] = _constant(graph, tensor, one, two)
+                    made[tensor.name] = _constant(graph, tensor, seen)
                 node.inputs[index] = made[tensor.name]
 
 
-def _open_shape(
-    node: gs.Node, index: int, one: Mapping[str, Array], two: Mapping[str, Array]
-) -> Array | None:
-    """Target of a Reshape or Expand that grows with the batch, written for any batch."""
+def _varies(name: str, seen: Sequence[Mapping[str, Array]]) -> bool:
+    """Whether a value differs between batches or sizes."""
+    return any(not np.array_equal(seen[0][name], other[name]) for other in seen[1:])
+
+
+def _open_shape(node: gs.Node, index: int, seen: Sequence[Mapping[str, Array]]) -> Array | None:
+    """Target of a Reshape or Expand that grows with batch or size, written for any of them."""
     target = node.inputs[index].name
-    if (
-        index != 1
-        or node.op not in ("Reshape", "Expand")
-        or np.array_equal(one[target], two[target])
-    ):
+    if index != 1 or node.op not in ("Reshape", "Expand") or not _varies(target, seen):
         return None
     if node.op == "Expand":  # the tensor has the batch already
-        return np.where(one[target] == two[target], one[target], 1).astype(np.int64)
-    alone, together = (values[node.outputs[0].name].shape for values in (one, two))
-    grows = [before != after for before, after in zip(alone, together, strict=True)]
-    if sum(grows) != 1:
-        raise _FixedBatchError(f"Reshape {node.name!r} makes {list(alone)} of one image")
-    return np.where(grows, -1, alone).astype(np.int64)
+        same = [seen[0][target] == other[target] for other in seen[1:]]
+        return np.asarray(np.where(np.all(same, axis=0), seen[0][target], 1), np.int64)
+    made = np.array([values[node.outputs[0].name].shape for values in seen])
+    read = [values[node.inputs[0].name].shape for values in seen]
+    shape = made[0].copy()
+    grows = [axis for axis in range(made.shape[1]) if np.any(made[:, axis] != made[0, axis])]
+    if len(grows) > 1:  # a 0 copies the side of what is read
+        copied = [
+            axis
+            for axis in grows
+            if all(axis < len(s) and s[axis] == m[axis] for s, m in zip(read, made, strict=True))
+        ]
+        shape[copied] = 0
+        grows = [axis for axis in grows if axis not in copied]
+    if len(grows) > 1:
+        raise _FixedBatchError(f"Reshape {node.name!r} makes {made[0].tolist()} of one image")
+    shape[grows] = -1
+    return np.asarray(shape, np.int64)
 
 
-def _constant(
-    graph: gs.Graph, tensor: gs.Tensor, one: Mapping[str, Array], two: Mapping[str, Array]
-) -> gs.Tensor:
+def _scale_instead(node: gs.Node, seen: Sequence[Mapping[str, Array]]) -> None:
+    """Say by how much a Resize changes an open size, where that is the same for all sizes.
+
+    Raises:
+        OnnxFileError: it is not.
+    """
+    source, made = node.inputs[0].name, node.outputs[0].name
+    factors = {
+        tuple(b / a for a, b in zip(values[source].shape, values[made].shape, strict=True))
+        for values in seen
+    }
+    if len(factors) > 1:
+        raise OnnxFileError(
+            f"Resize {node.name!r} scales images of different sizes differently: fix the size with"
+            " `image_size`"
+        )
+    (scales,) = factors
+    node.inputs[2] = gs.Constant(f"{node.name}_open_scales", np.array(scales, np.float32))
+    del node.inputs[_SIZES]
+
+
+def _constant(graph: gs.Graph, tensor: gs.Tensor, seen: Sequence[Mapping[str, Array]]) -> gs.Tensor:
     """What `tensor` is for any batch: a constant, one repeated for every image, or computed."""
     name = tensor.name
-    alone, together = one[name], two[name]
+    alone, together = seen[0][name], seen[1][name]
+    if any(not np.array_equal(alone, other[name]) for other in seen[2:]):
+        return tensor
     if alone.shape == together.shape and np.array_equal(alone, together):
         return gs.Constant(f"{name}_frozen", alone)
     if not alone.ndim or not np.array_equal(np.concatenate([alone, alone]), together):
         return tensor
     repeated = gs.Variable(f"{name}_repeated", alone.dtype, list(alone.shape))
     node = gs.Node("RepeatBatch", f"{name}_repeat", domain="reptrt")
-    node.inputs = [graph.inputs[0], gs.Constant(f"{name}_frozen", alone)]
+    node.inputs = [batch_source(graph), gs.Constant(f"{name}_frozen", alone)]
     node.outputs = [repeated]
     graph.nodes.insert(0, node)
     return repeated

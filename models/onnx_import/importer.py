@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,11 +17,12 @@ from onnx2torch.utils.safe_shape_inference import safe_shape_inference
 from torch import fx, nn
 
 from reptrt.engines.foreign.text import one_line
+from reptrt.models.inputs import Feed, NetworkInput, other_sizes, random_feed
 from reptrt.models.onnx_import.canonical import CanonicalGraph, canonicalize
 from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck, check_numerics
 from reptrt.models.onnx_import.cut import find_tail
 from reptrt.models.onnx_import.data import OnnxFileError
-from reptrt.models.onnx_import.file import OnnxFile
+from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.islands import IslandNote, Values, collapse
 from reptrt.models.onnx_import.pieces import is_own, makers, pixel_tensors
 from reptrt.models.onnx_import.rewrite import layer_paths, rewrite, to_onnx2torch
@@ -40,13 +41,14 @@ class ImportedNetwork:
     """A module that computes what an ONNX file does, up to its tail.
 
     Attributes:
-        module: In evaluation mode, float32; images [N, channels, H, W] to one tensor or a list.
+        module: In evaluation mode, float32; takes `inputs` in order, returns one tensor or a list.
         outputs: Names that the file gives its outputs.
         batch_size: N where the graph allows no other; None where any will do.
         relative_error: Largest distance of the module's outputs from ONNX Runtime's, in units of their range.
         tail: What follows the module; None where it makes the file's outputs itself.
         islands: What ONNX Runtime computes, the tail included.
-        check: Compares `module` with ONNX Runtime on images [N, channels, H, W].
+        check: Compares `module` with ONNX Runtime on values of `inputs`, in order.
+        inputs: What it reads.
     """
 
     module: nn.Module
@@ -55,19 +57,28 @@ class ImportedNetwork:
     relative_error: float
     tail: Tail | None = None
     islands: tuple[IslandNote, ...] = ()
-    check: Callable[[Array], ImportCheck] | None = None
+    check: Callable[[Sequence[Array]], ImportCheck] | None = None
+    inputs: tuple[NetworkInput, ...] = ()
 
 
-def import_onnx(file: OnnxFile, image_size: tuple[int, int]) -> ImportedNetwork:
-    """Import a checked file for images of (height, width) `image_size`.
+def import_onnx(
+    file: OnnxFile,
+    image_size: tuple[int, int] | None,
+    feed: Feed | None = None,
+    size_range: tuple[tuple[int, int], tuple[int, int]] | None = None,
+) -> ImportedNetwork:
+    """Import a checked file for images of (height, width) `image_size`, None where it reads none.
 
-    What cannot be imported, or computes something else in PyTorch, becomes an island.
+    A sample `feed`, by the names of the file, tells the sides that the file leaves open; between the
+    smallest and the largest size of `size_range` the size stays open. What cannot be imported, or computes something else in PyTorch, becomes an island.
 
     Raises:
         OnnxFileError: One line: neither ONNX Runtime nor PyTorch runs it.
     """
     try:
-        network = _import(canonicalize(file, image_size))
+        inputs = file.network_inputs(image_size, feed, size_range)
+        canonical, inputs = _canonicalize(file, inputs)
+        network = replace(_import(canonical), inputs=inputs)
     except OnnxFileError as error:
         raise error.at(file.path) from None
     except Exception as error:  # a damaged file breaks graph libraries in many ways
@@ -77,6 +88,31 @@ def import_onnx(file: OnnxFile, image_size: tuple[int, int]) -> ImportedNetwork:
     for note in network.islands:
         logger.info("%s: %s", file.path, describe_island(note))
     return network
+
+
+def _canonicalize(
+    file: OnnxFile, inputs: tuple[NetworkInput, ...]
+) -> tuple[CanonicalGraph, tuple[NetworkInput, ...]]:
+    """The canonical graph, and its inputs: a number [1] may be shared by what is else a batch."""
+    canonical = canonicalize(file, inputs)
+    shared = tuple(
+        replace(one, batched=False, sides=(file.batch or 1,))
+        if one.batched and not one.sides
+        else one
+        for one in inputs
+    )
+    if canonical.batch_size and shared != inputs and any(one.batched for one in shared):
+        other = canonicalize(file, shared)
+        if other.batch_size is None:
+            return other, shared
+    if canonical.batch_size:
+        is_fixed = all(None not in one.sides for one in file.inputs)
+        advice = "; export the model with a dynamic batch for others" if is_fixed else ""
+        logger.warning(
+            "%s: runs on batches of %d only (%s): the engine gets that batch%s",
+            file.path, canonical.batch_size, canonical.fixed_because, advice,
+        )  # fmt: skip
+    return canonical, inputs
 
 
 def describe_island(note: IslandNote) -> str:
@@ -98,7 +134,7 @@ def _import(canonical: CanonicalGraph) -> ImportedNetwork:
             refused = refused | _by_node(canonical.graph, found, refused)
             continue
         module, tensors = found
-        check = check_numerics(module, tensors, canonical, outputs)
+        check = _check_all_sizes(module, tensors, canonical, outputs)
         if check.error <= TOLERANCE:
             if tail is not None:
                 notes.append(tail.note)
@@ -116,6 +152,20 @@ def _import(canonical: CanonicalGraph) -> ImportedNetwork:
         logger.warning("%s: %s by %.1e of its range", check.node, _DIFFERS, check.error)
         refused = refused | _by_node(canonical.graph, {check.tensor: _DIFFERS}, refused)
     raise OnnxFileError(f"cannot be imported: {len(refused)} nodes compute something else")
+
+
+def _check_all_sizes(
+    module: fx.GraphModule,
+    tensors: Mapping[str, tuple[str, str]],
+    canonical: CanonicalGraph,
+    outputs: Sequence[str],
+) -> ImportCheck:
+    """The worst check: of the usual size, and of the ends of what stays open."""
+    checks = [check_numerics(module, tensors, canonical, outputs)]
+    for inputs in other_sizes(canonical.inputs):
+        values = list(random_feed(inputs, 2, seed=1).values())
+        checks.append(check_numerics(module, tensors, canonical, outputs, values))
+    return max(checks, key=lambda check: check.error)
 
 
 def _divide(

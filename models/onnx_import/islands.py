@@ -14,10 +14,12 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from reptrt.models.inputs import other_sizes, random_feed, resize_feed
 from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.data import OnnxFileError, list_tensors, num_bytes
 from reptrt.models.onnx_import.island_op import IslandOutput, write_outputs
 from reptrt.models.onnx_import.pieces import (
+    batch_source,
     boundary,
     extract,
     makers,
@@ -55,11 +57,12 @@ class Values:
     def __init__(self, canonical: CanonicalGraph) -> None:
         self._proto = gs.export_onnx(repeat_with_operators(canonical.graph.copy()), False)
         self._batch = canonical.batch_size
-        images = np.random.default_rng(0).random((2, *canonical.image_shape), dtype=np.float32)
-        count = self._batch or 1
-        self._batches = [np.resize(images, (count, *images.shape[1:]))]
+        inputs = canonical.inputs
+        two = random_feed(inputs, 2)
+        self._batches = [resize_feed(two, inputs, self._batch or 1)]
         if self._batch is None:
-            self._batches.append(images)
+            self._batches.append(two)
+        self._others = [random_feed(sized, self._batch or 1) for sized in other_sizes(inputs)]
         self._known: list[dict[str, Array]] = [{} for _ in self._batches]
 
     def of(self, names: Collection[str]) -> list[dict[str, Array]]:
@@ -75,12 +78,18 @@ class Values:
         """Type and sides of a tensor.
 
         Raises:
-            OnnxFileError: its number of axes changes with the batch.
+            OnnxFileError: its number of axes changes with the batch, or its sides with an open size.
         """
         values = [known[name] for known in self.of([name])]
         one, two = values[0], values[-1]
         if one.ndim != two.ndim:
             raise OnnxFileError(f"{name!r} has {one.ndim} axes for one image, {two.ndim} for two")
+        for found in run_onnx(self._proto, [name], self._others) if self._others else ():
+            if found[name].shape != one.shape:
+                raise OnnxFileError(
+                    f"{name!r} changes with the size of the image, and what makes it runs in ONNX Runtime"
+                    " while calibrating: fix the size with `image_size`"
+                )
         sides = zip(one.shape, two.shape, strict=True)
         return IslandOutput(one.dtype.name, tuple((2 * a - b, b - a) for a, b in sides))
 
@@ -140,7 +149,7 @@ def _collapse_group(
     for node in members:
         node.outputs.clear()
         graph.nodes.remove(node)
-    island = gs.Node(ISLAND, f"island_{names[0]}", inputs=[graph.inputs[0]])
+    island = gs.Node(ISLAND, f"island_{names[0]}", inputs=[batch_source(graph)])
     island.attrs = {
         "outputs": write_outputs([values.describe(name) for name in made]),
         "op_types": " ".join(note.op_types),

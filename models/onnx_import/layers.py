@@ -173,6 +173,11 @@ def resize(x: Tensor, size: Sequence[int], mode: str, align_corners: bool | None
     return F.interpolate(x, list(size), mode=mode, align_corners=align_corners)
 
 
+def rescale(x: Tensor, factors: Sequence[float], mode: str, align_corners: bool | None) -> Tensor:
+    """Resize the last axes of `x` [N, channels, ...] by `factors`, whatever their size."""
+    return F.interpolate(x, scale_factor=list(factors), mode=mode, align_corners=align_corners)
+
+
 def upsample(x: Tensor, factors: Sequence[float]) -> Tensor:
     """Repeat every element, `factors` of it along each of the last axes."""
     return F.interpolate(x, scale_factor=list(factors), mode="nearest")
@@ -182,6 +187,7 @@ def upsample(x: Tensor, factors: Sequence[float]) -> Tensor:
 def _resize(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     """Canonical graphs state the size [height, width] that results as an attribute."""
     size, source = (tuple(node.attributes[key]) for key in ("target_size", "source_size"))
+    stays_open = "factors" in node.attributes
     mode = str(node.attributes.get("mode", "nearest"))
     is_upsample = node.operation_type == "Upsample"
     default = "asymmetric" if is_upsample else "half_pixel"
@@ -190,6 +196,8 @@ def _resize(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
         factors = [after / before for before, after in zip(source, size, strict=True)]
         if any(not factor.is_integer() for factor in factors):
             _require_floor(node, where, is_upsample)
+            if stays_open:
+                return Operator(rescale, tuple(factors), "nearest", None)
             return Operator(resize, size, "nearest", None)
         return Operator(upsample, tuple(factors))
     if where not in ("half_pixel", "pytorch_half_pixel", "align_corners") or len(size) != 2:
@@ -200,6 +208,9 @@ def _resize(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     ):
         raise UnsupportedFormError("antialiasing, or a cubic coefficient that is not -0.75")
     torch_mode = {"linear": "bilinear", "cubic": "bicubic"}[mode]
+    if stays_open:
+        factors = node.attributes["factors"]
+        return Operator(rescale, tuple(factors), torch_mode, where == "align_corners")
     return Operator(resize, size, torch_mode, where == "align_corners")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from reptrt.engines.foreign.graphs import sort_nodes
-from reptrt.models.onnx_import.pieces import tensors_read
+from reptrt.models.onnx_import.pieces import batch_source, tensors_read
 from reptrt.models.onnx_import.values import infer_shapes
 
 
@@ -21,7 +21,8 @@ def open_batch(graph: gs.Graph) -> gs.Graph:
     """Copy of `graph` in which such nodes leave the batch open."""
     opened = gs.import_onnx(gs.export_onnx(graph))
     shapes = infer_shapes(opened, 1)
-    found = {opened.inputs[0].name}
+    source = batch_source(opened)
+    found = {tensor.name for tensor in opened.inputs}
     for node in list(opened.nodes):
         if node.op not in ("Shape", "Size") and any(t.name in found for t in tensors_read(node)):
             found.update(tensor.name for tensor in node.outputs if tensor.name)
@@ -30,7 +31,7 @@ def open_batch(graph: gs.Graph) -> gs.Graph:
             elif node.op == "Resize" and node.inputs[0].name in found:
                 _open_resize(node, shapes)
             elif node.op == "Concat":
-                _open_concat(opened, node, found)
+                _open_concat(opened, node, found, source)
     return sort_nodes(opened)
 
 
@@ -68,7 +69,7 @@ def _scale(before: int, after: int) -> float:
     return float(factor)
 
 
-def _open_concat(graph: gs.Graph, node: gs.Node, pixels: set[str]) -> None:
+def _open_concat(graph: gs.Graph, node: gs.Node, pixels: set[str], source: gs.Tensor) -> None:
     """Repeat for every image what is joined to images along another axis than the first."""
     if node.attrs.get("axis", 0) == 0:
         return
@@ -77,7 +78,7 @@ def _open_concat(graph: gs.Graph, node: gs.Node, pixels: set[str]) -> None:
         if images is None or not isinstance(part, gs.Constant) or part.values.ndim < 2:
             continue
         if part.values.shape[0] == 1:
-            node.inputs[index] = _repeated(graph, node, index, part, graph.inputs[0])
+            node.inputs[index] = _repeated(graph, node, index, part, source)
 
 
 def _repeated(

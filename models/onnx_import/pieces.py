@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.operators import DOMAIN
 from reptrt.models.onnx_import.upgrade import to_export_opset
+from reptrt.models.onnx_import.values import BATCH
 
 Array = NDArray[Any]
 REPEAT = "RepeatBatch"
@@ -32,9 +33,15 @@ def makers(graph: gs.Graph) -> dict[str, gs.Node]:
     return {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
 
 
+def batch_source(graph: gs.Graph) -> gs.Tensor:
+    """The input whose first side is the batch; the first input where none has one."""
+    batched = (tensor for tensor in graph.inputs if list(tensor.shape or ())[:1] == [BATCH])
+    return next(batched, graph.inputs[0])
+
+
 def pixel_tensors(graph: gs.Graph) -> set[str]:
-    """Names of the tensors that depend on pixels, not only on their number."""
-    found = {graph.inputs[0].name}
+    """Names of the tensors that depend on what is read (pixels), not only on how many there are."""
+    found = {tensor.name for tensor in graph.inputs}
     for node in graph.nodes:
         reads = any(tensor.name in found for tensor in tensors_read(node))
         if reads and node.op not in ("Shape", "Size"):
@@ -58,7 +65,7 @@ def boundary(graph: gs.Graph, members: Collection[str]) -> tuple[list[str], list
             elif isinstance(tensor, gs.Constant) or (maker and maker.name in members):
                 continue
             elif maker is not None and maker.op == REPEAT:
-                reads[graph.inputs[0].name] = None
+                reads[maker.inputs[0].name] = None
             else:
                 reads[tensor.name] = None
     made = [t.name for node in graph.nodes if node.name in members for t in node.outputs if t.name]

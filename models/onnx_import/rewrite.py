@@ -207,6 +207,8 @@ def _resize(canonical: CanonicalGraph, node: gs.Node) -> None:
     if len(before) < 3 or len(before) != len(after) or before[:2] != after[:2]:
         raise cannot(node, "resizes batch or channels, or to a size that ONNX cannot tell")
     node.attrs["source_size"], node.attrs["target_size"] = list(before[2:]), list(after[2:])
+    if any(one.open_sides for one in canonical.inputs):
+        node.attrs["factors"] = [float(b / a) for a, b in zip(before[2:], after[2:], strict=True)]
     node.inputs = node.inputs[:1]
 
 

@@ -8,7 +8,7 @@ tail back as it was. What only computes (a softmax, a box from distances) stays 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ class Tail:
         inputs: Tensors that it reads, in the model's order.
         cut: Outputs of the network in front of it: the file's that are ready there, then `inputs`.
         outputs: The file's outputs in order; some may be in `cut`.
-        images: Name that it gives the images, in case it reads them.
+        sources: Names that it gives the network's inputs, in order, in case it reads them.
         note: For the report.
     """
 
@@ -40,13 +40,16 @@ class Tail:
     inputs: tuple[str, ...]
     cut: tuple[str, ...]
     outputs: tuple[str, ...]
-    images: str
+    sources: tuple[str, ...]
     note: IslandNote
 
-    def run(self, images: torch.Tensor, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The file's outputs from those at the cut, by ONNX Runtime."""
+    def run(
+        self, inputs: Sequence[torch.Tensor], values: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """The file's outputs from those at the cut and the network's inputs, by ONNX Runtime."""
         known = {name: tensor.cpu().numpy() for name, tensor in zip(self.cut, values, strict=True)}
-        feeds = {**known, self.images: images.cpu().numpy()}
+        read = zip(self.sources, inputs, strict=True)
+        feeds = {**known, **{name: tensor.cpu().numpy() for name, tensor in read}}
         proto = onnx.load_model_from_string(self.model)
         made = run_onnx_feeds(proto, {name: feeds[name] for name in self.inputs})
         return [torch.from_numpy(np.array((made | known)[name])) for name in self.outputs]
@@ -65,11 +68,15 @@ def split_tail(
     if not names:
         return None
     reads, made = boundary(graph, names)
-    images = graph.inputs[0].name
+    sources = tuple(tensor.name for tensor in graph.inputs)
     outputs = tuple(tensor.name for tensor in graph.outputs)
-    cut = list(dict.fromkeys([*(n for n in outputs if n not in made), *_without(reads, images)]))
+    cut = list(
+        dict.fromkeys(
+            [*(n for n in outputs if n not in made), *(n for n in reads if n not in sources)]
+        )
+    )
     if not cut:
-        raise OnnxFileError("nothing but sorting and selecting reads its image")
+        raise OnnxFileError("nothing but sorting and selecting reads its inputs")
     examples = values.of([*reads, *made])[0]
     piece = extract(graph, reads, made, examples)
     members = [node for node in graph.nodes if node.name in names]
@@ -86,8 +93,4 @@ def split_tail(
         node.outputs.clear()
         graph.nodes.remove(node)
     sort_nodes(graph.cleanup())
-    return Tail(piece.SerializeToString(), tuple(reads), tuple(cut), outputs, images, note)
-
-
-def _without(names: Iterable[str], name: str) -> list[str]:
-    return [other for other in names if other != name]
+    return Tail(piece.SerializeToString(), tuple(reads), tuple(cut), outputs, sources, note)

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from reptrt.engines.foreign.limits import MAX_TENSOR_BYTES
 from reptrt.engines.foreign.text import one_line
+from reptrt.models.inputs import Feed
 from reptrt.models.onnx_import.data import OnnxFileError
 
 Array = NDArray[Any]
+BATCH = "N"
+"""Name of the first side of what is batched, while it is open."""
 _FLOOR = 1e-3
 """Least range of a tensor: what stays below it is background, whose digits mean nothing."""
 
@@ -28,7 +31,10 @@ def infer_shapes(graph: gs.Graph, batch_size: int) -> dict[str, tuple[int, ...]]
         OnnxFileError: shapes contradict each other, or a tensor would have more than 1 GiB.
     """
     proto = gs.export_onnx(graph)
-    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch_size
+    for value in proto.graph.input:
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param == BATCH:
+                side.dim_value = batch_size
     try:
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
@@ -45,9 +51,9 @@ def infer_shapes(graph: gs.Graph, batch_size: int) -> dict[str, tuple[int, ...]]
 
 
 def run_onnx(
-    proto: onnx.ModelProto, names: Sequence[str], batches: Sequence[Array]
+    proto: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]
 ) -> list[dict[str, Array]]:
-    """Values of the tensors `names` for each batch, by ONNX Runtime without optimizations.
+    """Values of the tensors `names` for each of `feeds`, by ONNX Runtime without optimizations.
 
     Raises:
         OnnxFileError: it cannot run the graph.
@@ -56,12 +62,13 @@ def run_onnx(
     marked = onnx.ModelProto()
     marked.CopyFrom(proto)
     marked.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
+    for value in marked.graph.input:  # sizes that stay open are tried with others too
+        for side in value.type.tensor_type.shape.dim:
+            side.Clear()
     with _explained():
         session = open_session(marked)
-        feed = session.get_inputs()[0].name
         return [
-            dict(zip(names, session.run(list(names), {feed: batch}), strict=True))
-            for batch in batches
+            dict(zip(names, session.run(list(names), dict(feed)), strict=True)) for feed in feeds
         ]
 
 

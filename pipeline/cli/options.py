@@ -14,7 +14,15 @@ from pydantic.fields import FieldInfo
 
 from reptrt.calibrators.settings import Reconstruction
 from reptrt.engines.target_table import TARGETS
-from reptrt.pipeline.recipe import AUTO, RUN_RECIPE, SECTIONS, Section, Triple, flag
+from reptrt.pipeline.recipe import (
+    AUTO,
+    RUN_RECIPE,
+    SECTIONS,
+    Section,
+    SizeRange,
+    Triple,
+    flag,
+)
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -51,6 +59,21 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click
         return numbers
 
 
+class Sizes(click.ParamType):  # type: ignore[type-arg]
+    """Three sizes between commas, each as `Numbers` has it."""
+
+    name = "MIN,OPT,MAX"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        """Parse, or fail as click does."""
+        parts = str(value).split(",")
+        if len(parts) != 3:
+            self.fail(
+                f"{value!r} is not {self.name}, as 320,640,960 or 32x64,32x320,32x640", param, ctx
+            )
+        return tuple(_SIZE.convert(part, param, ctx) for part in parts)
+
+
 class Patterns(click.ParamType):  # type: ignore[type-arg]
     """Patterns between commas."""
 
@@ -74,6 +97,7 @@ class KeyValues(click.ParamType):  # type: ignore[type-arg]
         return {key.strip(): text.strip() for key, _, text in pairs}
 
 
+_SIZE = Numbers("SIZE or HEIGHTxWIDTH", "x", 2, int)
 _PARSERS: dict[object, Any] = {
     str: str,
     bool: bool,
@@ -81,7 +105,8 @@ _PARSERS: dict[object, Any] = {
     ByteSize: str,
     Reconstruction: KeyValues(),
     tuple[str, ...]: Patterns(),
-    tuple[int, int]: Numbers("SIZE or HEIGHTxWIDTH", "x", 2, int),
+    tuple[int, int]: _SIZE,
+    SizeRange: Sizes(),
     Triple: Numbers("R,G,B", ",", 3, float),
 }
 

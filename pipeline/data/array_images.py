@@ -148,14 +148,20 @@ def _stored_bytes(path: Path, member: str | None) -> int:
         return archive.getinfo(member).file_size
 
 
-def _choose_member(path: Path) -> str:
+def read_member_names(path: Path) -> list[str]:
+    """Names of the arrays in an `.npz` file; whoever calls it says what its errors mean."""
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".npy")]
-    if f"{_PREFERRED_KEY}.npy" in names:
+        names = archive.namelist()
+    return sorted(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
+
+
+def _choose_member(path: Path) -> str:
+    names = read_member_names(path)
+    if _PREFERRED_KEY in names:
         return f"{_PREFERRED_KEY}.npy"
     if len(names) == 1:
-        return names[0]
-    found = ", ".join(sorted(name.removesuffix(".npy") for name in names)) or "none"
+        return f"{names[0]}.npy"
+    found = ", ".join(names) or "none"
     raise DataError(f"{path}: needs one array, or one named '{_PREFERRED_KEY}'; found {found}")
 
 

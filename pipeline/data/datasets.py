@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reptrt.engines.foreign.border import reading
+from reptrt.models.inputs import NetworkInput
 from reptrt.models.spec import Preprocess, Task
 from reptrt.pipeline.data.array_images import ARRAY_SUFFIXES, ArrayImages, read_array_header
 from reptrt.pipeline.data.batches import (
@@ -23,6 +24,12 @@ from reptrt.pipeline.data.batches import (
     prepared_batches,
 )
 from reptrt.pipeline.data.coco import Annotations, find_annotations, read_coco
+from reptrt.pipeline.data.feeds import (
+    FeedSet,
+    NamedFeeds,
+    PictureFeeds,
+    require_picture,
+)
 from reptrt.pipeline.data.folder_images import FolderImages
 from reptrt.pipeline.data.image_folder import (
     IMAGE_SUFFIXES,
@@ -34,6 +41,7 @@ from reptrt.pipeline.data.in_memory import LabelledArrays, MaskedArrays, MetricF
 from reptrt.pipeline.data.labels import LABELS_FILE, read_class_folders, read_labels_file
 from reptrt.pipeline.data.masks import MaskSet, open_masks
 from reptrt.pipeline.data.preprocess import DataError, Prepared, check_image, prepare, read_image
+from reptrt.pipeline.data.stored_feeds import feed_files, is_feed_source
 
 __all__ = [
     "Batch",
@@ -50,6 +58,7 @@ __all__ = [
     "open_evaluation",
     "open_images",
     "open_masks",
+    "open_samples",
 ]
 
 logger = logging.getLogger(__name__)
@@ -188,6 +197,36 @@ def _open_images(path: Path, preprocess: Preprocess, limit: int | None, seed: in
         raise DataError(f"{path}: cannot be calibrated with; give {_LEGAL}")
     array = read_array_header(path, preprocess.image_size, preprocess.num_channels)
     return ArrayImages(array, _sample(array.shape[0], limit, seed), preprocess)
+
+
+def open_samples(
+    path: Path,
+    inputs: Sequence[NetworkInput],
+    preprocess: Preprocess,
+    stored: Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> FeedSet:
+    """Open calibration samples: pictures as in `open_images`, or named feeds (`stored_feeds`).
+
+    Args:
+        path: Folder, array file, JSON of Polygraphy or loader script.
+        inputs: What the network reads.
+        preprocess: How pictures are prepared for it.
+        stored: Folder where the feeds of JSON and scripts go.
+        limit: At most this many samples, drawn at random; None takes all.
+        seed: Of that draw.
+
+    Raises:
+        DataError: `path` holds no sample, or nothing that the network reads.
+    """
+    if is_feed_source(path):
+        return NamedFeeds(feed_files(path, stored, limit), inputs, limit, seed)
+    if not any(one.picture for one in inputs) and path.suffix.lower() in ARRAY_SUFFIXES:
+        return NamedFeeds(feed_files(path, stored, limit), inputs, limit, seed)
+    require_picture(inputs)  # said before anything is decoded
+    return PictureFeeds(open_images(path, preprocess, limit=limit, seed=seed), inputs)
 
 
 def open_evaluation(

@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from reptrt.engines.artifacts import replace_when_done
-from reptrt.engines.outputs.detection import FloatArray
+from reptrt.models.inputs import IMAGES, Feed
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.array_images import ArrayImages, read_array_header
 from reptrt.pipeline.data.batches import Batch, ImageSet, LazyBatches
 from reptrt.pipeline.data.masks import VOID
 from reptrt.pipeline.data.preprocess import DataError
+from reptrt.pipeline.data.stored_feeds import store_feeds
 
 ImageSource: TypeAlias = "str | Path | NDArray[Any] | torch.Tensor | Iterable[Any]"
 """A folder or file, an array or tensor, a DataLoader, or any iterable of batches."""
@@ -38,6 +39,7 @@ Predict = Callable[[Any], Any]
 Metric = Callable[[Predict], float]
 """Accuracy of a `predict` function in a unit of the user's own; more is better."""
 
+_LABEL_KEYS = ("labels", "label")
 _BATCH_KEYS = ("images", "image", "pixel_values", "input", "inputs")
 
 
@@ -134,7 +136,7 @@ def store_images(images: ImageSource, folder: Path, limit: int | None = None) ->
         images: a path, or batches: arrays or tensors `[n, 3, h, w]` (normalized, as the network takes
             them) or uint8 `[n, h, w, 3]` (RGB), tuples whose first member is such a batch, or dicts
             with one under `images`, `image`, `pixel_values`, `input` or `inputs`. One array or tensor
-            is one batch.
+            is one batch. Dicts with other keys, or more, are named feeds (`stored_feeds`).
         folder: where the file goes; its name is the digest of its content.
         limit: most images that are read; None reads all.
 
@@ -143,7 +145,27 @@ def store_images(images: ImageSource, folder: Path, limit: int | None = None) ->
     """
     if isinstance(images, (str, Path)):
         return Path(images)
+    if not isinstance(images, (np.ndarray, torch.Tensor)) and isinstance(images, Iterable):
+        batches = iter(images)
+        first = next(batches, None)
+        images = [] if first is None else chain([first], batches)
+        if isinstance(first, Mapping) and _is_feed(first):
+            return store_feeds(map(_as_feed, images), folder, limit)
     return _store((batch for batch, _ in _read_batches(images)), folder, limit)
+
+
+def _is_feed(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch names inputs, and not just its images beside their labels."""
+    named = [key for key in batch if key not in _LABEL_KEYS]
+    return len(named) != 1 or named[0] not in _BATCH_KEYS
+
+
+def _as_feed(batch: Any) -> dict[str, NDArray[Any]]:
+    if not isinstance(batch, Mapping):
+        raise DataError(
+            f"images: a {type(batch).__name__} behind mappings of input names to arrays"
+        )
+    return {str(k): _as_array(value) for k, value in batch.items() if k not in _LABEL_KEYS}
 
 
 def store_labelled(
@@ -319,16 +341,22 @@ def _store(batches: Iterator[NDArray[Any]], folder: Path, limit: int | None) -> 
     return path
 
 
-def as_predict(infer: Callable[[FloatArray], Mapping[str, NDArray[Any]]]) -> Predict:
+def as_predict(infer: Callable[[Feed], Mapping[str, NDArray[Any]]]) -> Predict:
     """`predict(images)` for a user's metric: tensors in give tensors out, arrays give arrays.
 
+    Networks that read something else than an image are given a mapping, as `predict({"ids": ids})`.
+
     Args:
-        infer: images `[n, 3, h, w]` float32 -> outputs by name.
+        infer: values of the inputs by name -> outputs by name.
     """
 
     def predict(images: Any) -> Any:
-        wants_tensors = isinstance(images, torch.Tensor)
-        outputs = infer(_as_images(images))
+        values = list(images.values()) if isinstance(images, Mapping) else [images]
+        wants_tensors = isinstance(values[0], torch.Tensor)
+        if isinstance(images, Mapping):
+            outputs = infer({str(name): _as_array(value) for name, value in images.items()})
+        else:
+            outputs = infer({IMAGES: _as_images(images)})
         found = {
             name: torch.from_numpy(value) if wants_tensors else value
             for name, value in outputs.items()

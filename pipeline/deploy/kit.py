@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from reptrt.calibrators.state import read_result
@@ -21,6 +20,7 @@ from reptrt.engines.kit.verification import (
     References,
     derive_tolerances,
     run_in_batches,
+    sample_axes,
     write_references,
 )
 from reptrt.engines.outputs.suppression import DEPLOYMENT
@@ -28,10 +28,10 @@ from reptrt.engines.report_schema import FusionReport, RunFacts, Validation, Ver
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
-from reptrt.pipeline.data.datasets import open_images
+from reptrt.pipeline.data.datasets import open_samples
 from reptrt.pipeline.data.demo_data import calibration_scenes
 from reptrt.pipeline.deploy.passed import copy_with_verdict, require_passed
-from reptrt.pipeline.engine.build import build_options
+from reptrt.pipeline.engine.build import build_options, open_shapes
 from reptrt.pipeline.gate import require_labels
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe, slug
@@ -130,14 +130,16 @@ def _references(run: Run, card: ModelCard) -> tuple[dict[str, Any], References]:
     """
     recipe = run.recipe
     folder = recipe.data or calibration_scenes(recipe.model, run.scenes)
-    images = open_images(folder, card.preprocess, limit=NUM_REFERENCES, seed=recipe.seed)
-    values = np.concatenate(list(images.batches(NUM_REFERENCES)))
-    (tensor,), _ = read_tensors(run.engine_onnx)
-    inputs = {tensor.name: values}
+    samples = open_samples(
+        folder, card.inputs, card.preprocess, run.stored, limit=NUM_REFERENCES, seed=recipe.seed
+    )
+    inputs = next(iter(samples.feeds(NUM_REFERENCES)))
+    shared = {one.name for one in card.inputs if not one.batched}
     outputs = []
     for path in (run.workspace.fp32_onnx, run.engine_onnx):
+        axes = sample_axes(read_tensors(path)[1])
         with OnnxRuntimeRunner(path, optimize=False) as runner:
-            outputs.append(run_in_batches(runner, inputs, card.batch_size or 1))
+            outputs.append(run_in_batches(runner, inputs, card.batch_size or 1, shared, axes))
     floating, quantized = outputs
     return {name: floating[name] for name in card.outputs}, References(inputs, quantized)
 
@@ -182,9 +184,10 @@ def _describe(
 
 def _build_options(run: Run, card: ModelCard) -> BuildOptions:
     """As for an engine that is built here, but that timings are kept on the device."""
-    options, fixed = build_options(run.recipe, run.target), card.batch_size
+    options, fixed = build_options(run.recipe, run.target, card.inputs), card.batch_size
     batch = options.batch if fixed is None else (fixed, fixed, fixed)
-    return replace(options, batch=batch, timing_cache=None)
+    shapes = open_shapes(card.inputs, fixed, batch)
+    return replace(options, batch=batch, shapes=shapes, timing_cache=None)
 
 
 def _known(run: Run, verdict: Verdict) -> RunFacts:

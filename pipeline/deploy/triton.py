@@ -66,6 +66,7 @@ def add_to_repository(
         classes=card.classes,
         labelled_output=card.outputs[0] if card.task == "classification" else None,
         verdict=verdict,
+        sizes={one.name: one.sides for one in card.inputs if one.open_sides},
     )
     if model.is_engine:
         return add_version(repository, model, version, keep_config)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reptrt.calibrators.base import Progress
-from reptrt.engines.build.builder import BuildOptions, build_engine
+from reptrt.engines.build.builder import BuildOptions, ShapeRange, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu
 from reptrt.engines.inspection.cpu_kernels import read_cpu_kernels
@@ -13,11 +15,16 @@ from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
 from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.surgery import rewrite_for_cpu
 from reptrt.engines.target import Target, load_backend
+from reptrt.models.inputs import NetworkInput
 from reptrt.pipeline.recipe import Recipe, RecipeError
 
 
-def build_options(recipe: Recipe, target: Target) -> BuildOptions:
+def build_options(
+    recipe: Recipe, target: Target, inputs: Sequence[NetworkInput] = ()
+) -> BuildOptions:
     """Return how to build the engine of `recipe` for `target`.
+
+    Of `inputs`, those whose sides stay open get a profile of their smallest, usual and largest sizes.
 
     Raises:
         RecipeError: the usual batch is larger than the largest, or the target knows no such engine.
@@ -31,10 +38,11 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
             f"target '{target.name}': `version_compatible` and `hardware_compatible` are options of"
             ' classic TensorRT; leave them out, or build with `target="tensorrt"`'
         )
-    limit = recipe.workspace_limit
+    limit, batch = recipe.workspace_limit, (1, recipe.opt_batch, recipe.max_batch)
     return BuildOptions(
         compute_capabilities=target.compute_capabilities,
-        batch=(1, recipe.opt_batch, recipe.max_batch),
+        batch=batch,
+        shapes=open_shapes(inputs, recipe.batch_size, batch),
         workspace_bytes=None if limit is None else int(limit),
         optimization_level=recipe.optimization_level,
         timing_cache=recipe.timing_cache or default_folder(),
@@ -43,15 +51,34 @@ def build_options(recipe: Recipe, target: Target) -> BuildOptions:
     )
 
 
-def build_inputs(recipe: Recipe, target: Target) -> dict[str, object]:
+def open_shapes(
+    inputs: Sequence[NetworkInput], fixed: int | None, batch: tuple[int, int, int]
+) -> dict[str, ShapeRange]:
+    """Smallest, usual and largest shape of every input with open sides; `fixed` is the only batch."""
+    low, usual, high = (fixed,) * 3 if fixed else batch
+    return {
+        one.name: (
+            replace(one, sides=one.smallest or one.sides).shape(low),
+            one.shape(usual),
+            replace(one, sides=one.largest or one.sides).shape(high),
+        )
+        for one in inputs
+        if one.open_sides
+    }
+
+
+def build_inputs(
+    recipe: Recipe, target: Target, inputs: Sequence[NetworkInput] = ()
+) -> dict[str, object]:
     """What the engine depends on beside the ONNX file; where timings are kept is not among it."""
     gpu = find_gpu() if target.backend == "tensorrt" else None
-    options = build_options(recipe, target)
+    options = build_options(recipe, target, inputs)
     return {
         "target": target.name,
         "compute_capabilities": options.compute_capabilities,
         "gpu": None if gpu is None else gpu.name,
         "batch": options.batch,
+        "shapes": {name: list(map(list, one)) for name, one in options.shapes.items()},
         "workspace_bytes": options.workspace_bytes,
         "optimization_level": options.optimization_level,
         "version_compatible": options.version_compatible,

@@ -26,6 +26,7 @@ from reptrt.engines.surgery.leave_float import LeaveFloat
 from reptrt.engines.target import Target
 from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
 from reptrt.pipeline.export.export import export_qdq
+from reptrt.pipeline.export.fix_sides import fix_sides
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.run import Run
 
@@ -85,6 +86,8 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
         qdq, fp16 = Path(folder, "all.onnx"), Path(folder, "fp16.onnx")
         export_qdq(network.quantized, qdq, network.card, batch, precision="fp16")
         write_fp16_onnx(network.float_graph, network.card, fp16)
+        for path in (qdq, fp16):
+            fix_sides(path, network.card)
         form = form_for(run.target.backend, half=True)
         pricing = _Pricing(qdq, run.target, sheet, batch or plan.opt_batch, form)
         layers = [one.name for one in read_weighted_layers(qdq) if one.quantized]

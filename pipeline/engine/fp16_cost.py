@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,7 @@ from reptrt.engines.outputs.suppression import Suppression
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
+from reptrt.pipeline.export.fix_sides import fix_sides
 
 
 def compare_with_fp16(
@@ -45,8 +47,11 @@ def compare_with_fp16(
     if sheet is None:
         return None
     with TemporaryDirectory() as folder:
-        fp16_onnx = Path(folder, "fp16.onnx")
+        fp16_onnx, sized = Path(folder, "fp16.onnx"), Path(folder, int8_onnx.name)
         write_fp16_onnx(float_graph, card, fp16_onnx, suppression, target.backend)
-        int8, fp16 = (read_model(path, target, sheet) for path in (int8_onnx, fp16_onnx))
+        shutil.copyfile(int8_onnx, sized)
+        for path in (sized, fp16_onnx):
+            fix_sides(path, card)
+        int8, fp16 = (read_model(path, target, sheet) for path in (sized, fp16_onnx))
     chosen = int8.batch if card.batch_size else batch
     return compare_layers(int8.at_batch(chosen), fp16, sheet)

@@ -37,7 +37,7 @@ def make_fp16_engine(run: Run) -> None:
         "network": run.network_sha256,
         "batch_size": run.plan.batch_size,
         "suppression": None if recipe.suppression is None else asdict(recipe.suppression),
-        **build_inputs(recipe, target),
+        **build_inputs(recipe, target, run.loaded.inputs),
     }
 
     def work() -> None:
@@ -50,7 +50,7 @@ def make_fp16_engine(run: Run) -> None:
             target.backend,
             run.loaded.tail,
         )
-        trt, options = load_backend(target), build_options(recipe, target)
+        trt, options = load_backend(target), build_options(recipe, target, run.loaded.inputs)
         build_engine(onnx, workspace.fp16_engine, trt, options, run.progress)
 
     run.stage("fp16", inputs, "fp16_onnx", "fp16_engine").run(work)

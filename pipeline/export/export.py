@@ -29,7 +29,8 @@ from reptrt.engines.inspection.placement_notes import (
 )
 from reptrt.engines.report_schema import OperatorIsland
 from reptrt.models.card import ModelCard
-from reptrt.models.graph import INPUT_NAME
+from reptrt.models.graph import example_tensors
+from reptrt.models.inputs import NetworkInput
 from reptrt.models.onnx_import.islands import IslandNote
 from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.export.lowering import lower, lower_float
@@ -38,6 +39,8 @@ from reptrt.pipeline.export.torchlib import share_torchlib
 from reptrt.pipeline.model_card import write_card, write_facts
 
 OPSET = 19
+_BATCH = "batch"
+_SIDES = {-1: "width", -2: "height"}
 Precision = Literal["fp32", "fp16"]
 WEIGHT_NAME = re.compile(r"(.+)\.weight(_codes(_\d+)?)?")
 """Of a layer's weight, or of its codes, which have a number where the layer has a `weight_codes`."""
@@ -130,17 +133,17 @@ def _to_onnx(
     module = mark_islands(module)
     state = module.state_dict()
     device = next(iter(state.values())).device if state else torch.device("cpu")
-    example = torch.zeros(batch_size or 2, *card.preprocess.input_shape, device=device)
-    shapes = ({0: torch.export.Dim("batch")},) if batch_size is None else None
+    examples = example_tensors(card.inputs, batch_size, device)
+    shapes = _dynamic_shapes(card.inputs, batch_size)
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 module.eval(),
-                (example,),
+                examples,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT_NAME],
+                input_names=[one.name for one in card.inputs],
                 output_names=list(card.compared),
                 dynamic_shapes=shapes,
                 custom_translation_table=_TRANSLATIONS,  # type: ignore[arg-type]  # its own example
@@ -155,10 +158,42 @@ def _to_onnx(
         program.optimize()  # this folds transposed weights into nameless constants,
         _name_layers(program.model.graph)  # and makes new nodes
     proto: onnx.ModelProto = program.model_proto
+    if any(one.open_sides for one in card.inputs):
+        _name_sides(proto, card.inputs)
     put_islands_back(proto)
     if tail is not None:
-        put_tail_back(proto, tail)
+        put_tail_back(proto, tail, [one.name for one in card.inputs])
     return proto
+
+
+def _dynamic_shapes(
+    inputs: Sequence[NetworkInput], batch_size: int | None
+) -> tuple[dict[int, Any], ...]:
+    """Symbol of each axis that stays open; sides get their names afterwards (`_name_sides`)."""
+    is_sized = any(one.open_sides for one in inputs)
+    batch: Any = torch.export.Dim.AUTO if is_sized else torch.export.Dim(_BATCH)
+    found = []
+    for one in inputs:
+        axes: dict[int, Any] = {0: batch} if one.batched and batch_size is None else {}
+        for side in one.open_sides:
+            axes[side + one.batched] = torch.export.Dim.AUTO
+        found.append(axes)
+    return tuple(found)
+
+
+def _name_sides(proto: onnx.ModelProto, inputs: Sequence[NetworkInput]) -> None:
+    """Call what stays open `batch`, `height` and `width`, where PyTorch numbers its symbols."""
+    names: dict[str, str] = {}
+    for one, value in zip(inputs, proto.graph.input, strict=True):
+        for axis, side in enumerate(value.type.tensor_type.shape.dim):
+            if side.dim_param:
+                is_batch = axis == 0 and one.batched
+                own = _BATCH if is_batch else _SIDES[axis - len(value.type.tensor_type.shape.dim)]
+                names.setdefault(side.dim_param, own)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = re.sub(r"\w+", lambda m: names.get(m[0], m[0]), side.dim_param)
 
 
 class _quiet:  # noqa: N801  # reads as a statement

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from reptrt.calibrators.feed import Feed
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.output_parts import find_parts
 from reptrt.calibrators.quantized.placement import place_quantizers
@@ -22,7 +23,13 @@ from reptrt.models.card import ModelCard
 from reptrt.models.expand_attention import expand_attention
 from reptrt.models.fuse import reparameterize
 from reptrt.models.fuse_check import require_same_function
-from reptrt.models.graph import graph_sha256, merged_layers, tensor_bytes, trace
+from reptrt.models.graph import (
+    example_tensors,
+    graph_sha256,
+    merged_layers,
+    tensor_bytes,
+    trace_inputs,
+)
 from reptrt.models.load import LoadedModel
 from reptrt.models.spec import Task
 from reptrt.models.task import OutputError, count_classes, list_outputs
@@ -77,10 +84,10 @@ def record_network(
     """
     deploy_form = reparameterize(loaded.module)
     image_size, channels = loaded.preprocess.image_size, loaded.preprocess.num_channels
-    require_same_function(loaded.module, deploy_form, image_size, channels)
+    require_same_function(loaded.module, deploy_form, image_size, channels, loaded.stated_inputs)
     fused = protect_reparameterization(loaded.module, deploy_form)
     deploy_form.to(device)
-    float_graph = trace(deploy_form, image_size, batch_size=batch_size, num_channels=channels)
+    float_graph = trace_inputs(deploy_form, loaded.inputs, batch_size=batch_size)
     merged = merged_layers(float_graph)
     logger.info("%s: %s", loaded.name, describe_merged(merged))
     return Recording(float_graph, {**fused, **protect_merged(merged)})
@@ -149,7 +156,8 @@ def network_sha256(loaded: LoadedModel, recording: Recording) -> str:
         digest.update(name.encode())
         for tensor in (affine.gain, affine.shift):
             digest.update(tensor_bytes(tensor))
-    digest.update(repr((loaded.task, loaded.preprocess, loaded.classes)).encode())
+    described = (loaded.task, loaded.preprocess, loaded.classes, loaded.stated_inputs)
+    digest.update(repr(described).encode())
     digest.update(b"" if loaded.tail is None else loaded.tail.model)
     return digest.hexdigest()
 
@@ -162,9 +170,10 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         OutputError: the network does not do its task.
     """
     size, batch_size = loaded.preprocess.image_size, plan.batch_size
-    image = torch.zeros(batch_size or 1, *loaded.preprocess.input_shape, device=plan.device)
+    tensors = example_tensors(loaded.inputs, batch_size or 1, plan.device)
+    feed = Feed(tensors, tuple(one.batched for one in loaded.inputs))
     with quantized.float_mode():
-        shapes = [tuple(output.shape) for output in list_outputs(quantized(image))]
+        shapes = [tuple(output.shape) for output in list_outputs(quantized(feed))]
     if loaded.tail is None:
         _require_task(loaded, shapes)
     strides = tuple(size[0] // shape[2] for shape in shapes if loaded.task == "detection")
@@ -180,6 +189,7 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         cut=None if loaded.tail is None else loaded.tail.cut,
         parts=tuple(find_parts(quantized.graph_module.graph)),
         stated_accuracy=loaded.stated_accuracy,
+        stated_inputs=loaded.stated_inputs,
     )
 
 

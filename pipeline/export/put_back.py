@@ -7,7 +7,7 @@ holds take its place, with their names, in float.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 import torch
@@ -78,12 +78,15 @@ def put_islands_back(proto: onnx.ModelProto) -> None:
     _replace(proto.opset_import, [e for e in proto.opset_import if e.domain != _DOMAIN])
 
 
-def put_tail_back(proto: onnx.ModelProto, tail: Tail) -> None:
-    """Let `tail` follow a network whose outputs are those at the cut, in place."""
+def put_tail_back(
+    proto: onnx.ModelProto, tail: Tail, inputs: Sequence[str] = (INPUT_NAME,)
+) -> None:
+    """Let `tail` follow a network that reads `inputs` and returns what is at the cut, in place."""
     graph = proto.graph
     piece = onnx.load_model_from_string(tail.model)
     known = {value.name: value for value in graph.output}
-    names = {name: name for name in (*tail.inputs, *tail.outputs)} | {tail.images: INPUT_NAME}
+    names = {name: name for name in (*tail.inputs, *tail.outputs)}
+    names |= dict(zip(tail.sources, inputs, strict=True))
     nodes = _open(proto, piece, names)
     made = {value.name: value for value in piece.graph.output}
     graph.node.extend(nodes)

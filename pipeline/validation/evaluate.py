@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.outputs.box_agreement import detection_agreement
-from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, FloatArray, read_nms_outputs
+from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, read_nms_outputs
 from reptrt.engines.outputs.detection import detect as detect_in_maps
 from reptrt.engines.outputs.suppression import EVALUATION, Suppression
 from reptrt.engines.report_schema import Accuracy
 from reptrt.engines.runtime.runners import Runner
 from reptrt.models.card import ModelCard
+from reptrt.models.inputs import Feed, NetworkInput, count_samples
 from reptrt.pipeline.data.datasets import Batch, ClassificationSet, DetectionSet, EvaluationSet
 from reptrt.pipeline.data.in_memory import LabelledArrays, MaskedArrays, MetricFunction, as_predict
 from reptrt.pipeline.data.masks import MaskSet
@@ -30,6 +31,7 @@ from reptrt.pipeline.validation.detection_metrics import (
 from reptrt.pipeline.validation.evaluate_batches import (
     BATCH,
     infer,
+    pad_batch,
     rounded,
     rounded_accuracy,
     with_resampled,
@@ -91,7 +93,7 @@ def evaluate(
     """
     runners = {"fp32": fp32, "quantized": quantized}
     if isinstance(evaluation, MetricFunction):
-        return _evaluate_by_function(runners, evaluation, batch_size, progress)
+        return _evaluate_by_function(runners, card, evaluation, batch_size, progress)
     if isinstance(evaluation, (MaskSet, MaskedArrays)):
         return Evaluation(evaluate_masks(runners, card, evaluation, batch_size, progress))
     if isinstance(evaluation, DetectionSet):
@@ -239,6 +241,7 @@ def _with_evidence(
 
 def _evaluate_by_function(
     runners: dict[str, Runner],
+    card: ModelCard,
     metric: MetricFunction,
     batch_size: int | None,
     progress: Progress,
@@ -246,7 +249,9 @@ def _evaluate_by_function(
     """Accuracy in the unit of the user's own metric."""
     values = []
     for done, runner in enumerate((runners["fp32"], runners["quantized"]), start=1):
-        values.append(float(metric.function(as_predict(partial(_infer_any, runner, batch_size)))))
+        values.append(
+            float(metric.function(as_predict(partial(_infer_any, runner, card.inputs, batch_size))))
+        )
         progress(f"evaluate {metric.name}", done, len(runners))
     fp32, quantized = values
     return Evaluation(
@@ -255,12 +260,29 @@ def _evaluate_by_function(
 
 
 def _infer_any(
-    runner: Runner, batch_size: int | None, images: FloatArray
+    runner: Runner, inputs: Sequence[NetworkInput], batch_size: int | None, feed: Feed
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Outputs for any number of images, in batches that the model takes."""
-    step = batch_size or BATCH
-    parts = [
-        infer(runner, images[start : start + step], batch_size)
-        for start in range(0, len(images), step)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Outputs for any number of samples, in batches that the model takes."""
+    if not any(one.batched for one in inputs):
+        return runner.infer(dict(feed))
+    step, count = batch_size or BATCH, count_samples(feed, inputs)
+    parts = []
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        part = {
+            one.name: pad_batch(feed[one.name][start:stop], batch_size)
+            if one.batched
+            else feed[one.name]
+            for one in inputs
+        }
+        outputs = runner.infer(part)
+        size = batch_size or stop - start
+        axes = {name: _sample_axis(value.shape, size) for name, value in outputs.items()}
+        rows = range(stop - start)
+        parts.append({name: value.take(rows, axes[name]) for name, value in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts], axes[name]) for name in parts[0]}
+
+
+def _sample_axis(shape: Sequence[int], batch: int) -> int:
+    """Where an output counts samples: its first axis that is as long as the batch."""
+    return next((axis for axis, side in enumerate(shape) if side == batch), 0)

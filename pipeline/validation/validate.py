@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -34,13 +34,9 @@ from reptrt.engines.runtime.runners import (
 )
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
-from reptrt.models.graph import INPUT_NAME
-from reptrt.pipeline.data.datasets import (
-    ClassificationSet,
-    DetectionSet,
-    EvaluationSet,
-    ImageSet,
-)
+from reptrt.models.inputs import resize_feed
+from reptrt.pipeline.data.datasets import ClassificationSet, DetectionSet, EvaluationSet
+from reptrt.pipeline.data.feeds import FeedSet
 from reptrt.pipeline.engine.build import write_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.validation.compare_outputs import (
@@ -86,27 +82,31 @@ class ValidationSetup:
 def validate_files(
     setup: ValidationSetup,
     card: ModelCard,
-    samples: ImageSet,
+    samples: FeedSet,
     evaluation: EvaluationSet | None,
     progress: Progress,
+    others: Mapping[str, FeedSet] | None = None,
 ) -> Validation:
     """Compare the FP32 ONNX, the Q/DQ ONNX and, where this machine runs them, the INT8 and FP16 engines.
 
     Args:
         setup: what is validated.
         card: contract of the network.
-        samples: images for the comparison of outputs and the latency.
+        samples: for the comparison of outputs and the latency.
         evaluation: labelled images; None leaves the accuracy out.
         progress: called as work advances.
+        others: `at 320x320` -> samples of other sizes than the usual one.
     """
     workspace = setup.workspace
     feeds = list(_feeds(samples, setup))
     progress("compare outputs", 0, 3)
     numerics = _compare_outputs(setup, card, feeds)
+    for label, sized in (others or {}).items():
+        _add(numerics, _compare_outputs(setup, card, list(_feeds(sized, setup))), label)
     progress("compare outputs", 1, 3)
     layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds, workspace.qdq_onnx)
     progress("compare outputs", 2, 3)
-    latency = _latency(setup, feeds)
+    latency = _latency(setup, card, feeds)
     end2end = _compare_nms(setup, card, feeds)
     progress("compare outputs", 3, 3)
     found = None
@@ -146,6 +146,16 @@ def _evaluate(
             fp32, quantized, card, evaluation, setup.batch, progress, setup.spread
         )
     return evaluate(fp32, quantized, card, evaluation, setup.batch, progress)
+
+
+def _add(
+    numerics: dict[str, Numerics | None], others: Mapping[str, Numerics | None], label: str
+) -> None:
+    """Put what was found at another size beside the usual size's, in place."""
+    for key, found in others.items():
+        if found:
+            named = {f"{output} {label}": value for output, value in found.items()}
+            numerics[key] = {**(numerics[key] or {}), **named}
 
 
 def engine_can_run(target: Target) -> bool:
@@ -266,24 +276,33 @@ def _engine_runner(engine: Path, target: Target, name: str) -> TensorRTRunner:
     return TensorRTRunner(engine, target.backend, name, trusted=True)
 
 
-def _feeds(samples: ImageSet, setup: ValidationSetup) -> Iterator[dict[str, Any]]:
-    for batch in islice(samples.batches(setup.batch), max(1, NUM_COMPARED // setup.batch)):
-        yield {INPUT_NAME: pad_batch(batch, setup.batch_size)}
+def _feeds(samples: FeedSet, setup: ValidationSetup) -> Iterator[dict[str, Any]]:
+    for feed in islice(samples.feeds(setup.batch), max(1, NUM_COMPARED // setup.batch)):
+        yield {
+            one.name: pad_batch(feed[one.name], setup.batch_size) if one.batched else feed[one.name]
+            for one in samples.inputs
+        }
 
 
 def _is_constant(feeds: Feeds) -> bool:
-    first = feeds[0][INPUT_NAME].flat[0]
-    return all(bool((feed[INPUT_NAME] == first).all()) for feed in feeds)
+    """Whether every input is of one value: no comparison on it means anything."""
+    return all(
+        bool((feed[name] == value.flat[0]).all())
+        for name, value in feeds[0].items()
+        for feed in feeds
+    )
 
 
-def _latency(setup: ValidationSetup, feeds: Feeds) -> ModelLatency | None:
+def _latency(setup: ValidationSetup, card: ModelCard, feeds: Feeds) -> ModelLatency | None:
     """Latency of one inference: of INT8's engine and FP16's on a GPU, of both ONNX files for the target `cpu`.
 
     The two take turns. None where no GPU here runs the engine: the time of its graph in ONNX Runtime, which
     does not fuse it, says nothing.
     """
     workspace, target = setup.workspace, setup.target
-    batch = feeds[0] if setup.batch_size else {name: value[:1] for name, value in feeds[0].items()}
+    batch = feeds[0]
+    if not setup.batch_size:
+        batch = resize_feed(batch, card.inputs, 1)
     if runs_on_gpu(target):
         engine = _engine_runner(workspace.engine, target, "INT8 engine")
         fp16_engine = _engine_runner(workspace.fp16_engine, target, "FP16 engine")

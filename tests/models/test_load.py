@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from reptrt.models.examine import ModelRunError
 from reptrt.models.fuse import reparameterize
-from reptrt.models.load import MissingWeightsError, ModelRunError, load_model, load_random
+from reptrt.models.load import MissingWeightsError, load_model, load_random
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.registry import find_model
 from reptrt.models.spec import PreprocessOverrides
@@ -194,5 +195,5 @@ def test_an_import_that_differs_on_real_images_is_refused_with_its_node(
     images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
     loaded.require_same_as_file(images)
     monkeypatch.setattr(nn.Hardsigmoid, "forward", lambda self, x: torch.sigmoid(x))
-    with pytest.raises(OnnxFileError, match="on the calibration images, from '/HardSigmoid' on"):
+    with pytest.raises(OnnxFileError, match="on the calibration data, from '/HardSigmoid' on"):
         loaded.require_same_as_file(images)

@@ -132,7 +132,7 @@ def test_a_limit_ends_an_endless_iterator(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("images", "message"),
-    [([], "there are none"), (3, "an int|a int"), ([{"x": IMAGES}], "the keys x"),
+    [([], "there are none"), (3, "an int|a int"), ([{"x": "text"}], "which no network reads"),
      ([IMAGES[0]], "has to be"), ([IMAGES, IMAGES[:, :, :8]], "behind others")],
 )  # fmt: skip
 def test_what_are_no_images_is_refused(images: Any, message: str, tmp_path: Path) -> None:

@@ -51,14 +51,33 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("signature", "expected"),
     [
-        ("float[N,3,8,8] x, float[N,4] boxes", "has 2: x, boxes"),
-        ("float[N,10] x", "has the shape ?x10"),
-        ("bool[N,3,8,8] x", "is BOOL; it must be a float or uint8 image"),
-        ("float[N,3,1000000,1000000] x", "which no image has"),
+        ("complex64[N,3,8,8] x", "is COMPLEX64; it must be a float, an integer"),
+        ("float[N,3,1000000,1000000] x", "which is too large"),
     ],
 )
-def test_inputs_that_are_no_image_are_named(tmp_path: Path, signature: str, expected: str) -> None:
+def test_inputs_that_no_network_takes_are_named(
+    tmp_path: Path, signature: str, expected: str
+) -> None:
     assert expected in _error(_model(tmp_path, signature))
+
+
+@pytest.mark.parametrize(
+    ("signature", "batched", "batch"),
+    [
+        ("float[N,3,8,8] x, float[N,4] boxes", (True, True), None),
+        ("float[N,3,8,8] x, float[1] scale", (True, False), None),
+        ("float[2,3,8,8] x, float[2,4] boxes, float[7] anchors", (True, True, False), 2),
+        ("float[12,N,8] x", (False,), 1),  # a sequence in front of the batch
+        ("bool[N,10] x", (True,), None),
+    ],
+)
+def test_first_axes_that_count_samples_are_told_by_their_sides(
+    tmp_path: Path, signature: str, batched: tuple[bool, ...], batch: int | None
+) -> None:
+    file = read_onnx(_model(tmp_path, signature, "y = Identity(x)"))
+    assert tuple(one.batched for one in file.inputs) == batched
+    assert file.batch == batch
+    assert not file.is_of_one_image
 
 
 @pytest.mark.parametrize(

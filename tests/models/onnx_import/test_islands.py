@@ -225,7 +225,7 @@ def test_the_network_is_cut_in_front_of_what_sorts_selects_or_decides(
     values = [returned] if isinstance(returned, torch.Tensor) else list(returned)
     session = _session(tmp_path / "m.onnx")
     expected = session.run(list(tail.outputs), {"x": images.numpy()})
-    for found, value in zip(tail.run(images, values), expected, strict=True):
+    for found, value in zip(tail.run([images], values), expected, strict=True):
         np.testing.assert_allclose(found.numpy(), value, rtol=1e-5, atol=1e-6)
 
 

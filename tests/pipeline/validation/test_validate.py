@@ -22,6 +22,7 @@ from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.coco import Annotations
 from reptrt.pipeline.data.datasets import ClassificationSet, DetectionSet, FolderImages
+from reptrt.pipeline.data.feeds import PictureFeeds
 from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.validation.validate import (
@@ -75,7 +76,9 @@ def validate(
     card = ModelCard("m", "classification", PLAIN, 2, None, ("logits",))
     labelled = ClassificationSet(files, np.array([0, 1, 1]), PLAIN)
     setup = ValidationSetup(workspace, TARGET, batch_size)
-    return validate_files(setup, card, labelled.images, labelled, no_progress)
+    return validate_files(
+        setup, card, PictureFeeds(labelled.images, card.inputs), labelled, no_progress
+    )
 
 
 @pytest.mark.parametrize("batch", [None, 2])
@@ -102,7 +105,13 @@ def test_without_labels_only_the_outputs_are_compared(workspace: Workspace, tmp_
     write_classifier(workspace.trt_onnx, gain=1.1)
     images = FolderImages(colours(tmp_path, (0, 90, 0)), PLAIN)
     card = ModelCard("m", "classification", PLAIN, 2, None, ("logits",))
-    found = validate_files(ValidationSetup(workspace, TARGET), card, images, None, no_progress)
+    found = validate_files(
+        ValidationSetup(workspace, TARGET),
+        card,
+        PictureFeeds(images, card.inputs),
+        None,
+        no_progress,
+    )
     assert found.accuracy is None
     assert found.numerics["logits"].snr_db == pytest.approx(20.0, abs=0.01)
 
@@ -134,7 +143,9 @@ def test_an_end_to_end_detector_is_measured_through_its_own_boxes(
     files = colours(tmp_path, (10, 10, 10), (40, 40, 40))
     images = DetectionSet(files, (THING,) * 2, (None,) * 2, ("thing",), LETTERBOX)
     setup = ValidationSetup(workspace, replace(TARGET, backend=backend), None, suppression)
-    found = validate_files(setup, card, images.images, images, no_progress)
+    found = validate_files(
+        setup, card, PictureFeeds(images.images, card.inputs), images, no_progress
+    )
     assert found.end2end == End2End(
         0.25, 0.65, max_detections=10, identical=100.0, agreement=100.0, num_images=2,
         backend=found.end2end.backend,
@@ -154,7 +165,7 @@ def test_boxes_that_the_graph_loses_are_noticed(workspace: Workspace, tmp_path: 
     write_with_nms(workspace.trt_onnx, workspace.end2end_onnx, wrong, TARGET.backend)
     images = FolderImages(colours(tmp_path, (10, 10, 10)), LETTERBOX)
     setup = ValidationSetup(workspace, TARGET, None, Suppression(0.25, 0.65, 10))
-    found = validate_files(setup, card, images, None, no_progress)
+    found = validate_files(setup, card, PictureFeeds(images, card.inputs), None, no_progress)
     assert (found.end2end.identical, found.end2end.agreement) == (0.0, 0.0)
 
 
@@ -167,7 +178,11 @@ def test_without_end_to_end_there_is_nothing_to_say_about_it(
     files = colours(tmp_path, (10, 10, 10))
     images = DetectionSet(files, (EMPTY,), (None,), ("thing",), LETTERBOX)
     found = validate_files(
-        ValidationSetup(workspace, TARGET), card, images.images, images, no_progress
+        ValidationSetup(workspace, TARGET),
+        card,
+        PictureFeeds(images.images, card.inputs),
+        images,
+        no_progress,
     )
     assert found.end2end is None
     assert found.shown == ((2, 0),)

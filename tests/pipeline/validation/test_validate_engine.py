@@ -16,6 +16,7 @@ from reptrt.engines.target import TARGETS
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.datasets import ClassificationSet
+from reptrt.pipeline.data.feeds import PictureFeeds
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.validation.validate import ValidationSetup, validate_files
@@ -48,7 +49,9 @@ def validate(workspace: Workspace, folder: Path, max_batch: int = 8) -> dict[str
     files = colours(folder, (100, 95, 0), (100, 80, 0), (0, 100, 0))  # the engine errs on the first
     labelled = ClassificationSet(files, np.array([0, 0, 1]), PLAIN)
     setup = ValidationSetup(workspace, TARGET, max_batch=max_batch)
-    found = validate_files(setup, card, labelled.images, labelled, no_progress)
+    found = validate_files(
+        setup, card, PictureFeeds(labelled.images, card.inputs), labelled, no_progress
+    )
     json.dumps(asdict(found), allow_nan=False)
     return found
 

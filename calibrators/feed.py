@@ -1,0 +1,49 @@
+"""A batch of a network that reads something else than one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Tensors in the order in which the network reads them.
+
+    Attributes:
+        tensors: one for each input.
+        batched: of each, whether its first axis counts samples; the others are the same for all.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    batched: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        """Samples: 1 where nothing counts them."""
+        both = zip(self.tensors, self.batched, strict=True)
+        return next((len(tensor) for tensor, batched in both if batched), 1)
+
+    def __getitem__(self, rows: slice) -> Feed:
+        """Some of the samples."""
+        both = zip(self.tensors, self.batched, strict=True)
+        return replace(self, tensors=tuple(t[rows] if batched else t for t, batched in both))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tensors[0].device
+
+
+Batch = torch.Tensor | Feed
+"""Images [N, C, H, W], or what a network with other inputs reads."""
+
+
+def tensors_of(batch: Batch) -> tuple[torch.Tensor, ...]:
+    """What the network is called with."""
+    return batch.tensors if isinstance(batch, Feed) else (batch,)
+
+
+def num_values(batch: Batch) -> int:
+    """Values of all samples."""
+    return sum(tensor.numel() for tensor in tensors_of(batch))
