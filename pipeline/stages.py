@@ -150,7 +150,12 @@ def choose_float_layers(run: Run) -> None:
 
     def work() -> None:
         network = prepare_network(
-            run.loaded, plan, run.recording, costly=run.costly, apart=run.apart
+            run.loaded,
+            plan,
+            run.recording,
+            costly=run.costly,
+            apart=run.apart,
+            pools=run.pools,
         )
         batches = calibration_batches(run.images, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
@@ -166,6 +171,7 @@ def image_inputs(run: Run) -> dict[str, object]:
         **network_inputs(run),
         "images": run.images.fingerprint,
         "costly": sorted(run.costly),
+        "pools": run.pools,
         "apart": run.apart,
     }
 
