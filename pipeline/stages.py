@@ -150,12 +150,7 @@ def choose_float_layers(run: Run) -> None:
 
     def work() -> None:
         network = prepare_network(
-            run.loaded,
-            plan,
-            run.recording,
-            costly=run.costly,
-            apart=run.apart,
-            pools=run.pools,
+            run.loaded, plan, run.recording, (), run.costly, run.apart, pools=run.pools
         )
         batches = calibration_batches(run.images, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
