@@ -40,9 +40,9 @@ DETECTION = Preprocess((640, 640), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def write_models(name: str, folder: Path) -> dict[str, Path]:
-    """Write the float network in FP16 and with Q/DQ at every layer, all scales 1."""
+    """Write the float network in FP16, and where INT8 is published with Q/DQ at every layer, all scales 1."""
     spec = find_model(name)
-    paths = {"fp16": folder / f"{name}.fp16.onnx", "int8": folder / f"{name}.int8.onnx"}
+    paths = {one: folder / f"{name}.{one}.onnx" for one in PUBLISHED[name]}
     if all(path.exists() for path in paths.values()):
         return paths
     module = reparameterize(spec.build(None, (640, 640)).eval())
@@ -54,9 +54,10 @@ def write_models(name: str, folder: Path) -> dict[str, Path]:
     raw = folder / "raw.onnx"
     export_float(graph, raw, card, precision="fp16")
     clean(raw, paths["fp16"])
-    placement = place_quantizers(graph.graph, quantize_head=True)
-    export_qdq(insert_quantizers(graph, placement), raw, card, precision="fp16")
-    clean(raw, paths["int8"])
+    if "int8" in paths:
+        placement = place_quantizers(graph.graph, quantize_head=True)
+        export_qdq(insert_quantizers(graph, placement), raw, card, precision="fp16")
+        clean(raw, paths["int8"])
     return paths
 
 

@@ -23,12 +23,16 @@ from reptrt.calibrators.histogram.methods import observe_activations, scale_weig
 from reptrt.calibrators.output_noise import compare_scales, decibel
 from reptrt.calibrators.quantized.moving import MOVING
 from reptrt.calibrators.quantized.placement import QuantizationPoint
+from reptrt.calibrators.quantized.pools import AVERAGES
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.run_nodes import float_copy
 
 logger = logging.getLogger(__name__)
 
 Noise = Callable[[], float]
+
+SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
+"""Why the layers that are found stay float."""
 
 _MOST = 0.5
 """Share of the activations that may be left out; a network that needs more is not for INT8."""
@@ -98,7 +102,7 @@ def _layers_behind(model: QuantizedModel, point: QuantizationPoint) -> list[str]
     for node in waiting:
         if node.name in model.placement.layers:
             found.append(model.placement.layers[node.name])
-        elif node.target in MOVING or is_activation_call(node):
+        elif node.target in MOVING or node.target in AVERAGES or is_activation_call(node):
             waiting.extend(node.users)
     layers = model.placement.layers
     return found or [layers[value] for value in point.tensors if value in layers]

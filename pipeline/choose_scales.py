@@ -71,7 +71,9 @@ def _calibrate(
     run: Run, name: str, sensitive: Mapping[str, float | None], checkpoint: Path
 ) -> Calibrated:
     plan = run.plan
-    network = prepare_network(run.loaded, plan, run.recording, sensitive, run.costly, run.apart)
+    network = prepare_network(
+        run.loaded, plan, run.recording, sensitive, run.costly, run.apart, pools=run.pools
+    )
     batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
     settings = Settings(
         *(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint, plan.effort),

@@ -108,7 +108,13 @@ class Run:
     def network(self) -> Network:
         """Traced network with quantizers; uncalibrated when first made."""
         return prepare_network(
-            self.loaded, self.plan, self.recording, self.sensitive, self.costly, self.apart
+            self.loaded,
+            self.plan,
+            self.recording,
+            self.sensitive,
+            self.costly,
+            self.apart,
+            pools=self.pools,
         )
 
     @cached_property
@@ -119,11 +125,20 @@ class Run:
     @property
     def costly(self) -> dict[str, str]:
         """Layers that stay FP16 since INT8 is not faster, as the stage `placement` found, and why."""
+        found = self._placement
+        layers = {} if found is None else found.float_layers
+        return {name: price.reason for name, price in layers.items()}
+
+    @property
+    def pools(self) -> bool:
+        """Whether average pools are INT8 where they can be, as the stage `placement` found."""
+        found = self._placement
+        return found is not None and found.pools
+
+    @property
+    def _placement(self) -> CostPlacement | None:
         path = self.workspace.placement
-        if not path.exists():
-            return {}
-        found = read_artifact(path, "placement", CostPlacement)
-        return {name: price.reason for name, price in found.float_layers.items()}
+        return read_artifact(path, "placement", CostPlacement) if path.exists() else None
 
     @property
     def sensitive(self) -> Sensitivity:

@@ -153,7 +153,7 @@ def choose_float_layers(run: Run) -> None:
 
     def work() -> None:
         network = prepare_network(
-            run.loaded, plan, run.recording, costly=run.costly, apart=run.apart
+            run.loaded, plan, run.recording, (), run.costly, run.apart, pools=run.pools
         )
         batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
         found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
@@ -169,6 +169,7 @@ def image_inputs(run: Run) -> dict[str, object]:
         **network_inputs(run),
         "images": run.samples.fingerprint,
         "costly": sorted(run.costly),
+        "pools": run.pools,
         "apart": run.apart,
     }
 

@@ -13,10 +13,12 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
    gets a quantizer: with a float skip TensorRT writes float behind the other convolution too;
 4. on request (`softmax`), both products of every attention read quantized operands: query, key,
    probabilities and value, each with a scale of its own, whatever layers the recipe names;
-5. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit
+5. on request (`pools`), an average pool between quantized layers reads quantized values: classic
+   TensorRT then runs it in INT8, and what feeds it writes INT8;
+6. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit
    grid is a visible shift of a box (YOLOv6's own partial quantization leaves them out too);
-6. layers that were measured to be too sensitive stay float (`reptrt.calibrators.sensitivity`);
-7. everything else stays float: normalisation, softmax and the integral over it (distribution focal
+7. layers that were measured to be too sensitive stay float (`reptrt.calibrators.sensitivity`);
+8. everything else stays float: normalisation, softmax and the integral over it (distribution focal
    loss), activations, transposed convolutions, squeeze-and-excitation layers on 1x1 maps (one GEMV:
    INT8 cannot pay), and layers that the recipe names.
 """
@@ -39,6 +41,7 @@ from reptrt.calibrators.quantized.find_attention import (
     operands,
 )
 from reptrt.calibrators.quantized.moving import LAYOUT, MOVING, SELECTING
+from reptrt.calibrators.quantized.pools import find_pools
 from reptrt.models.graph import layer_name
 from reptrt.models.onnx_import.island_op import is_island
 
@@ -64,7 +67,6 @@ PREDICTION = (
     "last layer of a network that is no classifier: a step of its grid shows in the boxes, masks or"
     " values that it makes (`quantize_head=True` quantizes it)"
 )
-SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Placement:
         float_layers: layer name -> reason, for weighted layers that stay float.
         attention: every attention that is quantized; none where `softmax` is "float".
         softmax: grid of their probabilities.
+        pools: average pools that read quantized values.
     """
 
     points: tuple[QuantizationPoint, ...]
@@ -102,6 +105,7 @@ class Placement:
     float_layers: dict[str, str]
     attention: tuple[AttentionSite, ...] = ()
     softmax: Softmax = "float"
+    pools: tuple[str, ...] = ()
 
 
 def place_quantizers(
@@ -109,10 +113,10 @@ def place_quantizers(
     keep_float: Sequence[str] = (),
     *,
     quantize_head: bool = True,
-    sensitive: Collection[str] = (),
-    costly: Mapping[str, str] | None = None,
+    left_float: Mapping[str, str] | None = None,
     softmax: Softmax = "float",
     apart: Collection[str] = (),
+    pools: bool = False,
 ) -> Placement:
     """Decide which edges of `graph` are quantized.
 
@@ -120,22 +124,25 @@ def place_quantizers(
         graph: functional ATen graph with BatchNorm folded (`reptrt.models.graph.trace`).
         keep_float: layer-name patterns (`head.*`) that stay float on the user's word.
         quantize_head: whether the layers behind which no other comes are quantized too.
-        sensitive: layers that stay float because they cost too much (`reptrt.calibrators.sensitivity`).
+        left_float: layers that stay float, and why: INT8 would not make the engine faster, or costs too
+            much accuracy.
         apart: concats whose sources keep scales of their own (`far_concats`).
-        costly: layers that stay float because INT8 would not make the engine faster, and by how much.
         softmax: how to quantize attention; fused attention (`reptrt.models.expand_attention`) stays float.
+        pools: whether average pools that feed a quantized layer read quantized values.
     """
     predictions = set() if quantize_head else last_layers(graph)
     reasons = dict.fromkeys(predictions, PREDICTION)
     weighted = [node for node in graph.nodes if node.target in WEIGHTED]
-    why = costly or {}
+    why = left_float or {}
     reasons |= {node: why[layer_name(node)] for node in weighted if layer_name(node) in why}
-    reasons |= {node: SENSITIVE for node in weighted if layer_name(node) in sensitive}
     layers, float_layers = _choose_layers(graph, keep_float, reasons)
     edges = _Edges(apart)
     for node in graph.nodes:
         if node.name in layers:
             edges.add(node.args[0], node)
+    averages = list(find_pools(graph, edges.values())) if pools else []
+    for pool in averages:
+        edges.add(pool.args[0], pool)
     _quantize_skips(graph, edges, layers)
     attention = [] if softmax == "float" else find_attention(graph)
     for product in (node for pair in attention for node in pair):
@@ -144,7 +151,8 @@ def place_quantizers(
     points = tuple(edges.points(graph))
     point_of = {edge: point.name for point in points for edge in point.edges}
     sites = tuple(_site(*pair, point_of) for pair in attention)
-    return Placement(points, layers, float_layers, sites, softmax)
+    names = tuple(pool.name for pool in averages)
+    return Placement(points, layers, float_layers, sites, softmax, names)
 
 
 def last_layers(graph: fx.Graph) -> set[fx.Node]:

@@ -31,7 +31,9 @@ def read_device_info(path: Path) -> DataSheet:
             f"{path}: it has no 'device_information'; TREx's profiling script writes one"
         )
     capability, sms, clock, bus, memory_clock = (_positive(info, key, path) for key in _KEYS)
-    name = str(info.get("Selected Device", "GPU"))
+    if sms < 1:
+        raise CostError(f"{path}: 'device_information' has no 'SMs' of at least 1")
+    name = str(info.get("Selected Device") or "GPU")
     like = _like(name, (int(capability), round(10 * (capability % 1))))
     return replace(
         like,

@@ -86,9 +86,9 @@ def require_shapes(kernels: Sequence[Kernel]) -> None:
     """Refuse kernels that have no cost.
 
     Raises:
-        CostError: there is none, or one of them has no shapes.
+        CostError: there is none that computes, or one of them has no shapes.
     """
-    if not kernels:
+    if all(work_of(kernel) == "none" for kernel in kernels):
         raise CostError("there are no kernels: nothing to predict")
     for kernel in kernels:
         if work_of(kernel) != "none" and not kernel.has_shapes:

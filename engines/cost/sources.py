@@ -73,9 +73,16 @@ def read_layers(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
         if path.suffix == ".onnx":
             require_small_tensors(path, batch=1)
             return read_model(path, target, sheet)
-        layers = _read_list(path)
+        return _with_shapes(path, _read_list(path))
+
+
+def _with_shapes(path: Path, layers: Layers) -> Layers:
+    """`layers`, if they can be costed; an error names `path`."""
+    try:
         require_shapes(layers.kernels)
-        return layers
+    except CostError as error:
+        raise CostError(f"{path}: {error}") from error
+    return layers
 
 
 def read_model(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
@@ -113,8 +120,7 @@ def _read_run(folder: Path, target: Target | None, sheet: DataSheet) -> Layers:
     layers = _read_list(fusion)
     if measure_traffic(layers.kernels) is None and model.is_file():
         return read_model(model, target, sheet)
-    require_shapes(layers.kernels)
-    return layers
+    return _with_shapes(fusion, layers)
 
 
 def _read_list(path: Path) -> Layers:

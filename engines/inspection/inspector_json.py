@@ -66,8 +66,10 @@ def _kernel(layer: Mapping[str, object]) -> Kernel:
 
 
 def _tensors(tensors: object, layer: str) -> tuple[Tensor, ...]:
-    if not isinstance(tensors, list):
+    if tensors is None:
         return ()
+    if not isinstance(tensors, list):
+        raise LayerListError(f"layer '{layer[:80]}': {str(tensors)[:80]} is no list of tensors")
     if not all(isinstance(tensor, dict) for tensor in tensors):
         raise LayerListError(f"layer '{layer[:80]}': a tensor of it is no object")
     return tuple(_tensor(tensor, layer) for tensor in tensors)

@@ -16,20 +16,23 @@ from reptrt.engines.surgery.rewire import is_any, replace_reads
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LAYOUT = ("Cast", "Reshape", "Transpose")
+_POOLS = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 
 
 class LeaveFloat(Pass):
     """Give the named layers float weights, and drop each Q/DQ pair that no INT8 layer needs then.
 
     A pair is needed by a quantized layer that reads it, also through operators that move values; by a
-    product of two activations; and by an addition behind a quantized layer, whose skip is then INT8.
+    product of two activations; by an addition behind a quantized layer, whose skip is then INT8; and by
+    an average pool whose result a quantized layer reads.
 
     Args:
         layers: names of Conv, ConvTranspose, Gemm and MatMul nodes, as TensorRT reports them.
+        pools: whether average pools keep their pairs.
     """
 
-    def __init__(self, layers: Collection[str]) -> None:
-        self._layers = frozenset(layers)
+    def __init__(self, layers: Collection[str], *, pools: bool = True) -> None:
+        self._layers, self._pools = frozenset(layers), pools
 
     def apply(self, graph: gs.Graph) -> int:
         """Rewrite in place; a site is a layer or a pair."""
@@ -66,6 +69,8 @@ class LeaveFloat(Pass):
         return 0
 
     def _needs_codes(self, reader: gs.Node) -> bool:
+        if reader.op in _POOLS:
+            return self._pools and any(map(self._needs_codes, _behind_pairs(reader)))
         if reader.op in WEIGHTED:
             has_weight = any(_is_weight(tensor) for tensor in reader.inputs[:2])
             return not has_weight or _name(reader) not in self._layers
@@ -96,6 +101,14 @@ def _readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
                 yield from _readers(output)
         else:
             yield node
+
+
+def _behind_pairs(node: gs.Node) -> Iterator[gs.Node]:
+    """What computes with the result of `node` behind a Q/DQ pair."""
+    for quantize in _readers(node.outputs[0]):
+        if quantize.op == QUANTIZE:
+            for dequantize in quantize.outputs[0].outputs:
+                yield from _readers(dequantize.outputs[0])
 
 
 def _makers(tensor: gs.Tensor) -> Iterator[gs.Node]:

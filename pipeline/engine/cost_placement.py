@@ -2,20 +2,29 @@
 
 The engine is priced without a GPU: TensorRT-RTX compiles each candidate, or fusion rules predict its
 layers, and the cost model gives their time on the target's data sheet (docs/cost.md). Scales do not
-matter for that, so the quantizers are still uncalibrated.
+matter for that, so activations are still uncalibrated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
+from torch import fx
 
+from reptrt.calibrators.histogram.methods import scale_weights
+from reptrt.calibrators.quantized.placement import WEIGHTED
 from reptrt.engines.cost.estimate import estimate_cost
 from reptrt.engines.cost.layer_times import layer_neighbours, layer_times
-from reptrt.engines.cost.placement import ROUNDS, CostPlacement, Priced, place_by_cost
+from reptrt.engines.cost.placement import (
+    KINDS,
+    ROUNDS,
+    CostPlacement,
+    Priced,
+    place_by_cost,
+)
 from reptrt.engines.cost.sources import read_model
 from reptrt.engines.data_sheet import DataSheet
 from reptrt.engines.form import Form, form_for
@@ -24,15 +33,18 @@ from reptrt.engines.surgery import DEFAULT_PASSES, FORM_PASSES
 from reptrt.engines.surgery.clean_file import clean_file
 from reptrt.engines.surgery.leave_float import LeaveFloat
 from reptrt.engines.target import Target
+from reptrt.models.graph import layer_name
 from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
 from reptrt.pipeline.export.export import export_qdq
 from reptrt.pipeline.export.fix_sides import fix_sides
-from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.export.prepare import Network, prepare_network
 from reptrt.pipeline.run import Run
+
+_STEPS = 3 + ROUNDS + KINDS
 
 
 @dataclass(frozen=True)
-class _Pricing:
+class Pricing:
     """Prices variants of one exported Q/DQ graph.
 
     Attributes:
@@ -49,12 +61,12 @@ class _Pricing:
     batch: int
     form: Form
 
-    def variant(self, float_layers: frozenset[str]) -> Priced:
-        """The engine in which `float_layers` stay FP16."""
+    def variant(self, float_layers: frozenset[str], *, pools: bool = False) -> Priced:
+        """The engine in which `float_layers` stay FP16, and average pools unless `pools`."""
         with TemporaryDirectory() as folder:
             path = Path(folder, "variant.onnx")
-            passes = (LeaveFloat(float_layers), *DEFAULT_PASSES, *FORM_PASSES[self.form])
-            clean_file(self.qdq, path, passes, self.form)
+            taken = LeaveFloat(float_layers, pools=pools)
+            clean_file(self.qdq, path, (taken, *DEFAULT_PASSES, *FORM_PASSES[self.form]), self.form)
             return self.file(path)
 
     def file(self, path: Path) -> Priced:
@@ -62,7 +74,8 @@ class _Pricing:
         layers = read_model(path, self.target, self.sheet).at_batch(self.batch)
         cost = estimate_cost(layers.kernels, self.sheet)
         graph = onnx.load(path, load_external_data=False).graph
-        return Priced(cost.milliseconds, layer_times(layers.kernels, cost, graph))
+        times = layer_times(layers.kernels, cost, graph)
+        return Priced(cost.milliseconds, cost.megabytes, times)
 
 
 def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
@@ -72,14 +85,17 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
         BuildError, CostError, UnpredictableModelError: the network gives no engine to price.
     """
     plan = run.plan
-    network = prepare_network(run.loaded, plan, run.recording)
+    network = prepare_network(run.loaded, plan, run.recording, pools=True)
+    scale_weights(
+        network.quantized
+    )  # with equal scales weights below half a step would be one tensor
     batch = network.card.batch_size
     done = 0
 
     def step(priced: Priced) -> Priced:
         nonlocal done
         done += 1
-        run.progress("place by cost", min(done, ROUNDS), ROUNDS + 1)
+        run.progress("place by cost", min(done, _STEPS - 1), _STEPS)
         return priced
 
     with TemporaryDirectory() as folder:
@@ -89,7 +105,7 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
         for path in (qdq, fp16):
             fix_sides(path, network.card)
         form = form_for(run.target.backend, half=True)
-        pricing = _Pricing(qdq, run.target, sheet, batch or plan.opt_batch, form)
+        pricing = Pricing(qdq, run.target, sheet, batch or plan.opt_batch, form)
         layers = [one.name for one in read_weighted_layers(qdq) if one.quantized]
         graph = onnx.load(qdq, load_external_data=False).graph
         placement = place_by_cost(
@@ -97,6 +113,28 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
             lambda kept: step(pricing.variant(kept)),
             step(pricing.file(fp16)),
             layer_neighbours(graph),
+            layer_kinds(network.float_graph.graph),
         )
-    run.progress("place by cost", ROUNDS + 1, ROUNDS + 1)
+        placement = _with_pools(placement, network, pricing)
+    run.progress("place by cost", _STEPS, _STEPS)
     return placement
+
+
+def _with_pools(placement: CostPlacement, network: Network, pricing: Pricing) -> CostPlacement:
+    """`placement` with its average pools in INT8, where there are some and that is faster."""
+    if not network.quantized.placement.pools:
+        return placement
+    priced = pricing.variant(frozenset(placement.float_layers), pools=True)
+    if priced.milliseconds >= placement.milliseconds:
+        return placement
+    return replace(placement, milliseconds=priced.milliseconds, pools=True)
+
+
+def layer_kinds(graph: fx.Graph) -> dict[str, str]:
+    """Layer -> the shapes of its weight and of what it reads: equal ones cost about the same."""
+    layers = [node for node in graph.nodes if node.target in WEIGHTED]
+    return {layer_name(node): " ".join(_shape(read) for read in node.args[:2]) for node in layers}
+
+
+def _shape(read: object) -> str:
+    return str(tuple(read.meta["val"].shape)) if isinstance(read, fx.Node) else ""

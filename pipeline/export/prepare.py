@@ -17,6 +17,7 @@ from reptrt.calibrators.quantized.output_parts import find_parts
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.reconstruction.qprep import protect_merged, protect_reparameterization
+from reptrt.calibrators.sensitivity import SENSITIVE
 from reptrt.engines.target import resolve_target
 from reptrt.models.branches.merge import describe_merged
 from reptrt.models.card import ModelCard
@@ -100,6 +101,8 @@ def prepare_network(
     sensitive: Collection[str] = (),
     costly: Mapping[str, str] | None = None,
     apart: Collection[str] = (),
+    *,
+    pools: bool = False,
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
 
@@ -111,6 +114,7 @@ def prepare_network(
         costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`), and
             the reason.
         apart: concats whose sources keep scales of their own.
+        pools: whether average pools that feed a quantized layer read quantized values.
 
     Raises:
         OutputError: the network does not do its task.
@@ -122,10 +126,10 @@ def prepare_network(
         graph_module.graph,
         plan.keep_float,
         quantize_head=plan.quantize_head,
-        sensitive=sensitive,
-        costly=costly,
+        left_float={**(costly or {}), **dict.fromkeys(sensitive, SENSITIVE)},
         apart=apart,
         softmax=plan.softmax,
+        pools=pools,
     )
     quantized = insert_quantizers(
         graph_module,

@@ -10,7 +10,7 @@ from reptrt.calibrators.registry import UnknownCalibratorError, create_calibrato
 from reptrt.models.fuse import reparameterize
 from reptrt.models.graph import trace
 from reptrt.models.yolov6.blocks import RepVggBlock
-from tests.tiny_networks import NETWORKS, traced
+from tests.tiny_networks import NETWORKS, quantized, smooth_images, traced
 
 
 class Mixture(nn.Module):
@@ -102,3 +102,12 @@ def test_auto_reads_mixtures_off_the_graph(
     assert choose_calibrator(network, graph) == method
     imported = fx.GraphModule(network, fx.Graph())
     assert choose_calibrator(imported, graph) == ("repapq" if method == "best" else method)
+
+
+@pytest.mark.parametrize("name", sorted(list_calibrators()))
+def test_a_network_in_which_nothing_is_quantized_calibrates_and_stays_what_it_is(name: str) -> None:
+    """Where INT8 pays nowhere, every layer stays float."""
+    model, images = quantized(traced("plain"), keep_float=["*"]), smooth_images(8, seed=1)
+    before = model(images)
+    create_calibrator(name).calibrate(model, [images])
+    torch.testing.assert_close(model(images), before)

@@ -14,7 +14,7 @@ from reptrt.calibrators.output_noise import decibel, output_noise
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.quantized.run_nodes import float_copy
-from reptrt.calibrators.sensitivity import compared_images, find_sensitive_layers
+from reptrt.calibrators.sensitivity import SENSITIVE, compared_images, find_sensitive_layers
 from reptrt.models.graph import trace
 from tests.tiny_networks import SIZE, randomize, smooth_images
 
@@ -71,7 +71,8 @@ def network(
 def quantized(module: nn.Module, sensitive: dict[str, float]) -> QuantizedModel:
     graph_module = trace(module.eval(), (SIZE, SIZE))
     return insert_quantizers(
-        graph_module, place_quantizers(graph_module.graph, sensitive=sensitive)
+        graph_module,
+        place_quantizers(graph_module.graph, left_float=dict.fromkeys(sensitive, SENSITIVE)),
     )
 
 

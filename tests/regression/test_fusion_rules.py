@@ -114,6 +114,20 @@ def test_resnet18_in_fp32(resnet18: onnx.ModelProto, reptrt_data: Path) -> None:
     assert (len(predicted), len(real), len(steps_of_channels(real))) == (26, 32, 6)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("Conv_26", "Conv_30 + Relu_31"), ("Conv_41 + Relu_42", "Conv_37")]
+)
+def test_steps_of_channels_follow_from_neither_kernel_nor_sizes(
+    reptrt_data: Path, one: str, other: str
+) -> None:
+    """So no rule can predict the nine NoOps between them."""
+    real = {kernel.name: kernel for kernel in real_layers(reptrt_data, "a100_resnet18_b32_fp16")}
+    first, second = real[one], real[other]
+    assert (first.tactic, appearance(first)) == (second.tactic, appearance(second))
+    assert "% 16" in first.inputs[0].format
+    assert "% 8" in second.inputs[0].format
+
+
 def steps_of_channels(kernels: tuple[Kernel, ...]) -> list[Kernel]:
     """NoOps between steps of channels of one layout, which follow from the builder's timing."""
     views = [kernel for kernel in kernels if kernel.kind == "NoOp"]

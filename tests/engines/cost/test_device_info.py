@@ -38,6 +38,11 @@ def test_a_known_power_limit_is_kept(tmp_path):
     assert sheet.sustained < 1
 
 
+@pytest.mark.parametrize("name", [None, ""])
+def test_a_gpu_without_a_name_is_called_one(tmp_path, name):
+    assert read_device_info(write(tmp_path / "p.json", **{"Selected Device": name})).gpu == "GPU"
+
+
 def test_the_file_wins_over_the_target(tmp_path):
     sheet = choose_sheet(TARGETS["server-t4"], write(tmp_path / "p.json", SMs=100))
     assert sheet.sms == 100
@@ -53,6 +58,7 @@ def test_the_file_wins_over_the_target(tmp_path):
         (json.dumps({"device_information": {**INFO, "SMs": -1}}), "no 'SMs' above 0"),
         (json.dumps({"device_information": {**INFO, "SMs": 10**400}}), "no 'SMs' above 0"),
         (json.dumps({"device_information": {**INFO, "SMs": True}}), "no 'SMs' above 0"),
+        (json.dumps({"device_information": {**INFO, "SMs": 0.4}}), "no 'SMs' of at least 1"),
     ],
 )  # fmt: skip
 def test_another_file_is_refused_in_one_line(tmp_path, text, message):

@@ -97,6 +97,7 @@ def test_a_processor_has_no_cost_model(mixed_onnx):
         ('{"fused_kernels": [3]}', "'fused_kernels' is no list"),
         ('{"fused_kernels": [{"name": "k", "inputs": [{"name": 1}]}]}', "no entry of fusion.json"),
         ('{"Layers": [{"Name": "k", "Inputs": [{"Dimensions": "x"}]}]}', "is no shape"),
+        ('{"Layers": [{"Name": "k", "Inputs": 5}]}', "layer 'k': 5 is no list of tensors"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_layer_list_is_refused_by_its_name(tmp_path, text, message):
@@ -107,11 +108,13 @@ def test_a_file_that_is_no_layer_list_is_refused_by_its_name(tmp_path, text, mes
     assert str(caught.value).startswith(str(path))
 
 
-@pytest.mark.parametrize("text", ['{"Layers": []}', '{"fused_kernels": []}'])
+@pytest.mark.parametrize(
+    "text", ['{"Layers": []}', '{"fused_kernels": []}', '{"fused_kernels": [{"name": "k"}]}']
+)
 def test_an_empty_list_has_no_cost(tmp_path, text):
     path = tmp_path / "graph.json"
     path.write_text(text)
-    with pytest.raises(CostError, match="no kernels"):
+    with pytest.raises(CostError, match=r"graph\.json: there are no kernels"):
         read(path)
 
 

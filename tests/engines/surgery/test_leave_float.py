@@ -92,3 +92,29 @@ def test_a_transposed_weight_keeps_its_transpose() -> None:
     onnx.checker.check_model(gs.export_onnx(graph), full_check=True)
     assert ops(graph) == ["Transpose", "MatMul"]
     assert graph.nodes[0].inputs[0].values[3, 2] == 3.0
+
+
+def pool_pairs(*layers: str, pools: bool) -> int:
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 19]>
+        pooled (float[1,4,6,6] x) => (float[1,4,1,1] y)
+        <float s = {0.05}, int8 z = {0}, float[4] steps = {0.5, 0.25, 0.125, 1.0}, int8[4] zeros = {0, 0, 0, 0}> {
+            q1 = QuantizeLinear(x, s, z)
+            d1 = DequantizeLinear(q1, s, z)
+            a = GlobalAveragePool(d1)
+            q2 = QuantizeLinear(a, s, z)
+            d2 = DequantizeLinear(q2, s, z)
+            w = DequantizeLinear <axis = 0> (codes, steps, zeros)
+            [layer] y = Conv(d2, w)
+        }""")
+    codes = np.ones((4, 4, 1, 1), np.int8)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(codes, "codes"))
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    run_passes(graph, [LeaveFloat(layers, pools=pools)])
+    return ops(graph).count("QuantizeLinear")
+
+
+def test_an_average_pool_keeps_its_pair_where_an_int8_layer_reads_it_and_pools_may() -> None:
+    assert pool_pairs(pools=True) == 2
+    assert pool_pairs(pools=False) == 1
+    assert pool_pairs("layer", pools=True) == 0

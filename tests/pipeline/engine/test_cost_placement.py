@@ -1,0 +1,65 @@
+"""Variants of one Q/DQ graph, priced for a T4 by the fusion rules of classic TensorRT."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reptrt.calibrators.histogram.methods import scale_weights
+from reptrt.calibrators.quantized.placement import place_quantizers
+from reptrt.calibrators.quantized.quantized_model import insert_quantizers
+from reptrt.engines.cost.placement import Priced
+from reptrt.engines.target import TARGETS
+from reptrt.models.card import ModelCard
+from reptrt.models.graph import trace
+from reptrt.models.spec import Preprocess
+from reptrt.pipeline.engine.cost_placement import Pricing, layer_kinds
+from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
+from reptrt.pipeline.export.export import export_qdq
+from tests.placing import Network, conv
+
+SIZE = 16
+CARD = ModelCard(
+    "m", "classification", Preprocess((SIZE, SIZE), (0.5,) * 3, (0.2,) * 3), 4, None, ("y",)
+)
+T4 = TARGETS["server-t4"]
+
+
+def pooled(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = F.relu(m.b(F.relu(m.a(x))))
+    return m.fc(F.adaptive_avg_pool2d(F.relu(m.c(y)), 1).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Priced]:
+    folder = tmp_path_factory.mktemp("priced")
+    layers = {"a": conv(3, 32), "b": conv(32, 32), "c": conv(32, 32), "fc": nn.Linear(32, 4)}
+    graph = trace(Network(pooled, **layers).eval(), (SIZE, SIZE))
+    write_fp16_onnx(graph, CARD, folder / "fp16.onnx")
+    kinds = layer_kinds(graph.graph)
+    assert kinds["b"] == kinds["c"] != kinds["a"]
+    model = insert_quantizers(graph, place_quantizers(graph.graph, pools=True))
+    scale_weights(model)
+    export_qdq(model, folder / "all.onnx", CARD, precision="fp16")
+    assert T4.data_sheet is not None
+    pricing = Pricing(folder / "all.onnx", T4, T4.data_sheet, 8, "half-scales")
+    return {
+        "fp16": pricing.file(folder / "fp16.onnx"),
+        "nothing": pricing.variant(frozenset(layers)),
+        "layers": pricing.variant(frozenset()),
+        "layers and pools": pricing.variant(frozenset(), pools=True),
+    }
+
+
+def test_an_engine_of_which_every_layer_was_taken_out_is_the_fp16_engine(
+    priced: dict[str, Priced],
+) -> None:
+    assert priced["nothing"] == priced["fp16"]
+
+
+def test_an_int8_pool_pays_for_what_its_input_is_written_in(priced: dict[str, Priced]) -> None:
+    float_pool, int8_pool = priced["layers"], priced["layers and pools"]
+    assert int8_pool.milliseconds < float_pool.milliseconds
+    assert int8_pool.megabytes < float_pool.megabytes < priced["fp16"].megabytes
