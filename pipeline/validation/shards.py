@@ -148,7 +148,10 @@ def _join_votes(parts: Sequence[Any]) -> ClassVotes:
         for key, counts in part.accuracy.items():
             accuracy[key].merge(counts)
     chosen = {key: np.concatenate([part.chosen[key] for part in parts]) for key in accuracy}
-    return ClassVotes(accuracy, chosen, np.concatenate([part.labels for part in parts]))
+    labels, divergence = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "divergence")
+    )
+    return ClassVotes(accuracy, chosen, labels, divergence)
 
 
 def _join_boxes(parts: Sequence[Any]) -> Boxes:
