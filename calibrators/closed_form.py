@@ -46,5 +46,5 @@ class GptqCalibrator(Calibrator):
         start = share_of(progress, self.name, 0.0, 0.5)
         guard = start_at_best_baseline(model, batches, self.settings.reconstruction, start)
         fit_weights(model, batches, self.settings.seed, share_of(progress, self.name, 0.5, 1.0))
-        method, decibels = guard.keep_better(self.name)
-        return CalibrationResult(method, {"Output SNR on the calibration images": decibels})
+        method, compared = guard.keep_better(self.name)
+        return CalibrationResult(method, compared=compared)
