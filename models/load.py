@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from reptrt.engines.foreign.text import one_line
+from reptrt.models.onnx_import.as_is import FloatFile, QuantizedFile, take_as_is
 from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck
 from reptrt.models.onnx_import.data import OnnxFileError
-from reptrt.models.onnx_import.file import read_onnx
+from reptrt.models.onnx_import.file import OnnxFile, read_onnx
 from reptrt.models.onnx_import.importer import import_onnx
 from reptrt.models.onnx_import.islands import IslandNote
 from reptrt.models.onnx_import.tail import Tail
@@ -29,12 +30,16 @@ from reptrt.models.task import (
     count_classes,
     list_outputs,
     recognize_task,
+    warn_of_assumptions,
 )
 from reptrt.models.weights.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from reptrt.models.weights.download import Progress, fetch_weights
 from reptrt.models.weights.state_dict import load_weights, match_weights
 
 logger = logging.getLogger(__name__)
+
+FindFloat = Callable[[OnnxFile], "FloatFile | None"]
+"""The float network of a quantized file; None for a file that is in float itself."""
 
 
 class MissingWeightsError(FileNotFoundError):
@@ -68,6 +73,8 @@ class LoadedModel:
         islands: Of an ONNX file: what ONNX Runtime computes, the tail included.
         check: Of an ONNX file: compares `module` with ONNX Runtime on images.
         stated_accuracy: Top-1 or mAP 50-95 in percent that the checkpoint states; None for nothing stated.
+        quantized: The ONNX file as it is, where it brings its own scales; `module` is then its float model,
+            or what it implies of it.
     """
 
     name: str
@@ -84,6 +91,7 @@ class LoadedModel:
     tail: Tail | None = None
     islands: tuple[IslandNote, ...] = ()
     check: Callable[[Array], ImportCheck] | None = None
+    quantized: QuantizedFile | None = None
 
     def require_same_as_file(self, images: Array) -> None:
         """Compare the import of an ONNX file with ONNX Runtime on `images` [N, channels, H, W].
@@ -106,6 +114,7 @@ def load_model(
     overrides: PreprocessOverrides | None = None,
     progress: Progress | None = None,
     task: Task | None = None,
+    float_of: FindFloat | None = None,
 ) -> LoadedModel:
     """Build MODEL and load its weights.
 
@@ -116,6 +125,7 @@ def load_model(
         overrides: The user's preprocessing, above the checkpoint's and the zoo's.
         progress: Called with (bytes so far, total bytes or None) during a download.
         task: What the outputs of a user's own network mean; None lets them tell.
+        float_of: Finds the float network of an ONNX file that is quantized already; None refuses such.
 
     Raises:
         UnknownModelError, CheckpointError, WeightsMismatchError, MissingWeightsError, ModelRunError,
@@ -126,7 +136,7 @@ def load_model(
     if task is not None and spec.task not in (None, task):
         raise OutputError(f"{name} is made for {spec.task}; `task` is for models of your own")
     if spec.onnx is not None:
-        return _load_onnx(spec, spec.onnx, weights, overrides, task)
+        return _load_onnx(spec, spec.onnx, weights, overrides, task, float_of)
     path = weights or _find_weights(spec, progress)
     if path is None:
         logger.warning(
@@ -240,25 +250,34 @@ def _load_onnx(
     weights: Path | None,
     overrides: PreprocessOverrides,
     task: Task | None,
+    float_of: FindFloat | None,
 ) -> LoadedModel:
     if weights is not None:
         raise CheckpointError(f"{weights}: {path} brings its own weights; leave `weights` out")
     file = read_onnx(path)
+    if float_of is None:
+        file.require_float()
+    origin = None if float_of is None else float_of(file)
     default = PREPROCESS[task].image_size if task else None
     size = file.image_size(overrides.image_size, default)
-    network = import_onnx(file, size)
+    network = import_onnx(file if origin is None else origin.file, size)
     stated = _Stated(
         size, network.batch_size, file.channels, file.raw_type is not None, network.tail
     )
     found = _examine(spec, network.module, task, overrides, stated)
     loaded = _describe(spec, network.module, found, None, path, file.sha256)
+    batch_size, kept = network.batch_size, None
+    if origin is not None and origin.keeps_scales:
+        batch_size = file.batch or batch_size
+        kept = take_as_is(file, size, batch_size, network.outputs)
     return replace(
         loaded,
         output_names=network.outputs,
-        batch_size=network.batch_size,
+        batch_size=batch_size,
         tail=network.tail,
         islands=network.islands,
         check=network.check,
+        quantized=kept,
     )
 
 
@@ -320,7 +339,7 @@ def _examine(
     preprocess = _default_preprocess(spec, task, stated).override(overrides)
     outputs = _run(spec, module, preprocess.image_size, stated)
     if spec.task is None:
-        _warn_of_assumptions(spec.name, task, preprocess, overrides)
+        warn_of_assumptions(spec.name, task, preprocess, overrides)
     try:
         shapes = [tuple(output.shape) for output in outputs]
         return _Examined(task, preprocess, count_classes(task, shapes, preprocess.image_size))
@@ -369,24 +388,6 @@ def _run(
             f"{spec.name} cannot run on {'x'.join(map(str, shape))} images:"
             f" {one_line(error)}; check `image_size`"
         ) from error
-
-
-def _warn_of_assumptions(
-    name: str, task: Task, preprocess: Preprocess, overrides: PreprocessOverrides
-) -> None:
-    """Say how images will be prepared, as far as nobody has said it."""
-    values = {
-        "layout": preprocess.layout,
-        "channels": preprocess.channels,
-        "mean": ",".join(f"{value:g}" for value in preprocess.mean),
-        "std": ",".join(f"{value:g}" for value in preprocess.std),
-    }
-    assumed = [f"--{key} {text}" for key, text in values.items() if not getattr(overrides, key)]
-    if assumed:
-        logger.warning(
-            "%s: prepared as for %s, %dx%d pixels, assumed: %s; say so if it was trained otherwise",
-            name, task, *preprocess.image_size, " ".join(assumed),
-        )  # fmt: skip
 
 
 def _digest(module: nn.Module) -> str:

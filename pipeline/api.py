@@ -37,6 +37,7 @@ from reptrt.pipeline.data.in_memory import (
 from reptrt.pipeline.deploy.passed import copy_with_verdict, refuse_failed
 from reptrt.pipeline.open_run import Caller, open_run
 from reptrt.pipeline.progress import ProgressBars
+from reptrt.pipeline.quantized_file import FloatOrigin
 from reptrt.pipeline.recipe import Recipe, RecipeError, load_recipe
 from reptrt.pipeline.report.terminal import terminal_table
 from reptrt.pipeline.stages import run_pipeline
@@ -177,13 +178,14 @@ def load(model: str, weights: str | Path | None = None, **options: Any) -> Loade
     Args:
         model: zoo name, `timm:NAME`, `package.module:callable` or `file.onnx`.
         weights: checkpoint; None takes the bundled or published one.
-        **options: `image_size`, `mean`, `std`, `layout`, `channels`, `task`.
+        **options: `image_size`, `mean`, `std`, `layout`, `channels`, `task`, `requantize`,
+            `float_model`.
 
     Raises:
         UnknownModelError, CheckpointError, MissingWeightsError, ...: one line each.
     """
     recipe = load_recipe(model, {**options, "weights": weights})
-    return load_model(recipe.model, recipe.weights, overrides=_overrides(recipe), task=recipe.task)
+    return _load(recipe)
 
 
 def lint(file: str | Path) -> tuple[Finding, ...]:
@@ -268,8 +270,18 @@ def _network(model: ModelSource, evaluate: Evaluate | None, recipe: Recipe) -> L
     if isinstance(model, nn.Module):
         return load_module(model, recipe.model, _overrides(recipe), recipe.task)
     if _is_loader(evaluate):
-        return load_model(recipe.model, recipe.weights, _overrides(recipe), task=recipe.task)
+        return _load(recipe)
     return None
+
+
+def _load(recipe: Recipe) -> LoadedModel:
+    return load_model(
+        recipe.model,
+        recipe.weights,
+        _overrides(recipe),
+        task=recipe.task,
+        float_of=FloatOrigin.of(recipe),
+    )
 
 
 def _overrides(recipe: Recipe) -> PreprocessOverrides:

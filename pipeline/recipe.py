@@ -67,6 +67,15 @@ class Network(Section):
     task: Literal["classification", "detection", "segmentation", "generic"] | None = Field(
         None, description="what the outputs of a model of your own mean; default: they tell"
     )
+    requantize: bool = Field(
+        False,
+        description="of an ONNX file that is quantized already, take the float weights and quantize anew",
+    )
+    float_model: Path | None = Field(
+        None,
+        description="ONNX file that a quantized MODEL was made from, to compare with",
+        json_schema_extra={"flag": "--float"},
+    )
 
 
 class Images(Section):
@@ -287,6 +296,10 @@ def load_recipe(model: str, options: Mapping[str, Any], file: Path | None = None
         raise RecipeError(_explain(error, source)) from None
     if not recipe.end2end:
         _require_no_thresholds(recipe)
+    if (recipe.requantize or recipe.float_model) and not _is_file(model):
+        raise RecipeError(
+            "`requantize` and `float_model` are for ONNX files that are quantized already: leave them out"
+        )
     return recipe
 
 

@@ -35,6 +35,7 @@ from reptrt.pipeline.engine.cost_placement import choose_by_cost
 from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
+from reptrt.pipeline.export.as_is import export_as_is, keep_scales
 from reptrt.pipeline.export.export import FileNotes, export_float, export_qdq
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.gate import require_labels, verdict_of
@@ -184,6 +185,9 @@ def calibration_inputs(run: Run) -> dict[str, object]:
 
 def calibrate(run: Run) -> None:
     """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
+    if run.plan.is_quantized:
+        keep_scales(run)
+        return
     choose_apart_concats(run)
     place(run)
     choose_float_layers(run)
@@ -217,23 +221,24 @@ def export(run: Run) -> None:
         WorkspaceError: there is no calibration, or it is of another network or other bits.
     """
     plan, workspace = run.plan, run.workspace
-    require(workspace.calibration, "calibrate")
-    require_same(workspace.folder, "calibrate", network_inputs(run))
+    if not plan.is_quantized:
+        require(workspace.calibration, "calibrate")
+        require_same(workspace.folder, "calibrate", network_inputs(run))
     require_boxes(run)
     inputs = {
-        "network": run.network_sha256,
-        "calibration": file_sha256(workspace.calibration),
+        **run.exported_from,
         "batch_size": plan.batch_size,
-        "precision": plan.precision,
         "form": plan.form,
         "quantize": plan.quantize,
     }
 
     def work() -> None:
-        network, steps = run.network, 3
+        if plan.is_quantized:
+            export_as_is(run)
+            return
+        network, steps, tail = run.network, 3, run.loaded.tail
         load_calibration(network.quantized, workspace.calibration)
         batch_size = network.card.batch_size
-        tail = run.loaded.tail
         export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size, tail=tail)
         run.progress("export ONNX", 1, steps)
         export_qdq(
@@ -300,11 +305,10 @@ def price(run: Run) -> None:
     }
 
     def work() -> None:
-        network = run.network
         compared = compare_with_fp16(
             run.engine_onnx,
-            network.float_graph,
-            network.card,
+            run.recording.float_graph,
+            run.card,
             run.target,
             recipe.opt_batch,
             recipe.suppression,
@@ -332,6 +336,8 @@ def validate(run: Run) -> None:
         require_same(workspace.folder, "build", {"onnx": file_sha256(run.engine_onnx)})
     inputs = {
         "fp32_onnx": file_sha256(workspace.fp32_onnx),
+        "qdq_onnx": file_sha256(workspace.qdq_onnx),
+        "reference": run.validation_setup.reference,
         "trt_onnx": file_sha256(workspace.trt_onnx),
         "engine": engine,
         "fp16_engine": file_sha256(workspace.fp16_engine) if runs_on_gpu(run.target) else None,
@@ -355,7 +361,9 @@ def report(run: Run) -> Report:
     require_same(workspace.folder, "validate", {"trt_onnx": file_sha256(workspace.trt_onnx)})
     require(workspace.fusion, "build")
     require_same(workspace.folder, "build", {"onnx": file_sha256(run.engine_onnx)})
-    content = collect_report(workspace, run.plan, verdict_of(run), run.command)
+    content = collect_report(
+        workspace, run.plan, run.calibration_result, verdict_of(run), run.command
+    )
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
     pictures = []
@@ -374,14 +382,12 @@ def require_exported(run: Run) -> None:
     Raises:
         WorkspaceError: they are missing, or do not belong together.
     """
-    workspace, plan = run.workspace, run.plan
-    for path in (workspace.fp32_onnx, workspace.trt_onnx):
+    files = run.workspace
+    for path in (files.fp32_onnx, files.qdq_onnx, files.trt_onnx):
         require(path, "export")
     if run.recipe.end2end:
-        require(workspace.end2end_onnx, "end2end")
-    calibration = file_sha256(require(workspace.calibration, "calibrate"))
-    same = {"calibration": calibration, "precision": plan.precision}
-    require_same(workspace.folder, "export", {**same, "network": run.network_sha256})
+        require(files.end2end_onnx, "end2end")
+    require_same(files.folder, "export", run.exported_from)
 
 
 def require_boxes(run: Run) -> None:

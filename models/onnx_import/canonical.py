@@ -63,7 +63,7 @@ def canonicalize(file: OnnxFile, image_size: tuple[int, int]) -> CanonicalGraph:
     """
     graph = gs.import_onnx(_promote(file.proto))
     shape = (file.channels, *image_size)
-    _feed_images(graph, file, shape)
+    feed_images(graph, file, shape)
     sort_nodes(graph.cleanup())
     infer_shapes(graph, file.batch or 1)  # what is too large is said before anything runs
     peak = 1.0 if file.raw_type is None else _RAW_PEAK
@@ -71,7 +71,7 @@ def canonicalize(file: OnnxFile, image_size: tuple[int, int]) -> CanonicalGraph:
     one = np.resize(images, (file.batch or 1, *shape))
     graph = gs.import_onnx(fold_constant_ifs(gs.export_onnx(graph), one))
     _unpack_constants(graph)
-    _name_nodes(graph)
+    name_nodes(graph)
     sort_nodes(graph.cleanup())
     roots = _find_roots(graph)
     roots |= {f"{name}_frozen": root for name, root in roots.items()}
@@ -117,7 +117,7 @@ def _unpack_constants(graph: gs.Graph) -> None:
             output.to_constant(values)
 
 
-def _name_nodes(graph: gs.Graph) -> None:
+def name_nodes(graph: gs.Graph) -> None:
     """Give every node a name of its own: the file's, else its operator's, numbered if need be."""
     counts: dict[str, int] = {}
     taken = {node.name for node in graph.nodes}
@@ -133,7 +133,7 @@ def _name_nodes(graph: gs.Graph) -> None:
         taken.add(candidate)
 
 
-def _feed_images(graph: gs.Graph, file: OnnxFile, shape: tuple[int, int, int]) -> None:
+def feed_images(graph: gs.Graph, file: OnnxFile, shape: tuple[int, int, int]) -> None:
     """Make the input [N, channels, H, W] float32; what the file wants instead is computed from it."""
     images = next(tensor for tensor in graph.inputs if tensor.name == file.input_name)
     readers = list(images.outputs)

@@ -128,7 +128,7 @@ def prepare_network(
         first_last_bits=plan.first_last_bits,
         branch_affines={name: affine.to(plan.device) for name, affine in recording.affines.items()},
     )
-    return Network(recording.float_graph, quantized, describe(loaded, quantized, plan))
+    return Network(recording.float_graph, quantized, describe(loaded, recording.float_graph, plan))
 
 
 def open_network(loaded: LoadedModel, recipe: Recipe, target: str = "tensorrt-rtx") -> Network:
@@ -151,11 +151,12 @@ def network_sha256(loaded: LoadedModel, recording: Recording) -> str:
             digest.update(tensor_bytes(tensor))
     digest.update(repr((loaded.task, loaded.preprocess, loaded.classes)).encode())
     digest.update(b"" if loaded.tail is None else loaded.tail.model)
+    digest.update(b"" if loaded.quantized is None else loaded.quantized.model)
     return digest.hexdigest()
 
 
 @torch.no_grad()
-def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> ModelCard:
+def describe(loaded: LoadedModel, float_graph: fx.GraphModule, plan: Plan) -> ModelCard:
     """Run the float network once and describe its outputs.
 
     Raises:
@@ -163,8 +164,7 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
     """
     size, batch_size = loaded.preprocess.image_size, plan.batch_size
     image = torch.zeros(batch_size or 1, *loaded.preprocess.input_shape, device=plan.device)
-    with quantized.float_mode():
-        shapes = [tuple(output.shape) for output in list_outputs(quantized(image))]
+    shapes = [tuple(output.shape) for output in list_outputs(float_graph(image))]
     if loaded.tail is None:
         _require_task(loaded, shapes)
     strides = tuple(size[0] // shape[2] for shape in shapes if loaded.task == "detection")
@@ -178,7 +178,7 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         strides=strides,
         batch_size=batch_size,
         cut=None if loaded.tail is None else loaded.tail.cut,
-        parts=tuple(find_parts(quantized.graph_module.graph)),
+        parts=tuple(find_parts(float_graph.graph)),
         stated_accuracy=loaded.stated_accuracy,
     )
 

@@ -130,7 +130,7 @@ def _setup(report: Report) -> list[tuple[str, str]]:
     images = report.accuracy.num_images if report.accuracy else None
     rows = [
         ("Model", report.model),
-        ("Calibrator", report.calibrator),
+        ("Calibrator", report.calibrator or "none: the scales of the file"),
         ("Weights", f"{report.weight_bits} bits"),
         ("Activations", f"{report.activation_bits} bits"),
         ("Not in INT8", report.precision.upper()),

@@ -54,6 +54,7 @@ _FORMS = {
     "QLinearSoftmax": _Form("Softmax", (0,), 3),
 }
 _CONCAT = "QLinearConcat"
+_SUFFIX = "_quant"
 
 
 def can_expand(node: gs.Node) -> bool:
@@ -120,8 +121,14 @@ class _Expansion:
                 axes = np.array(node.attrs.pop("axes"), np.int64)
                 node.inputs.append(self.names.constant(f"{node.name}_axes", axes))
         node.domain = None
+        node.name = self._layer_name(node.name)
         for name in ("channels_last", "opset"):
             node.attrs.pop(name, None)
+
+    def _layer_name(self, name: str) -> str:
+        """The name of the float layer, to which ONNX Runtime's quantizer adds a suffix."""
+        layer = name.removesuffix(_SUFFIX)
+        return self.names.fresh(layer) if layer and layer != name else name
 
     def _dequantize(self, node: gs.Node, index: int, axis: int | None) -> gs.Tensor:
         """The float values of the operand whose codes are input `index`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from reptrt.engines.surgery.base import Pass
@@ -131,9 +130,3 @@ def _undo_dynamic(names: Names, node: gs.Node) -> int:
 def _per_channel(zero: np.ndarray, op: str) -> np.ndarray:
     """Zero points [channels] or [] of a weight, so that they broadcast over it."""
     return zero.reshape(-1, 1, 1, 1) if op == "ConvInteger" and zero.size > 1 else zero
-
-
-def is_implied(model: onnx.ModelProto) -> bool:
-    """Whether nothing in `model` is quantized any more."""
-    kinds = (QUANTIZE, DEQUANTIZE)
-    return not any(node.op_type in kinds or is_dynamic(node.op_type) for node in model.graph.node)

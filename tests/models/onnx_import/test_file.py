@@ -64,10 +64,6 @@ def test_inputs_that_are_no_image_are_named(tmp_path: Path, signature: str, expe
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (
-            "s = Constant<value_float = 0.1>() q = QuantizeLinear(x, s) y = DequantizeLinear(q, s)",
-            "is quantized already",
-        ),
         ("y = RandomNormalLike(x)", "draws random numbers"),
         ("y = Add(x, w)", "Add (node 0) reads 'w', which nothing before it makes"),
     ],
