@@ -16,7 +16,6 @@ from reptrt.calibrators.registry import AUTO
 from reptrt.calibrators.sensitivity import find_sensitive_layers
 from reptrt.calibrators.state import (
     dump_scales,
-    load_calibration,
     read_result,
     readable_scales,
     save_calibration,
@@ -24,7 +23,6 @@ from reptrt.calibrators.state import (
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.report_schema import FusionReport, Report, Validation
-from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
 from reptrt.pipeline.choose_scales import choose_scales, is_close_enough
 from reptrt.pipeline.data.datasets import DetectionSet
@@ -36,7 +34,7 @@ from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import require_detector, write_with_nms
 from reptrt.pipeline.export.as_is import export_as_is, keep_scales
-from reptrt.pipeline.export.export import FileNotes, export_float, export_qdq
+from reptrt.pipeline.export.calibrated import export_calibrated
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
@@ -235,25 +233,8 @@ def export(run: Run) -> None:
     def work() -> None:
         if plan.is_quantized:
             export_as_is(run)
-            return
-        network, steps, tail = run.network, 3, run.loaded.tail
-        load_calibration(network.quantized, workspace.calibration)
-        batch_size = network.card.batch_size
-        export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size, tail=tail)
-        run.progress("export ONNX", 1, steps)
-        export_qdq(
-            network.quantized,
-            workspace.qdq_onnx,
-            network.card,
-            batch_size,
-            precision=plan.precision,
-            tail=tail,
-            notes=FileNotes(run.loaded.islands, run.facts),
-        )
-        run.progress("export ONNX", 2, steps)
-        pays = plan.quantize == "pays"
-        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form, float_depthwise=pays)
-        run.progress("export ONNX", 3, steps)
+        else:
+            export_calibrated(run)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
     append_nms(run)

@@ -13,6 +13,7 @@ from reptrt.engines.surgery.base import Pass
 from reptrt.engines.surgery.names import Names
 from reptrt.engines.surgery.qdq import (
     BYTE_TYPES,
+    DEQUANTIZE,
     QUANTIZE,
     constant_at,
     input_at,
@@ -21,42 +22,90 @@ from reptrt.engines.surgery.qdq import (
     scale_of,
     zero_point_of,
 )
+from reptrt.engines.surgery.rewire import is_any, replace_reads
 
 
 class LiftCodes(Pass):
-    """Move each QuantizeLinear behind operators that move, join or clip its codes: every code stays.
+    """Let operators that move, join or clip codes work on the values of those codes.
 
-    Q -> MaxPool -> Reshape -> DQ becomes MaxPool -> Reshape -> Q -> DQ. Rounding to a grid and taking
-    the largest, or one of two bounds on the grid, may be done in either order.
+    Q -> MaxPool -> Reshape -> DQ becomes Q -> DQ -> MaxPool -> Reshape, across which compilers carry the
+    pair. A Clip goes before the pair: rounding to a grid and taking one of two bounds on the grid may be
+    done in either order. Every code stays.
     """
 
     def apply(self, graph: gs.Graph) -> int:
         """Lift in place; a site is an operator."""
-        names, lifted = Names(graph), 0
-        for node in list(graph.nodes):
-            values = _float_inputs(names, node)
-            if values is None:
-                continue
-            quantize = _quantizer(node.inputs[0])
-            assert quantize is not None
-            node.inputs = values
-            if node.op == "Relu":
-                node.op = "Clip"
-            node.outputs = [self._requantize(graph, names, quantize, t) for t in node.outputs]
-            lifted += 1
-        return lifted
+        lifting = _Lifting(graph)
+        return sum(lifting.lift(node) for node in list(graph.nodes))
 
-    def _requantize(
-        self, graph: gs.Graph, names: Names, quantize: gs.Node, codes: gs.Tensor
-    ) -> gs.Tensor:
-        """What `node` writes in the place of `codes`, which a QuantizeLinear makes of it."""
-        dtype = quantize.inputs[0].dtype or scale_of(quantize).dtype
-        values = gs.Variable(names.fresh(f"{codes.name}_float"), dtype, codes.shape)
+
+class _Lifting:
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph, self.names = graph, Names(graph)
+        self._on_grid: set[int] = set()  # added here: what they quantize are values of codes
+
+    def lift(self, node: gs.Node) -> bool:
+        """Let `node` work on values, if it works on codes of one grid."""
+        quantize = _quantizer(node.inputs[0]) if node.inputs else None
+        if quantize is None:
+            return False
+        moves = commutes(node)
+        if moves or node.op == "Concat":
+            count = 1 if moves else len(node.inputs)
+            writers = [_quantizer(tensor) for tensor in node.inputs[:count]]
+            if not all(one is not None and same_grid(one, quantize) for one in writers):
+                return False
+            values = [self._values(one) for one in writers if one is not None]
+            node.inputs = [*values, *node.inputs[count:]]
+        else:
+            bounds = _bounds(node, quantize)
+            if bounds is None:
+                return False
+            stem, dtype = node.outputs[0].name, scale_of(quantize).dtype
+            limits = [
+                self.names.constant(f"{stem}_{name}", np.asarray(bound, dtype))
+                for name, bound in zip(("low", "high"), bounds, strict=True)
+            ]
+            node.op, node.inputs = "Clip", [quantize.inputs[0], *limits]
+        is_on_grid = moves or node.op == "Concat"
+        node.outputs = [self._requantize(quantize, one, is_on_grid) for one in node.outputs]
+        return True
+
+    def _values(self, quantize: gs.Node) -> gs.Tensor:
+        """The values of the codes that `quantize` writes."""
+        if id(quantize) in self._on_grid:
+            return quantize.inputs[0]
+        codes = quantize.outputs[0]
+        for reader in codes.outputs:
+            if reader.op == DEQUANTIZE and same_grid(reader, quantize):
+                return reader.outputs[0]
+        values = gs.Variable(
+            self.names.fresh(f"{codes.name}_values"), _dtype(quantize), codes.shape
+        )
+        inputs = [codes, *quantize.inputs[1:]]
+        name = self.names.fresh(f"{codes.name}_dequantize")
+        self.graph.nodes.append(gs.Node(DEQUANTIZE, name, dict(quantize.attrs), inputs, [values]))
+        return values
+
+    def _requantize(self, quantize: gs.Node, codes: gs.Tensor, is_on_grid: bool) -> gs.Tensor:
+        """What is written in the place of `codes`, which a QuantizeLinear makes of it for who wants codes."""
+        values = gs.Variable(self.names.fresh(f"{codes.name}_float"), _dtype(quantize), codes.shape)
         codes.dtype = quantize.outputs[0].dtype
         inputs = [values, *quantize.inputs[1:]]
-        name = names.fresh(f"{codes.name}_quantize")
-        graph.nodes.append(gs.Node(QUANTIZE, name, dict(quantize.attrs), inputs, [codes]))
+        name = self.names.fresh(f"{codes.name}_quantize")
+        again = gs.Node(QUANTIZE, name, dict(quantize.attrs), inputs, [codes])
+        self.graph.nodes.append(again)
+        if is_on_grid:
+            self._on_grid.add(id(again))
+            for reader in [one for one in codes.outputs if one.op == DEQUANTIZE]:
+                is_output = is_any(reader.outputs[0], self.graph.outputs)
+                if same_grid(reader, quantize) and not is_output:
+                    replace_reads(reader.outputs[0], values)
         return values
+
+
+def _dtype(quantize: gs.Node) -> np.dtype:
+    return np.dtype(scale_of(quantize).dtype)
 
 
 def _quantizer(tensor: gs.Tensor) -> gs.Node | None:
@@ -67,30 +116,6 @@ def _quantizer(tensor: gs.Tensor) -> gs.Node | None:
     scale, zero_point = constant_at(node, 1), constant_at(node, 2)
     is_byte = zero_point is not None and zero_point.dtype in BYTE_TYPES
     return node if is_byte and scale is not None and scale.size == 1 else None
-
-
-def _float_inputs(names: Names, node: gs.Node) -> list[gs.Tensor] | None:
-    """What `node` reads once it works on values instead of codes; None where it must not."""
-    quantize = _quantizer(node.inputs[0]) if node.inputs else None
-    if quantize is None:
-        return None
-    source = quantize.inputs[0]
-    if commutes(node):
-        return [source, *node.inputs[1:]]
-    if node.op == "Concat":
-        writers = [_quantizer(tensor) for tensor in node.inputs]
-        if all(writer is not None and same_grid(writer, quantize) for writer in writers):
-            return [writer.inputs[0] for writer in writers if writer is not None]
-        return None
-    bounds = _bounds(node, quantize)
-    if bounds is None:
-        return None
-    stem, dtype = node.outputs[0].name, scale_of(quantize).dtype
-    limits = [
-        names.constant(f"{stem}_{name}", np.asarray(bound, dtype))
-        for name, bound in zip(("low", "high"), bounds, strict=True)
-    ]
-    return [source, *limits]
 
 
 def _bounds(node: gs.Node, quantize: gs.Node) -> tuple[float, float] | None:
