@@ -145,17 +145,18 @@ def main() -> None:
     """Make, repair and compare every file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--modelopt-venv", type=Path, help="folder of ModelOpt's environment")
+    parser.add_argument("--tools", default="onnxruntime,torch,brevitas,modelopt")
     parser.add_argument("--output", type=Path, default=Path("foreign_files.json"))
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    makers = {"onnxruntime": ort_files, "torch": torch_files, "brevitas": brevitas_files}
+    if options.modelopt_venv:
+        python = ensure_modelopt(options.modelopt_venv)
+        makers["modelopt"] = lambda folder: modelopt_files(folder, python)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        makers = [torch_files, brevitas_files, ort_files]
-        if options.modelopt_venv:
-            python = ensure_modelopt(options.modelopt_venv)
-            makers.insert(2, lambda where: modelopt_files(where, python))
-        for make in makers:
-            for label, file in make(folder):
+        for tool in [tool for tool in options.tools.split(",") if tool in makers]:
+            for label, file in makers[tool](folder):
                 rows.append({"file": label, **judge(file, folder)})
                 print(_line(rows[-1]), flush=True)
                 options.output.write_text(json.dumps(rows, indent=2) + "\n")
