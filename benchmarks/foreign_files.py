@@ -338,7 +338,7 @@ def modelopt_files(folder: Path, python: Path) -> Iterator[tuple[str, Path]]:
         for method in ("max", "entropy"):
             for precision in ("fp32", "fp16"):
                 file = folder / "modelopt.onnx"
-                batches = [images(16, seed=1)]
+                batches = list(images(16, seed=1)[:, None])  # the files take one image at a time
                 quantize_with_modelopt(python, source, batches, method, precision, file)  # type: ignore[arg-type]
                 yield f"ModelOpt, {method}, {precision}, {network.__name__}", file
 
