@@ -303,19 +303,6 @@ NOT_JUDGED = Verdict(reason="no gate was asked for")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image with the detections of both models drawn on it; PNG or JPEG bytes.
-
-    `note` says why it is shown.
-    """
-
-    title: str
-    note: str
-    fp32_png: bytes
-    quantized_png: bytes
-
-
-@dataclass(frozen=True)
 class Validation:
     """Content of validation.json.
 
