@@ -20,6 +20,9 @@ from reptrt.engines.inspection.traffic import Traffic
 
 Deploy = Literal["int8", "fp16", "fp32"]
 
+Reference = Literal["float", "file"]
+"""What the quantized model is compared with: its float model, or the quantized file that it was made of."""
+
 Interval = tuple[float, float]
 """Lower and upper end, in percent or points."""
 
@@ -310,19 +313,6 @@ NOT_JUDGED = Verdict(reason="no gate was asked for")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image with the detections of both models drawn on it; PNG or JPEG bytes.
-
-    `note` says why it is shown.
-    """
-
-    title: str
-    note: str
-    fp32_png: bytes
-    quantized_png: bytes
-
-
-@dataclass(frozen=True)
 class Validation:
     """Content of validation.json.
 
@@ -330,7 +320,9 @@ class Validation:
     `fp16_numerics` the FP16 engine with FP32; the last two are None for an engine with NMS, whose boxes
     `end2end` compares. `shown`: of each labelled image, how many boxes both detectors show and how
     many only one of them has; None for a classifier. `is_constant_input`: every pixel of the images
-    that were compared has the same value.
+    that were compared has the same value. `reference`: what accuracy and `numerics` compare with, which
+    is the float model, or a quantized file as it came; `file_numerics` is against the file where the
+    reference is the float model.
     """
 
     accuracy: Accuracy | None = None
@@ -342,6 +334,8 @@ class Validation:
     end2end: End2End | None = None
     shown: tuple[tuple[int, int], ...] | None = None
     is_constant_input: bool = False
+    reference: Reference = "float"
+    file_numerics: Numerics | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,10 +353,13 @@ class ComparisonRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """Entries of report.json that are known before an engine is built; a build kit carries them."""
+    """Entries of report.json that are known before an engine is built; a build kit carries them.
+
+    `calibrator` is None, and `num_samples` 0, where a file brought its own scales.
+    """
 
     model: str
-    calibrator: str
+    calibrator: str | None
     weight_bits: int
     activation_bits: int
     precision: str
@@ -385,7 +382,9 @@ class Report(RunFacts):
     target: str
     backend: str
     accuracy_note: str | None = None
+    reference: Reference = "float"
     numerics: Numerics | None = None
+    file_numerics: Numerics | None = None
     engine_numerics: Numerics | None = None
     fp16_numerics: Numerics | None = None
     layers: tuple[LayerSnr, ...] = ()

@@ -14,9 +14,11 @@ from torch import nn
 
 from reptrt.models.examine import Examined, Stated, examine
 from reptrt.models.inputs import Feed, NetworkInput, named_inputs
+from reptrt.models.onnx_import.as_is import FloatFile, QuantizedFile, take_as_is
 from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck
 from reptrt.models.onnx_import.data import OnnxFileError
-from reptrt.models.onnx_import.file import read_onnx
+from reptrt.models.onnx_import.file import read_onnx, require_float
+from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.importer import import_onnx
 from reptrt.models.onnx_import.islands import IslandNote
 from reptrt.models.onnx_import.tail import Tail
@@ -32,6 +34,9 @@ from reptrt.models.weights.download import Progress, fetch_weights
 from reptrt.models.weights.state_dict import load_weights, match_weights
 
 logger = logging.getLogger(__name__)
+
+FindFloat = Callable[[OnnxFile], "FloatFile | None"]
+"""The float network of a quantized file; None for a file that is in float itself."""
 
 
 class MissingWeightsError(FileNotFoundError):
@@ -60,6 +65,8 @@ class LoadedModel:
         check: Of an ONNX file: compares `module` with ONNX Runtime on values of its inputs, in order.
         stated_accuracy: Top-1 or mAP 50-95 in percent that the checkpoint states; None for nothing stated.
         stated_inputs: What it reads; none for one image.
+        quantized: The ONNX file as it is, where it brings its own scales; `module` is then its float model,
+            or what it implies of it.
     """
 
     name: str
@@ -77,6 +84,7 @@ class LoadedModel:
     islands: tuple[IslandNote, ...] = ()
     check: Callable[[Sequence[Array]], ImportCheck] | None = None
     stated_inputs: tuple[NetworkInput, ...] = ()
+    quantized: QuantizedFile | None = None
 
     @property
     def inputs(self) -> tuple[NetworkInput, ...]:
@@ -105,6 +113,7 @@ def load_model(
     progress: Progress | None = None,
     task: Task | None = None,
     feed: Feed | None = None,
+    float_of: FindFloat | None = None,
 ) -> LoadedModel:
     """Build MODEL and load its weights.
 
@@ -117,6 +126,7 @@ def load_model(
         task: What the outputs of a user's own network mean; None lets them tell.
         feed: One sample by input name, for networks that read something else than one image: it tells
             types and sides that nothing else states.
+        float_of: Finds the float network of an ONNX file that is quantized already; None refuses such.
 
     Raises:
         UnknownModelError, CheckpointError, WeightsMismatchError, MissingWeightsError, ModelRunError,
@@ -127,7 +137,7 @@ def load_model(
     if task is not None and spec.task not in (None, task):
         raise OutputError(f"{name} is made for {spec.task}; `task` is for models of your own")
     if spec.onnx is not None:
-        return _load_onnx(spec, spec.onnx, weights, overrides, task, feed)
+        return _load_onnx(spec, spec.onnx, weights, overrides, task, feed, float_of)
     path = weights or _find_weights(spec, progress)
     if path is None:
         logger.warning(
@@ -231,17 +241,21 @@ def _load_onnx(
     overrides: PreprocessOverrides,
     task: Task | None,
     feed: Feed | None,
+    float_of: FindFloat | None,
 ) -> LoadedModel:
     if weights is not None:
         raise CheckpointError(f"{weights}: {path} brings its own weights; leave `weights` out")
     file = read_onnx(path)
+    if float_of is None:
+        require_float(file)
+    origin = None if float_of is None else float_of(file)
     default = PREPROCESS[task].image_size if task else None
     size_range = file.size_range(overrides)
     size = file.image_size(overrides.image_size, default, feed) if file.picture else None
     if size_range is not None:
         smallest, largest = size_range
         overrides = replace(overrides, image_size=size, smallest=smallest, largest=largest)
-    network = import_onnx(file, size, feed, size_range)
+    network = import_onnx(file if origin is None else origin.file, size, feed, size_range)
     stated = Stated(
         size,
         network.batch_size,
@@ -252,14 +266,19 @@ def _load_onnx(
     )
     found = examine(spec, network.module, task, overrides, stated)
     loaded = _describe(spec, network.module, found, None, path, file.sha256)
+    batch_size, kept = network.batch_size, None
+    if origin is not None and origin.keeps_scales:
+        batch_size = file.batch or batch_size
+        kept = take_as_is(file, size, batch_size, network.outputs)
     return replace(
         loaded,
         output_names=network.outputs,
-        batch_size=network.batch_size,
+        batch_size=batch_size,
         tail=network.tail,
         islands=network.islands,
         check=network.check,
         stated_inputs=stated.inputs,
+        quantized=kept,
     )
 
 

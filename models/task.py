@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from reptrt.models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Task
+from reptrt.models.spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocess,
+    PreprocessOverrides,
+    Task,
+)
+
+logger = logging.getLogger(__name__)
 
 _MIN_CLASSES = 2
 _BOX_SIDES = 4
@@ -116,3 +125,21 @@ def count_classes(
 def is_class_map(shape: tuple[int, ...]) -> bool:
     """Whether a shape is that of a class, or of scores of classes, for each cell of a map."""
     return len(shape) in (3, 4) and min(shape[-2:]) > 1
+
+
+def warn_of_assumptions(
+    name: str, task: Task, preprocess: Preprocess, overrides: PreprocessOverrides
+) -> None:
+    """Say how images will be prepared, as far as nobody has said it."""
+    values = {
+        "layout": preprocess.layout,
+        "channels": preprocess.channels,
+        "mean": ",".join(f"{value:g}" for value in preprocess.mean),
+        "std": ",".join(f"{value:g}" for value in preprocess.std),
+    }
+    assumed = [f"--{key} {text}" for key, text in values.items() if not getattr(overrides, key)]
+    if assumed:
+        logger.warning(
+            "%s: prepared as for %s, %dx%d pixels, assumed: %s; say so if it was trained otherwise",
+            name, task, *preprocess.image_size, " ".join(assumed),
+        )  # fmt: skip

@@ -37,6 +37,7 @@ from reptrt.pipeline.data.stored_feeds import MOST_STORED, STORED, sample_feed
 from reptrt.pipeline.deploy.passed import copy_with_verdict, refuse_failed
 from reptrt.pipeline.open_run import Caller, open_run
 from reptrt.pipeline.progress import ProgressBars
+from reptrt.pipeline.quantized_file import FloatOrigin
 from reptrt.pipeline.recipe import Recipe, RecipeError, load_recipe
 from reptrt.pipeline.report.terminal import terminal_table
 from reptrt.pipeline.stages import run_pipeline
@@ -177,15 +178,14 @@ def load(model: str, weights: str | Path | None = None, **options: Any) -> Loade
     Args:
         model: zoo name, `timm:NAME`, `package.module:callable` or `file.onnx`.
         weights: checkpoint; None takes the bundled or published one.
-        **options: `image_size`, `mean`, `std`, `layout`, `channels`, `task`.
+        **options: `image_size`, `mean`, `std`, `layout`, `channels`, `task`, `requantize`,
+            `float_model`.
 
     Raises:
         UnknownModelError, CheckpointError, MissingWeightsError, ...: one line each.
     """
     recipe = load_recipe(model, {**options, "weights": weights})
-    return load_model(
-        recipe.model, recipe.weights, overrides=stated_preprocess(recipe), task=recipe.task
-    )
+    return _load(recipe)
 
 
 def lint(file: str | Path) -> tuple[Finding, ...]:
@@ -273,8 +273,18 @@ def _network(
         feed = sample_feed(recipe.data, root / STORED, recipe.num_samples)
         return load_module(model, recipe.model, stated_preprocess(recipe), recipe.task, feed)
     if _is_loader(evaluate):
-        return load_model(recipe.model, recipe.weights, stated_preprocess(recipe), task=recipe.task)
+        return _load(recipe)
     return None
+
+
+def _load(recipe: Recipe) -> LoadedModel:
+    return load_model(
+        recipe.model,
+        recipe.weights,
+        overrides=stated_preprocess(recipe),
+        task=recipe.task,
+        float_of=FloatOrigin.of(recipe),
+    )
 
 
 def _with_images(recipe: Recipe, images: ImageSource | None, root: Path) -> Recipe:

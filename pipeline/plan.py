@@ -15,9 +15,10 @@ from reptrt.engines.form import Form, form_for
 from reptrt.engines.target import MissingComponentError, Target
 from reptrt.models.graph import merged_layers
 from reptrt.models.load import LoadedModel
+from reptrt.models.onnx_import.as_is import QuantizedFile
 from reptrt.models.spec import Task
 from reptrt.models.task import OutputError
-from reptrt.pipeline.recipe import Device, Precision, Recipe
+from reptrt.pipeline.recipe import Device, Precision, Quantization, Recipe, RecipeError
 
 AIMED_SNR: dict[Task, float] = {
     "classification": 15.0, "detection": 20.0, "segmentation": 20.0, "generic": 20.0
@@ -29,6 +30,9 @@ LEAST_SNR: dict[Task, float] = {
 }  # fmt: skip
 """dB of every part of the outputs below which quality is called low. At 7 to 9 dB, 12 to 18 % of a
 classifier's images change their class (docs/results.md)."""
+NO_CALIBRATOR = "none"
+_COMPARED = 16
+"""Images on which a file that brings its own scales is compared."""
 
 
 class Plan(Recipe):
@@ -46,6 +50,8 @@ class Plan(Recipe):
     least_snr: float
     """Below it, in dB, an output's quality is low: `min_snr` where the recipe states it."""
     form: Form = "channel-scales"
+    is_quantized: bool = False
+    """The model is a file that brings its own scales, which stay."""
     threads: int = 1
     """Of PyTorch: sums are added in another order on another number, and learning takes another path."""
 
@@ -109,6 +115,8 @@ def make_plan(
         loaded: the float network.
         float_graph: what it computes.
     """
+    if loaded.quantized is not None:
+        return _plan_as_it_is(recipe, target, loaded, loaded.quantized)
     calibrator = recipe.calibrator
     if calibrator == AUTO:
         bits = min(recipe.weight_bits, recipe.activation_bits)
@@ -144,6 +152,41 @@ def aimed_snr(recipe: Recipe, task: Task) -> float:
     """
     is_open = task != "classification" or recipe.calibrator == AUTO
     return AIMED_SNR[task] if task == "detection" or (recipe.is_full_bits and is_open) else 0.0
+
+
+def _plan_as_it_is(
+    recipe: Recipe, target: Target, loaded: LoadedModel, file: QuantizedFile
+) -> Plan:
+    """The plan for a file that brings its own scales: it chooses no scale, no placement and no form.
+
+    Raises:
+        RecipeError: the recipe chooses one.
+    """
+    choosing = {*Quantization.model_fields, "calibrator", "precision", "reconstruction"}
+    asked = sorted(choosing & recipe.model_fields_set)
+    if recipe.calibrator == AUTO:
+        asked = [name for name in asked if name != "calibrator"]
+    if asked:
+        raise RecipeError(
+            f"{recipe.model}: is quantized already, and stays as it is: leave"
+            f" {', '.join(f'`{name}`' for name in asked)} out, or start from the float weights that it"
+            " implies, with `requantize=True`"
+        )
+    choices = {
+        "calibrator": NO_CALIBRATOR,
+        "is_quantized": True,
+        "num_samples": recipe.num_samples or _COMPARED,
+        "device": choose_device(recipe),
+        "target": target.name,
+        "precision": "fp16" if file.is_half else "fp32",
+        "threads": torch.get_num_threads(),
+        "batch_size": fixed_batch(loaded, recipe),
+        "quantize": "all",
+        "quantize_head": True,
+        "min_snr": 0.0,
+        "least_snr": LEAST_SNR[loaded.task],
+    }
+    return Plan.model_validate({**dict(recipe), **choices})
 
 
 def _has_price(target: Target) -> bool:

@@ -69,6 +69,15 @@ class Network(Section):
     task: Literal["classification", "detection", "segmentation", "generic"] | None = Field(
         None, description="what the outputs of a model of your own mean; default: they tell"
     )
+    requantize: bool = Field(
+        False,
+        description="of an ONNX file that is quantized already, take the float weights and quantize anew",
+    )
+    float_model: Path | None = Field(
+        None,
+        description="ONNX file that a quantized MODEL was made from, to compare with",
+        json_schema_extra={"flag": "--float"},
+    )
 
 
 class Images(Section):
@@ -301,6 +310,10 @@ def load_recipe(model: str, options: Mapping[str, Any], file: Path | None = None
         _require_no_thresholds(recipe)
     if recipe.dynamic_size is not None:
         _require_range(recipe, *recipe.dynamic_size)
+    if (recipe.requantize or recipe.float_model) and not _is_file(model):
+        raise RecipeError(
+            "`requantize` and `float_model` are for ONNX files that are quantized already: leave them out"
+        )
     return recipe
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from reptrt.engines.artifacts import file_sha256
 from reptrt.pipeline.export.append_nms import require_detector
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.workspace.folder import require, require_same
@@ -14,14 +13,12 @@ def require_exported(run: Run) -> None:
     Raises:
         WorkspaceError: they are missing, or do not belong together.
     """
-    workspace, plan = run.workspace, run.plan
-    for path in (workspace.fp32_onnx, workspace.trt_onnx):
+    files = run.workspace
+    for path in (files.fp32_onnx, files.qdq_onnx, files.trt_onnx):
         require(path, "export")
     if run.recipe.end2end:
-        require(workspace.end2end_onnx, "end2end")
-    calibration = file_sha256(require(workspace.calibration, "calibrate"))
-    same = {"calibration": calibration, "precision": plan.precision}
-    require_same(workspace.folder, "export", {**same, "network": run.network_sha256})
+        require(files.end2end_onnx, "end2end")
+    require_same(files.folder, "export", run.exported_from)
 
 
 def require_boxes(run: Run) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from reptrt.calibrators.base import Progress
+from reptrt.calibrators.base import CalibrationResult, Progress
 from reptrt.calibrators.state import read_result
+from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.cost.placement import CostPlacement
 from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import Sensitivity
@@ -30,17 +31,19 @@ from reptrt.pipeline.data.stored_feeds import STORED, is_feed_source, sample_fee
 from reptrt.pipeline.export.prepare import (
     Network,
     Recording,
+    describe,
     network_sha256,
     prepare_network,
     record_network,
 )
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
+from reptrt.pipeline.quantized_file import FloatOrigin
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.stated_preprocess import stated_preprocess
 from reptrt.pipeline.validation.shards import Spread
 from reptrt.pipeline.validation.validate import ValidationSetup
-from reptrt.pipeline.workspace.folder import Workspace, read_artifact
+from reptrt.pipeline.workspace.folder import Workspace, read_artifact, require
 from reptrt.pipeline.workspace.run_records import Inputs
 from reptrt.pipeline.workspace.stage import Stage
 
@@ -91,6 +94,7 @@ class Run:
             lambda done, total: self.progress("download weights", done, total or 0),
             recipe.task,
             sample_feed(recipe.data, self.stored, recipe.num_samples),
+            FloatOrigin.of(recipe),
         )
 
     @cached_property
@@ -103,6 +107,11 @@ class Run:
     def plan(self) -> Plan:
         """The recipe with every choice made."""
         return make_plan(self.recipe, self.target, self.loaded, self.recording.float_graph)
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """What goes into the network, and what comes out."""
+        return describe(self.loaded, self.recording.float_graph, self.plan)
 
     @cached_property
     def network(self) -> Network:
@@ -182,12 +191,34 @@ class Run:
             recipe.suppression,
             recipe.max_batch,
             Spread(recipe.eval_workers, recipe.eval_ray),
+            is_quantized_file=self.plan.is_quantized,
+            reference="file" if self.plan.is_quantized and not recipe.float_model else "float",
         )
 
     @property
     def stored(self) -> Path:
         """Where samples are kept that come from memory, a script or Polygraphy's JSON."""
         return self.workspace.folder.parents[2] / STORED
+
+    @property
+    def calibration_result(self) -> CalibrationResult | None:
+        """What the calibrator did; None where a file brings its own scales.
+
+        Raises:
+            WorkspaceError: it has not run.
+        """
+        if self.plan.is_quantized:
+            return None
+        return read_result(require(self.workspace.calibration, "calibrate"))
+
+    @property
+    def exported_from(self) -> dict[str, object]:
+        """What the exported files must be made from."""
+        made = {"network": self.network_sha256, "precision": self.plan.precision}
+        if self.plan.is_quantized:
+            return {**made, "as_it_is": True}
+        calibration = require(self.workspace.calibration, "calibrate")
+        return {**made, "calibration": file_sha256(calibration)}
 
     @cached_property
     def samples(self) -> FeedSet:

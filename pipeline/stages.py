@@ -16,7 +16,6 @@ from reptrt.calibrators.registry import AUTO
 from reptrt.calibrators.sensitivity import find_sensitive_layers
 from reptrt.calibrators.state import (
     dump_scales,
-    load_calibration,
     read_result,
     readable_scales,
     save_calibration,
@@ -24,7 +23,6 @@ from reptrt.calibrators.state import (
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.report_schema import FusionReport, Report, Validation
-from reptrt.engines.surgery import clean
 from reptrt.engines.target import load_backend
 from reptrt.pipeline.choose_scales import choose_scales, is_close_enough
 from reptrt.pipeline.data.datasets import DetectionSet
@@ -36,7 +34,8 @@ from reptrt.pipeline.engine.cost_placement import choose_by_cost
 from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
-from reptrt.pipeline.export.export import FileNotes, export_float, export_qdq
+from reptrt.pipeline.export.as_is import export_as_is, keep_scales
+from reptrt.pipeline.export.calibrated import export_calibrated
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
@@ -188,6 +187,9 @@ def calibration_inputs(run: Run) -> dict[str, object]:
 
 def calibrate(run: Run) -> None:
     """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
+    if run.plan.is_quantized:
+        keep_scales(run)
+        return
     choose_apart_concats(run)
     place(run)
     choose_float_layers(run)
@@ -221,38 +223,22 @@ def export(run: Run) -> None:
         WorkspaceError: there is no calibration, or it is of another network or other bits.
     """
     plan, workspace = run.plan, run.workspace
-    require(workspace.calibration, "calibrate")
-    require_same(workspace.folder, "calibrate", network_inputs(run))
+    if not plan.is_quantized:
+        require(workspace.calibration, "calibrate")
+        require_same(workspace.folder, "calibrate", network_inputs(run))
     require_boxes(run)
     inputs = {
-        "network": run.network_sha256,
-        "calibration": file_sha256(workspace.calibration),
+        **run.exported_from,
         "batch_size": plan.batch_size,
-        "precision": plan.precision,
         "form": plan.form,
         "quantize": plan.quantize,
     }
 
     def work() -> None:
-        network, steps = run.network, 3
-        load_calibration(network.quantized, workspace.calibration)
-        batch_size = network.card.batch_size
-        tail = run.loaded.tail
-        export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size, tail=tail)
-        run.progress("export ONNX", 1, steps)
-        export_qdq(
-            network.quantized,
-            workspace.qdq_onnx,
-            network.card,
-            batch_size,
-            precision=plan.precision,
-            tail=tail,
-            notes=FileNotes(run.loaded.islands, run.facts),
-        )
-        run.progress("export ONNX", 2, steps)
-        pays = plan.quantize == "pays"
-        clean(workspace.qdq_onnx, workspace.trt_onnx, plan.form, float_depthwise=pays)
-        run.progress("export ONNX", 3, steps)
+        if plan.is_quantized:
+            export_as_is(run)
+        else:
+            export_calibrated(run)
 
     run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
     append_nms(run)
@@ -305,11 +291,10 @@ def price(run: Run) -> None:
     }
 
     def work() -> None:
-        network = run.network
         compared = compare_with_fp16(
             run.engine_onnx,
-            network.float_graph,
-            network.card,
+            run.recording.float_graph,
+            run.card,
             run.target,
             recipe.opt_batch,
             recipe.suppression,
@@ -339,6 +324,8 @@ def validate(run: Run) -> None:
         require_same(workspace.folder, "build", {"onnx": file_sha256(run.engine_onnx)})
     inputs = {
         "fp32_onnx": file_sha256(workspace.fp32_onnx),
+        "qdq_onnx": file_sha256(workspace.qdq_onnx),
+        "reference": run.validation_setup.reference,
         "trt_onnx": file_sha256(workspace.trt_onnx),
         "engine": engine,
         "fp16_engine": file_sha256(workspace.fp16_engine) if runs_on_gpu(run.target) else None,
@@ -364,7 +351,9 @@ def report(run: Run) -> Report:
     require_same(workspace.folder, "validate", {"trt_onnx": file_sha256(workspace.trt_onnx)})
     require(workspace.fusion, "build")
     require_same(workspace.folder, "build", {"onnx": file_sha256(run.engine_onnx)})
-    content = collect_report(workspace, run.plan, verdict_of(run), run.command)
+    content = collect_report(
+        workspace, run.plan, run.calibration_result, verdict_of(run), run.command
+    )
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
     pictures = []

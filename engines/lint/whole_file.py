@@ -8,6 +8,13 @@ import numpy as np
 
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
 from reptrt.engines.lint.layers import WEIGHTED
+from reptrt.engines.surgery.dialects.dynamic import is_dynamic
+from reptrt.engines.surgery.dialects.expand_operators import ExpandOperators, can_expand
+from reptrt.engines.surgery.dialects.quantize_arithmetic import (
+    ROUND,
+    QuantizeArithmetic,
+    find_fake_quantization,
+)
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at
 from reptrt.engines.surgery.repair.state_zero_points import is_operator_format
 
@@ -22,10 +29,42 @@ class OperatorFormat(Rule):
     severity = Severity.ERROR
     reason = "TensorRT 10 and 11 have no integer operators, they read Q/DQ pairs around float ones"
     remedy = "quantize again, statically and with pairs (ONNX Runtime: QuantFormat.QDQ)"
+    repaired_by = (ExpandOperators,)
 
     def find(self, model: LintedModel) -> Iterator[Site]:
-        """Yield the operators that compute on codes."""
-        return (model.site(node, node.op) for node in model.nodes if is_operator_format(node))
+        """Yield the operators that compute on codes, on grids that are known."""
+        for node in model.nodes:
+            if is_operator_format(node) and not is_dynamic(node.op):
+                yield model.site(node, node.op, can_expand(node))
+
+
+class DynamicQuantization(Rule):
+    """ONNX Runtime's `quantize_dynamic`. Seen: no parser of TensorRT knows its operators."""
+
+    name = "dynamic-quantization"
+    severity = Severity.ERROR
+    reason = "its scales are computed from each input, and TensorRT 10 and 11 have no such layer"
+    remedy = "quantize with images: start from the float weights (reptrt: `requantize=True`)"
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield the operators of dynamic quantization."""
+        return (model.site(node, node.op) for node in model.nodes if is_dynamic(node.op))
+
+
+class FakeQuantization(Rule):
+    """What Brevitas and torch.export leave of it; TensorRT runs it as the arithmetic that it is."""
+
+    name = "fake-quantization"
+    severity = Severity.SLOW
+    reason = "it rounds to a grid by Div, Round, Clip and Mul, which TensorRT runs in float"
+    remedy = "export with QuantizeLinear and DequantizeLinear (Brevitas: `export_onnx_qcdq`)"
+    repaired_by = (QuantizeArithmetic,)
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield the middle of each fake quantization that becomes a pair."""
+        for node in model.nodes_of(ROUND):
+            if find_fake_quantization(node):
+                yield model.site(node)
 
 
 class Opset(Rule):
@@ -70,7 +109,10 @@ class NotQuantized(Rule):
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the file where it holds no Q/DQ."""
-        if not model.is_quantized and not any(map(is_operator_format, model.nodes)):
+        others = any(map(is_operator_format, model.nodes)) or any(
+            map(find_fake_quantization, model.nodes_of(ROUND))
+        )
+        if not model.is_quantized and not others:
             yield Site(detail=" and ".join(_float_types(model)) or "float")
 
 
@@ -147,6 +189,8 @@ class ControlFlow(Rule):
 
 FILE_RULES: tuple[Rule, ...] = (
     OperatorFormat(),
+    DynamicQuantization(),
+    FakeQuantization(),
     PerChannelOpset(),
     Opset(),
     NotQuantized(),

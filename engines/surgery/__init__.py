@@ -15,6 +15,11 @@ from reptrt.engines.surgery.clean_file import clean_file
 from reptrt.engines.surgery.cpu.quantize_bias import QuantizeBias
 from reptrt.engines.surgery.cpu.requantize_selections import RequantizeSelections
 from reptrt.engines.surgery.cpu.shift_to_uint8 import ShiftToUint8
+from reptrt.engines.surgery.dialects.expand_operators import ExpandOperators
+from reptrt.engines.surgery.dialects.imply_float import ImplyFloat, UndoDynamic
+from reptrt.engines.surgery.dialects.lift_codes import LiftCodes
+from reptrt.engines.surgery.dialects.quantize_arithmetic import ROUND, QuantizeArithmetic
+from reptrt.engines.surgery.dialects.quantize_grid_weights import QuantizeGridWeights
 from reptrt.engines.surgery.forms.float_depthwise import FloatDepthwise
 from reptrt.engines.surgery.forms.fold_factors import FoldFactors
 from reptrt.engines.surgery.forms.halve_scales import HalveScales
@@ -35,8 +40,10 @@ from reptrt.engines.surgery.repair.strip_dead_nodes import StripDeadNodes
 from reptrt.engines.surgery.repair.tie_concat_scales import TieConcatScales
 
 __all__ = [
+    "AS_PAIRS",
     "CPU_PASSES",
     "DEFAULT_PASSES",
+    "FLOAT_PASSES",
     "FORM_PASSES",
     "Pass",
     "SurgeryError",
@@ -45,9 +52,29 @@ __all__ = [
     "run_passes",
 ]
 
-DEFAULT_PASSES: tuple[Pass, ...] = (
-    FoldConstants(),  # first: the others look for constants, not for what computes them
+AS_PAIRS: tuple[Pass, ...] = (
+    FoldConstants(
+        kept=(ROUND,)
+    ),  # first: the others look for constants, not for what computes them
+    ExpandOperators(),
     StateZeroPoints(),  # then every node says its type and zero
+    LiftCodes(),
+    QuantizeArithmetic(),  # folds the rest
+    QuantizeGridWeights(),
+)
+"""What writes any spelling of quantization as Q/DQ pairs."""
+
+FLOAT_PASSES: tuple[Pass, ...] = (
+    FoldConstants(kept=(ROUND,)),
+    UndoDynamic(),  # what is left of it is refused
+    *AS_PAIRS[1:],
+    ImplyFloat(),
+    StripDeadNodes(),
+)
+"""What makes the float network that a quantized one implies."""
+
+DEFAULT_PASSES: tuple[Pass, ...] = (
+    *AS_PAIRS,
     QuantizeWeights(),
     DequantizeBias(),  # before the floor: the tiny scales of int32 biases are healthy
     FloorScales(),  # before recentring, which multiplies scales

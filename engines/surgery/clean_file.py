@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.graphs import require_small_functions, sort_nodes
+from reptrt.engines.foreign.opset import OpsetError, raise_for_pairs
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.form import Form, write_form
 from reptrt.engines.surgery.base import Pass, SurgeryError, run_passes
@@ -38,6 +39,10 @@ def clean_file(
 def _clean(source: Path, target: Path, passes: Sequence[Pass], form: Form | None) -> dict[str, int]:
     model = _load(source)
     require_small_functions(model)
+    try:
+        model = raise_for_pairs(model)
+    except OpsetError as error:
+        raise SurgeryError(f"{source}: {error}") from None
     graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True))
     changed = run_passes(sort_nodes(graph), passes)
     cleaned = gs.export_onnx(graph)

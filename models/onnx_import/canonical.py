@@ -70,7 +70,7 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     one = random_feed(own, file.batch or 1)
     graph = gs.import_onnx(fold_constant_ifs(gs.export_onnx(graph), one))
     _unpack_constants(graph)
-    _name_nodes(graph)
+    name_nodes(graph)
     sort_nodes(graph.cleanup())
     roots = _find_roots(graph)
     roots |= {f"{name}_frozen": root for name, root in roots.items()}
@@ -116,7 +116,7 @@ def _unpack_constants(graph: gs.Graph) -> None:
             output.to_constant(values)
 
 
-def _name_nodes(graph: gs.Graph) -> None:
+def name_nodes(graph: gs.Graph) -> None:
     """Give every node a name of its own: the file's, else its operator's, numbered if need be."""
     counts: dict[str, int] = {}
     taken = {node.name for node in graph.nodes}
@@ -140,10 +140,10 @@ def _state_inputs(graph: gs.Graph, file: OnnxFile, inputs: Sequence[NetworkInput
         tensor.dtype = np.dtype(one.dtype)
         tensor.shape = [BATCH, *one.sides] if one.batched else list(one.sides)
     if file.is_of_one_image:
-        _turn_image(graph, file)
+        turn_image(graph, file)
 
 
-def _turn_image(graph: gs.Graph, file: OnnxFile) -> None:
+def turn_image(graph: gs.Graph, file: OnnxFile) -> None:
     """Compute from [N, channels, H, W] float32 what the file wants instead."""
     images = graph.inputs[0]
     readers = list(images.outputs)

@@ -40,11 +40,23 @@ _RANDOM = {
 }  # fmt: skip
 
 
+def require_float(file: OnnxFile) -> None:
+    """Refuse a file with pairs or operators of quantization.
+
+    Raises:
+        OnnxFileError: it has one.
+    """
+    for index, node in enumerate(file.proto.graph.node):
+        if node.op_type in _QUANTIZED:
+            what = describe_node(node, index)
+            raise OnnxFileError(f"{file.path}: {what} says that it is quantized already")
+
+
 def read_onnx(path: Path) -> OnnxFile:
     """Read and check a file.
 
     Raises:
-        OnnxFileError: One line: the file is missing, damaged, quantized already, or reaches for data outside its folder.
+        OnnxFileError: One line: the file is missing, damaged, or reaches for data outside its folder.
     """
     with reading(path, OnnxFileError, "is not a valid ONNX model"):
         return _read_checked(path)
@@ -147,8 +159,6 @@ def describe_node(node: onnx.NodeProto, index: int) -> str:
 
 
 def _reason_to_refuse(node: onnx.NodeProto) -> str:
-    if node.op_type in _QUANTIZED:
-        return "says that the model is quantized already: give the float model"
     if node.op_type == "Constant" and any(a.name in _NO_ARRAYS for a in node.attribute):
         return "holds text or sparse values, which no image model needs"
     if node.op_type in _RANDOM:

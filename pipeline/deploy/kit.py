@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.inspection.graph_tensors import read_tensors
@@ -195,13 +194,13 @@ def _known(run: Run, verdict: Verdict) -> RunFacts:
     workspace, accuracy = run.workspace, None
     if made_from(workspace.folder, "validate", "trt_onnx") == file_sha256(workspace.trt_onnx):
         accuracy = read_artifact(workspace.validation, "validate", Validation).accuracy
-    return run_facts(run.plan, read_result(workspace.calibration), accuracy, verdict)
+    return run_facts(run.plan, run.calibration_result, accuracy, verdict)
 
 
 def _recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML; of files and folders only the names, which alone mean something elsewhere."""
     values = recipe.model_dump(mode="json", exclude_none=True)
-    for key in ("weights", "data", "evaluation"):
+    for key in ("weights", "float_model", "data", "evaluation"):
         if key in values:
             values[key] = Path(values[key]).name
     return yaml.safe_dump(values, sort_keys=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx
 
-from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.report_schema import NOT_JUDGED, Report, Verdict
 from reptrt.pipeline.gate import is_gated, verdict_of
@@ -54,8 +53,7 @@ def require_passed(run: Run, artifact: str) -> Verdict:
 def _with_deployment(run: Run, verdict: Verdict) -> Verdict:
     """Add which engine to deploy on the target, by its predicted cost against FP16."""
     price(run)
-    calibration = read_result(run.workspace.calibration)
-    facts = run_facts(run.plan, calibration, None, verdict)
+    facts = run_facts(run.plan, run.calibration_result, None, verdict)
     cost = predicted_cost(run.workspace)
     chosen = choose_deployment(Report(**vars(facts), target=run.target.name, backend="", cost=cost))
     return replace(verdict, deploy=chosen.deploy, deploy_reason=chosen.reason)

@@ -41,10 +41,10 @@ def make_fp16_engine(run: Run) -> None:
     }
 
     def work() -> None:
-        network, onnx = run.network, workspace.fp16_onnx
+        onnx = workspace.fp16_onnx
         write_fp16_onnx(
-            network.float_graph,
-            network.card,
+            run.recording.float_graph,
+            run.card,
             onnx,
             recipe.suppression,
             target.backend,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from reptrt.calibrators.feed import Feed
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.output_parts import find_parts
 from reptrt.calibrators.quantized.placement import place_quantizers
@@ -140,7 +139,7 @@ def prepare_network(
         depthwise_bits=plan.depthwise_bits,
         branch_affines={name: affine.to(plan.device) for name, affine in recording.affines.items()},
     )
-    return Network(recording.float_graph, quantized, describe(loaded, quantized, plan))
+    return Network(recording.float_graph, quantized, describe(loaded, recording.float_graph, plan))
 
 
 def open_network(loaded: LoadedModel, recipe: Recipe, target: str = "tensorrt-rtx") -> Network:
@@ -164,11 +163,12 @@ def network_sha256(loaded: LoadedModel, recording: Recording) -> str:
     described = (loaded.task, loaded.preprocess, loaded.classes, loaded.stated_inputs)
     digest.update(repr(described).encode())
     digest.update(b"" if loaded.tail is None else loaded.tail.model)
+    digest.update(b"" if loaded.quantized is None else loaded.quantized.model)
     return digest.hexdigest()
 
 
 @torch.no_grad()
-def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> ModelCard:
+def describe(loaded: LoadedModel, float_graph: fx.GraphModule, plan: Plan) -> ModelCard:
     """Run the float network once and describe its outputs.
 
     Raises:
@@ -176,9 +176,7 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
     """
     size, batch_size = loaded.preprocess.image_size, plan.batch_size
     tensors = example_tensors(loaded.inputs, batch_size or 1, plan.device)
-    feed = Feed(tensors, tuple(one.batched for one in loaded.inputs))
-    with quantized.float_mode():
-        shapes = [tuple(output.shape) for output in list_outputs(quantized(feed))]
+    shapes = [tuple(output.shape) for output in list_outputs(float_graph(*tensors))]
     if loaded.tail is None:
         _require_task(loaded, shapes)
     strides = tuple(size[0] // shape[2] for shape in shapes if loaded.task == "detection")
@@ -192,7 +190,7 @@ def describe(loaded: LoadedModel, quantized: QuantizedModel, plan: Plan) -> Mode
         strides=strides,
         batch_size=batch_size,
         cut=None if loaded.tail is None else loaded.tail.cut,
-        parts=tuple(find_parts(quantized.graph_module.graph)),
+        parts=tuple(find_parts(float_graph.graph)),
         stated_accuracy=loaded.stated_accuracy,
         stated_inputs=loaded.stated_inputs,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from reptrt.calibrators.base import CalibrationResult
-from reptrt.calibrators.state import read_result
 from reptrt.engines.cost.records import Comparison
 from reptrt.engines.report_schema import (
     Accuracy,
@@ -22,15 +21,24 @@ from reptrt.models.spec import Task
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
+from reptrt.pipeline.report.summary import comparison_lines
 from reptrt.pipeline.workspace.folder import Workspace, read_artifact, require, stage_records
 from reptrt.pipeline.workspace.run_records import installed_versions
 
 
-def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: str) -> Report:
-    """What is known about a run when all stages have finished."""
+def collect_report(
+    workspace: Workspace,
+    plan: Plan,
+    calibration: CalibrationResult | None,
+    verdict: Verdict,
+    command: str,
+) -> Report:
+    """What is known about a run when all stages have finished.
+
+    `calibration` is None where a file brings its own scales.
+    """
     validation = read_artifact(workspace.validation, "validate", Validation)
     fusion = read_artifact(workspace.fusion, "build", FusionReport)
-    calibration = read_result(require(workspace.calibration, "calibrate"))
     card = read_card(require(workspace.trt_onnx, "export"))
     records = stage_records(workspace)
     facts = run_facts(plan, calibration, validation.accuracy, verdict)
@@ -43,8 +51,12 @@ def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: 
         engine_numerics=validation.engine_numerics,
         fp16_numerics=validation.fp16_numerics,
         layers=validation.layers,
-        blocks=tuple(BlockLoss(**asdict(block)) for block in calibration.blocks),
-        calibrators_db=calibration.compared or None,
+        reference=validation.reference,
+        file_numerics=validation.file_numerics,
+        blocks=tuple(BlockLoss(**asdict(block)) for block in calibration.blocks)
+        if calibration
+        else (),
+        calibrators_db=(calibration.compared or None) if calibration else None,
         latency_ms=validation.latency_ms,
         end2end=validation.end2end,
         fusion=fusion.summary,
@@ -57,7 +69,9 @@ def collect_report(workspace: Workspace, plan: Plan, verdict: Verdict, command: 
         seconds={name: record.seconds for name, record in records.items()},
         peak_rss_mb=max((record.peak_rss_mb for record in records.values()), default=None),
         gate=_gate(verdict, plan.max_drop),
-        notes=tuple(f"{label}: {text}" for label, text in calibration.notes.items()),
+        notes=tuple(f"{label}: {text}" for label, text in calibration.notes.items())
+        if calibration
+        else comparison_lines(validation),
         plan=plan.model_dump(mode="json"),
         command=command,
     )
@@ -78,17 +92,17 @@ def predicted_cost(workspace: Workspace) -> Comparison | None:
 
 
 def run_facts(
-    plan: Plan, calibration: CalibrationResult, accuracy: Accuracy | None, verdict: Verdict
+    plan: Plan, calibration: CalibrationResult | None, accuracy: Accuracy | None, verdict: Verdict
 ) -> RunFacts:
     """What is known when the files are exported, and accuracy and verdict where that was measured."""
     return RunFacts(
         model=plan.model,
-        calibrator=calibration.method,
+        calibrator=calibration.method if calibration else None,
         weight_bits=plan.weight_bits,
         activation_bits=plan.activation_bits,
         precision=plan.precision,
         softmax=plan.softmax,
-        num_samples=calibration.num_samples,
+        num_samples=calibration.num_samples if calibration else 0,
         seed=plan.seed,
         accuracy=accuracy,
         verdict=verdict,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from reptrt.engines.outputs.detection import Detections
-from reptrt.engines.report_schema import Picture
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.data.datasets import DetectionSet
@@ -19,6 +18,19 @@ from reptrt.pipeline.validation.shown_boxes import ShownBoxes, shown_boxes
 from reptrt.pipeline.validation.validate import ValidationSetup, quantized_runner
 
 NUM_PICTURES = 6
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image with the detections of both models drawn on it; PNG or JPEG bytes.
+
+    `note` says why it is shown.
+    """
+
+    title: str
+    note: str
+    fp32_png: bytes
+    quantized_png: bytes
 
 
 def draw_pictures(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptrt.engines.inspection.kernels import Kernel
-from reptrt.engines.report_schema import FileSizes, LayerSnr, Picture, Report
+from reptrt.engines.report_schema import FileSizes, LayerSnr, Report
 from reptrt.pipeline.report import number_format, summary
 from reptrt.pipeline.report.charts import (
     BarChart,
@@ -20,6 +20,7 @@ from reptrt.pipeline.report.charts import (
     snr_strip,
     worst_layers,
 )
+from reptrt.pipeline.report.example_images import Picture
 from reptrt.pipeline.report.layer_table import layer_rows
 from reptrt.pipeline.report.next_steps import next_steps
 from reptrt.pipeline.report.page import write_page
@@ -130,7 +131,7 @@ def _setup(report: Report) -> list[tuple[str, str]]:
     images = report.accuracy.num_images if report.accuracy else None
     rows = [
         ("Model", report.model),
-        ("Calibrator", report.calibrator),
+        ("Calibrator", report.calibrator or "none: the scales of the file"),
         ("Weights", f"{report.weight_bits} bits"),
         ("Activations", f"{report.activation_bits} bits"),
         ("Not in INT8", report.precision.upper()),

@@ -20,6 +20,7 @@ from reptrt.engines.report_schema import (
     OutputNumerics,
     Percentiles,
     Report,
+    Validation,
 )
 from reptrt.pipeline.report.number_format import (
     MISSING,
@@ -87,6 +88,25 @@ def precision_name(bits: Bits) -> str:
     return f"W{bits.weight_bits}A{bits.activation_bits}"
 
 
+def reference_name(report: Report) -> str:
+    """What the quantized model is compared with."""
+    return "FP32" if report.reference == "float" else "the file"
+
+
+def comparison_lines(validation: Validation | Report) -> tuple[str, ...]:
+    """What a file that brought its own scales was compared with; nothing for other models."""
+    if validation.reference == "file":
+        return (
+            "Compared with the quantized file itself in ONNX Runtime; what its quantization cost is not"
+            " known: give its float model (`float_model`)",
+        )
+    if validation.file_numerics is None:
+        return ()
+    least = worst_snr(validation.file_numerics)
+    close = "equal outputs" if least is None else f"SNR {decibel(least)} at the worst output"
+    return (f"Compared with its float model; against the quantized file itself: {close}",)
+
+
 def headline(report: Report) -> Headline:
     """Say in one sentence what quantization cost, and whether the gate passed."""
     verdict, sentence, limit = report.verdict, _sentence(report), report.gate.max_drop
@@ -112,9 +132,9 @@ def _sentence(report: Report) -> str:
     if drop is None or not math.isfinite(drop):
         return f"The drop in {metric} is unknown: {values}"
     if round(drop, 2) < 0:
-        return f"{precision} is {number(-drop, 2)} points of {metric} above FP32: {values}"
+        return f"{precision} is {number(-drop, 2)} points of {metric} above {reference_name(report)}: {values}"
     if round(drop, 2) == 0:
-        return f"{precision} keeps the {metric} of FP32: {values}"
+        return f"{precision} keeps the {metric} of {reference_name(report)}: {values}"
     return f"{precision} loses {number(drop, 2)} points of {metric}: {values}"
 
 
@@ -128,7 +148,9 @@ def accuracy_rows(report: Report) -> list[SummaryRow]:
         return []
     error = accuracy.standard_error
     rows = [_metric_row(name, pair.fp32, pair.quantized) for name, pair in accuracy.pairs.items()]
-    close = [SummaryRow("agreement with FP32", "", percent(accuracy.agreement), "")]
+    close = [
+        SummaryRow(f"agreement with {reference_name(report)}", "", percent(accuracy.agreement), "")
+    ]
     if accuracy.divergence is not None:
         close.append(SummaryRow("KL divergence", "", number(accuracy.divergence, 4), ""))
     if error is None or error <= FINE:

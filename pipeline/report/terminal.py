@@ -13,6 +13,7 @@ from reptrt.pipeline.report.number_format import decibel, duration, file_size
 from reptrt.pipeline.report.summary import (
     SummaryRow,
     accuracy_rows,
+    comparison_lines,
     deployment_note,
     engine_note,
     engine_rows,
@@ -47,7 +48,8 @@ def terminal_table(report: Report) -> Group:
 
 def _table(report: Report) -> Table:
     precision = precision_name(report)
-    parts = (report.model, report.calibrator, precision, report.target)
+    named = (report.model, report.calibrator, precision, report.target)
+    parts = [part for part in named if part is not None]
     table = Table(
         title=_text(" · ".join(parts), "bold"),
         title_justify="left",
@@ -55,7 +57,7 @@ def _table(report: Report) -> Table:
         box=None,
     )
     table.add_column("", style="dim", overflow="fold")
-    table.add_column("float", justify="right")
+    table.add_column("float" if report.reference == "float" else "the file", justify="right")
     table.add_column(precision, justify="right", style="bold")
     table.add_column("change", justify="right")
     for row in _rows(report):
@@ -88,6 +90,7 @@ def _footer(report: Report) -> list[str]:
     lines = [
         f"Evaluated on {images}" if images else "",
         *[f"Weakest layer: {row.layer}, {decibel(row.snr_db)}" for row in worst],
+        *comparison_lines(report),
         *island_lines(report),
         f"NMS in the engine: {nms}" if (nms := nms_note(report.end2end)) else "",
         engine_note(report),

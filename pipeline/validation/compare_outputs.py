@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,8 +139,22 @@ def with_cut(paths: Sequence[Path], card: ModelCard) -> Iterator[list[Path]]:
         yield [_mark_outputs(path, card.compared, Path(folder)) for path in paths]
 
 
+def without_missing_cut(paths: Sequence[Path], card: ModelCard) -> ModelCard:
+    """`card`, or one that compares the outputs themselves where a file lacks a tensor of the cut."""
+    for path in paths if card.cut else ():
+        nodes = onnx.load(path, load_external_data=False).graph.node
+        if not set(card.cut or ()) <= {name for node in nodes for name in node.output}:
+            return replace(card, cut=None, parts=())
+    return card
+
+
 def compare_layers(
-    fp32_onnx: Path, qdq_onnx: Path, feeds: Feeds, scales_onnx: Path | None = None
+    fp32_onnx: Path,
+    qdq_onnx: Path,
+    feeds: Feeds,
+    scales_onnx: Path | None = None,
+    *,
+    is_shifted: bool = True,
 ) -> tuple[LayerSnr, ...]:
     """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
@@ -151,6 +166,7 @@ def compare_layers(
         qdq_onnx: the quantized one, in any form (`reptrt.engines.form`).
         feeds: inputs by name.
         scales_onnx: the quantized one with scales per channel, where `qdq_onnx` has the multiplier form.
+        is_shifted: whether export may have shifted layers in front of a ReLU.
     """
     reference, test = _read_layers(fp32_onnx), _read_layers(qdq_onnx)
     layers = [name for name in reference if name in test]
@@ -170,7 +186,7 @@ def compare_layers(
             for feed in feeds:
                 expected, actual = float_runner.infer(feed), quantized_runner.infer(feed)
                 for name in layers:
-                    shift = np.float32(_shift(reference[name], test[name]))
+                    shift = np.float32(is_shifted and _shift(reference[name], test[name]))
                     layer = expected[reference[name].output]
                     raw = actual[test[name].output].astype(np.float32) * factors.get(name, 1)
                     quantized = raw.reshape(layer.shape)

@@ -56,6 +56,8 @@ def _hint(numerics: Numerics) -> str:
 
 def _next(recipe: Recipe, plan: Plan, command: str) -> str:
     """What was not tried yet: the calibrators' order, float layers, more images, FP16."""
+    if plan.is_quantized:
+        return _again(command, "requantize", True)
     usual = create_calibrator(plan.calibrator).default_num_samples
     if recipe.min_snr is not None and recipe.min_snr == 0:
         return _again(command, "min_snr", plan.least_snr)
@@ -71,4 +73,5 @@ def _again(command: str, option: str, value: object) -> str:
     words = command.split(" ", 2)
     if words[0] != "reptrt" or len(words) < 3 or words[1] not in ("engine", *_STAGES):
         return f"it again with `{option}={value}`"
-    return f"`{words[0]} engine {words[2]} {flag(option)} {shlex.quote(str(value))}`"
+    given = flag(option) if value is True else f"{flag(option)} {shlex.quote(str(value))}"
+    return f"`{words[0]} engine {words[2]} {given}`"

@@ -21,9 +21,11 @@ from reptrt.engines.outputs.suppression import EVALUATION, Suppression
 from reptrt.engines.report_schema import (
     DeviceLatency,
     End2End,
+    LayerSnr,
     ModelLatency,
     Numerics,
     Percentiles,
+    Reference,
     Validation,
 )
 from reptrt.engines.runtime.benchmark import Latency, compare_latency
@@ -44,6 +46,7 @@ from reptrt.pipeline.validation.compare_outputs import (
     compare_layers,
     compare_outputs,
     with_cut,
+    without_missing_cut,
 )
 from reptrt.pipeline.validation.evaluate import Evaluation, detections, evaluate
 from reptrt.pipeline.validation.evaluate_batches import BATCH, pad_batch
@@ -64,6 +67,8 @@ class ValidationSetup:
         suppression: of an end-to-end engine; None where it returns the network's outputs.
         max_batch: largest batch of a dynamic engine.
         spread: over what an evaluation in ONNX Runtime is spread.
+        is_quantized_file: the Q/DQ model is a file that brought its own scales, as it came.
+        reference: what the quantized model is compared with.
     """
 
     workspace: Workspace
@@ -72,6 +77,14 @@ class ValidationSetup:
     suppression: Suppression | None = None
     max_batch: int = BATCH
     spread: Spread = ONE_PROCESS
+    is_quantized_file: bool = False
+    reference: Reference = "float"
+
+    @property
+    def reference_onnx(self) -> Path:
+        """What accuracy and outputs are compared with."""
+        files = self.workspace
+        return files.qdq_onnx if self.reference == "file" else files.fp32_onnx
 
     @property
     def batch(self) -> int:
@@ -97,28 +110,30 @@ def validate_files(
         progress: called as work advances.
         others: `at 320x320` -> samples of other sizes than the usual one.
     """
-    workspace = setup.workspace
     feeds = list(_feeds(samples, setup))
     progress("compare outputs", 0, 3)
     numerics = _compare_outputs(setup, card, feeds)
     for label, sized in (others or {}).items():
         _add(numerics, _compare_outputs(setup, card, list(_feeds(sized, setup))), label)
     progress("compare outputs", 1, 3)
-    layers = compare_layers(workspace.fp32_onnx, workspace.trt_onnx, feeds, workspace.qdq_onnx)
+    layers = _compare_layers(setup, feeds)
     progress("compare outputs", 2, 3)
     latency = _latency(setup, card, feeds)
     end2end = _compare_nms(setup, card, feeds)
     progress("compare outputs", 3, 3)
     found = None
     if evaluation is not None:
-        fp32 = OnnxRuntimeRunner(workspace.fp32_onnx, name="FP32")
-        with fp32, evaluation_runner(setup) as quantized:
-            found = _evaluate(setup, card, (fp32, quantized), evaluation, progress)
+        is_float = setup.reference == "float"
+        wanted = OnnxRuntimeRunner(setup.reference_onnx, optimize=is_float, name="reference")
+        with wanted, evaluation_runner(setup) as quantized:
+            found = _evaluate(setup, card, (wanted, quantized), evaluation, progress)
     return Validation(
         accuracy=found.accuracy if found else None,
         numerics=numerics["numerics"],
         engine_numerics=numerics["engine_numerics"],
         fp16_numerics=numerics["fp16_numerics"],
+        reference=setup.reference,
+        file_numerics=numerics["file_numerics"],
         layers=layers,
         latency_ms=latency,
         end2end=end2end,
@@ -252,23 +267,42 @@ def _compare_outputs(
     An end-to-end engine has the network's own outputs no more, and what sorts or selects is compared
     in front of it, where engines show nothing.
     """
-    workspace, target = setup.workspace, setup.target
-    with with_cut([workspace.fp32_onnx, workspace.trt_onnx], card) as (fp32_onnx, qdq_onnx):
+    workspace, target, is_float = setup.workspace, setup.target, setup.reference == "float"
+    files = [setup.reference_onnx, workspace.trt_onnx]
+    if setup.is_quantized_file:
+        files += [workspace.qdq_onnx] if is_float else []
+        card = without_missing_cut(files, card)
+    with with_cut(files, card) as (reference_onnx, qdq_onnx, *file_onnx):
         runners: list[Runner] = [
-            OnnxRuntimeRunner(fp32_onnx, name="FP32"),
+            OnnxRuntimeRunner(reference_onnx, optimize=is_float, name="reference"),
             OnnxRuntimeRunner(qdq_onnx, optimize=False, name="Q/DQ"),
         ]
         pairs = {"numerics": (0, 1)}
+        for path in file_onnx:
+            runners.append(OnnxRuntimeRunner(path, optimize=False, name="file"))
+            pairs["file_numerics"] = (2, 1)
+        last = len(runners)
         if setup.suppression is None and runs_on_gpu(target):
             runners.append(_engine_runner(workspace.engine, target, "INT8"))
             runners.append(_engine_runner(workspace.fp16_engine, target, "FP16"))
-            pairs |= {"engine_numerics": (1, 2), "fp16_numerics": (0, 3)}
+            pairs |= {"engine_numerics": (1, last), "fp16_numerics": (0, last + 1)}
         elif setup.suppression is None and engine_can_run(target):
             runners.append(OnnxRuntimeRunner(workspace.engine, name="INT8"))
-            pairs |= {"engine_numerics": (1, 2)}
+            pairs |= {"engine_numerics": (1, last)}
         compared = compare_outputs(runners, list(pairs.values()), feeds, card)
     found = {key: numerics or None for key, numerics in zip(pairs, compared, strict=True)}
-    return {key: found.get(key) for key in ("numerics", "engine_numerics", "fp16_numerics")}
+    keys = ("numerics", "file_numerics", "engine_numerics", "fp16_numerics")
+    return {key: found.get(key) for key in keys}
+
+
+def _compare_layers(setup: ValidationSetup, feeds: Feeds) -> tuple[LayerSnr, ...]:
+    """Layers against FP32; of a quantized file those of the file as it came, if its float model is there."""
+    files = setup.workspace
+    if not setup.is_quantized_file:
+        return compare_layers(files.fp32_onnx, files.trt_onnx, feeds, files.qdq_onnx)
+    if setup.reference == "file":
+        return ()
+    return compare_layers(files.fp32_onnx, files.qdq_onnx, feeds, is_shifted=False)
 
 
 def _engine_runner(engine: Path, target: Target, name: str) -> TensorRTRunner:

@@ -77,6 +77,10 @@ def bounds_of(recipe: Recipe, stated_accuracy: float | None) -> Bounds:
 def judge(validation: Validation, bounds: Bounds) -> Verdict:
     """Hold what was measured against `bounds`."""
     checks = tuple(_checks(validation, bounds))
+    if validation.reference == "file":
+        checks = tuple(
+            replace(one, reason=one.reason.replace("FP32", "the file")) for one in checks
+        )
     missed = [check for check in checks if not check.passed]
     images = max((check.images for check in missed if check.images), default=None)
     if not bounds.are_asked:

@@ -156,6 +156,15 @@ def test_the_command_is_what_was_not_tried_yet(choices: dict[str, object], remed
     assert remedy in short.remedy
 
 
+def test_a_file_that_is_quantized_already_is_quantized_anew_from_its_float_weights() -> None:
+    recipe, usual = plan()
+    as_it_is = usual.model_copy(update={"is_quantized": True, "calibrator": "none"})
+    found, command = Validation(numerics={"scores": BAD}), "reptrt engine net.onnx --data photos"
+    short = find_shortfall(found, recipe, as_it_is, command)
+    assert short is not None
+    assert short.remedy == f"run `{command} --requantize`"
+
+
 def test_images_that_show_nothing_known_are_told_by_their_background() -> None:
     short = shortfall({"scores": OutputNumerics(7.0, 0.9, 0.02, 0.03, is_background=True)})
     assert short is not None

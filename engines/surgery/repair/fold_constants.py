@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -38,20 +39,26 @@ class FoldConstants(Pass):
     graphsurgeon never folds QuantizeLinear or DequantizeLinear, so int8 weights stay int8. Random and
     custom operators are kept: they are no constants, or ONNX Runtime cannot run them. What would be
     larger than a few times the weights of the file is kept too, and so is what may be.
+
+    Args:
+        kept: operators that are not folded, with what follows from them.
     """
+
+    def __init__(self, kept: Collection[str] = ()) -> None:
+        self._kept = _KEPT.union(kept)
 
     def apply(self, graph: gs.Graph) -> int:
         """Fold in place; a site is a node that became an initializer."""
         sort_nodes(graph.cleanup())
         before = len(graph.nodes)
-        small = _small_results(graph)
+        small = _small_results(graph, self._kept)
         graph.fold_constants(
             should_exclude_node=lambda node: any(one.name not in small for one in node.outputs)
         ).cleanup()
         return before - len(graph.nodes)
 
 
-def _small_results(graph: gs.Graph) -> set[str]:
+def _small_results(graph: gs.Graph, kept: Collection[str]) -> set[str]:
     """Names of the tensors that follow from constants, as far as the budget reaches."""
     constants = [one for one in graph.tensors().values() if isinstance(one, gs.Constant)]
     elements = {one.name: math.prod(one.shape) for one in constants}
@@ -65,7 +72,7 @@ def _small_results(graph: gs.Graph) -> set[str]:
             elements.update((tensor.name, 1 << 20) for tensor in node.outputs)
             continue
         inputs = [tensor for tensor in node.inputs if not tensor.is_empty()]
-        if not _is_foldable(node) or any(tensor.name not in elements for tensor in inputs):
+        if not _is_foldable(node, kept) or any(tensor.name not in elements for tensor in inputs):
             continue
         counts = _result_elements(node, [elements[tensor.name] for tensor in inputs])
         if counts is None:
@@ -78,8 +85,8 @@ def _small_results(graph: gs.Graph) -> set[str]:
     return names
 
 
-def _is_foldable(node: gs.Node) -> bool:
-    is_random = node.op in _KEPT or node.op.startswith("Random")
+def _is_foldable(node: gs.Node, kept: Collection[str]) -> bool:
+    is_random = node.op in kept or node.op.startswith("Random")
     return not is_random and node.domain in {None, "", "ai.onnx"}
 
 

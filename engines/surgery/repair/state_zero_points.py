@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from reptrt.engines.surgery.base import Pass, SurgeryError
+from reptrt.engines.surgery.dialects.dynamic import explain_dynamic, is_dynamic
 from reptrt.engines.surgery.names import Names
 from reptrt.engines.surgery.qdq import (
     BYTE_TYPES,
@@ -30,6 +31,10 @@ class StateZeroPoints(Pass):
     def requires(self, graph: gs.Graph) -> None:
         """Refuse the formats that hold no QuantizeLinear at all."""
         foreign = [node for node in graph.nodes if is_operator_format(node)]
+        dynamic = [node for node in foreign if is_dynamic(node.op)]
+        if dynamic:
+            first = dynamic[0]
+            raise SurgeryError(explain_dynamic(first.op, first.name or first.outputs[0].name))
         if foreign:
             raise SurgeryError(
                 f"{label(foreign[0])}: TensorRT reads only QuantizeLinear/DequantizeLinear pairs; "
@@ -51,9 +56,9 @@ class StateZeroPoints(Pass):
         return stated
 
 
-def is_operator_format(node: gs.Node) -> bool:
+def is_operator_format(node: gs.Node | onnx.NodeProto) -> bool:
     """Whether `node` computes on codes itself, as in ONNX Runtime's QOperator format."""
-    op = str(node.op)
+    op = str(node.op_type if isinstance(node, onnx.NodeProto) else node.op)
     return op.startswith(("QLinear", "QGemm", "QAttention", "DynamicQuantize")) or "Integer" in op
 
 

@@ -161,15 +161,31 @@ ERRORS = [
     Case("scale-not-positive", PAIR, {"s": np.float32(-1), "z": ZERO}, PAIR, GRID),
     Case("scale-not-positive", PAIR, {"s": np.float32(np.nan), "z": ZERO}, PAIR, GRID),
     Case(
-        "operator-format",
+        "dynamic-quantization",
         "g (float[1,4] x) => (float[1,4] y) {\n q, s, z = DynamicQuantizeLinear(x)\n"
         " d = DequantizeLinear(q, s, z)\n y = Relu(d)\n}",
         {},
         PAIR,
         GRID,
     ),
+    Case(
+        "operator-format",
+        PAIR.replace("d = Deq", "m = QLinearMatMul(q, s, z, w, s, z, s, z)\n d = Deq")
+        .replace("DequantizeLinear(q", "DequantizeLinear(m"),
+        {**GRID, "w": np.ones((4, 4), np.int8)},
+        PAIR,
+        GRID,
+    ),
 ]  # fmt: skip
 OTHERS = [
+    Case(
+        "fake-quantization",
+        "g (float[1,4] x) => (float[1,4] y) {\n d = Div(x, s)\n r = Round(d)\n c = Clip(r, l, h)\n"
+        " m = Mul(c, s)\n y = Relu(m)\n}",
+        {"s": STEP, "l": np.float32(-128), "h": np.float32(127)},
+        PAIR,
+        GRID,
+    ),
     Case("uint8", PAIR, {"s": STEP, "z": np.uint8(0)}, PAIR, GRID),
     Case("uint8", PAIR.replace(", s, z", ", s"), {"s": STEP}, PAIR, GRID),
     Case("computed-scale", COMPUTED, {"z": ZERO}, PAIR, GRID, 17, expected=2),

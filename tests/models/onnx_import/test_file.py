@@ -83,10 +83,6 @@ def test_first_axes_that_count_samples_are_told_by_their_sides(
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (
-            "s = Constant<value_float = 0.1>() q = QuantizeLinear(x, s) y = DequantizeLinear(q, s)",
-            "is quantized already",
-        ),
         ("y = RandomNormalLike(x)", "draws random numbers"),
         ("y = Add(x, w)", "Add (node 0) reads 'w', which nothing before it makes"),
     ],

@@ -26,9 +26,9 @@ from reptrt.engines.report_schema import (
     ModelLatency,
     OutputNumerics,
     Percentiles,
-    Picture,
     Report,
 )
+from reptrt.pipeline.report.example_images import Picture
 from reptrt.pipeline.report.html import write_html
 from reptrt.pipeline.workspace.records import read_record
 from tests.reports import make_report
