@@ -20,9 +20,7 @@ from reptrt.engines.inspection.traffic import Traffic
 
 Deploy = Literal["int8", "fp16", "fp32"]
 
-Reference = Literal["float", "file"]
-"""What the quantized model is compared with: its float model, or the quantized file that it was made of."""
-
+Reference = Literal["float", "file"]  # what INT8 is compared with: its float model, or its own file
 Interval = tuple[float, float]
 """Lower and upper end, in percent or points."""
 

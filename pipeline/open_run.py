@@ -15,8 +15,9 @@ from reptrt.engines.target import resolve_target
 from reptrt.models.load import LoadedModel
 from reptrt.models.registry import find_model
 from reptrt.pipeline.data.datasets import EvaluationSet
-from reptrt.pipeline.recipe import Recipe, save_recipe
+from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
+from reptrt.pipeline.run_recipe import save_recipe
 from reptrt.pipeline.workspace.folder import Workspace, hold_workspace, open_workspace
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from reptrt.calibrators.settings import GIBIBYTE, Effort, Reconstruction
-from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.text import one_line, path_part
 from reptrt.engines.outputs.suppression import DEPLOYMENT, MAX_CANDIDATES, Suppression
 from reptrt.pipeline.read_yaml import read_yaml
@@ -295,7 +293,7 @@ def load_recipe(model: str, options: Mapping[str, Any], file: Path | None = None
         file = Path(model) / RUN_RECIPE
         model = str(_read(file).get("model", model))
     shipped = RECIPES / f"{slug(model)}.yaml"
-    source = file or (shipped if shipped.exists() and not _is_file(model) else None)
+    source = file or (shipped if shipped.exists() and not is_file(model) else None)
     values = _read(source) if source else {}
     chosen = {name: value for name, value in options.items() if value is not None}
     written = values.get("reconstruction", {})
@@ -310,35 +308,16 @@ def load_recipe(model: str, options: Mapping[str, Any], file: Path | None = None
         _require_no_thresholds(recipe)
     if recipe.dynamic_size is not None:
         _require_range(recipe, *recipe.dynamic_size)
-    if (recipe.requantize or recipe.float_model) and not _is_file(model):
+    if (recipe.requantize or recipe.float_model) and not is_file(model):
         raise RecipeError(
             "`requantize` and `float_model` are for ONNX files that are quantized already: leave them out"
         )
     return recipe
 
 
-def save_recipe(recipe: Recipe, folder: Path, target: str) -> None:
-    """Write `recipe` to the folder of its run, so that the folder can stand for MODEL.
-
-    Args:
-        recipe: what was done.
-        folder: of the run.
-        target: that `auto` became.
-    """
-    values = recipe.model_dump(exclude_defaults=True) | {"target": target}
-    paths = {key: str(one.absolute()) for key, one in values.items() if isinstance(one, Path)}
-    if _is_file(recipe.model):
-        paths["model"] = str(Path(recipe.model).absolute())
-    plain = Recipe.model_validate(values | paths).model_dump(mode="json", include=set(values))
-    text, file = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), folder / RUN_RECIPE
-    if not file.is_file() or file.read_bytes() != text.encode():
-        with replace_when_done(file) as path:
-            path.write_text(text, encoding="utf-8")
-
-
 def slug(model: str) -> str:
     """Folder and file name of a model: `timm:resnet18` -> `timm-resnet18`, `my/net.onnx` -> `net`."""
-    if _is_file(model):
+    if is_file(model):
         model = Path(model).stem
     return path_part(model)
 
@@ -356,7 +335,8 @@ def _as_mapping(chosen: Mapping[str, Any] | Reconstruction) -> dict[str, Any]:
     return dict(chosen)
 
 
-def _is_file(model: str) -> bool:
+def is_file(model: str) -> bool:
+    """Whether MODEL is the path of an ONNX file."""
     return model.lower().endswith(".onnx")
 
 

@@ -6,12 +6,14 @@ import shlex
 
 from reptrt.engines.report_schema import Report
 from reptrt.engines.target_table import TARGETS
+from reptrt.pipeline.recipe import flag
 
 
 def next_steps(report: Report) -> list[tuple[str, str]]:
     """What to do next, and the command, typed in the folder of the run."""
-    target = TARGETS.get(report.target)
-    backend = "onnxruntime" if target is None else target.backend
+    known = TARGETS.get(report.target)
+    backend = "onnxruntime" if known is None else known.backend
+    model, target = shlex.quote(report.model), flag("target")
     steps = []
     if backend == "tensorrt":
         steps += [
@@ -24,11 +26,11 @@ def next_steps(report: Report) -> list[tuple[str, str]]:
         steps += [
             ("Compare the engine's outputs with ONNX Runtime's",
              "polygraphy run model.trt.onnx --trt --onnxrt --strongly-typed"),
-            ("Build it on a Jetson", f"reptrt kit {shlex.quote(report.model)} --target jetson-orin-nx"),
+            ("Build it on a Jetson", f"reptrt kit {model} {target} jetson-orin-nx"),
         ]  # fmt: skip
     return [
         *steps,
-        ("Serve it by Triton", f"reptrt triton {shlex.quote(report.model)} --target {report.target} --output models"),
+        ("Serve it by Triton", f"reptrt triton {model} {target} {report.target} --output models"),
         ("Look at the graph", "netron model.trt.onnx"),
-        ("See what it would cost elsewhere", "reptrt cost model.trt.onnx --target server-t4"),
+        ("See what it would cost elsewhere", f"reptrt cost model.trt.onnx {target} server-t4"),
     ]  # fmt: skip

@@ -195,17 +195,6 @@ def _largest(output: OutputNumerics) -> str:
     return f", largest {number(before, 3)} → {number(after, 3)}"
 
 
-def island_lines(report: Report) -> list[str]:
-    """One line for each part of the user's file that stays as it is, in float."""
-    islands = report.fusion.operator_islands if report.fusion else ()
-    return [
-        f"{'Tail' if island.role == 'tail' else 'Island'} in float: {', '.join(island.op_types)}"
-        f" ({len(island.nodes)} of the file's nodes, {file_size(island.weight_bytes)} of constants):"
-        f" {island.reason}"
-        for island in islands
-    ]
-
-
 def engine_note(report: Report) -> str:
     """Compare the outputs of the built engine with those of the Q/DQ model; "" where it did not run."""
     numerics = report.engine_numerics

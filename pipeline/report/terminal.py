@@ -18,7 +18,6 @@ from reptrt.pipeline.report.summary import (
     engine_note,
     engine_rows,
     headline,
-    island_lines,
     latency_origin,
     latency_rows,
     nms_note,
@@ -91,7 +90,7 @@ def _footer(report: Report) -> list[str]:
         f"Evaluated on {images}" if images else "",
         *[f"Weakest layer: {row.layer}, {decibel(row.snr_db)}" for row in worst],
         *comparison_lines(report),
-        *island_lines(report),
+        *_island_lines(report),
         f"NMS in the engine: {nms}" if (nms := nms_note(report.end2end)) else "",
         engine_note(report),
         latency_origin(report),
@@ -103,3 +102,14 @@ def _footer(report: Report) -> list[str]:
 def _text(content: str, style: str = "") -> Text:
     """Make text of untrusted `content`: no markup, and no terminal control sequences."""
     return Text(visible(content), style=style)
+
+
+def _island_lines(report: Report) -> list[str]:
+    """One line for each part of the user's file that stays as it is, in float."""
+    islands = report.fusion.operator_islands if report.fusion else ()
+    return [
+        f"{'Tail' if island.role == 'tail' else 'Island'} in float: {', '.join(island.op_types)}"
+        f" ({len(island.nodes)} of the file's nodes, {file_size(island.weight_bytes)} of constants):"
+        f" {island.reason}"
+        for island in islands
+    ]
