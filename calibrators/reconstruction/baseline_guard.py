@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from reptrt.calibrators.base import Batches, Progress, share_of
 from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.histogram.best import baseline_scales

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
 from reptrt.calibrators.base import Batches, Progress, no_progress
-from reptrt.calibrators.feed import Batch, num_values
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.second_order.fit_layer import fit_read_layer
 from reptrt.calibrators.second_order.node_inputs import NodeInputs
@@ -38,12 +38,11 @@ def fit_weights(
         progress("fit weights", done, len(node_inputs.nodes))
 
 
-def _first_images(batches: Batches) -> Iterator[Batch]:
-    """Whole batches up to `MOST_PIXELS` of three channels, one batch at least."""
+def _first_images(batches: Batches) -> Iterator[torch.Tensor]:
+    """Whole batches up to `MOST_PIXELS`, one at least."""
     pixels = 0
     for batch in batches:
-        own = num_values(batch) // 3
-        if pixels and pixels + own > MOST_PIXELS:
+        if pixels and pixels + len(batch) * math.prod(batch.shape[-2:]) > MOST_PIXELS:
             return
-        pixels += own
+        pixels += len(batch) * math.prod(batch.shape[-2:])
         yield batch

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.base import Batches
-from reptrt.calibrators.feed import Batch, tensors_of
+from reptrt.calibrators.feed import tensors_of
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.run_nodes import activation_nodes, run_nodes
 
@@ -32,7 +32,7 @@ class NodeInputs:
         nodes: what is yielded, in graph order.
     """
 
-    def __init__(self, model: QuantizedModel, batches: Batches | Sequence[Batch]) -> None:
+    def __init__(self, model: QuantizedModel, batches: Batches | Sequence[torch.Tensor]) -> None:
         self._graph_module = model.graph_module
         activations = activation_nodes(model.graph_module.graph)
         self.nodes = [node for node in activations if node.op != "placeholder"]

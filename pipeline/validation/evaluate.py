@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.outputs.box_agreement import detection_agreement
-from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, FloatArray, read_nms_outputs
+from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, read_nms_outputs
 from reptrt.engines.outputs.detection import detect as detect_in_maps
 from reptrt.engines.outputs.suppression import EVALUATION, Suppression
 from reptrt.engines.report_schema import Accuracy
