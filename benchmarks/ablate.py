@@ -200,16 +200,14 @@ def measure(network: Network, folder: Path) -> dict[str, Any]:
     labelled = open_evaluation(folder, card.task, card.preprocess, card.num_classes, card.classes)
     fp32 = TorchRunner(network.float_graph, card.outputs, "FP32")
     quantized = TorchRunner(network.quantized, card.outputs, "INT8")
-    found = evaluate(fp32, quantized, card, labelled, None, no_progress)  # type: ignore[arg-type]
-    accuracy = asdict(found.accuracy)
+    accuracy = evaluate(fp32, quantized, card, labelled, None, no_progress)  # type: ignore[arg-type]
     noise = {name: SignalNoise() for name in card.outputs}
     for batch in itertools.islice(labelled.images.batches(16), SNR_IMAGES // 16):
         expected, actual = (runner.infer({INPUT_NAME: batch}) for runner in (fp32, quantized))
         for name, value in noise.items():
             value.update(expected[name], actual[name])
     snr = min(value.snr_db for value in noise.values())
-    shown = ("fp32", "quantized", "drop", "agreement", "divergence")
-    return {name: accuracy[name] for name in shown} | {"snr_db": snr}
+    return {k: accuracy[k] for k in ("fp32", "quantized", "drop", "agreement")} | {"snr_db": snr}
 
 
 def key(case: Case) -> str:
@@ -227,9 +225,9 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def table(cases: list[Case], done: Mapping[str, dict[str, Any]]) -> str:
     """Markdown, one row per case, mean over its seeds."""
     lines = [
-        "| calibrator | effort | bits | softmax | images | choice | FP32 | INT8 | drop | agreement | KL "
-        "| SNR dB | steps | processor s | seconds | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| calibrator | effort | bits | softmax | images | choice | FP32 | INT8 | drop | agreement | SNR dB "
+        "| steps | processor s | seconds | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for case in cases:
@@ -237,13 +235,12 @@ def table(cases: list[Case], done: Mapping[str, dict[str, Any]]) -> str:
         row = (case.calibrator, case.effort, case.bits, case.softmax, images, case.vary or "–")
         rows.setdefault(row, []).append(done[key(case)])
     columns = (
-        *("fp32", "quantized", "drop", "agreement", "divergence", "snr_db"),
+        *("fp32", "quantized", "drop", "agreement", "snr_db"),
         *("steps", "processor_seconds", "seconds", "peak_mb"),
     )
     for row, results in rows.items():
-        found = np.array([[result[column] for column in columns] for result in results], float)
-        means = found.mean(0)
-        digits = (2, 2, 2, 2, 3, 1, 0, 0, 0, 0)
+        means = [float(np.mean([result[column] for result in results])) for column in columns]
+        digits = (2, 2, 2, 2, 1, 0, 0, 0, 0)
         cells = [*map(str, row), *(f"{m:.{d}f}" for m, d in zip(means, digits, strict=True))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -9,7 +9,6 @@ has no pydantic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -42,7 +41,7 @@ class Accuracy:
 
     Intervals hold the true value with 95 % confidence. `chance`: what answers as frequent as FP32's
     reach on labels in another order. `lost` and `gained`: images that FP32 alone, or INT8 alone, gets
-    right. `divergence`: of INT8's class distribution from FP32's (Kullback-Leibler), mean over images, in nats.
+    right.
     """
 
     metric: str
@@ -57,15 +56,6 @@ class Accuracy:
     chance: float | None = None
     lost: int | None = None
     gained: int | None = None
-    divergence: float | None = None
-
-    @property
-    def standard_error(self) -> float | None:
-        """Of FP32's own share of right images, in points; None for what is no such share."""
-        if self.metric != "top1" or self.fp32 is None or not self.num_images:
-            return None
-        share = self.fp32 / 100
-        return 100 * math.sqrt(share * (1 - share) / self.num_images)
 
     @property
     def pairs(self) -> dict[str, MetricPair]:

@@ -39,6 +39,10 @@ def noise_of(model: QuantizedModel) -> float:
     return float((model(images)[0] - with_outliers()(images)).square().sum())
 
 
+def snrs(text: str) -> dict[str, float]:
+    return {part.split()[0]: float(part.split()[1]) for part in text.split(", ")}
+
+
 def best_of_all(bits: tuple[int, int] = (6, 6)) -> str:
     noise = {c.name: noise_of(baseline(c.name, bits, 32)) for c in CANDIDATES}
     return min(noise, key=lambda name: noise[name])
@@ -62,7 +66,7 @@ def test_a_worse_model_is_replaced_by_the_best_baseline_bit_for_bit(
         method, decibels = guard.keep_better("repapq")
     assert method == best_of_all()
     assert differing(state_of(model), state_of(baseline(method, (6, 6), 32))) == set()
-    found = decibels
+    found = snrs(decibels)
     assert list(found) == ["repapq", *(candidate.name for candidate in CANDIDATES)]
     assert found[method] == max(found.values()) > 10 > abs(found["repapq"])  # no signal is left
     assert f"kept {method}" in caplog.text
@@ -77,25 +81,9 @@ def test_what_is_better_than_every_baseline_stays(caplog: pytest.LogCaptureFixtu
         method, decibels = guard.keep_better("repapq")
     assert method == "repapq"
     assert differing(before, state_of(model)) == set()
-    found = decibels
+    found = snrs(decibels)
     assert found["repapq"] == max(found.values())
     assert caplog.text == ""
-
-
-def test_what_is_better_becomes_what_is_gone_back_to_and_what_is_worse_goes() -> None:
-    model, guard = guarded()
-    start = state_of(model)
-    model.weight_of("6").mul_(3)
-    guard.take_if_better("worse")
-    assert differing(state_of(model), start) == set()
-    for layer in model.weight_quantizers:  # their rounding is most of the noise
-        model.weight_quantizers[layer].enabled = False
-    guard.take_if_better("better")
-    model.weight_of("6").mul_(3)
-    method, decibels = guard.keep_better("repapq")
-    assert method == "better"
-    assert decibels["better"] == max(decibels.values())
-    assert {"repapq", "worse", "better"} < decibels.keys()
 
 
 def test_a_model_that_computes_nan_is_replaced() -> None:
@@ -108,11 +96,11 @@ def test_a_model_that_computes_nan_is_replaced() -> None:
 
 def test_the_reference_is_the_float_network_of_before_the_learning() -> None:
     model, guard = guarded((8, 8))
-    first = guard.keep_better("repapq")[1]
+    first = snrs(guard.keep_better("repapq")[1])
     for name in model.weight_quantizers:
         model.weight_of(name).mul_(1.05)
     scale_weights(model)
-    second = guard.keep_better("repapq")[1]
+    second = snrs(guard.keep_better("repapq")[1])
     assert second["repapq"] < 25 < first["repapq"]
     assert {k: v for k, v in first.items() if k != "repapq"} == {
         k: v for k, v in second.items() if k != "repapq"
@@ -195,5 +183,5 @@ def test_a_guard_without_baselines_returns_to_where_it_was_made() -> None:
     model.weight_of("6").zero_()
     method, decibels = guard.keep_better("repquant")
     assert method == "repq-vit"
-    assert decibels["repq-vit"] == 20.0
+    assert snrs(decibels)["repq-vit"] == 20.0
     assert differing(before, state_of(model)) == set()

@@ -5,8 +5,8 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
-from reptrt.calibrators.quantized.run_nodes import activation_nodes
-from reptrt.calibrators.second_order.node_inputs import NodeInputs
+from reptrt.calibrators.reconstruction.blocks import activation_nodes
+from reptrt.calibrators.transformers.node_inputs import NodeInputs
 from tests.reconstructing import all_values, placeholder
 from tests.tiny_networks import NETWORKS, calibrated, smooth_images
 
