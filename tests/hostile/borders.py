@@ -49,7 +49,7 @@ from reptrt.pipeline.regression.baselines import load_baselines
 from reptrt.pipeline.workspace.records import read_record
 from reptrt.pipeline.workspace.run_records import RunRecords, StageRecord, read_records
 from tests.hostile.graphs import onnx_files
-from tests.hostile.limited import PLANTED, bounded, read_or_refuse
+from tests.hostile.limited import MANY, PLANTED, bounded, read_or_refuse
 from tests.hostile.strategies import NAMES, damaged, documents, json_text, nested
 
 PREPROCESS = Preprocess((8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -91,7 +91,8 @@ class Border:
 
         with bounded(folder):
             run()
-        assert any(accepted), "every input was refused: nothing behind the first check was tried"
+        # Of a few inputs, chance may refuse them all.
+        assert any(accepted) or count < MANY, "every input was refused: nothing else was tried"
 
 
 def _encoded(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:

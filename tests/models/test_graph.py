@@ -187,7 +187,7 @@ def test_a_network_that_fixes_its_batch_says_how_to_go_on() -> None:
     ("module", "size", "word"),
     [
         (DataDependent(), (8, 8), "data-dependent"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 2)), (8, 8), "8x8"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 2)), (8, 8), "3, 8, 8"),
         (nn.Conv2d(1, 4, 3), (8, 8), "channels"),
     ],
     ids=["control flow", "wrong image size", "grayscale network"],

@@ -21,7 +21,9 @@ from tests.command_line import Outcome, TinyProject, reptrt
 from tests.run_records import record_of
 
 QUICK = ("--reconstruction", "iterations=2,batch_size=4")
-LEARN = ("--calibrator", "repapq", "--weight-bits", 4, "--activation-bits", 4, *QUICK)
+LEARN = (
+    "--calibrator", "repapq", "--effort", "high", "--weight-bits", 4, "--activation-bits", 4, *QUICK,
+)  # fmt: skip
 NO_STEPS = ("--reconstruction", "iterations=0")
 ROAD = ("calibrate", "export", "build", "validate", "report")
 

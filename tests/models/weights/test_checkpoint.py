@@ -132,7 +132,7 @@ def test_a_name_from_a_file_cannot_break_the_line(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     assert "No such file" in _error(tmp_path / "absent.pth")
-    assert "directory" in _error(tmp_path)
+    assert "folder" in _error(tmp_path)
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
