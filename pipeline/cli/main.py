@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,6 +20,8 @@ from reptrt.pipeline.cli import cost_command, run_commands, sweep_command, tool_
 from reptrt.pipeline.cli.console import INTERRUPTED, messages
 from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.cli.flags import in_flags
+
+_AGAIN_SECONDS = 0.02
 
 
 class Commands(click.Group):
@@ -71,6 +74,8 @@ def main() -> None:
     with noted_interrupts() as interrupts:
         try:
             cli(standalone_mode=False)
+            if interrupts:  # some library swallowed it: the work went on, the wish stands
+                raise KeyboardInterrupt
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
         except (Exception, KeyboardInterrupt) as error:
@@ -100,10 +105,21 @@ def noted_interrupts() -> Iterator[list[int]]:
             signal.signal(one, signal.SIG_DFL)
         raise KeyboardInterrupt
 
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        """Interrupt once more: Python drops what is raised within a weak reference's callback."""
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+            return
+        for one in ours:
+            signal.signal(one, note)
+        threading.Timer(_AGAIN_SECONDS, signal.raise_signal, (signal.SIGINT,)).start()
+
+    sys.unraisablehook = again
     for one in ours:
         signal.signal(one, note)
     try:
         yield interrupts
     finally:
+        sys.unraisablehook = sys.__unraisablehook__
         for one in ours:
             signal.signal(one, usual[one])
