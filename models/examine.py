@@ -19,6 +19,7 @@ from reptrt.models.task import (
     count_classes,
     list_outputs,
     recognize_task,
+    warn_of_assumptions,
 )
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def examine(
     preprocess = _default_preprocess(spec, task, stated).override(overrides)
     outputs = _run(spec, module, preprocess.image_size, stated)
     if spec.task is None and (not stated.inputs or any(one.picture for one in stated.inputs)):
-        _warn_of_assumptions(spec.name, task, preprocess, overrides)
+        warn_of_assumptions(spec.name, task, preprocess, overrides)
     try:
         shapes = [tuple(output.shape) for output in outputs]
         return Examined(task, preprocess, count_classes(task, shapes, preprocess.image_size))
@@ -118,21 +119,3 @@ def _run(
         raise ModelRunError(
             f"{spec.name} cannot run on {shape} images: {one_line(error)}; check `image_size`"
         ) from error
-
-
-def _warn_of_assumptions(
-    name: str, task: Task, preprocess: Preprocess, overrides: PreprocessOverrides
-) -> None:
-    """Say how images will be prepared, as far as nobody has said it."""
-    values = {
-        "layout": preprocess.layout,
-        "channels": preprocess.channels,
-        "mean": ",".join(f"{value:g}" for value in preprocess.mean),
-        "std": ",".join(f"{value:g}" for value in preprocess.std),
-    }
-    assumed = [f"--{key} {text}" for key, text in values.items() if not getattr(overrides, key)]
-    if assumed:
-        logger.warning(
-            "%s: prepared as for %s, %dx%d pixels, assumed: %s; say so if it was trained otherwise",
-            name, task, *preprocess.image_size, " ".join(assumed),
-        )  # fmt: skip

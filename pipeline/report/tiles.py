@@ -45,8 +45,8 @@ def _speed_tile(report: Report) -> Tile:
     alone = report.latency_ms.device_only if report.latency_ms else None
     if alone is not None and alone.fp16 and alone.quantized:
         times = (alone.fp16.p50, alone.quantized.p50)
-        return Tile(ratio(*times, "faster", "slower"), "than FP16", "measured")
+        return Tile(ratio(*times, "faster", "slower"), "beside FP16", "measured")
     if report.cost is not None:
         times = (report.cost.fp16.milliseconds, report.cost.int8.milliseconds)
-        return Tile(ratio(*times, "faster", "slower"), "than FP16", f"predicted, {report.cost.gpu}")
+        return Tile(ratio(*times, "faster", "slower"), "beside FP16", f"predicted, {report.cost.gpu}")
     return Tile(MISSING, "speed beside FP16", "neither measured nor predicted")
