@@ -48,5 +48,7 @@ def _speed_tile(report: Report) -> Tile:
         return Tile(ratio(*times, "faster", "slower"), "beside FP16", "measured")
     if report.cost is not None:
         times = (report.cost.fp16.milliseconds, report.cost.int8.milliseconds)
-        return Tile(ratio(*times, "faster", "slower"), "beside FP16", f"predicted, {report.cost.gpu}")
+        return Tile(
+            ratio(*times, "faster", "slower"), "beside FP16", f"predicted, {report.cost.gpu}"
+        )
     return Tile(MISSING, "speed beside FP16", "neither measured nor predicted")
