@@ -25,7 +25,7 @@ from tests.tiny_networks import SIZE, quantized, smooth_images
 
 PREPROCESS = Preprocess((SIZE, SIZE), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 CARD = ModelCard("toy", "classification", PREPROCESS, 10, None, ("logits",))
-CHOSEN = Reconstruction(iterations=40, batch_size=16)
+LEARN_ALL = Settings(reconstruction=Reconstruction(iterations=40, batch_size=16), effort="high")
 
 
 gentle = pytest.fixture(scope="module", autouse=True)(learn_gently)
@@ -43,7 +43,7 @@ class Files:
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder, bits = tmp_path_factory.mktemp("onnx"), request.param
     learned, plain = quantized(with_outliers(), bits), quantized(with_outliers(), bits)
-    result = AcrossBlockCalibrator(Settings(reconstruction=CHOSEN)).calibrate(learned, batches(64))
+    result = AcrossBlockCalibrator(LEARN_ALL).calibrate(learned, batches(64))
     assert result.method == "repapq"
     MinMaxCalibrator().calibrate(plain, batches(64))
     protos = []
