@@ -89,7 +89,7 @@ class TorchRunner:
         """Outputs by name."""
         with torch.no_grad():
             outputs = self._network(torch.from_numpy(feed[INPUT_NAME]))
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
         return {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
 
 

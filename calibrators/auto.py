@@ -33,9 +33,14 @@ def choose_calibrator(
         is_merged: parallel branches were merged while it was recorded
             (`reptrt.models.graph.merged_layers`).
     """
-    if has_attention(graph) and has_norm_sites(graph):
+    if is_transformer(graph):
         return "repq-vit" if num_bits == 8 else "repquant"
     is_imported = isinstance(network, fx.GraphModule)
     if is_merged or is_imported or has_reparameterizable_blocks(network):
         return "repapq"  # a graph from a file may have been re-parameterized before it was written
     return "best"
+
+
+def is_transformer(graph: fx.Graph) -> bool:
+    """Whether the float `graph` has attention, and linears that read a LayerNorm."""
+    return has_attention(graph) and has_norm_sites(graph)

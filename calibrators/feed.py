@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
+
+_IMAGE_AXES, _COLOURS = 4, 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ Batch = torch.Tensor | Feed
 def tensors_of(batch: Batch) -> tuple[torch.Tensor, ...]:
     """What the network is called with."""
     return batch.tensors if isinstance(batch, Feed) else (batch,)
+
+
+def num_pixels(batch: Batch) -> int:
+    """Of one image; of a sample of other inputs a third of its values."""
+    if isinstance(batch, torch.Tensor) and batch.ndim == _IMAGE_AXES:
+        return math.prod(batch.shape[-2:])
+    return max(1, num_values(batch) // (_COLOURS * len(batch)))
 
 
 def num_values(batch: Batch) -> int:

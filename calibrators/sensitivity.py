@@ -3,24 +3,27 @@
 A depthwise network with activations that have no upper bound (YOLOv6Lite: hard swish) has a few tensors
 with one channel a hundred times wider than the others, which no per-tensor grid holds. YOLOv6's own
 recipe for sensitive layers is to leave them float (meituan/YOLOv6, tools/partial_quantization). Here
-they are found without labels: each activation is quantized alone, and the noise at the outputs is what
-it costs. Noises add up well enough to choose by; the sum is then measured.
+they are found without labels: what each activation with the layers that read it adds to the noise at the
+outputs comes from a few backward passes (`reptrt.calibrators.first_order`), with scales of the best
+baseline. Those with most noise go first; where the microseconds are known that INT8 saves in each
+layer, those with most noise for a microsecond. Noises add up well enough to choose by; the sum is then
+measured.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 import torch
 
 from reptrt.calibrators.base import Batches, Progress, no_progress, share_of
-from reptrt.calibrators.feed import Batch, num_values
+from reptrt.calibrators.feed import Batch, num_pixels
+from reptrt.calibrators.first_order import sample_noise
 from reptrt.calibrators.histogram.best import baseline_scales
 from reptrt.calibrators.histogram.methods import observe_activations, scale_weights
-from reptrt.calibrators.output_noise import compare_scales, decibel
+from reptrt.calibrators.output_noise import compare_scales, decibel, set_activation_scales
 from reptrt.calibrators.quantized.moving import MOVING
 from reptrt.calibrators.quantized.placement import QuantizationPoint
 from reptrt.calibrators.quantized.pools import AVERAGES
@@ -37,13 +40,16 @@ SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
 _MOST = 0.5
 """Share of the activations that may be left out; a network that needs more is not for INT8."""
 _BATCHES = 4
-_IMAGE_AXES, _COLOURS = 4, 3
 _FEWEST, _MOST_IMAGES, _PIXELS = 4, 16, 16 * 320 * 320
 """Images that are compared: as many as `_PIXELS`, for a large map tells as much as several small ones."""
 
 
 def find_sensitive_layers(
-    model: QuantizedModel, batches: Batches, min_snr: float, progress: Progress = no_progress
+    model: QuantizedModel,
+    batches: Batches,
+    min_snr: float,
+    progress: Progress = no_progress,
+    savings: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Layers that must stay float for the outputs to reach `min_snr` with the best baseline.
 
@@ -53,17 +59,18 @@ def find_sensitive_layers(
             (4 at least) of more than 320x320 pixels.
         min_snr: SNR at the outputs, mean over them, in dB.
         progress: called as work advances.
+        savings: layer -> microseconds that INT8 saves; None takes all layers for equal.
 
     Returns:
-        Layer -> SNR at the outputs, in dB, when nothing but its input is quantized; empty where all
-        layers together reach `min_snr`.
+        Layer -> SNR at the outputs, in dB, when nothing but its input and what reads it is quantized;
+        empty where all layers together reach `min_snr`.
     """
     reference = float_copy(model)
     scale_weights(model)
     first = list(islice(iter(batches), _BATCHES))
-    observers = observe_activations(model, first, share_of(progress, "sensitivity", 0.0, 0.4))
+    observers = observe_activations(model, first, share_of(progress, "sensitivity", 0.0, 0.6))
     scales = baseline_scales(model, observers)
-    images = [compared_images(first[0])]
+    images = [compared_images(model, first[0])]
     with torch.no_grad():
         expected = reference(images[0])  # once, not with every measurement
     noise = compare_scales(model, images, scales, lambda _: expected)
@@ -75,19 +82,34 @@ def find_sensitive_layers(
     budget = float(10 ** (-min_snr / 10))
     if noise[best] <= budget:
         return {}
-    alone = _measure_alone(model, measure, share_of(progress, "sensitivity", 0.4, 1.0))
+    set_activation_scales(model, scales[best])
+    samples = sample_noise(model, images[0])
     readers = {point.name: _layers_behind(model, point) for point in model.placement.points}
-    left_out = _leave_out(model, alone, readers, measure, budget)
-    return {layer: decibel(alone[name]) for name in left_out for layer in readers[name]}
+    alone = {name: samples.noise({name, *layers}) for name, layers in readers.items()}
+    weight = {name: _saved(layers, savings) for name, layers in readers.items()}
+    order = sorted(alone, key=lambda name: alone[name] / weight[name], reverse=True)
+    left_out = _leave_out(model, order[: int(_MOST * len(order))], readers, measure, budget)
+    found: dict[str, float] = {}
+    show = share_of(progress, "sensitivity", 0.6, 1.0)
+    for done, name in enumerate(left_out, start=1):
+        snr = decibel(_measure_alone(model, name, readers[name], measure))
+        found |= dict.fromkeys(readers[name], snr)
+        show("", done, len(left_out))
+    return found
 
 
-def compared_images(batch: Batch) -> Batch:
-    """As many images of `batch` as are worth their time."""
-    if isinstance(batch, torch.Tensor) and batch.ndim == _IMAGE_AXES:
-        pixels = math.prod(batch.shape[-2:])
-    else:
-        pixels = num_values(batch) // (_COLOURS * len(batch))
-    enough = _PIXELS // max(1, pixels)
+def _saved(layers: Sequence[str], savings: Mapping[str, float] | None) -> float:
+    """Microseconds that these layers save in INT8, at least a hundredth; 1 where nothing is known."""
+    if not savings:
+        return 1.0
+    return max(0.01, sum(savings.get(layer, 0.0) for layer in layers))
+
+
+def compared_images(model: QuantizedModel, batch: Batch) -> Batch:
+    """As many images of `batch` as are worth their time; all where `model` takes no other number."""
+    if model.is_fixed:
+        return batch
+    enough = _PIXELS // num_pixels(batch)
     return batch[: max(_FEWEST, min(_MOST_IMAGES, enough))]
 
 
@@ -108,29 +130,28 @@ def _layers_behind(model: QuantizedModel, point: QuantizationPoint) -> list[str]
     return found or [layers[value] for value in point.tensors if value in layers]
 
 
-def _measure_alone(model: QuantizedModel, measure: Noise, progress: Progress) -> dict[str, float]:
-    """Noise at the outputs of each activation quantizer alone."""
-    quantizers = model.activation_quantizers
-    alone: dict[str, float] = {}
+def _measure_alone(
+    model: QuantizedModel, name: str, layers: Sequence[str], measure: Noise
+) -> float:
+    """Noise at the outputs of one activation quantizer with the weights that read it."""
+    own = [model.activation_quantizers[name], *(model.weight_quantizers[layer] for layer in layers)]
     with model.float_mode():
-        for done, (name, quantizer) in enumerate(quantizers.items(), start=1):
+        for quantizer in own:
             quantizer.enabled = True
-            alone[name] = measure()
+        noise = measure()
+        for quantizer in own:
             quantizer.enabled = False
-            progress("", done, len(quantizers))
-    return alone
+    return noise
 
 
 def _leave_out(
     model: QuantizedModel,
-    alone: Mapping[str, float],
+    order: Sequence[str],
     readers: Mapping[str, Sequence[str]],
     measure: Noise,
     budget: float,
 ) -> Sequence[str]:
-    """Activations to leave out with their readers, the noisiest first, until `measure` is in budget."""
-    order = sorted(alone, key=lambda name: alone[name], reverse=True)
-    order = order[: int(_MOST * len(order))]
+    """Activations to leave out with their readers, in `order`, until `measure` is in budget."""
     left_out: list[str] = []
     noise = measure()
     while noise > budget and len(left_out) < len(order):
@@ -146,6 +167,6 @@ def _leave_out(
     if noise > budget:
         logger.warning(
             "the outputs reach %.1f dB of the %.1f dB asked for with %d of %d activations in float",
-            decibel(noise), decibel(budget), len(left_out), len(alone),
+            decibel(noise), decibel(budget), len(left_out), len(readers),
         )  # fmt: skip
     return left_out

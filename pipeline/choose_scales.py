@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from reptrt.calibrators.auto import other_calibrators
 from reptrt.calibrators.base import CalibrationResult
+from reptrt.calibrators.channels.rewrite import describe_factors
 from reptrt.calibrators.feed import Batch, tensors_of
 from reptrt.calibrators.output_noise import decibel, worst_noise
 from reptrt.calibrators.quantized.biases import round_biases
@@ -71,17 +72,18 @@ def _calibrate(
     run: Run, name: str, sensitive: Mapping[str, float | None], checkpoint: Path
 ) -> Calibrated:
     plan = run.plan
-    network = prepare_network(
-        run.loaded, plan, run.recording, sensitive, run.costly, run.apart, pools=run.pools
-    )
+    choices = replace(run.choices, sensitive=sensitive)
+    network = prepare_network(run.loaded, plan, run.recording, choices)
     batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
     settings = Settings(
         *(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint, plan.effort),
         max(plan.min_snr, ENOUGH_SNR),
     )
     result = create_calibrator(name, settings).calibrate(network.quantized, batches, run.progress)
+    if run.channels:
+        result.notes["Channels scaled"] = describe_factors(network.quantized, run.channels)
     round_biases(network.quantized)
-    images = [compared_images(next(iter(batches)))]
+    images = [compared_images(network.quantized, next(iter(batches)))]
     snr = _worst_snr(network, images)
     return Calibrated(network, replace(result, num_samples=len(run.samples), snr_db=snr))
 

@@ -8,7 +8,7 @@ import json
 import torch
 from torch import fx
 
-from reptrt.calibrators.auto import choose_calibrator
+from reptrt.calibrators.auto import choose_calibrator, is_transformer
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.settings import Reconstruction, Settings
 from reptrt.engines.form import Form, form_for
@@ -138,6 +138,7 @@ def make_plan(
         "batch_size": fixed_batch(loaded, recipe),
         "quantize_head": is_classifier if recipe.quantize_head is None else recipe.quantize_head,
         "quantize": recipe.quantize if _has_price(target) else "all",
+        "channel_scaling": "none" if is_transformer(float_graph.graph) else recipe.channel_scaling,
         "min_snr": aimed_snr(recipe, loaded.task) if recipe.min_snr is None else recipe.min_snr,
         "least_snr": recipe.min_snr or LEAST_SNR[loaded.task],
         "reconstruction": _choose_units(recipe.reconstruction, loaded),

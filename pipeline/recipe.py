@@ -130,6 +130,11 @@ class Quantization(Section):
         None,
         description="quantize the last layers too; default: in classifiers, not where they set boxes",
     )
+    channel_scaling: Literal["auto", "none"] = Field(
+        "none",
+        description="auto: wide channels are divided in front of their quantizers, and multiplied again "
+        "behind, where the layers there gain from it",
+    )
     min_snr: Annotated[float, Field(ge=0)] | None = Field(
         None,
         description="dB at the outputs; the costliest layers stay float until they are reached; "

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from reptrt.calibrators.base import CalibrationResult, Progress
+from reptrt.calibrators.channels.rewrite import ChannelFactors
 from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.cost.placement import CostPlacement
@@ -29,6 +32,7 @@ from reptrt.pipeline.data.feeds import FeedSet
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.stored_feeds import STORED, is_feed_source, sample_feed
 from reptrt.pipeline.export.prepare import (
+    Choices,
     Network,
     Recording,
     describe,
@@ -116,15 +120,7 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """Traced network with quantizers; uncalibrated when first made."""
-        return prepare_network(
-            self.loaded,
-            self.plan,
-            self.recording,
-            self.sensitive,
-            self.costly,
-            self.apart,
-            pools=self.pools,
-        )
+        return prepare_network(self.loaded, self.plan, self.recording, self.choices)
 
     @cached_property
     def network_sha256(self) -> str:
@@ -132,20 +128,24 @@ class Run:
         return network_sha256(self.loaded, self.recording)
 
     @property
+    def choices(self) -> Choices:
+        """What the stages in front of calibration chose."""
+        return Choices(self.sensitive, self.costly, self.apart, self.pools, self.channels)
+
+    @property
     def costly(self) -> dict[str, str]:
-        """Layers that stay FP16 since INT8 is not faster, as the stage `placement` found, and why."""
-        found = self._placement
-        layers = {} if found is None else found.float_layers
+        """Layers that stay FP16 since INT8 is not faster, and why."""
+        layers = self.priced.float_layers if self.priced else {}
         return {name: price.reason for name, price in layers.items()}
 
     @property
     def pools(self) -> bool:
-        """Whether average pools are INT8 where they can be, as the stage `placement` found."""
-        found = self._placement
-        return found is not None and found.pools
+        """Whether average pools are INT8 where they can be."""
+        return self.priced is not None and self.priced.pools
 
     @property
-    def _placement(self) -> CostPlacement | None:
+    def priced(self) -> CostPlacement | None:
+        """What the stage `placement` found; None where nothing has a price."""
         path = self.workspace.placement
         return read_artifact(path, "placement", CostPlacement) if path.exists() else None
 
@@ -173,6 +173,12 @@ class Run:
             "num_samples": calibration.num_samples,
             "seed": plan.seed,
         }
+
+    @property
+    def channels(self) -> ChannelFactors:
+        """Factors of channels in front of their quantizers, as the stage `channels` chose; none without it."""
+        path = self.workspace.channels
+        return load_file(require(path, "channels")) if path.exists() else {}
 
     @property
     def engine_onnx(self) -> Path:

@@ -7,11 +7,8 @@ and one whose inputs did not change is skipped.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-import torch
-
-from reptrt.calibrators.quantized.far_concats import find_far_concats
 from reptrt.calibrators.registry import AUTO
 from reptrt.calibrators.sensitivity import find_sensitive_layers
 from reptrt.calibrators.state import (
@@ -30,7 +27,6 @@ from reptrt.pipeline.data.feeds import FeedSet, PictureFeeds
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.engine.build import build_inputs, build_options, write_engine
-from reptrt.pipeline.engine.cost_placement import choose_by_cost
 from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
@@ -39,7 +35,14 @@ from reptrt.pipeline.export.calibrated import export_calibrated
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
-from reptrt.pipeline.recipe import Calibration, Quantization
+from reptrt.pipeline.placing import (
+    choose_apart_concats,
+    choose_channel_factors,
+    image_inputs,
+    network_inputs,
+    place,
+)
+from reptrt.pipeline.recipe import Calibration
 from reptrt.pipeline.report.collect import collect_report
 from reptrt.pipeline.report.example_images import draw_pictures
 from reptrt.pipeline.report.html import write_html
@@ -68,15 +71,6 @@ def run_pipeline(run: Run) -> Report:
     return report(run)
 
 
-def network_inputs(run: Run) -> dict[str, object]:
-    """What placement depends on: known to every stage that traces the network."""
-    return {
-        "network": run.network_sha256,
-        "quantization": run.plan.section(Quantization),
-        "batch_size": run.plan.batch_size,
-    }
-
-
 def check_import(run: Run) -> None:
     """Compare what an ONNX file became with ONNX Runtime, on calibration images.
 
@@ -86,42 +80,6 @@ def check_import(run: Run) -> None:
     size = run.plan.batch_size or _CHECKED_IMAGES
     feed = next(iter(run.samples.feeds(size)))
     run.loaded.require_same_as_file(*(feed[one.name] for one in run.loaded.inputs))
-
-
-def choose_apart_concats(run: Run) -> None:
-    """Write `concats.json`: concats whose sources keep scales of their own, if there are concats."""
-    plan, workspace, graph_module = run.plan, run.workspace, run.recording.float_graph
-    if not any(node.target is torch.ops.aten.cat.default for node in graph_module.graph.nodes):
-        discard(workspace.concats)
-        return
-
-    def work() -> None:
-        batches = calibration_batches(run.samples, plan.batch_size, plan.device)
-        write_json(find_far_concats(graph_module, next(iter(batches))), workspace.concats)
-
-    inputs = {
-        "network": run.network_sha256, "images": run.samples.fingerprint, "device": plan.device,
-        "batch_size": plan.batch_size,
-    }  # fmt: skip
-    run.stage("concats", inputs, "concats", shared=True).run(work)
-
-
-def place(run: Run) -> None:
-    """Write `placement.json`, the layers that stay FP16 since INT8 is not faster there."""
-    plan, workspace, sheet = run.plan, run.workspace, run.target.data_sheet
-    if plan.quantize == "all" or sheet is None:
-        discard(workspace.placement)
-        return
-    inputs = {
-        **network_inputs(run),
-        "target": run.target.name,
-        "end2end": plan.end2end,
-        "opt_batch": plan.opt_batch,
-        "cost": repr(FITTED),
-    }
-    run.stage("placement", inputs, "placement").run(
-        lambda: write_json(choose_by_cost(run, sheet), workspace.placement)
-    )
 
 
 def choose_float_layers(run: Run) -> None:
@@ -134,10 +92,11 @@ def choose_float_layers(run: Run) -> None:
     if plan.min_snr == 0:
         discard(workspace.sensitivity)
         return
+    savings = run.priced.savings if run.priced else None
     is_detector = run.loaded.task == "detection"
-    inputs = {**image_inputs(run), "device": plan.device}
+    inputs = {**image_inputs(run), "device": plan.device, "savings": savings}
     if not is_detector:
-        inputs = {**calibration_inputs(run), "least_snr": plan.least_snr}
+        inputs |= {**calibration_inputs(run), "least_snr": plan.least_snr}
     stage = run.stage("sensitivity", inputs, "sensitivity", shared=True)
     if not is_detector and not stage.is_done:
         discard(workspace.sensitivity)
@@ -151,26 +110,16 @@ def choose_float_layers(run: Run) -> None:
         )  # fmt: skip
 
     def work() -> None:
-        network = prepare_network(
-            run.loaded, plan, run.recording, (), run.costly, run.apart, pools=run.pools
-        )
+        choices = replace(run.choices, sensitive=())
+        network = prepare_network(run.loaded, plan, run.recording, choices)
         batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
-        found = find_sensitive_layers(network.quantized, batches, plan.min_snr, run.progress)
+        found = find_sensitive_layers(
+            network.quantized, batches, plan.min_snr, run.progress, savings
+        )
         write_json(found, workspace.sensitivity)
 
     with naming_images(run.samples):
         stage.run(work)
-
-
-def image_inputs(run: Run) -> dict[str, object]:
-    """A placed network and its images."""
-    return {
-        **network_inputs(run),
-        "images": run.samples.fingerprint,
-        "costly": sorted(run.costly),
-        "pools": run.pools,
-        "apart": run.apart,
-    }
 
 
 def calibration_inputs(run: Run) -> dict[str, object]:
@@ -192,6 +141,7 @@ def calibrate(run: Run) -> None:
         return
     choose_apart_concats(run)
     place(run)
+    choose_channel_factors(run)
     choose_float_layers(run)
     calibrate_once(run)
 

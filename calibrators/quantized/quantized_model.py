@@ -54,6 +54,13 @@ class QuantizedModel:
         """Run on images [N, 3, H, W], or on other inputs; always a tuple of outputs."""
         return tuple(tree_leaves(self.graph_module(*tensors_of(batch))))
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it runs on batches of one size alone."""
+        inputs = [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
+        first = [side for node in inputs for side in node.meta["val"].shape[:1]]
+        return all(isinstance(side, int) for side in first)
+
     @contextmanager
     def float_mode(self) -> Iterator[None]:
         """Inside this context every quantizer is the identity."""

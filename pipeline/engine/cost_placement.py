@@ -37,7 +37,7 @@ from reptrt.models.graph import layer_name
 from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
 from reptrt.pipeline.export.export import export_qdq
 from reptrt.pipeline.export.fix_sides import fix_sides
-from reptrt.pipeline.export.prepare import Network, prepare_network
+from reptrt.pipeline.export.prepare import Choices, Network, prepare_network
 from reptrt.pipeline.run import Run
 
 _STEPS = 3 + ROUNDS + KINDS
@@ -85,7 +85,7 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
         BuildError, CostError, UnpredictableModelError: the network gives no engine to price.
     """
     plan = run.plan
-    network = prepare_network(run.loaded, plan, run.recording, pools=True)
+    network = prepare_network(run.loaded, plan, run.recording, Choices(pools=True))
     scale_weights(
         network.quantized
     )  # with equal scales weights below half a step would be one tensor

@@ -6,11 +6,12 @@ import copy
 import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
+from reptrt.calibrators.channels.rewrite import ChannelFactors, scale_channels
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.output_parts import find_parts
 from reptrt.calibrators.quantized.placement import place_quantizers
@@ -93,15 +94,31 @@ def record_network(
     return Recording(float_graph, {**fused, **protect_merged(merged)})
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What the stages in front of calibration chose for a network.
+
+    Attributes:
+        sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
+        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`), and
+            the reason.
+        apart: concats whose sources keep scales of their own.
+        pools: whether average pools that feed a quantized layer read quantized values.
+        channels: factors of channels in front of their quantizers (`reptrt.calibrators.channels`).
+    """
+
+    sensitive: Collection[str] = ()
+    costly: Mapping[str, str] = field(default_factory=dict)
+    apart: Collection[str] = ()
+    pools: bool = False
+    channels: ChannelFactors = field(default_factory=dict)
+
+
+NO_CHOICES = Choices()
+
+
 def prepare_network(
-    loaded: LoadedModel,
-    plan: Plan,
-    recording: Recording,
-    sensitive: Collection[str] = (),
-    costly: Mapping[str, str] | None = None,
-    apart: Collection[str] = (),
-    *,
-    pools: bool = False,
+    loaded: LoadedModel, plan: Plan, recording: Recording, choices: Choices = NO_CHOICES
 ) -> Network:
     """Place and insert quantizers; all scales are still 1.
 
@@ -109,11 +126,7 @@ def prepare_network(
         loaded: float network.
         plan: what to do.
         recording: of `loaded`.
-        sensitive: layers that stay float (`reptrt.calibrators.sensitivity`).
-        costly: layers that stay float since INT8 is not faster (`reptrt.engines.cost.placement`), and
-            the reason.
-        apart: concats whose sources keep scales of their own.
-        pools: whether average pools that feed a quantized layer read quantized values.
+        choices: of the stages in front.
 
     Raises:
         OutputError: the network does not do its task.
@@ -125,10 +138,10 @@ def prepare_network(
         graph_module.graph,
         plan.keep_float,
         quantize_head=plan.quantize_head,
-        left_float={**(costly or {}), **dict.fromkeys(sensitive, SENSITIVE)},
-        apart=apart,
+        left_float={**choices.costly, **dict.fromkeys(choices.sensitive, SENSITIVE)},
+        apart=choices.apart,
         softmax=plan.softmax,
-        pools=pools,
+        pools=choices.pools,
     )
     quantized = insert_quantizers(
         graph_module,
@@ -138,6 +151,7 @@ def prepare_network(
         first_last_bits=plan.first_last_bits,
         branch_affines={name: affine.to(plan.device) for name, affine in recording.affines.items()},
     )
+    scale_channels(quantized, choices.channels)
     return Network(recording.float_graph, quantized, describe(loaded, recording.float_graph, plan))
 
 

@@ -29,6 +29,7 @@ T = TypeVar("T")
 CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
 COMMANDS = {
+    "channels": "calibrate",
     "concats": "calibrate",
     "cost": "build",
     "placement": "calibrate",
@@ -40,6 +41,7 @@ COMMANDS = {
 ARTIFACTS = {
     "concats": "concats.json",
     "placement": "placement.json",
+    "channels": "channels.safetensors",
     "sensitivity": "sensitivity.json",
     "calibration": "calibration.safetensors",
     "scales": "scales.json",
@@ -72,6 +74,7 @@ class Workspace:
     folder: Path
     concats: Path
     placement: Path
+    channels: Path
     sensitivity: Path
     calibration: Path
     scales: Path

@@ -38,7 +38,7 @@ class Stage:
     """One step of the road.
 
     Attributes:
-        name: `concats`, `sensitivity`, `calibrate`, `export`, `build`, `fp16`, `validate` or `report`.
+        name: of its record, as `calibrate`; see `reptrt.pipeline.workspace.folder.ARTIFACTS`.
         command: what the user typed.
         seed: of the run.
         inputs: everything that the result depends on; JSON values, files by their hash.

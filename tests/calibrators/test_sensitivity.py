@@ -16,7 +16,7 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_
 from reptrt.calibrators.quantized.run_nodes import float_copy
 from reptrt.calibrators.sensitivity import SENSITIVE, compared_images, find_sensitive_layers
 from reptrt.models.graph import trace
-from tests.tiny_networks import SIZE, randomize, smooth_images
+from tests.tiny_networks import SIZE, plain, randomize, smooth_images
 
 
 class OneWideChannel(nn.Module):
@@ -122,7 +122,7 @@ def test_every_layer_is_measured_alone_and_all_that_is_left_together(
     }
     for layer, snr in found.items():
         with model.float_mode():
-            quantizers[layer].enabled = True
+            quantizers[layer].enabled = model.weight_quantizers[layer].enabled = True
             alone = decibel(output_noise(model, IMAGES[:1], reference))
         assert snr == pytest.approx(alone, abs=0.1)
     for layer in found:
@@ -144,9 +144,24 @@ def test_the_best_baseline_decides_whether_anything_is_left_out() -> None:
     assert found[1] != {}
 
 
+def test_a_layer_that_saves_little_is_left_float_before_one_that_saves_much() -> None:
+    model = quantized(TwoWideChannels(), {})
+    savings = {"first": 10.0, "worst": 1e6, "second": 1.0, "last": 10.0}
+    found = find_sensitive_layers(model, IMAGES[:1], 90.0, savings=savings)
+    assert next(iter(found)) == "second"
+
+
 @pytest.mark.parametrize(("side", "count"), [(64, 16), (320, 16), (448, 8), (640, 4), (1280, 4)])
 def test_of_large_images_fewer_are_compared(side: int, count: int) -> None:
-    assert len(compared_images(torch.zeros(20, 1, side, side))) == count
+    assert len(compared_images(network(), torch.zeros(20, 1, side, side))) == count
+
+
+def test_where_the_batch_is_fixed_all_of_it_is_compared_and_estimated() -> None:
+    graph_module = trace(randomize(plain()), (SIZE, SIZE), batch_size=20)
+    model = insert_quantizers(graph_module, place_quantizers(graph_module.graph))
+    images = smooth_images(20, seed=1)
+    assert find_sensitive_layers(model, [images], min_snr=90.0)
+    assert len(compared_images(model, images)) == 20
 
 
 def test_nothing_is_left_out_where_the_outputs_are_close_enough() -> None:

@@ -14,13 +14,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 import reptrt
+from reptrt.calibrators.channels.choose import choose_factors
+from reptrt.calibrators.channels.rewrite import scale_channels
+from reptrt.calibrators.first_order import sample_noise
+from reptrt.calibrators.histogram.methods import MinMaxCalibrator
 from reptrt.models.inputs import InputError
 from reptrt.models.load import load_model, load_module
 from reptrt.models.spec import PreprocessOverrides
 from reptrt.models.task import OutputError, list_outputs
+from reptrt.pipeline.data.torch_batches import as_batch
+from reptrt.pipeline.export.prepare import record_network
 from reptrt.pipeline.plan import fixed_batch
 from reptrt.pipeline.recipe import Recipe
 from tests.named_inputs import BATCHES, KINDS, OPEN_SIZES, random_feed, write_network
+from tests.tiny_networks import quantized
 
 LEAST_DB = 30.0
 
@@ -64,6 +71,32 @@ def test_named_inputs_end_in_int8_that_is_close_to_the_file(tmp_path: Path, kind
     feed = random_feed(network, 3, seed=9)
     found = run_file(result.workspace.fp32_onnx, feed)
     np.testing.assert_allclose(found, run_file(network, feed), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "an image and a vector",
+        "an image and a number that the batch shares",
+        "token numbers",
+        "video",
+    ],
+)
+def test_channels_of_named_inputs_are_scaled_and_their_noise_is_estimated(
+    tmp_path: Path, kind: str
+) -> None:
+    network = write_network(KINDS[kind], tmp_path / "net.onnx")
+    feeds = [random_feed(network, 3, seed) for seed in (0, 1)]
+    loaded = load_model(str(network), feed=feeds[0])
+    model = quantized(record_network(loaded).float_graph)
+    batches = [as_batch(feed, loaded.inputs, "cpu") for feed in feeds]
+    with model.float_mode():
+        (expected,) = model(batches[0])
+        scale_channels(model, choose_factors(model, batches, product_gain=-100.0))
+        torch.testing.assert_close(model(batches[0])[0], expected)
+    MinMaxCalibrator().calibrate(model, batches)
+    samples = sample_noise(model, batches[0])
+    assert all(samples.noise([layer]) > 0 for layer in model.weight_quantizers)
 
 
 @pytest.mark.parametrize("kind", OPEN_SIZES)

@@ -77,6 +77,7 @@ def test_a_run_leaves_every_file_its_records_and_nothing_else(
 ) -> None:
     found = {path.name for path in tiny.files_of(finished).iterdir()}
     elsewhere = {
+        "channels.safetensors",
         "concats.json",
         "sensitivity.json",
         "model.end2end.onnx",

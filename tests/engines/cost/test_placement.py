@@ -38,6 +38,7 @@ def test_what_is_faster_in_fp16_stays_there() -> None:
     assert found.float_layers == {"b": LayerPrice(30.0, 20.0)}
     assert found.milliseconds == pytest.approx(0.032)
     assert (found.int8_milliseconds, found.fp16_milliseconds) == (0.04, 0.06)
+    assert found.savings == {"a": 14.0, "c": 14.0}  # each pays for a border of `b`
 
 
 def test_a_layer_whose_border_costs_more_than_it_saves_goes_too() -> None:
