@@ -200,14 +200,15 @@ def measure(network: Network, folder: Path) -> dict[str, Any]:
     labelled = open_evaluation(folder, card.task, card.preprocess, card.num_classes, card.classes)
     fp32 = TorchRunner(network.float_graph, card.outputs, "FP32")
     quantized = TorchRunner(network.quantized, card.outputs, "INT8")
-    accuracy = evaluate(fp32, quantized, card, labelled, None, no_progress)  # type: ignore[arg-type]
+    accuracy = evaluate(fp32, quantized, card, labelled, None, no_progress).accuracy  # type: ignore[arg-type]
     noise = {name: SignalNoise() for name in card.outputs}
     for batch in itertools.islice(labelled.images.batches(16), SNR_IMAGES // 16):
         expected, actual = (runner.infer({INPUT_NAME: batch}) for runner in (fp32, quantized))
         for name, value in noise.items():
             value.update(expected[name], actual[name])
     snr = min(value.snr_db for value in noise.values())
-    return {k: accuracy[k] for k in ("fp32", "quantized", "drop", "agreement")} | {"snr_db": snr}
+    found = {k: getattr(accuracy, k) for k in ("fp32", "quantized", "drop", "agreement")}
+    return found | {"snr_db": snr, "drop_at_most": (accuracy.drop_interval or (None, None))[1]}
 
 
 def key(case: Case) -> str:

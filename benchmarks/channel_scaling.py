@@ -18,7 +18,7 @@ from ablate import measure
 from reptrt.calibrators.channels.choose import choose_factors
 from reptrt.calibrators.channels.rewrite import describe_factors, scale_channels
 from reptrt.calibrators.first_order import sample_noise
-from reptrt.calibrators.output_noise import output_noise
+from reptrt.calibrators.output_noise import decibel, output_noise
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import float_copy
@@ -38,8 +38,8 @@ def main() -> None:
     """Calibrate without and with factors, and print a row for each; then compare the noises."""
     options = parse_options()
     torch.set_num_threads(options.threads)
-    print("| channels | CPU s | FP32 | INT8 | drop | agreement | lowest SNR dB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| channels | CPU s | FP32 | INT8 | drop | at most | agreement | SNR dB | lowest |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for is_scaled in (False, True):
         model, images = run(options, is_scaled)
     if options.compare:
@@ -89,12 +89,13 @@ def run(options: argparse.Namespace, is_scaled: bool) -> tuple[QuantizedModel, t
     seconds = time.process_time() - started
     create_calibrator(options.calibrator, Settings(options.seed)).calibrate(model, batches)
     round_biases(model)
-    found = measure(network, options.eval)
-    numbers = " | ".join(
-        f"{found[key]:.2f}" for key in ("fp32", "quantized", "drop", "agreement", "snr_db")
-    )
+    compared = compared_images(model, next(iter(batches)))
+    noise = output_noise(model, [compared], float_copy(model))
+    found = {**measure(network, options.eval), "mean_db": decibel(noise)}
+    keys = ("fp32", "quantized", "drop", "drop_at_most", "agreement", "mean_db", "snr_db")
+    numbers = " | ".join(f"{found[key]:.2f}" for key in keys)
     print(f"| {text} | {seconds:.1f} | {numbers} |", flush=True)
-    return model, compared_images(model, next(iter(batches)))
+    return model, compared
 
 
 def compare(model: QuantizedModel, images: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -44,26 +45,59 @@ _FEWEST, _MOST_IMAGES, _PIXELS = 4, 16, 16 * 320 * 320
 """Images that are compared: as many as `_PIXELS`, for a large map tells as much as several small ones."""
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """Content of sensitivity.json: layers that stay float, and how close the outputs are then.
+
+    Attributes:
+        layers: layer -> SNR at the outputs, in dB, when nothing but its input and what reads it is
+            quantized; None where that was not measured, or nothing is lost.
+        snr_db: at the outputs, mean over them, with all other layers in INT8 by the best baseline.
+        int8_snr_db: the same with every layer in INT8.
+    """
+
+    layers: Mapping[str, float | None]
+    snr_db: float | None = None
+    int8_snr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Aim:
+    """How close the outputs have to be with the best baseline.
+
+    Attributes:
+        min_snr: SNR at the outputs, mean over them, in dB.
+        gain: dB more than with every layer in INT8, in place of `min_snr`; 0 takes that.
+    """
+
+    min_snr: float
+    gain: float = 0.0
+
+    def noise(self, in_int8: float) -> float:
+        """Most noise-to-signal power, where all layers in INT8 have `in_int8`."""
+        least = decibel(in_int8) + self.gain if self.gain else self.min_snr
+        return float(10 ** (-least / 10))
+
+
 def find_sensitive_layers(
     model: QuantizedModel,
     batches: Batches,
-    min_snr: float,
+    aim: Aim,
     progress: Progress = no_progress,
     savings: Mapping[str, float] | None = None,
-) -> dict[str, float]:
-    """Layers that must stay float for the outputs to reach `min_snr` with the best baseline.
+) -> Sensitivity:
+    """Layers that must stay float for the outputs to reach `aim` with the best baseline.
 
     Args:
         model: placed, uncalibrated; the scales that are left in it mean nothing.
         batches: calibration images; scales come from four batches, and 16 images are compared, fewer
             (4 at least) of more than 320x320 pixels.
-        min_snr: SNR at the outputs, mean over them, in dB.
+        aim: where to stop.
         progress: called as work advances.
         savings: layer -> microseconds that INT8 saves; None takes all layers for equal.
 
     Returns:
-        Layer -> SNR at the outputs, in dB, when nothing but its input and what reads it is quantized;
-        empty where all layers together reach `min_snr`.
+        The layers; none where all together reach `aim`.
     """
     reference = float_copy(model)
     scale_weights(model)
@@ -79,23 +113,24 @@ def find_sensitive_layers(
     def measure() -> float:
         return compare_scales(model, images, {"": scales[best]}, lambda _: expected)[""]
 
-    budget = float(10 ** (-min_snr / 10))
+    budget, all_int8 = aim.noise(noise[best]), decibel(noise[best])
     if noise[best] <= budget:
-        return {}
+        return Sensitivity({}, all_int8, all_int8)
     set_activation_scales(model, scales[best])
     samples = sample_noise(model, images[0])
     readers = {point.name: _layers_behind(model, point) for point in model.placement.points}
     alone = {name: samples.noise({name, *layers}) for name, layers in readers.items()}
     weight = {name: _saved(layers, savings) for name, layers in readers.items()}
     order = sorted(alone, key=lambda name: alone[name] / weight[name], reverse=True)
-    left_out = _leave_out(model, order[: int(_MOST * len(order))], readers, measure, budget)
+    most = order[: int(_MOST * len(order))]
+    left_out, left = _leave_out(model, most, readers, measure, budget)
     found: dict[str, float] = {}
     show = share_of(progress, "sensitivity", 0.6, 1.0)
     for done, name in enumerate(left_out, start=1):
         snr = decibel(_measure_alone(model, name, readers[name], measure))
         found |= dict.fromkeys(readers[name], snr)
         show("", done, len(left_out))
-    return found
+    return Sensitivity(found, decibel(left), all_int8)
 
 
 def _saved(layers: Sequence[str], savings: Mapping[str, float] | None) -> float:
@@ -150,8 +185,8 @@ def _leave_out(
     readers: Mapping[str, Sequence[str]],
     measure: Noise,
     budget: float,
-) -> Sequence[str]:
-    """Activations to leave out with their readers, in `order`, until `measure` is in budget."""
+) -> tuple[Sequence[str], float]:
+    """Activations to leave out with their readers, in `order`, until `measure` is in budget; what is left."""
     left_out: list[str] = []
     noise = measure()
     while noise > budget and len(left_out) < len(order):
@@ -169,4 +204,4 @@ def _leave_out(
             "the outputs reach %.1f dB of the %.1f dB asked for with %d of %d activations in float",
             decibel(noise), decibel(budget), len(left_out), len(readers),
         )  # fmt: skip
-    return left_out
+    return left_out, noise

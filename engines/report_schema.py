@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from reptrt.engines.budget_record import BudgetSearch
 from reptrt.engines.cost.records import Comparison
 from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.inspection.traffic import Traffic
@@ -22,9 +23,6 @@ Deploy = Literal["int8", "fp16", "fp32"]
 Reference = Literal["float", "file"]  # what INT8 is compared with: its float model, or its own file
 Interval = tuple[float, float]
 """Lower and upper end, in percent or points."""
-
-Sensitivity = dict[str, float | None]
-"""Content of sensitivity.json: layer that stays float -> SNR at the outputs in dB with it in INT8."""
 
 
 @dataclass(frozen=True)
@@ -386,6 +384,7 @@ class Report(RunFacts):
     seconds: Mapping[str, float | None] | None = None
     peak_rss_mb: float | None = None
     gate: Gate = Gate()
+    budget: BudgetSearch | None = None
     deploy: Deploy | None = None
     deploy_reason: str = ""
     notes: tuple[str, ...] = ()

@@ -40,7 +40,7 @@ from reptrt.pipeline.progress import ProgressBars
 from reptrt.pipeline.quantized_file import FloatOrigin
 from reptrt.pipeline.recipe import Recipe, RecipeError, load_recipe
 from reptrt.pipeline.report.terminal import terminal_table
-from reptrt.pipeline.stages import run_pipeline
+from reptrt.pipeline.road import run_pipeline
 from reptrt.pipeline.stated_preprocess import stated_preprocess
 from reptrt.pipeline.workspace.folder import Workspace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.sensitivity import compared_images
 from reptrt.calibrators.settings import ENOUGH_SNR, Settings
 from reptrt.pipeline.data.torch_batches import calibration_batches
-from reptrt.pipeline.export.prepare import Network, prepare_network
+from reptrt.pipeline.export.prepare import Network
 from reptrt.pipeline.run import Run
 
 logger = logging.getLogger(__name__)
@@ -35,22 +35,21 @@ class Calibrated:
     result: CalibrationResult
 
 
-def choose_scales(run: Run, sensitive: Mapping[str, float | None], checkpoint: Path) -> Calibrated:
+def choose_scales(run: Run, checkpoint: Path) -> Calibrated:
     """Calibrate with the plan's calibrator; `auto` tries the next one where outputs fall short.
 
     Args:
         run: what is calibrated.
-        sensitive: layers that stay float.
         checkpoint: folder for finished blocks of a calibrator that learns.
     """
     plan = run.plan
-    best = _calibrate(run, plan.calibrator, sensitive, checkpoint)
+    best = _calibrate(run, plan.calibrator, checkpoint)
     if plan.min_snr == 0 or run.recipe.calibrator != AUTO:
         return best
     for name in other_calibrators(plan.calibrator):
         if is_close_enough(best.result, plan.least_snr):
             break
-        found = _calibrate(run, name, sensitive, checkpoint)
+        found = _calibrate(run, name, checkpoint)
         logger.info(
             "%s falls short of %.1f dB: %s instead has %s dB",
             best.result.method, plan.least_snr, name, found.result.snr_db,
@@ -68,12 +67,8 @@ def _decibel(result: CalibrationResult) -> float:
     return float("inf") if result.snr_db is None else result.snr_db
 
 
-def _calibrate(
-    run: Run, name: str, sensitive: Mapping[str, float | None], checkpoint: Path
-) -> Calibrated:
-    plan = run.plan
-    choices = replace(run.choices, sensitive=sensitive)
-    network = prepare_network(run.loaded, plan, run.recording, choices)
+def _calibrate(run: Run, name: str, checkpoint: Path) -> Calibrated:
+    plan, network = run.plan, run.make_network()
     batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
     settings = Settings(
         *(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint, plan.effort),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from safetensors.torch import save_file
 
@@ -13,7 +11,7 @@ from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.engine.cost_placement import choose_by_cost
-from reptrt.pipeline.export.prepare import prepare_network
+from reptrt.pipeline.export.prepare import Choices, prepare_network
 from reptrt.pipeline.recipe import Quantization
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.workspace.folder import discard
@@ -90,7 +88,7 @@ def choose_channel_factors(run: Run) -> None:
     gain = PRODUCT_GAIN if run.target.backend != "tensorrt" else APART_PRODUCT_GAIN
 
     def work() -> None:
-        choices = replace(run.choices, sensitive=(), channels={})
+        choices = Choices(costly=run.costly, apart=run.apart, pools=run.pools)
         network = prepare_network(run.loaded, plan, run.recording, choices)
         batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
         found = choose_factors(network.quantized, batches, gain, run.progress)

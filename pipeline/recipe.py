@@ -131,7 +131,7 @@ class Quantization(Section):
         description="quantize the last layers too; default: in classifiers, not where they set boxes",
     )
     channel_scaling: Literal["auto", "none"] = Field(
-        "none",
+        "auto",
         description="auto: wide channels are divided in front of their quantizers, and multiplied again "
         "behind, where the layers there gain from it",
     )
@@ -220,7 +220,10 @@ class Gate(Section):
 
     title = "The gate"
 
-    max_drop: float | None = Field(None, description="most points of accuracy that INT8 may lose")
+    max_drop: float | None = Field(
+        None,
+        description="most points of accuracy that INT8 may lose; layers stay float until it is kept",
+    )
     min_accuracy: float | None = Field(
         None, description="least accuracy of FP32 and of INT8, as 70; default: better than chance"
     )

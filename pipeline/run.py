@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from reptrt.calibrators.base import CalibrationResult, Progress
 from reptrt.calibrators.channels.rewrite import ChannelFactors
+from reptrt.calibrators.sensitivity import Sensitivity
 from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.cost.placement import CostPlacement
 from reptrt.engines.foreign.text import visible
-from reptrt.engines.report_schema import Sensitivity
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.models.inputs import other_sizes
@@ -52,6 +52,8 @@ from reptrt.pipeline.workspace.run_records import Inputs
 from reptrt.pipeline.workspace.stage import Stage
 
 logger = logging.getLogger(__name__)
+
+NOT_SENSITIVE = Sensitivity({})
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,8 @@ class Run:
         """What goes into the network, and what comes out."""
         return describe(self.loaded, self.recording.float_graph, self.plan)
 
-    @cached_property
-    def network(self) -> Network:
-        """Traced network with quantizers; uncalibrated when first made."""
+    def make_network(self) -> Network:
+        """Traced network with quantizers, uncalibrated, as the stages in front of calibration chose."""
         return prepare_network(self.loaded, self.plan, self.recording, self.choices)
 
     @cached_property
@@ -130,7 +131,12 @@ class Run:
     @property
     def choices(self) -> Choices:
         """What the stages in front of calibration chose."""
-        return Choices(self.sensitive, self.costly, self.apart, self.pools, self.channels)
+        return replace(self.placed, sensitive=self.sensitive.layers)
+
+    @property
+    def placed(self) -> Choices:
+        """What was chosen before the layers that stay float for the sake of accuracy."""
+        return Choices((), self.costly, self.apart, self.pools, self.channels)
 
     @property
     def costly(self) -> dict[str, str]:
@@ -153,7 +159,7 @@ class Run:
     def sensitive(self) -> Sensitivity:
         """Layers that stay float, as the stage `sensitivity` found; none where it did not run."""
         path = self.workspace.sensitivity
-        return read_artifact(path, "sensitivity", Sensitivity) if path.exists() else {}
+        return read_artifact(path, "sensitivity", Sensitivity) if path.exists() else NOT_SENSITIVE
 
     @property
     def apart(self) -> list[str]:

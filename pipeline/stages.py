@@ -1,4 +1,4 @@
-"""The road: one function per stage, and one that walks them all.
+"""The road: one function per stage; `reptrt.pipeline.road` walks them all.
 
 Each stage reads the files of the stages before it and nothing else, so any of them can run alone,
 and one whose inputs did not change is skipped.
@@ -7,10 +7,11 @@ and one whose inputs did not change is skipped.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+import math
+from dataclasses import asdict
 
 from reptrt.calibrators.registry import AUTO
-from reptrt.calibrators.sensitivity import find_sensitive_layers
+from reptrt.calibrators.sensitivity import Aim, Sensitivity, find_sensitive_layers
 from reptrt.calibrators.state import (
     dump_scales,
     read_result,
@@ -20,7 +21,6 @@ from reptrt.calibrators.state import (
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.report_schema import FusionReport, Report, Validation
-from reptrt.engines.target import load_backend
 from reptrt.pipeline.choose_scales import choose_scales, is_close_enough
 from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.feeds import FeedSet, PictureFeeds
@@ -56,21 +56,6 @@ logger = logging.getLogger(__name__)
 _CHECKED_IMAGES = 4
 
 
-def run_pipeline(run: Run) -> Report:
-    """Checkpoint in, validated engine and report out."""
-    require_labels(run)
-    load_backend(run.target)  # what is missing is said now, not after calibration
-    build_options(run.recipe, run.target)
-    require_boxes(run)
-    open_labelled(run, run.loaded)
-    logger.info("plan: %s", run.plan.model_dump_json())
-    calibrate(run)
-    export(run)
-    build(run)
-    validate(run)
-    return report(run)
-
-
 def check_import(run: Run) -> None:
     """Compare what an ONNX file became with ONNX Runtime, on calibration images.
 
@@ -82,23 +67,28 @@ def check_import(run: Run) -> None:
     run.loaded.require_same_as_file(*(feed[one.name] for one in run.loaded.inputs))
 
 
-def choose_float_layers(run: Run) -> None:
+def choose_float_layers(run: Run, aim: Aim) -> None:
     """Write `sensitivity.json`, the layers that INT8 would cost too much, where outputs need it.
 
     Most detectors need it, and the baselines tell which layers. Other networks are calibrated first,
-    without a layer left out, and keep that where every output is close enough.
+    without a layer left out, and keep that where every output is close enough; unless more than that
+    is asked for.
+
+    Args:
+        run: whose layers.
+        aim: where to stop; an infinite gain leaves everything float.
     """
     plan, workspace = run.plan, run.workspace
-    if plan.min_snr == 0:
+    if aim == Aim(0.0):
         discard(workspace.sensitivity)
         return
     savings = run.priced.savings if run.priced else None
-    is_detector = run.loaded.task == "detection"
-    inputs = {**image_inputs(run), "device": plan.device, "savings": savings}
-    if not is_detector:
+    is_open = run.loaded.task != "detection" and not aim.gain
+    inputs = {**image_inputs(run), "device": plan.device, "savings": savings, "aim": str(aim)}
+    if is_open:
         inputs |= {**calibration_inputs(run), "least_snr": plan.least_snr}
     stage = run.stage("sensitivity", inputs, "sensitivity", shared=True)
-    if not is_detector and not stage.is_done:
+    if is_open and not stage.is_done:
         discard(workspace.sensitivity)
         calibrate_once(run)
         result = read_result(require(workspace.calibration, "calibrate"))
@@ -110,12 +100,12 @@ def choose_float_layers(run: Run) -> None:
         )  # fmt: skip
 
     def work() -> None:
-        choices = replace(run.choices, sensitive=())
-        network = prepare_network(run.loaded, plan, run.recording, choices)
-        batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
-        found = find_sensitive_layers(
-            network.quantized, batches, plan.min_snr, run.progress, savings
-        )
+        network = prepare_network(run.loaded, plan, run.recording, run.placed)
+        if math.isinf(aim.gain):
+            found = Sensitivity(dict.fromkeys(network.quantized.placement.layers.values()))
+        else:
+            batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
+            found = find_sensitive_layers(network.quantized, batches, aim, run.progress, savings)
         write_json(found, workspace.sensitivity)
 
     with naming_images(run.samples):
@@ -134,28 +124,33 @@ def calibration_inputs(run: Run) -> dict[str, object]:
     }
 
 
-def calibrate(run: Run) -> None:
-    """Choose scales: `calibration.safetensors`, and `scales.json` for people."""
+def calibrate(run: Run, aim: Aim | None = None) -> None:
+    """Choose scales: `calibration.safetensors`, and `scales.json` for people.
+
+    Args:
+        run: what is calibrated.
+        aim: until which layers are left float; None takes that of the plan.
+    """
     if run.plan.is_quantized:
         keep_scales(run)
         return
     choose_apart_concats(run)
     place(run)
     choose_channel_factors(run)
-    choose_float_layers(run)
+    choose_float_layers(run, aim or Aim(run.plan.min_snr))
     calibrate_once(run)
 
 
 def calibrate_once(run: Run) -> None:
     """Choose scales, with the layers in float that `sensitivity.json` names."""
-    workspace, sensitive = run.workspace, run.sensitive
-    inputs = {**calibration_inputs(run), "sensitive": sorted(sensitive)}
+    workspace = run.workspace
+    inputs = {**calibration_inputs(run), "sensitive": sorted(run.sensitive.layers)}
     stage = run.stage("calibrate", inputs, "calibration", "scales", shared=True)
 
     def work() -> None:
         check_import(run)
         with stage.unfinished() as checkpoint:
-            found = choose_scales(run, sensitive, checkpoint)
+            found = choose_scales(run, checkpoint)
         quantized = found.network.quantized
         with replace_when_done(workspace.calibration) as path:
             save_calibration(quantized, path, found.result)

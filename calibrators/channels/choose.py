@@ -31,6 +31,7 @@ from reptrt.calibrators.channels.sites import (
     weight_columns,
 )
 from reptrt.calibrators.feed import Batch, num_pixels, tensors_of
+from reptrt.calibrators.histogram.methods import observe_activations
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
 from reptrt.models.graph import get_tensor
@@ -81,6 +82,9 @@ def choose_factors(
 
     Returns:
         Quantized tensor -> factor [channels] in 0.001..1, on the CPU; see `scale_channels`.
+
+    Raises:
+        ObservationError: an activation is NaN or infinite.
     """
     sites = [site for name in model.activation_quantizers if (site := find_site(model, name))]
     images = list(_images(batches))
@@ -89,6 +93,8 @@ def choose_factors(
     with model.float_mode():
         for batch in images[:half] or images:
             _Watcher(model, sites, seen).run(*tensors_of(batch))
+        if not all(bool(amax.isfinite().all()) for amax in seen.amax.values()):
+            observe_activations(model, images)  # names the image, and the layer that reads it
         rest = images[half:]
         sampler = _Watcher(model, sites, seen, positions=max(1, _POSITIONS // len(rest)))
         for batch in rest:

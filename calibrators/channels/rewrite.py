@@ -26,6 +26,7 @@ from reptrt.calibrators.channels.sites import (
     source_of,
     weight_columns,
 )
+from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.models.graph import get_tensor
 from reptrt.models.parameters import add_parameter, fresh_path
@@ -76,12 +77,12 @@ def _scale(model: QuantizedModel, site: ChannelSite, own: Mapping[fx.Node, torch
         product = _multiply(module, carrier, carried[carrier], "behind", before=reader)
         reader.replace_input_with(carrier, product)
     for call, factor in own.items():
-        _divide(module, call, factor)
+        _divide(model, call, factor)
 
 
-def _divide(module: fx.GraphModule, call: fx.Node, factor: torch.Tensor) -> None:
+def _divide(model: QuantizedModel, call: fx.Node, factor: torch.Tensor) -> None:
     """Let `call` quantize its tensor divided by `factor`."""
-    value = source_of(call)
+    module, value = model.graph_module, source_of(call)
     producer = find_producer(call)
     if producer is None:
         call.update_arg(0, _multiply(module, value, 1 / factor.double(), "before", before=call))
@@ -90,6 +91,10 @@ def _divide(module: fx.GraphModule, call: fx.Node, factor: torch.Tensor) -> None
         if argument is not None:
             tensor = get_tensor(module, parameter_of(argument))
             tensor.div_(factor.to(tensor).view(-1, *[1] * (tensor.ndim - 1)))
+    layer = model.placement.layers.get(producer.name, "")
+    if (affine := model.branch_affines.get(layer)) is not None:
+        own = factor.to(affine.gain)
+        model.branch_affines[layer] = ChannelAffine(affine.gain / own, affine.shift / own)
 
 
 def _multiply(

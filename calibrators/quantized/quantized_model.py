@@ -48,7 +48,7 @@ class QuantizedModel:
     activation_quantizers: dict[str, TensorQuantizer]
     weight_quantizers: dict[str, TensorQuantizer]
     weight_paths: dict[str, str]
-    branch_affines: Mapping[str, ChannelAffine] = field(default_factory=dict)
+    branch_affines: dict[str, ChannelAffine] = field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Run on images [N, 3, H, W], or on other inputs; always a tuple of outputs."""
@@ -138,7 +138,7 @@ def insert_quantizers(
     activations = _quantize_activations(graph_module, placement, nodes, bits_of_point)
     graph_module.recompile()
     return QuantizedModel(
-        graph_module, placement, activations, weights, paths, branch_affines or {}
+        graph_module, placement, activations, weights, paths, dict(branch_affines or {})
     )
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
 def engine(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
     """Walk the whole road: checkpoint in, validated engine and report out."""
-    from reptrt.pipeline.stages import run_pipeline
+    from reptrt.pipeline.road import run_pipeline
 
     with open_run(load_recipe(model, options, recipe_file), workspace) as run:
         report = run_pipeline(run)

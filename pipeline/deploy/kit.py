@@ -27,6 +27,7 @@ from reptrt.engines.report_schema import FusionReport, RunFacts, Validation, Ver
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
+from reptrt.pipeline.budget import calibrate_and_export
 from reptrt.pipeline.data.datasets import open_samples
 from reptrt.pipeline.data.demo_data import calibration_scenes
 from reptrt.pipeline.deploy.passed import copy_with_verdict, require_passed
@@ -36,7 +37,6 @@ from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe, slug
 from reptrt.pipeline.report.collect import run_facts
 from reptrt.pipeline.run import Run
-from reptrt.pipeline.stages import calibrate, export
 from reptrt.pipeline.workspace.folder import read_artifact
 from reptrt.pipeline.workspace.run_records import made_from
 
@@ -77,8 +77,7 @@ def make_kit(run: Run, archive: Path | None = None) -> Path:
         )
     if not archive.name.endswith(".tar.gz"):
         raise KitError(f"{archive}: a kit is a .tar.gz file")
-    calibrate(run)
-    export(run)
+    calibrate_and_export(run)
     verdict = require_passed(run, str(archive))
     card = read_card(run.workspace.trt_onnx)
     run.progress("make kit", 0, 3)

@@ -9,12 +9,13 @@ from pathlib import Path
 from reptrt.engines.inspection.graph_tensors import read_tensors
 from reptrt.engines.target import load_backend
 from reptrt.engines.triton import ServedModel, add_version, require_name, require_servable
+from reptrt.pipeline.budget import calibrate_and_export
 from reptrt.pipeline.deploy.passed import copy_with_verdict, require_passed
 from reptrt.pipeline.gate import require_labels
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import slug
 from reptrt.pipeline.run import Run
-from reptrt.pipeline.stages import build, calibrate, export
+from reptrt.pipeline.stages import build
 
 
 def add_to_repository(
@@ -49,8 +50,7 @@ def add_to_repository(
     require_name(name)
     require_servable(run.target)
     load_backend(run.target)  # what is missing is said now, not after calibration
-    calibrate(run)
-    export(run)
+    calibrate_and_export(run)
     build(run)
     verdict = require_passed(run, f"{repository / name}")
     card = read_card(run.workspace.trt_onnx)

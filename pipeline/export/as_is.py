@@ -26,6 +26,7 @@ def keep_scales(run: Run) -> None:
     for path in (
         files.concats,
         files.placement,
+        files.channels,
         files.sensitivity,
         files.calibration,
         files.scales,

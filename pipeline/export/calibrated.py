@@ -14,7 +14,8 @@ def export_calibrated(run: Run) -> None:
     Raises:
         ExportError, SurgeryError: the network has no such form.
     """
-    plan, workspace, network, steps, tail = run.plan, run.workspace, run.network, 3, run.loaded.tail
+    plan, workspace, network, steps = run.plan, run.workspace, run.make_network(), 3
+    tail = run.loaded.tail
     load_calibration(network.quantized, workspace.calibration)
     batch_size = network.card.batch_size
     export_float(network.float_graph, workspace.fp32_onnx, network.card, batch_size, tail=tail)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from reptrt.calibrators.base import CalibrationResult
+from reptrt.engines.artifacts import file_sha256
+from reptrt.engines.budget_record import BudgetSearch
 from reptrt.engines.cost.records import Comparison
 from reptrt.engines.report_schema import (
     Accuracy,
@@ -23,7 +26,7 @@ from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.report.summary import comparison_lines
 from reptrt.pipeline.workspace.folder import Workspace, read_artifact, require, stage_records
-from reptrt.pipeline.workspace.run_records import installed_versions
+from reptrt.pipeline.workspace.run_records import StageRecord, installed_versions
 
 
 def collect_report(
@@ -66,9 +69,10 @@ def collect_report(
             trt_onnx=workspace.trt_onnx.stat().st_size,
             engine=require(workspace.engine, "build").stat().st_size,
         ),
-        seconds={name: record.seconds for name, record in records.items()},
+        seconds=_seconds(records),
         peak_rss_mb=max((record.peak_rss_mb for record in records.values()), default=None),
         gate=_gate(verdict, plan.max_drop),
+        budget=budget_search(workspace, plan),
         notes=tuple(f"{label}: {text}" for label, text in calibration.notes.items())
         if calibration
         else comparison_lines(validation),
@@ -89,6 +93,24 @@ def predicted_cost(workspace: Workspace) -> Comparison | None:
     if not workspace.cost.exists():
         return None
     return read_artifact(workspace.cost, "cost", Comparison)
+
+
+def _seconds(records: Mapping[str, StageRecord]) -> dict[str, float]:
+    """Of each stage; of a search, those of its earlier rounds, for the last one's are the stages' own."""
+    seconds = {name: record.seconds for name, record in records.items()}
+    if (search := seconds.pop("budget", None)) is not None:
+        last = sum(value for name, value in seconds.items() if value and name != "build")
+        seconds["earlier rounds"] = round(max(0.0, search - last), 2)
+    return seconds
+
+
+def budget_search(workspace: Workspace, plan: Plan) -> BudgetSearch | None:
+    """What was tried to stay within the budget; None where there is none, or the files are of another run."""
+    if plan.max_drop is None or not workspace.budget.exists():
+        return None
+    found = read_artifact(workspace.budget, "budget", BudgetSearch)
+    is_same = found.attempts[-1].trt_onnx == file_sha256(workspace.trt_onnx)
+    return found if is_same and found.max_drop == plan.max_drop else None
 
 
 def run_facts(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from reptrt.engines.inspection.kernels import Kernel
 from reptrt.engines.report_schema import FileSizes, LayerSnr, Report
 from reptrt.pipeline.report import number_format, summary
+from reptrt.pipeline.report.budget_view import attempt_rows, budget_chart
 from reptrt.pipeline.report.charts import (
     BarChart,
     DotRow,
@@ -86,6 +87,8 @@ def _view(
         "worst_widths": _worst_widths(layers, worst),
         "marked": len(marked),
         "tiles": tiles(report),
+        "attempts": attempt_rows(report),
+        "budget_chart": budget_chart(report),
         "calibrators_chart": _calibrators_chart(report),
         "layer_rows": layer_rows(report, fusion_table),
         "next_steps": next_steps(report),

@@ -55,6 +55,8 @@ def choose_deployment(report: Report) -> Deployment:
         )
     speed = f"{precision} {_speed(race)}"
     failed = report.gate.passed is False
+    if report.budget is not None and report.budget.is_float and report.gate.passed:
+        return Deployment(race.float_name, report.budget.reason)
     if race.float_name == "fp16" and _overflows(report):
         reason = f"FP16 overflows; {speed}, and {loss}"
         return Deployment(None if failed else "int8", reason)

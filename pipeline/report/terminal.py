@@ -8,6 +8,7 @@ from rich.text import Text
 
 from reptrt.engines.foreign.text import visible
 from reptrt.engines.report_schema import Report
+from reptrt.pipeline.report.budget_view import budget_lines
 from reptrt.pipeline.report.charts import worst_layers
 from reptrt.pipeline.report.number_format import decibel, duration, file_size
 from reptrt.pipeline.report.summary import (
@@ -90,6 +91,7 @@ def _footer(report: Report) -> list[str]:
         f"Evaluated on {images}" if images else "",
         *[f"Weakest layer: {row.layer}, {decibel(row.snr_db)}" for row in worst],
         *comparison_lines(report),
+        *budget_lines(report),
         *_island_lines(report),
         f"NMS in the engine: {nms}" if (nms := nms_note(report.end2end)) else "",
         engine_note(report),

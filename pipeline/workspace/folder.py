@@ -29,6 +29,7 @@ T = TypeVar("T")
 CPU = "cpu"
 CPU_ENGINE = "model.cpu.onnx"
 COMMANDS = {
+    "budget": "engine",
     "channels": "calibrate",
     "concats": "calibrate",
     "cost": "build",
@@ -43,6 +44,7 @@ ARTIFACTS = {
     "placement": "placement.json",
     "channels": "channels.safetensors",
     "sensitivity": "sensitivity.json",
+    "budget": "budget.json",
     "calibration": "calibration.safetensors",
     "scales": "scales.json",
     "fp32_onnx": "model.fp32.onnx",
@@ -76,6 +78,7 @@ class Workspace:
     placement: Path
     channels: Path
     sensitivity: Path
+    budget: Path
     calibration: Path
     scales: Path
     fp32_onnx: Path

@@ -14,7 +14,7 @@ from reptrt.calibrators.output_noise import decibel, output_noise
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.quantized.run_nodes import float_copy
-from reptrt.calibrators.sensitivity import SENSITIVE, compared_images, find_sensitive_layers
+from reptrt.calibrators.sensitivity import SENSITIVE, Aim, compared_images, find_sensitive_layers
 from reptrt.models.graph import trace
 from tests.tiny_networks import SIZE, plain, randomize, smooth_images
 
@@ -86,7 +86,7 @@ def snr_when_calibrated(model: QuantizedModel) -> float:
 
 
 def test_the_layer_behind_the_wide_channel_is_found_and_no_other() -> None:
-    found = find_sensitive_layers(network(), IMAGES, min_snr=25.0)
+    found = find_sensitive_layers(network(), IMAGES, Aim(25.0)).layers
     assert list(found) == ["sensitive"]
     assert found["sensitive"] < 25
     assert snr_when_calibrated(network()) < 25
@@ -94,14 +94,14 @@ def test_the_layer_behind_the_wide_channel_is_found_and_no_other() -> None:
 
 
 def test_a_layer_that_reads_the_tensor_through_a_concat_is_found_too() -> None:
-    found = find_sensitive_layers(network(through_concat=True), IMAGES, min_snr=25.0)
+    found = find_sensitive_layers(network(through_concat=True), IMAGES, Aim(25.0)).layers
     assert list(found) == ["sensitive"]
     assert snr_when_calibrated(network(found, through_concat=True)) > 25
 
 
 def test_no_more_layers_are_left_out_than_the_outputs_need() -> None:
     model = quantized(TwoWideChannels(), {})
-    assert list(find_sensitive_layers(model, IMAGES[:1], min_snr=15.0)) == ["worst"]
+    assert list(find_sensitive_layers(model, IMAGES[:1], Aim(15.0)).layers) == ["worst"]
     quantizers = (*model.activation_quantizers.values(), *model.weight_quantizers.values())
     assert all(quantizer.enabled for quantizer in quantizers)
 
@@ -110,7 +110,9 @@ def test_every_layer_is_measured_alone_and_all_that_is_left_together(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
-        found = find_sensitive_layers(quantized(TwoWideChannels(), {}), IMAGES[:1], min_snr=90.0)
+        found = find_sensitive_layers(
+            quantized(TwoWideChannels(), {}), IMAGES[:1], Aim(90.0)
+        ).layers
     assert list(found) == ["worst", "second"]
     model = quantized(TwoWideChannels(), {})
     reference = float_copy(model)
@@ -137,7 +139,9 @@ def test_the_best_baseline_decides_whether_anything_is_left_out() -> None:
     BestBaselineCalibrator().calibrate(model, IMAGES[:1])
     best = decibel(output_noise(model, IMAGES[:1], reference))
     found = [
-        find_sensitive_layers(quantized(TwoWideChannels(), {}), IMAGES[:1], min_snr=best + margin)
+        find_sensitive_layers(
+            quantized(TwoWideChannels(), {}), IMAGES[:1], Aim(best + margin)
+        ).layers
         for margin in (-0.1, 0.1)
     ]
     assert found[0] == {}
@@ -147,7 +151,7 @@ def test_the_best_baseline_decides_whether_anything_is_left_out() -> None:
 def test_a_layer_that_saves_little_is_left_float_before_one_that_saves_much() -> None:
     model = quantized(TwoWideChannels(), {})
     savings = {"first": 10.0, "worst": 1e6, "second": 1.0, "last": 10.0}
-    found = find_sensitive_layers(model, IMAGES[:1], 90.0, savings=savings)
+    found = find_sensitive_layers(model, IMAGES[:1], Aim(90.0), savings=savings).layers
     assert next(iter(found)) == "second"
 
 
@@ -160,26 +164,26 @@ def test_where_the_batch_is_fixed_all_of_it_is_compared_and_estimated() -> None:
     graph_module = trace(randomize(plain()), (SIZE, SIZE), batch_size=20)
     model = insert_quantizers(graph_module, place_quantizers(graph_module.graph))
     images = smooth_images(20, seed=1)
-    assert find_sensitive_layers(model, [images], min_snr=90.0)
+    assert find_sensitive_layers(model, [images], Aim(90.0)).layers
     assert len(compared_images(model, images)) == 20
 
 
 def test_nothing_is_left_out_where_the_outputs_are_close_enough() -> None:
-    assert find_sensitive_layers(network(), IMAGES, min_snr=1.0) == {}
+    assert find_sensitive_layers(network(), IMAGES, Aim(1.0)).layers == {}
 
 
 def test_at_most_half_of_the_activations_are_left_out_and_that_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        found = find_sensitive_layers(network(), IMAGES, min_snr=90.0)
+        found = find_sensitive_layers(network(), IMAGES, Aim(90.0)).layers
     assert list(found) == ["sensitive"]
     assert "of the 90.0 dB asked for with 1 of 3 activations in float" in caplog.text
 
 
 def test_progress_fills_one_bar() -> None:
     seen: list[tuple[str, int, int]] = []
-    find_sensitive_layers(network(), IMAGES, 25.0, lambda *step: seen.append(step))
+    find_sensitive_layers(network(), IMAGES, Aim(25.0), lambda *step: seen.append(step))
     assert {name for name, _, _ in seen} == {"sensitivity"}
     done = [step / total for _, step, total in seen]
     assert done == sorted(done)
@@ -217,7 +221,7 @@ def test_a_shortcut_that_costs_too_much_is_float_with_the_convolution_that_write
     model = quantized(WideShortcut(), {})
     skips = [point.name for point in model.placement.points if point.edges[0][1].startswith("add")]
     assert len(skips) == 1
-    found = find_sensitive_layers(model, IMAGES, min_snr=25.0)
+    found = find_sensitive_layers(model, IMAGES, Aim(25.0)).layers
     assert "shortcut" in found
     placement = quantized(WideShortcut(), found).placement
     assert [point.name for point in placement.points if point.name in skips] == []

@@ -13,6 +13,7 @@ from torch import fx, nn
 from reptrt.calibrators.channels.rewrite import scale_channels
 from reptrt.calibrators.histogram.methods import MinMaxCalibrator
 from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.models.graph import trace
 from reptrt.pipeline.export.export import export_qdq
@@ -120,6 +121,7 @@ def test_behind_them_the_rows_of_the_layer_in_front_are_divided(activation: str)
         return net.b(x if activation == "nothing" else getattr(nn.functional, activation)(x))
 
     model = model_of(forward, a=conv(3, 2), b=conv(2, 4))
+    model.branch_affines["a"] = ChannelAffine(torch.tensor([3.0, -5.0]), torch.tensor([1.0, 2.0]))
     point = model.placement.points[1].name
     weight, bias = model.weight_of("a").clone(), model.graph_module.get_parameter("a.bias").clone()
     scale_channels(model, {point: torch.tensor([0.5, 0.25])})
@@ -127,6 +129,8 @@ def test_behind_them_the_rows_of_the_layer_in_front_are_divided(activation: str)
     factor = torch.tensor([2.0, 4.0])
     torch.testing.assert_close(model.weight_of("a"), weight * factor.view(2, 1, 1, 1))
     torch.testing.assert_close(model.graph_module.get_parameter("a.bias"), bias * factor)
+    affine = model.branch_affines["a"]
+    assert (affine.gain.tolist(), affine.shift.tolist()) == ([6.0, -20.0], [2.0, 8.0])
 
 
 def test_a_tensor_that_is_read_in_float_too_keeps_its_values() -> None:

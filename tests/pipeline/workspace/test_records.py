@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from reptrt.calibrators.sensitivity import Sensitivity
 from reptrt.engines.artifacts import write_json
 from reptrt.engines.inspection.kernel import Kernel, Tensor
 from reptrt.engines.kit.report import KitReport, Verification
@@ -20,7 +21,6 @@ from reptrt.engines.report_schema import (
     MetricPair,
     OutputNumerics,
     Report,
-    Sensitivity,
     Validation,
 )
 from reptrt.pipeline.workspace.records import RecordError, read_record
@@ -43,7 +43,7 @@ KIT = KitReport(**vars(make_report()), verification=Verification("engine", 100.0
         (Validation, Validation(end2end=End2End(0.25, 0.65, 10, 100.0, 99.0, 4, "rtx"))),
         (Report, make_report(accuracy=ACCURACY, fusion=FUSION.summary, notes=("a",))),
         (KitReport, KIT),
-        (Sensitivity, {"stem": 12.5, "head": None}),
+        (Sensitivity, Sensitivity({"stem": 12.5, "head": None}, 20.5)),
     ],
 )
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path, record: Any, value: Any) -> None:

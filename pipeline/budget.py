@@ -1,0 +1,234 @@
+"""Stay within an accuracy budget: fewer layers in INT8, round by round, until the measured loss fits.
+
+The first round is as without a budget; in detectors, which need layers in float, as many stay in INT8 as
+an estimate of the loss allows. What is measured is the upper end of the drop's interval, with all else
+that the gate checks. A round that misses is followed by one whose outputs have less noise, by how far
+it missed. `reptrt.calibrators.sensitivity` finds its layers: those first that cost most noise for
+the microseconds that INT8 saves. After three rounds nothing stays in INT8: the float engine is
+the answer, as where the layers within the budget are not predicted to be faster than FP16.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reptrt.calibrators.sensitivity import Aim
+from reptrt.engines.artifacts import file_sha256, write_json
+from reptrt.engines.budget_record import Attempt, BudgetSearch, Outcome
+from reptrt.engines.cost.constants import FITTED
+from reptrt.engines.inspection.qdq_graph import read_weighted_layers
+from reptrt.engines.report_schema import Accuracy, Check, Validation
+from reptrt.pipeline.gate import run_bounds
+from reptrt.pipeline.placing import network_inputs
+from reptrt.pipeline.recipe import BoxSuppression, Build, Calibration, Gate
+from reptrt.pipeline.report.collect import predicted_cost
+from reptrt.pipeline.report.summary import worst_snr
+from reptrt.pipeline.run import Run, open_labelled
+from reptrt.pipeline.stages import build, calibrate, export, price, validate
+from reptrt.pipeline.validation.intervals import paired_drop_interval
+from reptrt.pipeline.validation.validate import engine_can_run
+from reptrt.pipeline.validation.verdict import judge
+from reptrt.pipeline.workspace.folder import discard, read_artifact
+from reptrt.pipeline.workspace.records import read_record
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 3
+"""Most choices of layers in INT8 that are measured."""
+POINTS = 40.0
+"""Points of mAP that a detector loses for each unit of noise-to-signal power at its outputs, about
+(YOLOv6Lite-S, docs/channels.md). It places the first round alone; the others follow what is measured."""
+LEAST_STEP, MOST_STEP = 3.0, 10.0
+"""dB from one round to the next. The drop is taken to fall with the amplitude of the noise."""
+
+_SAME = 0.1
+"""dB: what reaches less than it was asked for has no layer more to leave float."""
+_BY_INT8 = ("drop", "agreement", "INT8 accuracy")
+"""Checks that fewer layers in INT8 can mend, and so can that of each output's SNR."""
+
+
+@dataclass(frozen=True)
+class Next:
+    """What follows an attempt.
+
+    Attributes:
+        gain: of the next one, as `Attempt.gain`.
+        is_end: there is no next one.
+        reason: why.
+    """
+
+    gain: float | None
+    is_end: bool
+    reason: str
+
+
+def calibrate_and_export(run: Run) -> None:
+    """Calibrate and export; where `max_drop` is set, with as many layers in INT8 as it allows.
+
+    Raises:
+        WorkspaceError, DataError, ...: those of the stages.
+    """
+    if run.recipe.max_drop is None or run.plan.is_quantized:
+        discard(run.workspace.budget)
+        calibrate(run)
+        export(run)
+        return
+    stage = run.stage("budget", _inputs(run), "budget")
+
+    def work() -> None:
+        with stage.unfinished() as folder:
+            write_json(_search(run, folder / "attempts.json"), run.workspace.budget)
+
+    stage.run(work)
+    found = read_artifact(run.workspace.budget, "budget", BudgetSearch)
+    calibrate(run, _aim(run, found.attempts[-1].gain))
+    export(run)
+
+
+def _inputs(run: Run) -> dict[str, object]:
+    """Whatever an attempt depends on."""
+    plan, evaluation = run.plan, open_labelled(run, run.loaded)
+    sections = (Calibration, Build, BoxSuppression, Gate)
+    return {
+        **network_inputs(run),
+        **{section.__name__: plan.section(section) for section in sections},
+        "images": run.samples.fingerprint,
+        "evaluation": None if evaluation is None else evaluation.fingerprint,
+        "threads": plan.threads,
+        "target": run.target.name,
+        "cost": repr((FITTED, run.target.data_sheet)),
+    }
+
+
+def _search(run: Run, file: Path) -> BudgetSearch:
+    """Try until something is within the budget; `file` keeps the attempts of a run that is stopped."""
+    limit = run.recipe.max_drop
+    assert limit is not None
+    attempts = list(read_record(file, list[Attempt])) if file.exists() else []
+    following = next_attempt(attempts, limit, gains=run.plan.quantize == "pays")
+    while not following.is_end:
+        attempts.append(_try(run, following.gain))
+        write_json(attempts, file)
+        last = attempts[-1]
+        logger.info(
+            "budget: %d of %d layers in INT8: %s", last.int8_layers, last.layers, last.reason
+        )
+        following = next_attempt(attempts, limit, gains=run.plan.quantize == "pays")
+        if not following.is_end:
+            logger.warning("%s", following.reason)
+    return BudgetSearch(limit, tuple(attempts), following.reason)
+
+
+def next_attempt(attempts: Sequence[Attempt], max_drop: float, *, gains: bool) -> Next:
+    """What to try after `attempts`.
+
+    Args:
+        attempts: so far, the last one last.
+        max_drop: the budget, in points.
+        gains: whether INT8 has to be predicted faster than FP16.
+    """
+    if not attempts:
+        return Next(0.0, False, "")
+    last = attempts[-1]
+    where = f"{last.int8_layers} of {last.layers} layers in INT8"
+    if last.outcome == "hopeless" or last.gain is None or not last.int8_layers:
+        return Next(None, True, last.reason if len(attempts) == 1 else _before(attempts[:-1]))
+    if gains and not last.pays:
+        return Next(None, False, f"{where}: {last.reason}, and not predicted faster than FP16")
+    if last.outcome == "met":
+        return Next(None, True, f"{where}: {last.reason}")
+    is_stuck = last.reached is not None and last.reached < last.gain - _SAME
+    if len(attempts) >= ROUNDS or is_stuck:
+        undecided = last.outcome == "undecided"
+        return Next(None, undecided, f"{where}: {last.reason}")
+    gain = (last.reached or 0.0) + _step(last, max_drop)
+    return Next(gain, False, f"{where}: {last.reason}; trying with fewer")
+
+
+def _before(attempts: Sequence[Attempt]) -> str:
+    """Why nothing is in INT8."""
+    last = attempts[-1]
+    slow = "" if last.pays else ", and is not predicted faster than FP16"
+    return f"{last.int8_layers} of {last.layers} layers in INT8 are not the answer: {last.reason}{slow}"
+
+
+def _step(last: Attempt, max_drop: float) -> float:
+    """DB less noise that the next round should have."""
+    drop = last.drop if last.drop_at_most is None else last.drop_at_most
+    if drop is None or drop <= max_drop:
+        return LEAST_STEP
+    if max_drop <= 0:
+        return MOST_STEP
+    return min(MOST_STEP, max(LEAST_STEP, 20 * math.log10(drop / max_drop)))
+
+
+def _aim(run: Run, gain: float | None) -> Aim:
+    """What the stage `sensitivity` has to reach for an attempt."""
+    if gain is None:
+        return Aim(math.inf, math.inf)
+    recipe, plan = run.recipe, run.plan
+    min_snr = plan.min_snr
+    if run.loaded.task == "detection" and recipe.min_snr is None and recipe.max_drop:
+        min_snr = max(plan.least_snr, 10 * math.log10(POINTS / abs(recipe.max_drop)))
+    return Aim(min_snr, gain)
+
+
+def _try(run: Run, gain: float | None) -> Attempt:
+    """Calibrate, export and measure."""
+    calibrate(run, _aim(run, gain))
+    export(run)
+    price(run)
+    if engine_can_run(run.target):
+        build(run)
+    validate(run)
+    workspace, sensitive = run.workspace, run.sensitive
+    found = read_artifact(workspace.validation, "validate", Validation)
+    outcome, reason = _outcome(judge(found, run_bounds(run)).checks, found.accuracy)
+    layers = [one for one in read_weighted_layers(workspace.trt_onnx) if one.op != "ConvTranspose"]
+    cost = predicted_cost(workspace)
+    reached = None
+    if sensitive.snr_db is not None and sensitive.int8_snr_db is not None:
+        reached = sensitive.snr_db - sensitive.int8_snr_db
+    accuracy = found.accuracy or Accuracy("")
+    return Attempt(
+        gain=gain,
+        reached=reached,
+        int8_layers=sum(one.quantized and not one.obstacle for one in layers),
+        layers=len(layers),
+        outcome=outcome,
+        reason=reason,
+        trt_onnx=file_sha256(workspace.trt_onnx),
+        drop=accuracy.drop,
+        drop_at_most=(accuracy.drop_interval or (None, None))[1],
+        agreement=accuracy.agreement,
+        snr_db=worst_snr(found.numerics or {}),
+        milliseconds=cost.int8.milliseconds if cost else None,
+        fp16_milliseconds=cost.fp16.milliseconds if cost else None,
+    )
+
+
+def _outcome(checks: Sequence[Check], accuracy: Accuracy | None) -> tuple[Outcome, str]:
+    """What the checks of the gate say of an attempt."""
+    missed = [check for check in checks if not check.passed]
+    if not missed:
+        found = next((check for check in checks if check.name == "drop"), None)
+        return "met", found.reason if found else "within the budget"
+    reason = "; ".join(check.reason for check in missed)
+    if any(one.name not in _BY_INT8 and not one.name.startswith("SNR") for one in missed):
+        return "hopeless", reason
+    if any(check.passed is False for check in missed):
+        return "missed", reason
+    return ("undecided" if _could_decide(missed[0], accuracy) else "met"), reason
+
+
+def _could_decide(drop: Check, accuracy: Accuracy | None) -> bool:
+    """Whether these images would say that a model is within the budget that answers as FP32 does."""
+    if accuracy is None or accuracy.drop_interval is None or drop.bound is None:
+        return False
+    if accuracy.lost is None or not accuracy.num_images:
+        return True
+    return 100 * paired_drop_interval(0, 0, accuracy.num_images).high < drop.bound
