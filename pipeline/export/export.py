@@ -33,9 +33,9 @@ from reptrt.models.graph import example_tensors
 from reptrt.models.inputs import NetworkInput
 from reptrt.models.onnx_import.islands import IslandNote
 from reptrt.models.onnx_import.tail import Tail
+from reptrt.pipeline.export.lighter_exporter import lighten_exporter
 from reptrt.pipeline.export.lowering import lower, lower_float
 from reptrt.pipeline.export.put_back import mark_islands, put_islands_back, put_tail_back
-from reptrt.pipeline.export.torchlib import share_torchlib
 from reptrt.pipeline.model_card import write_card, write_facts
 
 OPSET = 19
@@ -129,7 +129,7 @@ def _save(proto: onnx.ModelProto, path: Path, card: ModelCard) -> None:
 def _to_onnx(
     module: fx.GraphModule, name: str, card: ModelCard, batch_size: int | None, tail: Tail | None
 ) -> onnx.ModelProto:
-    share_torchlib()
+    lighten_exporter()
     module = mark_islands(module)
     state = module.state_dict()
     device = next(iter(state.values())).device if state else torch.device("cpu")
@@ -243,7 +243,27 @@ def _to_dequantize_linear(codes: Any, scale: Any, zero_point: Any) -> Any:
     return op.DequantizeLinear(codes, scale, zero_point, axis=0)
 
 
+def _to_conv_transpose(  # noqa: PLR0913  # those of the operator
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Any:
+    strides, sides, more, dilations = (
+        (list(one) * 2)[:2] for one in (stride, padding, output_padding, dilation)
+    )
+    return op.ConvTranspose(
+        x, weight, bias, strides=strides, pads=[*sides, *sides], output_padding=more, group=groups,
+        dilations=dilations,
+    )  # fmt: skip
+
+
 _TRANSLATIONS = {
+    torch.ops.aten.conv_transpose2d.input: _to_conv_transpose,
     torch.ops.reptrt.quantize_linear.default: _to_quantize_linear,
     torch.ops.reptrt.dequantize_linear.default: _to_dequantize_linear,
 }

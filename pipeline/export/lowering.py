@@ -208,7 +208,7 @@ def _is_float(node: object) -> bool:
 
 
 def _cast(module: fx.GraphModule, value: fx.Node, dtype: torch.dtype) -> fx.Node:
-    return module.graph.call_function(aten.to.dtype, (value, dtype))
+    return module.graph.call_function(aten._to_copy.default, (value,), {"dtype": dtype})
 
 
 def _constant(module: fx.GraphModule, path: str, value: torch.Tensor) -> fx.Node:
