@@ -27,7 +27,7 @@ class Pass(ABC):
 
     @abstractmethod
     def apply(self, graph: gs.Graph) -> int:
-        """Rewrite `graph` in place and return how many sites changed."""
+        """Rewrite `graph` in place and return how many sites changed: 0 only where all is as it was."""
 
     def ensures(self, graph: gs.Graph) -> None:
         """Raise SurgeryError if the rewrite left `graph` wrong."""
@@ -40,11 +40,14 @@ def run_passes(graph: gs.Graph, passes: Sequence[Pass]) -> dict[str, int]:
         SurgeryError: a pass refuses the graph, or its rewrite broke its own promise.
     """
     changed: dict[str, int] = {}
+    is_clean = False
     for surgery_pass in passes:
         name = type(surgery_pass).__name__
         surgery_pass.requires(graph)
         changed[name] = surgery_pass.apply(graph)
-        sort_nodes(graph.cleanup())
+        if changed[name] or not is_clean:
+            sort_nodes(graph.cleanup())
+            is_clean = True
         surgery_pass.ensures(graph)
         logger.info("%s changed %d site(s)", name, changed[name])
     return changed
