@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import fx
 
+from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.build.builder import build_engine
 from reptrt.engines.outputs.suppression import Suppression
 from reptrt.engines.surgery import clean
@@ -66,8 +68,18 @@ def write_fp16_onnx(
 ) -> None:
     """Write the network in FP16, with the same surgery and NMS as the INT8 model."""
     with tempfile.TemporaryDirectory() as folder:
-        exported, cleaned = Path(folder, "exported.onnx"), Path(folder, "cleaned.onnx")
-        export_float(float_graph, exported, card, card.batch_size, precision="fp16", tail=tail)
-        clean(exported, path if suppression is None else cleaned)
+        cleaned = path if suppression is None else Path(folder, "cleaned.onnx")
+        with replace_when_done(cleaned) as temporary:
+            temporary.write_bytes(_fp16_model(float_graph, card, tail))
         if suppression is not None:
             write_with_nms(cleaned, path, suppression, backend)
+
+
+@functools.lru_cache(maxsize=1)
+def _fp16_model(float_graph: fx.GraphModule, card: ModelCard, tail: Tail | None) -> bytes:
+    """The file's content: placement, cost and validation of a run want the same one."""
+    with tempfile.TemporaryDirectory() as folder:
+        exported, cleaned = Path(folder, "exported.onnx"), Path(folder, "cleaned.onnx")
+        export_float(float_graph, exported, card, card.batch_size, precision="fp16", tail=tail)
+        clean(exported, cleaned)
+        return cleaned.read_bytes()
