@@ -33,12 +33,12 @@ def attempt(
     outcome: Outcome,
     int8_layers: int = 9,
     gain: float | None = 0.0,
-    drop_at_most: float = 16.0,
+    drop: float = 16.0,
     milliseconds: float = 1.0,
 ) -> Attempt:
     return Attempt(
         gain=gain, reached=gain, int8_layers=int8_layers, layers=10, outcome=outcome, reason="why",
-        trt_onnx="", drop=drop_at_most - 1, drop_at_most=drop_at_most, milliseconds=milliseconds,
+        trt_onnx="", drop=drop, drop_at_most=drop + 1, milliseconds=milliseconds,
         fp16_milliseconds=2.0,
     )  # fmt: skip
 
@@ -55,12 +55,12 @@ def test_the_first_round_asks_for_nothing_and_one_within_the_budget_is_the_last(
 
 
 @pytest.mark.parametrize(
-    ("at_most", "step"), [(8.1, LEAST_STEP), (16.0, 6.02), (100.0, MOST_STEP), (1.0, LEAST_STEP)]
+    ("drop", "step"), [(8.1, LEAST_STEP), (16.0, 3.01), (100.0, MOST_STEP), (1.0, LEAST_STEP)]
 )
 def test_the_next_round_has_less_noise_by_how_far_the_last_one_missed(
-    at_most: float, step: float
+    drop: float, step: float
 ) -> None:
-    missed = attempt("missed", gain=5.0, drop_at_most=at_most)
+    missed = attempt("missed", gain=5.0, drop=drop)
     following = next_attempt([missed], LIMIT, gains=True)
     assert not following.is_end
     assert following.gain == pytest.approx(5.0 + step, abs=0.01)
@@ -76,10 +76,8 @@ def test_after_three_rounds_or_where_no_more_layers_help_nothing_stays_in_int8()
     assert next_attempt([*rounds, attempt("met", 0, None)], LIMIT, gains=True).is_end
 
 
-def test_what_more_images_might_decide_stays_in_int8_after_three_rounds() -> None:
-    rounds = [attempt("undecided", 9 - index, 3.0 * index) for index in range(ROUNDS)]
-    assert not next_attempt(rounds[:2], LIMIT, gains=True).is_end
-    assert next_attempt(rounds, LIMIT, gains=True).is_end
+def test_what_more_images_would_decide_stays_in_int8() -> None:
+    assert next_attempt([attempt("missed"), attempt("undecided")], LIMIT, gains=True).is_end
 
 
 def test_int8_that_is_not_faster_is_left_unless_all_is_to_be_quantized() -> None:
