@@ -37,9 +37,8 @@ class MetricPair:
 class Accuracy:
     """The main metric, such as `top1` or `map_50_95`; `extra` holds further ones by name.
 
-    Intervals hold the true value with 95 % confidence. `chance`: what answers as frequent as FP32's
-    reach on labels in another order. `lost` and `gained`: images that FP32 alone, or INT8 alone, gets
-    right.
+    Intervals hold the true value with 95 % confidence. `chance`: what answers as frequent as FP32's reach on labels
+    in another order. `lost`, `gained`: images that FP32, INT8, alone gets right. `divergence`: KL of the classes, nats.
     """
 
     metric: str
@@ -54,6 +53,14 @@ class Accuracy:
     chance: float | None = None
     lost: int | None = None
     gained: int | None = None
+    divergence: float | None = None
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of FP32's own share of right images, in points; None for what is no such share."""
+        if self.metric != "top1" or self.fp32 is None or not self.num_images:
+            return None
+        return float((self.fp32 * (100 - self.fp32) / self.num_images) ** 0.5)
 
     @property
     def pairs(self) -> dict[str, MetricPair]:

@@ -35,6 +35,8 @@ from reptrt.pipeline.report.number_format import (
 
 PERCENTILES: tuple[Literal["p50", "p90", "p99"], ...] = ("p50", "p90", "p99")
 FULL_BITS = 8
+FINE = 0.5
+"""Points of accuracy. With a larger standard error, agreement and KL divergence tell more than the drop."""
 
 _METRIC_NAMES = {
     "top1": "top-1",
@@ -137,13 +139,24 @@ def _sentence(report: Report) -> str:
 
 
 def accuracy_rows(report: Report) -> list[SummaryRow]:
-    """Compare the main metric, the further ones, and how often the two models agree."""
+    """Compare the main metric, the further ones, and how close the two models are.
+
+    The latter come first where labels are too few to tell accuracies `FINE` points apart.
+    """
     accuracy = report.accuracy
     if accuracy is None:
         return []
+    error = accuracy.standard_error
     rows = [_metric_row(name, pair.fp32, pair.quantized) for name, pair in accuracy.pairs.items()]
-    label = f"agreement with {reference_name(report)}"
-    return [*rows, SummaryRow(label, "", percent(accuracy.agreement), "")]
+    close = [
+        SummaryRow(f"agreement with {reference_name(report)}", "", percent(accuracy.agreement), "")
+    ]
+    if accuracy.divergence is not None:
+        close.append(SummaryRow("KL divergence", "", number(accuracy.divergence, 4), ""))
+    if error is None or error <= FINE:
+        return [*rows, *close]
+    first = rows[0]._replace(label=f"{rows[0].label} (standard error {number(error, 1)})")
+    return [*close, first, *rows[1:]]
 
 
 def _metric_row(name: str, fp32: float | None, quantized: float | None) -> SummaryRow:

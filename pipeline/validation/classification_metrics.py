@@ -59,6 +59,33 @@ def agreement(reference: IntArray, test: IntArray) -> float:
     return 100.0 * float(np.mean((reference == test) & (reference >= 0)))
 
 
+def class_divergence(reference: FloatArray, test: FloatArray) -> FloatArray:
+    """Kullback-Leibler divergence `[n]`, in nats, of the test's class distribution from the reference's.
+
+    Unlike the class that wins it moves with every image, so that few images tell models apart.
+
+    Args:
+        reference: logits `[n, classes]`, or probabilities, which lie in 0..1 and sum to 1.
+        test: the same of the other model; NaN gives NaN.
+    """
+    expected, found = _log_probabilities(reference), _log_probabilities(test)
+    divergence: FloatArray = (np.exp(expected) * (expected - found)).sum(axis=1)
+    return divergence
+
+
+def _log_probabilities(outputs: FloatArray) -> NDArray[np.float64]:
+    values = outputs.astype(np.float64)
+    is_distribution = bool((values >= 0).all()) and np.allclose(values.sum(axis=1), 1, atol=1e-3)
+    if is_distribution:
+        values = np.log(np.maximum(values, 1e-12))
+    with np.errstate(invalid="ignore"):  # infinite logits become NaN, which is what is shown
+        shifted = values - values.max(axis=1, keepdims=True)
+        logarithms: NDArray[np.float64] = shifted - np.log(
+            np.exp(shifted).sum(axis=1, keepdims=True)
+        )
+    return logarithms
+
+
 def _rank(logits: FloatArray, labels: IntArray) -> IntArray:
     """Count per row the classes placed before the label: of equal logits, the first comes first."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)

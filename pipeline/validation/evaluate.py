@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.outputs.box_agreement import detection_agreement
-from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, read_nms_outputs
+from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, FloatArray, read_nms_outputs
 from reptrt.engines.outputs.detection import detect as detect_in_maps
 from reptrt.engines.outputs.suppression import EVALUATION, Suppression
 from reptrt.engines.report_schema import Accuracy
@@ -23,7 +23,12 @@ from reptrt.models.inputs import Feed, NetworkInput, count_samples
 from reptrt.pipeline.data.datasets import Batch, ClassificationSet, DetectionSet, EvaluationSet
 from reptrt.pipeline.data.in_memory import LabelledArrays, MaskedArrays, MetricFunction, as_predict
 from reptrt.pipeline.data.masks import MaskSet
-from reptrt.pipeline.validation.classification_metrics import TopAccuracy, agreement, top_class
+from reptrt.pipeline.validation.classification_metrics import (
+    TopAccuracy,
+    agreement,
+    class_divergence,
+    top_class,
+)
 from reptrt.pipeline.validation.detection_metrics import (
     boxes_in_images,
     match_boxes,
@@ -68,11 +73,13 @@ class ClassVotes:
         accuracy: `fp32`, `quantized` -> counts.
         chosen: likewise, `[n]` classes.
         labels: `[n]`.
+        divergence: of the quantized model's class distribution from the float one's, `[n]`, in nats.
     """
 
     accuracy: Mapping[str, TopAccuracy]
     chosen: Mapping[str, NDArray[np.int64]]
     labels: NDArray[np.int64]
+    divergence: FloatArray
 
 
 Boxes = Mapping[str, list[Detections]]
@@ -189,16 +196,21 @@ def count_votes(
     accuracy = {key: TopAccuracy() for key in runners}
     labels: list[NDArray[np.int64]] = []
     chosen: dict[str, list[NDArray[np.int64]]] = {key: [] for key in runners}
+    divergence: list[FloatArray] = []
     batches = evaluation.batches(batch_size or BATCH)
     for done, batch in enumerate(batches, start=1):
         labels.append(evaluation.labels[batch.indices])
-        for key, runner in runners.items():
-            logits = infer(runner, batch.images, batch_size)[card.outputs[0]]
-            accuracy[key].update(logits, labels[-1])
-            chosen[key].append(top_class(logits))
+        logits = {
+            key: infer(runner, batch.images, batch_size)[card.outputs[0]]
+            for key, runner in runners.items()
+        }
+        for key, values in logits.items():
+            accuracy[key].update(values, labels[-1])
+            chosen[key].append(top_class(values))
+        divergence.append(class_divergence(logits["fp32"], logits["quantized"]))
         progress("evaluate FP32 and INT8", done, len(batches))
     joined = {key: np.concatenate(parts) for key, parts in chosen.items()}
-    return ClassVotes(accuracy, joined, np.concatenate(labels))
+    return ClassVotes(accuracy, joined, np.concatenate(labels), np.concatenate(divergence))
 
 
 def accuracy_of_votes(votes: ClassVotes) -> Evaluation:
@@ -212,6 +224,8 @@ def accuracy_of_votes(votes: ClassVotes) -> Evaluation:
         len(votes.labels),
         {"top5": (fp32.top5, quantized.top5)},
     )
+    mean = float(votes.divergence.mean())
+    found = replace(found, divergence=round(mean, 4) if np.isfinite(mean) else None)
     return Evaluation(_with_evidence(found, classes[0], classes[1], votes.labels))
 
 

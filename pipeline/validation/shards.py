@@ -148,7 +148,9 @@ def _join_votes(parts: Sequence[Any]) -> ClassVotes:
         for key, counts in part.accuracy.items():
             accuracy[key].merge(counts)
     chosen = {key: np.concatenate([part.chosen[key] for part in parts]) for key in accuracy}
-    return ClassVotes(accuracy, chosen, np.concatenate([part.labels for part in parts]))
+    labels = np.concatenate([part.labels for part in parts])
+    divergence = np.concatenate([part.divergence for part in parts])
+    return ClassVotes(accuracy, chosen, labels, divergence)
 
 
 def _join_boxes(parts: Sequence[Any]) -> Boxes:

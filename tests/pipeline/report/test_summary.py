@@ -12,6 +12,7 @@ from reptrt.engines.report_schema import (
     Report,
 )
 from reptrt.pipeline.report.summary import (
+    accuracy_rows,
     headline,
     latency_origin,
     loss_change,
@@ -115,3 +116,20 @@ def test_an_engine_with_nms_is_judged_by_its_boxes() -> None:
         .replace("\u00a0", " ")
         .endswith("equal to NumPy’s in 3 of 16 images, F1 99.62 %")
     )
+
+
+@pytest.mark.parametrize(("num_images", "leads"), [(700, True), (50_000, False)])
+def test_where_labels_are_few_closeness_leads_and_top1_has_its_error(
+    num_images: int, leads: bool
+) -> None:
+    accuracy = Accuracy("top1", 80.0, 79.0, 1.0, 95.5, num_images, divergence=0.0312)
+    labels = [row.label for row in accuracy_rows(make_report(accuracy=accuracy))]
+    close = ["agreement with FP32", "KL divergence"]
+    own = ["top-1 (standard error 1.5)"] if leads else ["top-1"]
+    assert labels == ([*close, *own] if leads else [*own, *close])
+
+
+def test_a_detector_has_no_standard_error_and_no_divergence() -> None:
+    accuracy = Accuracy("map_50_95", 40.0, 39.0, 1.0, 95.5, 100)
+    rows = accuracy_rows(make_report(accuracy=accuracy))
+    assert [row.label for row in rows] == ["mAP 50–95", "agreement with FP32"]

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reptrt.pipeline.validation.classification_metrics import TopAccuracy, agreement, top_class
+from reptrt.pipeline.validation.classification_metrics import (
+    TopAccuracy,
+    agreement,
+    class_divergence,
+    top_class,
+)
 
 
 def test_top1_and_top5_of_known_logits() -> None:
@@ -43,3 +48,18 @@ def test_logits_that_are_nan_are_wrong_and_agree_with_nothing() -> None:
 
 def test_agreement_is_the_share_of_equal_top_classes() -> None:
     assert agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == 75.0
+
+
+def test_divergence_of_classes_by_hand() -> None:
+    even, sure = np.zeros((1, 2), np.float32), np.log(np.array([[0.75, 0.25]], np.float32))
+    expected = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)
+    assert class_divergence(even, sure + 7) == pytest.approx([expected])  # logits know no constant
+    assert class_divergence(np.exp(sure), np.exp(sure)) == pytest.approx([0.0])
+    probabilities = np.array([[0.5, 0.5]], np.float32), np.array([[0.75, 0.25]], np.float32)
+    assert class_divergence(*probabilities) == pytest.approx([expected])
+
+
+def test_divergence_from_nan_is_nan() -> None:
+    logits = np.array([[1.0, np.nan], [1.0, 2.0]], np.float32)
+    found = class_divergence(np.ones((2, 2), np.float32), logits)
+    assert np.isnan(found).tolist() == [True, False]

@@ -91,6 +91,7 @@ def test_top1_drop_and_agreement_of_a_classifier(tmp_path: Path, batch_size: int
         chance=18.75,  # of four classes that FP32 sees, three are labels, once each
         lost=1,
         gained=0,
+        divergence=13.8155,  # two of four answers have another class, of probability 1e-12
     )
     assert result.shown is None
     assert fp32.batches == int8.batches == ([4] if batch_size is None else [3, 3])
