@@ -36,6 +36,7 @@ from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
 from reptrt.pipeline.data.feeds import PictureFeeds
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network, open_network
+from reptrt.pipeline.plan import choose_device
 from reptrt.pipeline.recipe import load_recipe
 from reptrt.pipeline.validation.evaluate import evaluate
 from reptrt.pipeline.workspace.stage import peak_rss_bytes
@@ -182,7 +183,7 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     )
     started, processor = time.monotonic(), time.process_time()
     samples = PictureFeeds(images, network.card.inputs)
-    batches = calibration_batches(samples, network.card.batch_size, recipe.device)
+    batches = calibration_batches(samples, network.card.batch_size, choose_device(recipe))
     found = calibrator.calibrate(network.quantized, batches)
     seconds, peak = time.monotonic() - started, peak_rss_bytes()
     processor = time.process_time() - processor
@@ -207,7 +208,8 @@ def measure(network: Network, folder: Path) -> dict[str, Any]:
         for name, value in noise.items():
             value.update(expected[name], actual[name])
     snr = min(value.snr_db for value in noise.values())
-    found = {k: getattr(accuracy, k) for k in ("fp32", "quantized", "drop", "agreement")}
+    shown = ("fp32", "quantized", "drop", "agreement", "divergence")
+    found = {name: getattr(accuracy, name) for name in shown}
     return found | {"snr_db": snr, "drop_at_most": (accuracy.drop_interval or (None, None))[1]}
 
 
@@ -226,9 +228,9 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def table(cases: list[Case], done: Mapping[str, dict[str, Any]]) -> str:
     """Markdown, one row per case, mean over its seeds."""
     lines = [
-        "| calibrator | effort | bits | softmax | images | choice | FP32 | INT8 | drop | agreement | SNR dB "
-        "| steps | processor s | seconds | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| calibrator | effort | bits | softmax | images | choice | FP32 | INT8 | drop | agreement | KL "
+        "| SNR dB | steps | processor s | seconds | peak MB |",
+        16 * "|---" + "|",
     ]
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for case in cases:
@@ -236,12 +238,13 @@ def table(cases: list[Case], done: Mapping[str, dict[str, Any]]) -> str:
         row = (case.calibrator, case.effort, case.bits, case.softmax, images, case.vary or "–")
         rows.setdefault(row, []).append(done[key(case)])
     columns = (
-        *("fp32", "quantized", "drop", "agreement", "snr_db"),
+        *("fp32", "quantized", "drop", "agreement", "divergence", "snr_db"),
         *("steps", "processor_seconds", "seconds", "peak_mb"),
     )
     for row, results in rows.items():
-        means = [float(np.mean([result[column] for result in results])) for column in columns]
-        digits = (2, 2, 2, 2, 1, 0, 0, 0, 0)
+        found = np.array([[result[column] for column in columns] for result in results], float)
+        means = found.mean(0)
+        digits = (2, 2, 2, 2, 3, 1, 0, 0, 0, 0)
         cells = [*map(str, row), *(f"{m:.{d}f}" for m, d in zip(means, digits, strict=True))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
