@@ -31,6 +31,7 @@ from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
 from reptrt.models.card import ModelCard, Part
 from reptrt.pipeline.validation.layer_factors import behind_factors, hidden_factors
+from reptrt.pipeline.validation.value_layers import ChannelNoise, find_value_layers
 
 _BACKGROUND_SCORE = 0.1
 """A network that sees what it was made for says more than this somewhere."""
@@ -159,7 +160,8 @@ def compare_layers(
     """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
     Layers are matched by node name, which export takes from the PyTorch layer, and compared with their
-    bias and before their ReLU. Graph optimizations are off, so that every layer exists.
+    bias and before their ReLU; those that make an attention's values (`value_layers`) up to a gain and an
+    offset of each channel. Graph optimizations are off, so that every layer exists.
 
     Args:
         fp32_onnx: the float network.
@@ -173,7 +175,8 @@ def compare_layers(
     factors = {}
     if scales_onnx is not None and read_form(onnx.load(qdq_onnx)) == "multiplier":
         factors = hidden_factors(qdq_onnx, scales_onnx)
-    noise = {name: SignalNoise() for name in layers}
+    values = find_value_layers(fp32_onnx)
+    noise = {name: ChannelNoise() if name in values else SignalNoise() for name in layers}
     with tempfile.TemporaryDirectory() as folder:
         runners = [
             OnnxRuntimeRunner(
