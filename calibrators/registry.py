@@ -18,6 +18,7 @@ _MODULES = (
     "reptrt.calibrators.transformers.repquant",
     "reptrt.calibrators.transformers.repq_vit",
     "reptrt.calibrators.transformers.smoothquant",
+    "reptrt.calibrators.closed_form",
     "reptrt.calibrators.histogram.best",
     "reptrt.calibrators.histogram.methods",
 )

@@ -39,8 +39,6 @@ class Reconstruction(BaseModel):
             arXiv:2203.05740).
         rounding: weights learned through the straight-through estimator (RepAPQ's code), AdaRound
             (arXiv:2004.10568), or left at the nearest code.
-        compensate: `repquant` only: start from weights that were rounded column by column, each error
-            compensated by the next columns (`reptrt.calibrators.transformers.gptq`), not from the nearest codes.
         code_rate: Adam's rate for the weights, in codes a step: how far from the nearest code they may
             move, and how much of the calibration images they may learn by heart (reconstructed).
         affine: start of QPRep's gain and shift; `none` learns neither (start reconstructed).
@@ -61,7 +59,6 @@ class Reconstruction(BaseModel):
     suffix: Suffix = "float"
     float_inputs: Annotated[float, Field(ge=0, le=1)] = 0.0
     rounding: Rounding = "ste"
-    compensate: bool = False
     code_rate: Annotated[float, Field(gt=0)] = 0.05
     affine: Affine = "identity"
     half_range: bool = True

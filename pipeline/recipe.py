@@ -117,6 +117,7 @@ class Quantization(Section):
     first_last_bits: Bits | None = Field(
         8, description="fewest bits of the first and the last layers and of their inputs"
     )
+    depthwise_bits: Bits | None = Field(8, description="fewest bits of depthwise weights")
     quantize: Literal["pays", "all"] = Field(
         "pays",
         description="pays: a layer is INT8 where the target is predicted to be faster for it; all: "

@@ -68,11 +68,12 @@ def batches(count: int = 32, size: int = 16) -> list[torch.Tensor]:
 
 
 def baseline(name: str, bits: tuple[int, int], count: int) -> QuantizedModel:
-    """The network with outliers by baseline `name`, weights clipped: where learning may start."""
+    """The network with outliers by `gptq`, or by baseline `name`, weights clipped: where learning may start."""
     model = quantized(with_outliers(), bits)
     model.graph_module.requires_grad_(False)
     create_calibrator(name).calibrate(model, batches(count))
-    clip_weights(model)
+    if name != "gptq":
+        clip_weights(model)
     return model
 
 

@@ -167,6 +167,15 @@ def last_layers(graph: fx.Graph) -> set[fx.Node]:
     return layers & after
 
 
+def is_depthwise(layer: fx.Node) -> bool:
+    """Whether each output channel of the convolution `layer` reads one channel of several."""
+    source, weight = layer.args[:2]
+    assert isinstance(source, fx.Node)
+    assert isinstance(weight, fx.Node)
+    is_convolution = layer.target is not aten.linear.default
+    return is_convolution and weight.meta["val"].shape[1] == 1 < source.meta["val"].shape[1]
+
+
 def _choose_layers(
     graph: fx.Graph, keep_float: Sequence[str], reasons: Mapping[fx.Node, str]
 ) -> tuple[dict[str, str], dict[str, str]]:

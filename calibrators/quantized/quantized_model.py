@@ -18,6 +18,7 @@ from reptrt.calibrators.quantized.placement import (
     WEIGHTED,
     Placement,
     QuantizationPoint,
+    is_depthwise,
     last_layers,
 )
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
@@ -101,6 +102,7 @@ def insert_quantizers(
     weight_bits: int = 8,
     activation_bits: int = 8,
     first_last_bits: int | None = None,
+    depthwise_bits: int | None = None,
     branch_affines: Mapping[str, ChannelAffine] | None = None,
 ) -> QuantizedModel:
     """Put a quantizer call on every edge of `placement`; changes `graph_module` in place.
@@ -114,6 +116,7 @@ def insert_quantizers(
         activation_bits: of the activations.
         first_last_bits: least bits, of weights and inputs, of the layers that read the images and
             of those behind which no other comes, quantized or float; None for no exception.
+        depthwise_bits: least bits of the weights of depthwise convolutions; None for no exception.
         branch_affines: see `QuantizedModel`.
     """
     nodes = {node.name: node for node in graph_module.graph.nodes}
@@ -128,7 +131,9 @@ def insert_quantizers(
         return consumer.name in outer
 
     def bits_of_layer(node_name: str) -> int:
-        return max(weight_bits, least if node_name in outer else 0)
+        is_deep = is_depthwise(nodes[node_name])
+        own = depthwise_bits if is_deep and depthwise_bits is not None else 0
+        return max(weight_bits, least if node_name in outer else 0, own)
 
     def bits_of_point(point: QuantizationPoint) -> int:
         all_outer = all(is_outer(nodes[consumer]) for _, consumer in point.edges)

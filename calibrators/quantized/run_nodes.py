@@ -18,6 +18,16 @@ Overrides = Mapping[fx.Node, Callable[..., torch.Tensor]]
 """Node -> function of its arguments that stands in for it."""
 
 
+def activation_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes whose value depends on the images and is a tensor, in graph order."""
+    found: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        depends = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
+        if depends and node.op != "output" and not isinstance(node.meta.get("val"), torch.SymInt):
+            found[node] = None
+    return list(found)
+
+
 def run_nodes(
     graph_module: fx.GraphModule,
     nodes: Sequence[fx.Node],
@@ -72,14 +82,20 @@ def _call(
     return node.target
 
 
-def float_overrides(model: QuantizedModel) -> Overrides:
-    """Overrides that make `model` the float network of its present weights, even if those change later."""
+def float_overrides(model: QuantizedModel, weights: QuantizedModel | None = None) -> Overrides:
+    """Overrides that make `model` a float network of weights that do not change any more.
+
+    Args:
+        model: whose nodes are overridden.
+        weights: a copy of `model` that has the weights; None takes those that `model` has now.
+    """
+    owner = (weights or model).graph_module
     overrides: dict[fx.Node, Callable[..., torch.Tensor]] = {}
     for node in model.graph_module.graph.nodes:
         if node.op == "call_module":
             overrides[node] = _first
         elif node.op == "get_attr":
-            overrides[node] = _constant(get_tensor(model.graph_module, node).detach().clone())
+            overrides[node] = _constant(get_tensor(owner, node).detach().clone())
     return overrides
 
 

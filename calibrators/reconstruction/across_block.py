@@ -11,7 +11,7 @@ L1 throughout, because merged kernels have rare outliers that a squared error wo
 From the paper: L1, the stage term, the affine map. Reconstructed, for it does not say (docs/results.md
 has the ablations): lambda and its normalisation, the float suffix, optimiser, rates and steps, what
 is learned besides the affine map, and where the learning starts: activations at the best baseline, weights
-of fewer than 8 bits clipped where their squared error is least.
+of fewer than 8 bits in closed form (`reptrt.calibrators.second_order`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from reptrt.calibrators.reconstruction.effort import Budget, budget_of
 from reptrt.calibrators.reconstruction.fit_block import fit_block
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import register_calibrator
+from reptrt.calibrators.second_order.fit_weights import fit_weights
 from reptrt.calibrators.settings import Affine, Reconstruction
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,11 @@ class AcrossBlockCalibrator(Calibrator):
             A guard that compares the result with this start, and overrides for the float network.
         """
         guard = start_at_best_baseline(model, batches, chosen, progress)
-        return guard, float_overrides(model)
+        float_network = float_overrides(model)
+        if any(quantizer.grid.num_bits < 8 for quantizer in model.weight_quantizers.values()):
+            fit_weights(model, batches, self.settings.seed)
+            guard.take_if_better("gptq")
+        return guard, float_network
 
     def calibrate(
         self,

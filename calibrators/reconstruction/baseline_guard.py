@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from reptrt.calibrators.base import Batches, Progress, share_of
 from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.histogram.best import baseline_scales
@@ -45,10 +47,22 @@ class Guard:
         noise: Mapping[str, float],
     ) -> None:
         self._model, self._float, self._images = model, reference, images
-        self._noise = noise
+        self._noise = dict(noise)
         self._best = min(noise, key=lambda name: noise[name])
-        state = model.graph_module.state_dict()
-        self._best_state = {name: tensor.clone() for name, tensor in state.items()}
+        self._best_state = self._state()
+
+    def take_if_better(self, method: str) -> None:
+        """Let `method`, which made the model what it is now, be the best so far; else go back to that."""
+        self._noise[method] = output_noise(self._model, self._images, self._float)
+        logger.info("%s: %s", method, describe_noise(self._noise))
+        if self._noise[method] < self._noise[self._best]:
+            self._best, self._best_state = method, self._state()
+        else:
+            self._model.graph_module.load_state_dict(self._best_state)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        state = self._model.graph_module.state_dict()
+        return {name: tensor.clone() for name, tensor in state.items()}
 
     def keep_better(self, method: str) -> tuple[str, dict[str, float]]:
         """Compare what `method` made of the model with the best baseline; keep the better one.
@@ -56,18 +70,15 @@ class Guard:
         Returns:
             The method whose scales the model now has, and every one's SNR in dB.
         """
-        model = self._model
-        ours = {method: output_noise(model, self._images, self._float)}
-        noise = {**ours, **self._noise}
-        logger.info("%s: %s", method, describe_noise(noise))
-        if ours[method] < self._noise[self._best]:
-            return method, decibels(noise)
-        logger.warning(
-            "%s is worse than the baseline %s on the calibration images (%s): kept %s",
-            method, self._best, describe_noise(noise), self._best,
-        )  # fmt: skip
-        model.graph_module.load_state_dict(self._best_state)
-        return self._best, decibels(noise)
+        before = self._best
+        self.take_if_better(method)
+        if self._best != method:
+            logger.warning(
+                "%s is no better than %s on the calibration images (%s): kept %s",
+                method, before, describe_noise(self._noise), before,
+            )  # fmt: skip
+        ours = {method: self._noise[method]}
+        return self._best, decibels({**ours, **self._noise})
 
 
 def start_at_best_baseline(

@@ -19,7 +19,9 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.quantized.moving import MOVING
+from reptrt.calibrators.quantized.placement import is_depthwise
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
+from reptrt.calibrators.quantized.run_nodes import activation_nodes
 from reptrt.calibrators.reconstruction.chains import find_chains, is_read_outside
 from reptrt.calibrators.settings import Units
 
@@ -112,16 +114,6 @@ def compared_outputs(block: Block) -> list[fx.Node]:
     return [node for node in block.outputs if not is_activation_call(node)]
 
 
-def activation_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes whose value depends on the images and is a tensor, in graph order."""
-    found: dict[fx.Node, None] = {}
-    for node in graph.nodes:
-        depends = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
-        if depends and node.op != "output" and not isinstance(node.meta.get("val"), torch.SymInt):
-            found[node] = None
-    return list(found)
-
-
 def _require_matches(model: QuantizedModel, patterns: Sequence[str]) -> None:
     layers = list(dict.fromkeys(model.placement.layers.values()))
     names = f"they are called {layers[0]!r} ... {layers[-1]!r}" if layers else "there is none"
@@ -166,12 +158,7 @@ def _match(name: str, patterns: Sequence[str]) -> str | None:
 
 def _pointwise_reader(node: fx.Node, layers: Collection[fx.Node]) -> fx.Node | None:
     """The one of `layers` that alone reads `node`, if that is a depthwise convolution."""
-    if node.target is not aten.conv2d.default:
-        return None
-    source, weight = node.args[:2]
-    assert isinstance(source, fx.Node)
-    assert isinstance(weight, fx.Node)
-    if not weight.meta["val"].shape[1] == 1 < source.meta["val"].shape[1]:
+    if node.target is not aten.conv2d.default or not is_depthwise(node):
         return None
     while len(node.users) == 1:
         node = next(iter(node.users))

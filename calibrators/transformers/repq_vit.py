@@ -3,11 +3,12 @@
 Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision
 Transformers" (https://arxiv.org/abs/2212.08254). One pass over the images without training: at each
 quantizer the best of three percentiles (`reptrt.calibrators.transformers.percentiles`), all quantizers before it being
-active; LayerNorm outputs per channel, then reparameterized to one scale (`reptrt.calibrators.transformers.scale_reparam`);
-weights per output channel, once their LayerNorm is folded into them.
+active; LayerNorm outputs per channel, then reparameterized to one scale (`reptrt.calibrators.transformers.scale_reparam`),
+and so, which is ours, what attention's projection reads (`reptrt.calibrators.transformers.attention_channels`);
+weights per output channel, once what is in front of them is folded into them.
 
 For TensorRT, which is symmetric, and exactly: below 8 bits any zero point travels behind a Clip, in
-weights too. At 8 bits a LayerNorm's is 128, keys and values are centred, what only linears read is
+weights too. At 8 bits that of a folded tensor is 128, keys are centred, what only linears read is
 shifted (`reptrt.calibrators.quantized.half_range`), and everything else is symmetric, as are weights.
 
 As in the paper, the LayerNorm in front of the classifier is calibrated per tensor: one token an image
@@ -15,6 +16,8 @@ is too little for every channel.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -31,13 +34,13 @@ from reptrt.calibrators.quantized.half_range import has_shiftable_readers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
 from reptrt.calibrators.registry import register_calibrator
-from reptrt.calibrators.transformers.node_inputs import NodeInputs
+from reptrt.calibrators.second_order.node_inputs import NodeInputs
+from reptrt.calibrators.transformers.attention_channels import find_keys, find_value_sites
 from reptrt.calibrators.transformers.percentiles import set_best_amax, set_best_range
 from reptrt.calibrators.transformers.scale_reparam import (
-    NormSite,
-    find_centred,
+    ChannelSite,
     find_norm_sites,
-    reparameterize_norm,
+    reparameterize,
     unsigned_per_channel,
 )
 
@@ -63,49 +66,57 @@ class RepQVitCalibrator(Calibrator):
         progress: Progress = no_progress,
     ) -> CalibrationResult:
         """See `Calibrator.calibrate`. Images are held in memory together, at one node at a time."""
-        sites = ReparameterizingPass(model).run(batches, progress)
-        return CalibrationResult(self.name, {"Reparameterized LayerNorms": str(sites)})
+        return CalibrationResult(self.name, ReparameterizingPass(model).run(batches, progress))
 
 
 class ReparameterizingPass:
     """One pass over the network that sets every quantizer of `model`.
 
     Args:
-        model: float weights behind LayerNorms change; its float network does not.
+        model: float weights change where channels are folded into them; its float network does not.
+        copies: of `model`, into which the same is folded.
+
+    Attributes:
+        model: as given.
     """
 
-    def __init__(self, model: QuantizedModel) -> None:
-        self._model = model
-        self._sites = find_norm_sites(model)
+    def __init__(self, model: QuantizedModel, copies: Sequence[QuantizedModel] = ()) -> None:
+        self.model, self._copies = model, copies
+        self._norms, self._values = find_norm_sites(model), find_value_sites(model)
+        self._sites: dict[fx.Node, ChannelSite] = {**self._norms, **self._values}
         self._tied = _tied_quantizers(model)
-        self._attention = find_centred(model)
+        self._keys = find_keys(model)
 
-    def run(self, batches: Batches, progress: Progress = no_progress) -> int:
-        """Calibrate on `batches`; return how many LayerNorms were reparameterized."""
-        model = self._model
+    def run(self, batches: Batches, progress: Progress = no_progress) -> dict[str, str]:
+        """Calibrate on `batches`; return what was reparameterized, for the report."""
         if self._tied:
-            PercentileCalibrator().calibrate(model, batches)
-        node_inputs = NodeInputs(model, batches)
+            PercentileCalibrator().calibrate(self.model, batches)
+        node_inputs = NodeInputs(self.model, batches)
         for done, node in enumerate(node_inputs, start=1):
             if is_activation_call(node):
                 self._fit_activation(node_inputs, node)
-            elif node.name in model.placement.layers:
+            elif node.name in self.model.placement.layers:
                 self.fit_weight(node_inputs, node)
             progress("reparameterize", done, len(node_inputs.nodes))
-        return len(self._sites)
+        counts = {"LayerNorms": len(self._norms), "attentions": len(self._values)}
+        return {f"Reparameterized {what}": str(count) for what, count in counts.items()}
 
-    def fit_channels(self, site: NormSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
-        """Calibrate the per-channel quantizer of a LayerNorm's output `x` [..., channels]."""
-        if site.is_padded:  # one zero point for all, for zeros must stay zeros
+    def fit_channels(self, site: ChannelSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
+        """Calibrate the per-channel quantizer of the tensor `x` [..., channels] of `site`."""
+        if site.keeps_zero:  # one zero point for all, for zeros must stay zeros
             set_best_amax(channels, x)
             channels.zero_point.fill_(2 ** (channels.grid.num_bits - 1))  # rounded from a tie
         else:
             set_best_range(channels, x)
 
+    def fit_tensor(self, call: fx.Node, quantizer: TensorQuantizer, x: torch.Tensor) -> None:
+        """Calibrate the per-tensor `quantizer` of fewer than 8 bits, which `call` calls on `x`."""
+        set_best_range(quantizer, x)
+
     def fit_weight(self, node_inputs: NodeInputs, node: fx.Node) -> None:
         """Calibrate the weight of the layer `node`, whose input is in `node_inputs`."""
-        layer = self._model.placement.layers[node.name]
-        quantizer, weight = self._model.weight_quantizers[layer], self._model.weight_of(layer)
+        layer = self.model.placement.layers[node.name]
+        quantizer, weight = self.model.weight_quantizers[layer], self.model.weight_of(layer)
         if quantizer.grid.num_bits == 8:
             quantizer.set_amax(channel_amax(weight))
         else:
@@ -115,26 +126,26 @@ class ReparameterizingPass:
     def _fit_activation(self, node_inputs: NodeInputs, call: fx.Node) -> None:
         source = call.args[0]
         assert isinstance(source, fx.Node)
-        quantizer, x = self._model.quantizer_at(call), node_inputs.read(source)
+        quantizer, x = self.model.quantizer_at(call), node_inputs.read(source)
         if quantizer in self._tied:
             return
         if call in self._sites:
-            self._fit_norm(node_inputs, self._sites[call], source, x)
+            self._fit_site(node_inputs, self._sites[call], source, x)
         elif isinstance(quantizer, LogSqrt2Quantizer):
             set_best_amax(quantizer, x)
         elif quantizer.grid.num_bits < 8:
             quantizer.grid = IntegerGrid.unsigned(quantizer.grid.num_bits)
-            set_best_range(quantizer, x)
+            self.fit_tensor(call, quantizer, x)
         else:
             self._fit_8_bits(node_inputs, call, source, x)
 
-    def _fit_norm(
-        self, node_inputs: NodeInputs, site: NormSite, source: fx.Node, x: torch.Tensor
+    def _fit_site(
+        self, node_inputs: NodeInputs, site: ChannelSite, source: fx.Node, x: torch.Tensor
     ) -> None:
-        channels = unsigned_per_channel(self._model.quantizer_at(site.call).grid.num_bits, site)
+        channels = unsigned_per_channel(self.model.quantizer_at(site.call).grid.num_bits, site)
         channels.to(x.device)
-        self.fit_channels(site, channels, x)
-        factor, summand = reparameterize_norm(self._model, site, channels)
+        self.fit_channels(site, channels, site.channels_last(x))
+        factor, summand = reparameterize(self.model, site, channels, self._copies)
         node_inputs.change(
             source, [part * factor + summand for part in node_inputs.batches(source)]
         )
@@ -143,12 +154,15 @@ class ReparameterizingPass:
         self, node_inputs: NodeInputs, call: fx.Node, source: fx.Node, x: torch.Tensor
     ) -> None:
         """Asymmetric where a bias can make the codes symmetric, or a shift is worth its operator."""
-        quantizer = self._model.quantizer_at(call)
+        quantizer = self.model.quantizer_at(call)
         signed = quantizer.grid
         quantizer.grid = IntegerGrid.unsigned(8)
         set_best_range(quantizer, x)
-        if call in self._attention:
-            summand = self._attention[call].centre(self._model, call)
+        if call in self._keys:
+            summand = -float(quantizer.scale) * quantizer.offset
+            for model in (self.model, *self._copies):
+                self._keys[call].add(model, summand)
+            quantizer.zero_point.fill_(quantizer.grid.offset)
             node_inputs.change(source, [part + summand for part in node_inputs.batches(source)])
         elif not has_shiftable_readers(call) or abs(quantizer.offset) <= LOPSIDED:
             quantizer.grid = signed

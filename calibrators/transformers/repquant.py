@@ -4,18 +4,16 @@ Li et al., "RepQuant: Towards Accurate Post-Training Quantization of Large Trans
 Scale Reparameterization" (https://arxiv.org/abs/2402.05628). What it adds to RepQ-ViT: per-channel dual
 clipping of LayerNorm outputs (`reptrt.calibrators.transformers.dual_clipping`), and quantized weight reconstruction behind
 the reparameterization, on quantized inputs. There is no public code and we have not seen the formulas:
-both are reconstructed, and two candidates for the second were measured (docs/results.md):
-
-- learned: the block reconstruction that RepAPQ uses (`reptrt.calibrators.reconstruction.reconstruct`), with a squared
-  error on each residual branch, from RepQ-ViT's scales;
-- `compensate`: the closed form of `reptrt.calibrators.transformers.gptq`, layer by layer, from whose codes the
-  learning then starts (alone with `iterations: 0`).
+both are reconstructed. Weights are first fitted in closed form (`reptrt.calibrators.transformers.fitting_pass`), then learned
+from there, by the block reconstruction that RepAPQ uses (`reptrt.calibrators.reconstruction.reconstruct`), with a
+squared error on each residual branch (docs/results.md has what was measured).
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
-from torch import fx
 
 from reptrt.calibrators.base import Batches, Progress
 from reptrt.calibrators.output_noise import guard_images, output_noise
@@ -26,14 +24,9 @@ from reptrt.calibrators.reconstruction.across_block import AcrossBlockCalibrator
 from reptrt.calibrators.reconstruction.baseline_guard import Guard
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.settings import Reconstruction
-from reptrt.calibrators.state import restore_tensors, save_tensors
 from reptrt.calibrators.transformers.dual_clipping import learn_thresholds
-from reptrt.calibrators.transformers.gptq import gptq_round
-from reptrt.calibrators.transformers.node_inputs import NodeInputs
-from reptrt.calibrators.transformers.repq_vit import ReparameterizingPass
-from reptrt.calibrators.transformers.scale_reparam import NormSite
-
-aten = torch.ops.aten
+from reptrt.calibrators.transformers.fitting_pass import FittingPass
+from reptrt.calibrators.transformers.scale_reparam import ChannelSite
 
 
 @register_calibrator
@@ -54,49 +47,25 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
     ) -> tuple[Guard, Overrides]:
-        """Reparameterize with learned clipping."""
-        reference = float_copy(model)
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        first = ClippingPass(model, chosen, generator)
-        first.run(batches, progress)
+        """Reparameterize with learned clipping, and fit weights in closed form."""
+        reference, folded = float_copy(model), copy.deepcopy(model)
+        ClippingPass(model, folded, self.settings.seed).run(batches, progress)
         images = guard_images(batches)
-        noise = {"repq-vit": output_noise(model, images, reference)}
-        guard = Guard(model, reference, images, noise)
-        rounded = save_tensors(model, list(first.float_weights))
-        restore_tensors(model, first.float_weights)
-        float_network = float_overrides(model)
-        restore_tensors(model, rounded)
-        return guard, float_network
+        noise = {"gptq": output_noise(model, images, reference)}
+        return Guard(model, reference, images, noise), float_overrides(model, folded)
 
 
-class ClippingPass(ReparameterizingPass):
-    """RepQ-ViT's pass, with dual clipping and, where that is chosen, compensated rounding.
+class ClippingPass(FittingPass):
+    """The pass of `gptq`, with learned dual clipping."""
 
-    Attributes:
-        float_weights: path -> weight that compensated rounding replaced by one on its grid.
-    """
+    def __init__(self, model: QuantizedModel, folded: QuantizedModel, seed: int) -> None:
+        super().__init__(model, folded, seed)
+        self._generator = torch.Generator().manual_seed(seed)
 
-    def __init__(
-        self, model: QuantizedModel, chosen: Reconstruction, generator: torch.Generator
-    ) -> None:
-        super().__init__(model)
-        self._uses_gptq, self._generator = chosen.compensate, generator
-        self.float_weights: dict[str, torch.Tensor] = {}
-
-    def fit_channels(self, site: NormSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
+    def fit_channels(self, site: ChannelSite, channels: TensorQuantizer, x: torch.Tensor) -> None:
         """Percentiles, then learned thresholds."""
         super().fit_channels(site, channels, x)
-        if not site.is_padded:
-            layers = [self._model.placement.layers[reader.name] for reader in site.readers]
-            weights = [self._model.weight_of(layer) for layer in layers]
+        if not site.keeps_zero:
+            layers = [self.model.placement.layers[reader.name] for reader in site.readers]
+            weights = [self.model.weight_of(layer) for layer in layers]
             learn_thresholds(channels, x, weights, self._generator)
-
-    def fit_weight(self, node_inputs: NodeInputs, node: fx.Node) -> None:
-        """Percentiles, then rounding on the layer's quantized input."""
-        super().fit_weight(node_inputs, node)
-        if self._uses_gptq and node.target is aten.linear.default:
-            source, layer = node.args[0], self._model.placement.layers[node.name]
-            assert isinstance(source, fx.Node)
-            weight, quantizer = self._model.weight_of(layer), self._model.weight_quantizers[layer]
-            self.float_weights[self._model.weight_paths[layer]] = weight.detach().clone()
-            weight.copy_(gptq_round(weight, quantizer, node_inputs.read(source)))

@@ -149,6 +149,7 @@ def prepare_network(
         weight_bits=plan.weight_bits,
         activation_bits=plan.activation_bits,
         first_last_bits=plan.first_last_bits,
+        depthwise_bits=plan.depthwise_bits,
         branch_affines={name: affine.to(plan.device) for name, affine in recording.affines.items()},
     )
     scale_channels(quantized, choices.channels)

@@ -148,7 +148,8 @@ def test_an_imported_transformer_gets_what_timms_gets(project: Path, tmp_path: P
     report = json.loads((folder / "report.json").read_text())
     assert (report["calibrator"], report["precision"]) == ("repq-vit", "fp16")
     assert read_result(folder / "calibration.safetensors").notes == {
-        "Reparameterized LayerNorms": "2"
+        "Reparameterized LayerNorms": "2",
+        "Reparameterized attentions": "1",
     }
     fusion = report["fusion"]
     assert fusion["int8_layers"] == fusion["quantizable_layers"] == 6

@@ -22,7 +22,8 @@ from tests.run_records import record_of
 
 QUICK = ("--reconstruction", "iterations=2,batch_size=4")
 LEARN = (
-    "--calibrator", "repapq", "--effort", "high", "--weight-bits", 4, "--activation-bits", 4, *QUICK,
+    "--calibrator", "repapq", "--effort", "high", "--weight-bits", 4, "--activation-bits", 4,
+    "--first-last-bits", 4, "--reconstruction", "iterations=10,batch_size=8",
 )  # fmt: skip
 NO_STEPS = ("--reconstruction", "iterations=0")
 ROAD = ("calibrate", "export", "build", "validate", "report")

@@ -197,6 +197,24 @@ def test_the_first_and_the_last_layer_keep_8_bits_where_asked() -> None:
     assert weights == inputs == {**expected, "3.reparam_conv": 6, "6": 8}
 
 
+@pytest.mark.parametrize(("least", "expected"), [(8, 8), (4, 6), (None, 6)])
+def test_depthwise_weights_keep_8_bits_where_asked_and_their_inputs_do_not(
+    least: int | None, expected: int
+) -> None:
+    graph_module = traced("reparameterized")
+    model = insert_quantizers(
+        graph_module,
+        place_quantizers(graph_module.graph),
+        weight_bits=6,
+        activation_bits=6,
+        depthwise_bits=least,
+    )
+    weights, inputs = bits_of(model)
+    assert model.weight_of("2.reparam_conv").shape[1] == 1
+    assert weights == {**dict.fromkeys(weights, 6), "2.reparam_conv": expected}
+    assert set(inputs.values()) == {6}
+
+
 @pytest.mark.parametrize("bits", [None, 4], ids=["none", "fewer"])
 def test_without_more_bits_for_them_they_are_like_the_others(bits: int | None) -> None:
     for found in bits_of(with_outer_bits(traced("reparameterized"), bits)):

@@ -82,6 +82,22 @@ def test_what_is_better_than_every_baseline_stays(caplog: pytest.LogCaptureFixtu
     assert caplog.text == ""
 
 
+def test_what_is_better_becomes_what_is_gone_back_to_and_what_is_worse_goes() -> None:
+    model, guard = guarded()
+    start = state_of(model)
+    model.weight_of("6").mul_(3)
+    guard.take_if_better("worse")
+    assert differing(state_of(model), start) == set()
+    for layer in model.weight_quantizers:  # their rounding is most of the noise
+        model.weight_quantizers[layer].enabled = False
+    guard.take_if_better("better")
+    model.weight_of("6").mul_(3)
+    method, decibels = guard.keep_better("repapq")
+    assert method == "better"
+    assert decibels["better"] == max(decibels.values())
+    assert {"repapq", "worse", "better"} < decibels.keys()
+
+
 def test_a_model_that_computes_nan_is_replaced() -> None:
     model, guard = guarded()
     model.weight_of("6")[0, 0] = float("nan")

@@ -8,9 +8,10 @@ from reptrt.calibrators.quantized.find_attention import Softmax
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
 from reptrt.calibrators.registry import create_calibrator
+from reptrt.calibrators.transformers.attention_channels import find_keys, find_value_sites
 from reptrt.calibrators.transformers.percentiles import set_best_range
 from reptrt.calibrators.transformers.repq_vit import LOPSIDED
-from reptrt.calibrators.transformers.scale_reparam import find_centred, find_norm_sites
+from reptrt.calibrators.transformers.scale_reparam import find_norm_sites
 from tests.reconstructing import all_values, differing, state_of
 from tests.tiny_networks import NETWORKS, quantized, smooth_images, traced
 from tests.tiny_transformers import float_output, images_for, transformer
@@ -46,29 +47,33 @@ def test_below_8_bits_every_other_range_is_the_best_of_what_reaches_it(
     """All quantizers before it are active; weights come after their LayerNorm."""
     model = fitted(name, (bits, bits), "uniform")
     values = all_values(model, images_for(name, 8))
-    sites = find_norm_sites(model)
+    sites = {**find_norm_sites(model), **find_value_sites(model)}
     calls = [node for node in values if is_activation_call(node) and node not in sites]
-    assert len(calls) > 10
+    assert len(calls) >= 10
     for call in calls:
-        expected = TensorQuantizer(IntegerGrid.unsigned(bits))
-        set_best_range(expected, values[call.args[0]])
+        expected, x = TensorQuantizer(IntegerGrid.unsigned(bits)), values[call.args[0]]
+        set_best_range(expected, x)
         quantizer = model.quantizer_at(call)
         assert quantizer.grid == expected.grid
-        torch.testing.assert_close(quantizer.scale, expected.scale, rtol=5e-3, atol=0)
-        assert quantizer.zero_point == expected.zero_point
+        # Values' rows were divided since: a largest value, which is a tie, falls otherwise, and codes behind it.
+        error, least = (float((q(x) - x).square().mean()) for q in (quantizer, expected))
+        assert error < 1.05 * least
     for layer, quantizer in model.weight_quantizers.items():
         weight = model.weight_of(layer)
         expected = TensorQuantizer(IntegerGrid.unsigned(bits), len(weight), axis=0)
         set_best_range(expected, weight)
         assert quantizer.grid == expected.grid
-        assert torch.equal(quantizer.scale, expected.scale)
+        torch.testing.assert_close(
+            quantizer.scale, expected.scale
+        )  # values' rows were divided since
         assert torch.equal(quantizer.zero_point, expected.zero_point)
 
 
 @every_network
 def test_at_8_bits_only_lopsided_inputs_of_linears_have_an_offset(name: str) -> None:
     model = fitted(name, (8, 8), "uniform")
-    sites, centred = find_norm_sites(model), find_centred(model)
+    sites = {**find_norm_sites(model), **find_value_sites(model)}
+    centred = find_keys(model)
     values = all_values(model, images_for(name, 8))
     shifted = 0
     for call in filter(is_activation_call, values):
@@ -147,7 +152,7 @@ def test_every_kind_of_network_is_calibrated(name: str, bits: tuple[int, int]) -
     result = create_calibrator("repq-vit").calibrate(model, [images])
     assert result.method == "repq-vit"
     sites = len(find_norm_sites(model))
-    assert result.notes == {"Reparameterized LayerNorms": str(sites)}
+    assert result.notes["Reparameterized LayerNorms"] == str(sites)
     assert (sites > 0) == (name in ("vit", "swin"))
     with torch.no_grad():
         found = model(images)

@@ -10,14 +10,14 @@ from torch import fx, nn
 from reptrt.calibrators.quantized.find_attention import Softmax
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, TensorQuantizer
-from reptrt.calibrators.transformers.percentiles import set_best_range
+from reptrt.calibrators.transformers.attention_channels import find_value_sites
 from reptrt.calibrators.transformers.repq_vit import ReparameterizingPass
 from reptrt.calibrators.transformers.scale_reparam import (
+    ChannelSite,
     NormSite,
-    find_centred,
     find_norm_sites,
     has_norm_sites,
-    reparameterize_norm,
+    reparameterize,
     unsigned_per_channel,
 )
 from reptrt.models.graph import trace
@@ -74,7 +74,7 @@ def relative_change(model: QuantizedModel, images: torch.Tensor, before: torch.T
     return float((float_output(model, images) - before).abs().max() / before.abs().max())
 
 
-def fitted(model: QuantizedModel, site: NormSite, x: torch.Tensor) -> TensorQuantizer:
+def fitted(model: QuantizedModel, site: ChannelSite, x: torch.Tensor) -> TensorQuantizer:
     """The per-channel quantizer that RepQ-ViT gives the tensor `x` of `site`."""
     num_bits = model.quantizer_at(site.call).grid.num_bits
     channels = unsigned_per_channel(num_bits, site).double()
@@ -89,7 +89,10 @@ def test_the_float_network_stays_itself(name: str, bits: int, softmax: Softmax) 
     model, images = in_double(name, bits, softmax), images_for(name, 3).double()
     before = float_output(model, images)
     state = {key: value.clone() for key, value in model.graph_module.named_parameters()}
-    assert ReparameterizingPass(model).run([images]) == len(find_norm_sites(model)) >= 4
+    notes = ReparameterizingPass(model).run([images])
+    assert notes["Reparameterized LayerNorms"] == str(len(find_norm_sites(model)))
+    assert notes["Reparameterized attentions"] == str(len(find_value_sites(model)))
+    assert len(find_norm_sites(model)) == 2 * len(find_value_sites(model)) + ("swin" in name)
     assert relative_change(model, images, before) < EXACT
     changed = [k for k, v in model.graph_module.named_parameters() if not torch.equal(v, state[k])]
     assert len(changed) >= 3 * len(find_norm_sites(model))  # gain, shift and weight
@@ -99,12 +102,13 @@ def test_the_float_network_stays_itself(name: str, bits: int, softmax: Softmax) 
 @every_network
 def test_per_channel_codes_before_are_the_per_tensor_codes_behind(name: str, bits: int) -> None:
     model, images = in_double(name, bits), images_for(name, 3).double()
-    for call, site in find_norm_sites(model).items():
+    sites: dict[fx.Node, ChannelSite] = {**find_norm_sites(model), **find_value_sites(model)}
+    for call, site in sites.items():
         x = float_values(model, images)[call.args[0]]
         channels = fitted(model, site, x)
         codes = torch.round(x / channels.scale) + channels.zero_point
         codes = torch.clamp(codes, 0, 2**bits - 1)
-        factor, summand = reparameterize_norm(model, site, channels)
+        factor, summand = reparameterize(model, site, channels)
         moved = float_values(model, images)[call.args[0]]
         torch.testing.assert_close(moved, x * factor + summand)
         quantizer = model.quantizer_at(call)
@@ -141,7 +145,7 @@ def test_the_algebra_by_hand() -> None:
     channels = unsigned_per_channel(4, site)
     channels.scale.copy_(torch.tensor([1.0, 3.0] * 4))
     channels.zero_point.copy_(torch.tensor([4.0, 9.0] * 4))  # their mean is 6.5, which becomes 6
-    factor, summand = reparameterize_norm(model, site, channels)
+    factor, summand = reparameterize(model, site, channels)
     quantizer = model.quantizer_at(call)
     assert (float(quantizer.scale), float(quantizer.zero_point)) == (2.0, 6.0)
     # r1 = 1/2, 3/2; s r2 = -2, 9
@@ -172,7 +176,7 @@ def test_a_norm_that_linears_alone_read_is_a_site(join: Callable[..., object]) -
     assert site.norm.target is torch.ops.aten.layer_norm.default
     assert {reader.target for reader in site.readers} == {torch.ops.aten.linear.default}
     assert len(site.readers) == (2 if join is two_readers else 1)
-    assert site.is_padded == any(n.target is torch.ops.aten.pad.default for n in walk_back(site))
+    assert site.keeps_zero == any(n.target is torch.ops.aten.pad.default for n in walk_back(site))
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     before = float_output(model, images)
     model.graph_module.double()
@@ -250,19 +254,19 @@ def test_all_norms_of_the_blocks_are_sites_and_the_last_is_not(name: str) -> Non
             *(f"layers.1.blocks.{i}.norm{j}.weight" for i in (0, 1) for j in (1, 2)),
         ]
     padded = [weight for weight, s in zip(weights, find_norm_sites(model).values(), strict=True)
-              if s.is_padded]  # fmt: skip
+              if s.keeps_zero]  # fmt: skip
     assert padded == [w for w in weights if name == "swin-padded" and "norm1" in w]
 
 
 def test_channels_that_are_padded_share_the_zero_point() -> None:
     model, images = in_double("swin-padded", 6), images_for("swin-padded", 3).double()
-    sites = [site for site in find_norm_sites(model).values() if site.is_padded]
+    sites = [site for site in find_norm_sites(model).values() if site.keeps_zero]
     values = float_values(model, images)
     for site in sites:
         channels = fitted(model, site, values[site.call.args[0]])
         assert channels.zero_point.unique().tolist() == [32]
         assert channels.scale.max() > 5 * channels.scale.min()
-        _, summand = reparameterize_norm(model, site, channels)
+        _, summand = reparameterize(model, site, channels)
         assert not summand.any()
 
 
@@ -273,61 +277,6 @@ def test_a_patch_merging_gets_the_bias_that_it_lacks() -> None:
     assert not bias.any()
     ReparameterizingPass(model).run([images])
     assert bias.all()
-
-
-@every_network
-def test_a_key_and_a_value_are_found_by_the_outputs_that_make_them(name: str) -> None:
-    model = transformer(name, softmax="uniform")
-    for site in model.placement.attention:
-        found = {c.args[0].name: operand for c, operand in find_centred(model).items()}
-        key, value = found[site.key], found[site.value]
-        width = len(key.channels)
-        assert key.bias is value.bias
-        assert key.channels.tolist() == list(range(width, 2 * width))
-        assert value.channels.tolist() == list(range(2 * width, 3 * width))
-        assert key.projection is None
-        layer = model.placement.layers[value.projection.name]
-        assert layer == str(key.bias.target).replace("qkv.bias", "proj")
-        assert site.query not in found
-        assert site.probabilities not in found
-    assert len(found) == 2 * len(model.placement.attention) >= 4
-
-
-@every_network
-def test_centring_keeps_the_codes_and_the_float_network(name: str) -> None:
-    model, images = in_double(name, 8, "uniform"), images_for(name, 3).double()
-    before = float_output(model, images)
-    for call, operand in find_centred(model).items():
-        quantizer = model.quantizer_at(call)
-        x = float_values(model, images)[call.args[0]]
-        quantizer.grid = IntegerGrid.unsigned(8)
-        set_best_range(quantizer, x)
-        codes = torch.clamp(torch.round(x / quantizer.scale) + quantizer.zero_point, 0, 255)
-        assert quantizer.offset != 0
-        summand = operand.centre(model, call)
-        assert quantizer.offset == 0
-        moved = float_values(model, images)[call.args[0]]
-        torch.testing.assert_close(moved, x + summand)
-        assert torch.equal(quantizer.quantize(moved).double() + 128, codes)
-    assert relative_change(model, images, before) < EXACT
-
-
-def test_what_something_else_reads_or_makes_is_not_centred() -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
-            self.proj = nn.Linear(8, 8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            key = self.k(x).transpose(-2, -1)
-            value = F.gelu(self.v(x))
-            return self.proj((self.q(x) @ key).softmax(-1) @ value)
-
-    model = quantized(trace(Attention().eval(), (8, 8)), softmax="uniform")
-    (operand,) = find_centred(model).values()
-    assert operand.bias.target == "k.bias"
-    assert operand.channels.tolist() == list(range(8))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -36,9 +36,10 @@ class Case:
     network: str
     bits: int
     softmax: Softmax = "float"
+    calibrator: str = "repq-vit"
 
     def __str__(self) -> str:
-        return f"{self.network}-w{self.bits}a{self.bits}-{self.softmax}"
+        return f"{self.network}-w{self.bits}a{self.bits}-{self.softmax}-{self.calibrator}"
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,16 @@ CASES = [
     *(Case("vit", 8), Case("vit", 8, "uniform"), Case("vit", 6)),
     *(Case("vit", 4, "uniform"), Case("vit", 4, "log2"), Case("vit-wide", 6, "uniform")),
     *(Case("swin", 8, "uniform"), Case("swin", 6, "log2"), Case("swin-padded", 4)),
+    *(Case("vit", 4, calibrator="gptq"), Case("swin", 8, calibrator="gptq")),
 ]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
-    """A transformer by RepQ-ViT, exported and cleaned."""
+    """A calibrated transformer, exported and cleaned."""
     case: Case = request.param
     model = transformer(case.network, (case.bits, case.bits), case.softmax)
-    create_calibrator("repq-vit").calibrate(model, [images_for(case.network, 8)])
+    create_calibrator(case.calibrator).calibrate(model, [images_for(case.network, 8)])
     round_biases(model)
     folder = tmp_path_factory.mktemp("onnx")
     size = TRANSFORMERS[case.network][1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, TensorQuantizer
-from reptrt.calibrators.transformers.gptq import gptq_round
+from reptrt.calibrators.second_order.gptq import gptq_round
 from reptrt.calibrators.transformers.percentiles import set_best_range
 
 OUT, IN = 10, 24
@@ -27,6 +27,11 @@ def layer(bits: int) -> tuple[torch.Tensor, TensorQuantizer]:
     return weight, quantizer
 
 
+def covariance(inputs: torch.Tensor) -> torch.Tensor:
+    """[1, IN, IN] of rows [count, IN], about 0."""
+    return (inputs.double().T @ inputs.double() / len(inputs))[None]
+
+
 def error(found: torch.Tensor, weight: torch.Tensor, inputs: torch.Tensor) -> float:
     return float(((found - weight) @ inputs.T).square().sum())
 
@@ -34,14 +39,14 @@ def error(found: torch.Tensor, weight: torch.Tensor, inputs: torch.Tensor) -> fl
 @pytest.mark.parametrize("bits", [3, 4, 6])
 def test_on_correlated_inputs_products_are_much_closer_than_by_nearest_rounding(bits: int) -> None:
     (weight, quantizer), inputs = layer(bits), correlated()
-    found = gptq_round(weight, quantizer, inputs)
+    found = gptq_round(weight, quantizer, covariance(inputs)).values
     assert error(found, weight, inputs) < 0.3 * error(quantizer(weight), weight, inputs)
     assert not torch.equal(found, quantizer(weight))
 
 
 def test_it_holds_for_unseen_inputs_of_the_same_kind() -> None:
     (weight, quantizer), inputs = layer(4), correlated(600)
-    found = gptq_round(weight, quantizer, inputs[:300])
+    found = gptq_round(weight, quantizer, covariance(inputs[:300])).values
     unseen = inputs[300:]
     assert error(found, weight, unseen) < 0.5 * error(quantizer(weight), weight, unseen)
 
@@ -49,7 +54,7 @@ def test_it_holds_for_unseen_inputs_of_the_same_kind() -> None:
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_what_is_found_lies_on_the_grid(bits: int) -> None:
     weight, quantizer = layer(bits)
-    found = gptq_round(weight, quantizer, correlated())
+    found = gptq_round(weight, quantizer, covariance(correlated())).values
     assert torch.equal(quantizer(found), found)
     codes = found / quantizer.scale[:, None] + quantizer.zero_point[:, None]
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
@@ -60,34 +65,52 @@ def test_what_is_found_lies_on_the_grid(bits: int) -> None:
 def test_a_weight_that_lies_on_the_grid_is_reproduced() -> None:
     weight, quantizer = layer(4)
     whole = quantizer(weight)
-    assert torch.equal(gptq_round(whole, quantizer, correlated()), whole)
+    assert torch.equal(gptq_round(whole, quantizer, covariance(correlated())).values, whole)
 
 
 def test_uncorrelated_inputs_leave_nearest_rounding() -> None:
     weight, quantizer = layer(4)
     inputs = torch.eye(IN) * torch.linspace(1, 5, IN)
-    assert torch.equal(gptq_round(weight, quantizer, inputs), quantizer(weight))
+    assert torch.equal(gptq_round(weight, quantizer, covariance(inputs)).values, quantizer(weight))
 
 
 def test_a_second_column_makes_up_for_the_first_by_hand() -> None:
     """Both inputs are equal: 0.4 + 0.4 is 1 and 0, not 0 and 0."""
     quantizer = TensorQuantizer(IntegerGrid.for_weights(4), 1, axis=0)
     inputs = torch.ones(5, 2)
-    found = gptq_round(torch.tensor([[0.4, 0.4]]), quantizer, inputs)
+    found = gptq_round(torch.tensor([[0.4, 0.4]]), quantizer, covariance(inputs)).values
     assert found.tolist() == [[0.0, 1.0]]
 
 
 @pytest.mark.parametrize("inputs", [torch.zeros(6, IN), correlated(3)], ids=["dead", "few"])
 def test_inputs_that_determine_nothing_do_no_harm(inputs: torch.Tensor) -> None:
     weight, quantizer = layer(4)
-    found = gptq_round(weight, quantizer, inputs)
+    found = gptq_round(weight, quantizer, covariance(inputs)).values
     assert torch.isfinite(found).all()
     assert error(found, weight, inputs) <= error(quantizer(weight), weight, inputs)
 
 
-def test_tokens_of_images_are_rows() -> None:
-    (weight, quantizer), inputs = layer(4), correlated()
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_latents_are_what_a_quantizer_makes_the_values_of(bits: int) -> None:
+    weight, quantizer = layer(bits)
     before = weight.clone()
-    found = gptq_round(weight, quantizer, inputs.reshape(10, 5, 6, IN))
-    assert torch.equal(found, gptq_round(weight, quantizer, inputs))
+    found = gptq_round(weight, quantizer, covariance(correlated()))
     assert torch.equal(weight, before)
+    assert torch.equal(quantizer(found.latents), found.values)
+    assert not torch.equal(found.latents, found.values)
+    low, high = ((m * quantizer.scale)[:, None] for m in quantizer.multiples)
+    assert (found.latents >= low).all()
+    assert (found.latents <= high).all()
+
+
+def test_groups_are_layers_of_their_own() -> None:
+    weight, quantizer = layer(4)
+    hessians = torch.cat([covariance(correlated(300, rank)) for rank in (2, 5)])
+    both = gptq_round(weight.view(OUT, IN, 1, 1), quantizer, hessians)
+    half = OUT // 2
+    for group, rows in enumerate((slice(half), slice(half, None))):
+        own = TensorQuantizer(quantizer.grid, half, axis=0)
+        own.scale.copy_(quantizer.scale[rows])
+        own.zero_point.copy_(quantizer.zero_point[rows])
+        alone = gptq_round(weight[rows], own, hessians[group][None])
+        assert torch.equal(both.values[rows].flatten(1), alone.values)

@@ -2,7 +2,7 @@
 
 What a method without training needs: the values that reach a quantizer or a layer, all quantizers
 before it being active already. All images are at one node at a time, so memory grows with their
-number; values go as soon as nothing later reads them.
+number; values go as soon as nothing later reads them, or what their quantizer makes of them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.base import Batches
-from reptrt.calibrators.feed import tensors_of
-from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.quantized.run_nodes import run_nodes
-from reptrt.calibrators.reconstruction.blocks import activation_nodes
+from reptrt.calibrators.feed import Batch, tensors_of
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
+from reptrt.calibrators.quantized.run_nodes import activation_nodes, run_nodes
 
 
 class NodeInputs:
@@ -33,11 +32,16 @@ class NodeInputs:
         nodes: what is yielded, in graph order.
     """
 
-    def __init__(self, model: QuantizedModel, batches: Batches) -> None:
+    def __init__(self, model: QuantizedModel, batches: Batches | Sequence[Batch]) -> None:
         self._graph_module = model.graph_module
         activations = activation_nodes(model.graph_module.graph)
         self.nodes = [node for node in activations if node.op != "placeholder"]
         self._last_reader = {source: node for node in self.nodes for source in node.all_input_nodes}
+        order = {node: index for index, node in enumerate(self.nodes)}
+        for call in filter(is_activation_call, self.nodes):  # its readers may ask for both
+            (source,) = call.all_input_nodes
+            readers = (self._last_reader[source], self._last_reader.get(call, call))
+            self._last_reader[source] = max(readers, key=order.__getitem__)
         read = [node for node in activations if node.op == "placeholder"]
         feeds = list(batches)
         tensors = zip(*map(tensors_of, feeds), strict=True)
@@ -51,9 +55,8 @@ class NodeInputs:
             yield node
             with torch.no_grad():
                 self._values[node] = [self._compute(node, i) for i in range(len(self._sizes))]
-            for source in node.all_input_nodes:
-                if self._last_reader[source] is node:
-                    self._values.pop(source, None)
+            for source in [s for s in self._values if self._last_reader.get(s) is node]:
+                self._values.pop(source)
 
     def read(self, node: fx.Node) -> torch.Tensor:
         """Value of a node that was computed and is still needed, of all images."""
