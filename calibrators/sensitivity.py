@@ -134,9 +134,9 @@ def find_sensitive_layers(
 
 
 def _saved(layers: Sequence[str], savings: Mapping[str, float] | None) -> float:
-    """Microseconds that these layers save in INT8, at least a hundredth; 1 where nothing is known."""
+    """Microseconds that these layers save in INT8, at least a hundredth; each 1 where nothing is known."""
     if not savings:
-        return 1.0
+        return float(max(1, len(layers)))
     return max(0.01, sum(savings.get(layer, 0.0) for layer in layers))
 
 

@@ -42,7 +42,7 @@ ROUNDS = 3
 POINTS = 40.0
 """Points of mAP that a detector loses for each unit of noise-to-signal power at its outputs, about
 (YOLOv6Lite-S, docs/channels.md). It places the first round alone; the others follow what is measured."""
-LEAST_STEP, MOST_STEP = 2.0, 10.0
+LEAST_STEP, MOST_STEP = 1.0, 10.0
 """dB from one round to the next. The drop is taken to fall with the power of the noise."""
 
 _SAME = 0.1
