@@ -100,7 +100,8 @@ def _seconds(records: Mapping[str, StageRecord]) -> dict[str, float]:
     seconds = {name: record.seconds for name, record in records.items()}
     if (search := seconds.pop("budget", None)) is not None:
         last = sum(value for name, value in seconds.items() if value and name != "build")
-        seconds["earlier rounds"] = round(max(0.0, search - last), 2)
+        if search > last:
+            seconds["earlier rounds"] = round(search - last, 2)
     return seconds
 
 
