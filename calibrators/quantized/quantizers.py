@@ -149,7 +149,7 @@ class TensorQuantizer(nn.Module):
         )
 
     def _set_scale(self, scale: torch.Tensor) -> None:
-        largest = float(scale.max())
+        largest = float(scale.detach().max())
         floor = max(MIN_SCALE, MIN_CHANNEL_RATIO * largest) if largest > 0 else 1.0
         self.scale.copy_(scale.clamp_min(floor).expand_as(self.scale))
 
