@@ -4,7 +4,7 @@ Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of
 Transformers" (https://arxiv.org/abs/2212.08254). One pass over the images without training: at each
 quantizer the best of three percentiles (`reptrt.calibrators.transformers.percentiles`), all quantizers before it being
 active; LayerNorm outputs per channel, then reparameterized to one scale (`reptrt.calibrators.transformers.scale_reparam`),
-and so, which is ours, what attention's projection reads (`reptrt.calibrators.transformers.attention_channels`);
+and so, which is ours, below 8 bits what attention's projection reads (`reptrt.calibrators.transformers.attention_channels`);
 weights per output channel, once what is in front of them is folded into them.
 
 For TensorRT, which is symmetric, and exactly: below 8 bits any zero point travels behind a Clip, in
@@ -82,7 +82,13 @@ class ReparameterizingPass:
 
     def __init__(self, model: QuantizedModel, copies: Sequence[QuantizedModel] = ()) -> None:
         self.model, self._copies = model, copies
-        self._norms, self._values = find_norm_sites(model), find_value_sites(model)
+        self._norms = find_norm_sites(model)
+        self._values = {
+            call: site
+            for call, site in find_value_sites(model).items()
+            # At 8 bits folded columns cost the projection's weight more than its input gains (docs/results.md).
+            if site.heads or model.quantizer_at(call).grid.num_bits < 8
+        }
         self._sites: dict[fx.Node, ChannelSite] = {**self._norms, **self._values}
         self._tied = _tied_quantizers(model)
         self._keys = find_keys(model)

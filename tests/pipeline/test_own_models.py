@@ -149,7 +149,7 @@ def test_an_imported_transformer_gets_what_timms_gets(project: Path, tmp_path: P
     assert (report["calibrator"], report["precision"]) == ("repq-vit", "fp16")
     assert read_result(folder / "calibration.safetensors").notes == {
         "Reparameterized LayerNorms": "2",
-        "Reparameterized attentions": "1",
+        "Reparameterized attentions": "0",
     }
     fusion = report["fusion"]
     assert fusion["int8_layers"] == fusion["quantizable_layers"] == 6

@@ -173,6 +173,18 @@ def test_a_layer_with_8_bits_in_a_network_of_fewer_is_symmetric() -> None:
     assert model.weight_quantizers["blocks.0.mlp.fc2"].zero_point.any()
 
 
+@pytest.mark.parametrize(
+    ("bits", "softmax", "moved"),
+    [(8, "float", "0"), (6, "float", "2"), (8, "uniform", "2"), (4, "uniform", "2")],
+)
+def test_the_projections_input_is_of_channels_below_8_bits_and_quantized_values_always(
+    bits: int, softmax: Softmax, moved: str
+) -> None:
+    model = transformer("vit", (bits, bits), softmax)
+    result = create_calibrator("repq-vit").calibrate(model, [images_for("vit", 4)])
+    assert result.notes["Reparameterized attentions"] == moved
+
+
 def test_progress_rises_to_its_end() -> None:
     seen: list[tuple[int, int]] = []
     create_calibrator("repq-vit").calibrate(
