@@ -56,7 +56,9 @@ def test_a_network_is_reparameterized_traced_and_placed() -> None:
 def test_bits_and_float_layers_come_from_the_recipe() -> None:
     recipe = Recipe(model="m", weight_bits=4, activation_bits=6, keep_float=("6", "0.*"))
     quantized = open_network(loaded(NETWORKS["reparameterized"]()), recipe).quantized
-    assert {q.grid.num_bits for q in quantized.weight_quantizers.values()} == {4}
+    depthwise = "2.reparam_conv"  # `depthwise_bits`
+    bits = {name: one.grid.num_bits for name, one in quantized.weight_quantizers.items()}
+    assert bits == {"1.rbr_reparam": 4, depthwise: 8, "3.reparam_conv": 4}
     assert {q.grid.num_bits for q in quantized.activation_quantizers.values()} == {6}
     assert set(quantized.placement.float_layers) == {"6", "0.rbr_reparam"}
 
