@@ -12,10 +12,11 @@ squared error on each residual branch (docs/results.md has what was measured).
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 
-from reptrt.calibrators.base import Batches, Progress
+from reptrt.calibrators.base import DEFAULT_SETTINGS, Batches, Progress
 from reptrt.calibrators.output_noise import guard_images, output_noise
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
@@ -23,7 +24,7 @@ from reptrt.calibrators.quantized.run_nodes import Overrides, float_copy, float_
 from reptrt.calibrators.reconstruction.across_block import AcrossBlockCalibrator
 from reptrt.calibrators.reconstruction.baseline_guard import Guard
 from reptrt.calibrators.registry import register_calibrator
-from reptrt.calibrators.settings import Reconstruction
+from reptrt.calibrators.settings import Reconstruction, Settings
 from reptrt.calibrators.transformers.dual_clipping import learn_thresholds
 from reptrt.calibrators.transformers.fitting_pass import FittingPass
 from reptrt.calibrators.transformers.scale_reparam import ChannelSite
@@ -36,6 +37,12 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
     name = "repquant"
     summary = "RepQuant: RepQ-ViT with learned clipping and reconstructed weights"
     default_num_samples = 384
+
+    def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:
+        """As others, but for the effort `auto`, which is `high`: transformers of 4 bits gain slowly and for long."""
+        super().__init__(
+            replace(settings, effort="high") if settings.effort == "auto" else settings
+        )
 
     def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """Measured winners for transformers, where the recipe does not say otherwise."""
