@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+from reptrt.calibrators.channels.rewrite import scaled_rows
 from reptrt.calibrators.registry import AUTO
 from reptrt.calibrators.sensitivity import Aim, Sensitivity, find_sensitive_layers
 from reptrt.calibrators.state import (
@@ -279,9 +280,11 @@ def validate(run: Run) -> None:
     }
 
     def work() -> None:
-        results = validate_files(
-            run.validation_setup, card, samples, evaluation, run.progress, others
-        )
+        setup = run.validation_setup
+        if run.channels and not run.plan.is_quantized:
+            rows = scaled_rows(run.make_network().quantized, run.channels)
+            setup = replace(setup, rows={name: one.numpy() for name, one in rows.items()})
+        results = validate_files(setup, card, samples, evaluation, run.progress, others)
         write_json(results, workspace.validation)
 
     run.stage("validate", inputs, "validation").run(work)

@@ -57,6 +57,19 @@ def scale_channels(model: QuantizedModel, factors: ChannelFactors) -> None:
     model.graph_module.recompile()
 
 
+def scaled_rows(model: QuantizedModel, factors: ChannelFactors) -> dict[str, torch.Tensor]:
+    """Layer -> what the channels of its output were divided by [channels], in a `model` that was scaled by `factors`."""
+    found = {}
+    for name in model.activation_quantizers:
+        site = find_site(model, name)
+        for call in site.calls if site is not None else ():
+            producer, factor = find_producer(call), factors.get(source_of(call).name)
+            if producer is not None and factor is not None:
+                weight = str(parameter_of(producer.args[1]).target)
+                found[weight.removesuffix(".weight")] = factor
+    return found
+
+
 def describe_factors(model: QuantizedModel, factors: ChannelFactors) -> str:
     """What became of `factors` in `model`, for people."""
     products = sum(

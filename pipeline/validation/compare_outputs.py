@@ -156,6 +156,7 @@ def compare_layers(
     scales_onnx: Path | None = None,
     *,
     is_shifted: bool = True,
+    rows: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> tuple[LayerSnr, ...]:
     """SNR in dB of the output of every convolution and matrix product with a weight, in graph order.
 
@@ -169,6 +170,7 @@ def compare_layers(
         feeds: inputs by name.
         scales_onnx: the quantized one with scales per channel, where `qdq_onnx` has the multiplier form.
         is_shifted: whether export may have shifted layers in front of a ReLU.
+        rows: layer -> what the channels of its output were divided by [channels].
     """
     reference, test = _read_layers(fp32_onnx), _read_layers(qdq_onnx)
     layers = [name for name in reference if name in test]
@@ -193,7 +195,9 @@ def compare_layers(
                     layer = expected[reference[name].output]
                     raw = actual[test[name].output].astype(np.float32) * factors.get(name, 1)
                     quantized = raw.reshape(layer.shape)
-                    noise[name].update(layer, quantized + shift)
+                    sides = [1] * (layer.ndim - 2) if "Conv" in reference[name].op else []
+                    divisor = (rows or {}).get(name, np.ones(1, np.float32)).reshape(-1, *sides)
+                    noise[name].update(layer, (quantized + shift) * divisor)
     return tuple(
         LayerSnr(name, reference[name].op, _finite(one.snr_db), one.is_finite)
         for name, one in noise.items()

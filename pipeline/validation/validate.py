@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reptrt.calibrators.base import Progress
 from reptrt.engines.build.builder import BuildOptions
@@ -69,6 +70,7 @@ class ValidationSetup:
         spread: over what an evaluation in ONNX Runtime is spread.
         is_quantized_file: the Q/DQ model is a file that brought its own scales, as it came.
         reference: what the quantized model is compared with.
+        rows: layer -> what the channels of its output were divided by [channels].
     """
 
     workspace: Workspace
@@ -79,6 +81,7 @@ class ValidationSetup:
     spread: Spread = ONE_PROCESS
     is_quantized_file: bool = False
     reference: Reference = "float"
+    rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def reference_onnx(self) -> Path:
@@ -299,7 +302,8 @@ def _compare_layers(setup: ValidationSetup, feeds: Feeds) -> tuple[LayerSnr, ...
     """Layers against FP32; of a quantized file those of the file as it came, if its float model is there."""
     files = setup.workspace
     if not setup.is_quantized_file:
-        return compare_layers(files.fp32_onnx, files.trt_onnx, feeds, files.qdq_onnx)
+        qdq, rows = files.qdq_onnx, setup.rows
+        return compare_layers(files.fp32_onnx, files.trt_onnx, feeds, qdq, rows=rows)
     if setup.reference == "file":
         return ()
     return compare_layers(files.fp32_onnx, files.qdq_onnx, feeds, is_shifted=False)

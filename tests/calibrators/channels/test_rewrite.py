@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import fx, nn
 
-from reptrt.calibrators.channels.rewrite import scale_channels
+from reptrt.calibrators.channels.rewrite import scale_channels, scaled_rows
 from reptrt.calibrators.histogram.methods import MinMaxCalibrator
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.models.graph import trace
-from reptrt.pipeline.export.export import export_qdq
+from reptrt.pipeline.export.export import export_float, export_qdq
+from reptrt.pipeline.validation.compare_outputs import compare_layers
 from tests.engines.lint.rtx import kernels_of, needs_rtx
 from tests.exported import card
 from tests.onnx_codes import agreement, forced_codes, largest_step, torch_codes
@@ -42,8 +43,8 @@ def everything(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return net.linear(nn.functional.hardswish(net.depthwise(up)).mean((2, 3)))
 
 
-def everything_model() -> QuantizedModel:
-    return model_of(
+def everything_graph() -> fx.GraphModule:
+    network = Network(
         everything,
         stem=conv(3, 8, 3),
         first=conv(8, 8),
@@ -53,6 +54,11 @@ def everything_model() -> QuantizedModel:
         depthwise=nn.Conv2d(8, 8, 3, padding=1, groups=8),
         linear=nn.Linear(8, 10),
     )
+    return trace(randomize(network), (SIZE, SIZE))
+
+
+def everything_model() -> QuantizedModel:
+    return quantized(everything_graph())
 
 
 def some_factors(model: QuantizedModel) -> dict[str, torch.Tensor]:
@@ -220,3 +226,21 @@ def test_tensorrt_rtx_makes_no_kernel_of_a_multiplication(tmp_path: Path) -> Non
         export_qdq(model, path, card("plain"), 1, precision="fp16")
         kernels.append(kernels_of(path))
     assert len(kernels[1]) == len(kernels[0])
+
+
+def test_layers_whose_rows_took_factors_are_compared_in_the_networks_units(tmp_path: Path) -> None:
+    graph = everything_graph()
+    export_float(graph, tmp_path / "float.onnx", card("plain"))
+    model = quantized(copy.deepcopy(graph), keep_float=["left"])
+    factors = some_factors(model)
+    scale_channels(model, factors)
+    rows = {name: one.numpy() for name, one in scaled_rows(model, factors).items()}
+    assert rows.keys() == {"stem", "left", "down"}
+    MinMaxCalibrator().calibrate(model, [IMAGES])
+    export_qdq(model, tmp_path / "qdq.onnx", card("plain"))
+    files, feeds = (tmp_path / "float.onnx", tmp_path / "qdq.onnx"), [{"images": IMAGES.numpy()}]
+    own = {one.layer: one.snr_db for one in compare_layers(*files, feeds, rows=rows)}
+    other = {one.layer: one.snr_db for one in compare_layers(*files, feeds)}
+    assert min(own[name] for name in rows) > 10  # factors of random size cost some
+    assert max(other[name] for name in rows) < 5
+    assert all(own[name] == other[name] for name in own.keys() - rows.keys())
