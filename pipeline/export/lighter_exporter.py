@@ -1,4 +1,4 @@
-"""What PyTorch's ONNX exporter does for each file, and need not: twice as many exports in a minute.
+"""What PyTorch's ONNX exporter does for each file, and need not.
 
 A PyTorch that has these functions elsewhere is left alone.
 """
