@@ -69,7 +69,7 @@ def read_array_header(path: Path, image_size: tuple[int, int], num_channels: int
         require_file(path, DataError)
         member = None if path.suffix.lower() == ".npy" else _choose_member(path)
         with _open(path, member) as stream:
-            shape, fortran_order, dtype = _read_header(stream)
+            shape, fortran_order, dtype = read_npy_header(stream)
             array = ArrayFile(path, member, shape, dtype, stream.tell())
         stored = _stored_bytes(path, member) - array.offset
     _check_layout(array, (num_channels, *image_size), fortran_order)
@@ -165,7 +165,11 @@ def _choose_member(path: Path) -> str:
     raise DataError(f"{path}: needs one array, or one named '{_PREFERRED_KEY}'; found {found}")
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, whether it is stored by columns, and type of a `.npy` file; `stream` is then at its data.
+
+    Whoever calls it says what its errors mean.
+    """
     if npy_format.read_magic(stream) == (1, 0):
         return npy_format.read_array_header_1_0(stream)
     return npy_format.read_array_header_2_0(stream)

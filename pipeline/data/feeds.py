@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.border import reading, require_file
 from reptrt.engines.foreign.limits import MAX_FEED_BYTES
 from reptrt.engines.foreign.text import one_line
 from reptrt.models.inputs import Feed, NetworkInput
@@ -242,6 +242,7 @@ def read_feed(path: Path) -> dict[str, Array]:
         DataError: it is damaged, holds none or other objects, or unpacks to more than 1 GiB.
     """
     with reading(path, DataError, "unreadable .npz file"):
+        require_file(path, DataError)
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > MAX_FEED_BYTES:

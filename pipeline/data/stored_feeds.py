@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
-from polygraphy.json import from_json
 from polygraphy.mod import import_from_script
 
-from reptrt.engines.foreign.border import read_bytes, reading
-from reptrt.engines.foreign.limits import MAX_FEED_BYTES, MAX_JSON_BYTES
+from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.limits import MAX_FEED_BYTES
 from reptrt.models.inputs import Feed
 from reptrt.pipeline.data.array_images import read_member_names
 from reptrt.pipeline.data.feeds import as_mapping, has_feeds, list_feeds, read_feed
+from reptrt.pipeline.data.polygraphy_json import read_polygraphy_feeds
 from reptrt.pipeline.data.preprocess import DataError
 
 MOST_STORED = 1024
@@ -66,7 +67,8 @@ def feed_files(path: Path, folder: Path, limit: int | None = None) -> list[Path]
     if script is not None:
         with reading(path, DataError, "the loader script failed"):
             return list_feeds(store_feeds(_run(*script), folder, limit or MOST_STORED))
-    return list_feeds(store_feeds(_read_json(path), folder))
+    with reading(path, DataError, "cannot be stored as feeds"):
+        return list_feeds(store_feeds(read_polygraphy_feeds(path), folder))
 
 
 def sample_feed(path: Path | None, folder: Path, limit: int | None = None) -> Feed | None:
@@ -98,16 +100,27 @@ def store_feeds(feeds: Iterable[object], folder: Path, limit: int | None = None)
             for name, array in arrays.items():
                 digest.update(f"{name}\0{array.dtype}{array.shape}".encode() + array.tobytes())
             digest.update(b"\n")
-            np.savez(partial / f"{count - 1:06}{_ARRAYS}", **arrays)  # type: ignore[arg-type]
+            _write(arrays, partial / f"{count - 1:06}{_ARRAYS}")
         if not count:
             raise DataError("feeds: there are none")
         final = folder / f"feeds-{digest.hexdigest()[:16]}"
-        if not final.exists():
-            partial.chmod(0o755)
+        partial.chmod(0o755)
+        try:
             partial.rename(final)
+        except OSError:
+            if not final.is_dir():  # else it is there, perhaps since a moment ago
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def _write(arrays: Feed, path: Path) -> None:
+    """As `np.savez` does, which takes no array that is called `file`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                npy_format.write_array(entry, array, allow_pickle=False)
 
 
 def _as_array(value: NDArray[Any]) -> NDArray[Any]:
@@ -120,8 +133,8 @@ def _has_several(path: Path) -> bool:
     """Whether a single `.npz` file is one feed: it has several arrays, and none that is called `images`."""
     try:
         names = read_member_names(path)
-    except (OSError, zipfile.BadZipFile):
-        return False  # whoever reads it as images says what is wrong
+    except Exception:  # of a damaged zip file; whoever reads it as images says what is wrong
+        return False
     return len(names) > 1 and "images" not in names
 
 
@@ -138,15 +151,3 @@ def _run(script: Path, function: str) -> Iterator[object]:
     load = import_from_script(str(script), function)
     loaded = load()
     return iter(loaded)
-
-
-def _read_json(path: Path) -> list[Any]:
-    with reading(path, DataError, "is no JSON that Polygraphy saved with --save-inputs"):
-        if not path.exists():
-            raise DataError(f"{path}: does not exist")
-        content = from_json(read_bytes(path, MAX_JSON_BYTES, DataError).decode())
-        if not isinstance(content, list):
-            raise DataError(
-                f"{path}: holds a {type(content).__name__}; feeds are a list of mappings"
-            )
-        return content

@@ -5,6 +5,7 @@ Nothing in it is compressed, so what is read is never larger than the file.
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from pathlib import Path
@@ -31,18 +32,21 @@ def is_torch_archive(path: Path) -> bool:
 class TorchArchive:
     """An open archive; use it in a `with` statement.
 
+    Args:
+        file: Its path, or its content.
+
     Raises:
         RefusedPickleError: It is no archive of torch, or unpacks to more than it is.
         CorruptFileError: It is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: Path | bytes) -> None:
         self._storages: dict[str, torch.Tensor] = {}
         self._prefix = ""
-        self._size = path.stat().st_size
+        self._size = len(file) if isinstance(file, bytes) else file.stat().st_size
         self._bytes_left = 2 * self._size  # tensors may share storages, but not without end
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(io.BytesIO(file) if isinstance(file, bytes) else file)
         except Exception as error:  # a damaged zip file can raise anything
             raise CorruptFileError(f"its zip file is damaged: {type(error).__name__}") from error
         try:

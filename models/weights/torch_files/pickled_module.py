@@ -10,6 +10,8 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
+
 from reptrt.models.weights.nested import find_state
 from reptrt.models.weights.torch_files.archive import TorchArchive
 from reptrt.models.weights.torch_files.inert_pickle import read_inert_pickle
@@ -61,6 +63,20 @@ def read_torch_archive(path: Path) -> dict[str, object]:
             loaded = {**_describe(path, ".".join(state.keys), owner), **loaded}
             loaded["state_dict"] = tensors
         return loaded
+
+
+def read_torch_tensor(content: bytes) -> torch.Tensor:
+    """Return the one tensor of a torch zip file.
+
+    Raises:
+        RefusedPickleError: The file would run code, or holds something else; on one line.
+        CorruptFileError: The file is damaged.
+    """
+    with TorchArchive(content) as archive:
+        root = read_inert_pickle(archive.read_pickle())
+        if not isinstance(root, StoredTensor):
+            raise RefusedPickleError(f"holds a {_type_name(root)}, not a tensor")
+        return archive.load(root)
 
 
 def _tensors(value: object) -> dict[str, StoredTensor]:

@@ -1,7 +1,11 @@
+import base64
+import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from polygraphy.json import save_json
 
 from reptrt.models.inputs import NetworkInput, image_input
@@ -91,6 +95,54 @@ def test_polygraphys_json_and_a_loader_script_are_stored_once(tmp_path: Path) ->
         assert [feed["ids"][0, 0] for feed in samples.feeds(1)] == [0, 1, 2]
     assert len(list((tmp_path / "stored").iterdir())) == 1
     assert len(feed_files(tmp_path / "loader.py", tmp_path / "two", limit=2)) == 2
+
+
+def test_polygraphys_json_may_hold_tensors_of_pytorch(tmp_path: Path) -> None:
+    save_json([{"ids": torch.full((1, 4), 7)}], str(tmp_path / "inputs.json"))
+    (feed,) = opened(tmp_path / "inputs.json", IDS).feeds(1)
+    assert feed["ids"].tolist() == [[7] * 4]
+
+
+def archive_of_zeros() -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, np.zeros(1 << 24, np.uint8))
+    return buffer.getvalue()
+
+
+def claiming(shape: str) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((1, 4), int))
+    return buffer.getvalue().replace(b"(1, 4), ", f"{shape:8}".encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(archive_of_zeros(), "magic string"), (claiming("(9**9,)"), "is no JSON that Polygraphy"),
+     (claiming("(99, 9)"), r"array of \[99, 9\] int64 is cut off"), (b"", "is no JSON that Polygraphy")],
+)  # fmt: skip
+def test_an_array_in_polygraphys_json_is_no_larger_than_its_text(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
+    array = {"polygraphy_class": "ndarray", "array": base64.b64encode(content).decode()}
+    (tmp_path / "a.json").write_text(json.dumps([{"ids": array}]))
+    with pytest.raises(DataError, match=expected):
+        opened(tmp_path / "a.json", IDS)
+
+
+@pytest.mark.parametrize("kind", ["LazyArray", "RunResults", "\x1b]0;x"])
+def test_no_other_class_of_polygraphy_is_made(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"ids": {"polygraphy_class": kind, "values": 1}}]))
+    with pytest.raises(DataError, match=r"'ids' is a .*, and no array") as caught:
+        opened(tmp_path / "a.json", IDS)
+    assert str(caught.value).isprintable()
+
+
+def test_an_input_may_have_any_name(tmp_path: Path) -> None:
+    names = NetworkInput("file", "int64", (4,)), NetworkInput("a/../b", "int64", (4,))
+    folder = store_feeds([{one.name: np.ones((1, 4), int) for one in names}], tmp_path / "stored")
+    assert [list(feed) for feed in NamedFeeds(list(folder.iterdir()), names).feeds(1)] == [
+        ["file", "a/../b"]
+    ]
 
 
 @pytest.mark.parametrize(
