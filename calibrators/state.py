@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from reptrt.calibrators.base import BlockFit, CalibrationResult
+from reptrt.calibrators.base import CalibrationResult
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, TensorQuantizer
 from reptrt.engines.foreign.border import reading
+from reptrt.models.read_fields import read_fields
 
 
 class CalibrationFileError(ValueError):
@@ -80,9 +81,11 @@ def _load(model: QuantizedModel, path: Path) -> CalibrationResult:
     if set(tensors) != set(state) or any(tensors[k].shape != state[k].shape for k in state):
         raise CalibrationFileError(f"{path}: is of another model or placement; calibrate again")
     model.graph_module.load_state_dict(tensors)
-    for kind, grids in json.loads(metadata["grids"]).items():
+    for kind, grids in read_fields(metadata["grids"], dict[str, dict[str, IntegerGrid]]).items():
         for name, grid in grids.items():
-            _quantizers(model)[kind][name].grid = IntegerGrid(**grid)
+            if not grid.is_legal:
+                raise CalibrationFileError(f"{path}: {name} has no legal codes; calibrate again")
+            _quantizers(model)[kind][name].grid = grid
     return _parse_result(metadata["result"])
 
 
@@ -142,9 +145,7 @@ def dump_scales(scales: dict[str, Any]) -> str:
 
 
 def _parse_result(text: str) -> CalibrationResult:
-    result = json.loads(text)
-    blocks = tuple(BlockFit(**fit) for fit in result.pop("blocks", ()))
-    return CalibrationResult(**result, blocks=blocks)
+    return read_fields(text, CalibrationResult)
 
 
 def _quantizers(model: QuantizedModel) -> dict[str, dict[str, TensorQuantizer]]:

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
 
 from reptrt.engines.foreign.border import reading
 from reptrt.models.card import ModelCard
-from reptrt.models.inputs import NetworkInput
-from reptrt.models.spec import Preprocess
+from reptrt.models.read_fields import read_fields
 
 _KEY = "reptrt.model_card"
 
@@ -57,24 +55,4 @@ def read_card(path: Path) -> ModelCard:
     if _KEY not in values:
         raise ModelCardError(f"{path}: has no model card; export it with `reptrt export MODEL`")
     with reading(path, ModelCardError, "has a damaged model card; export again"):
-        return _from_json(json.loads(values[_KEY]))
-
-
-def _from_json(values: dict[str, Any]) -> ModelCard:
-    preprocess = values.pop("preprocess")
-    for key in ("image_size", "mean", "std", "smallest", "largest"):
-        preprocess[key] = None if preprocess.get(key) is None else tuple(preprocess[key])
-    for key in ("classes", "outputs", "strides", "cut"):
-        values[key] = None if values.get(key) is None else tuple(values[key])
-    values["parts"] = tuple(
-        tuple(tuple(tuple(axis) for axis in part) for part in parts)
-        for parts in values.get("parts", ())
-    )
-    values["stated_inputs"] = tuple(map(_input, values.get("stated_inputs", ())))
-    return ModelCard(preprocess=Preprocess(**preprocess), **values)
-
-
-def _input(values: dict[str, Any]) -> NetworkInput:
-    for key in ("sides", "smallest", "largest"):
-        values[key] = None if values[key] is None else tuple(values[key])
-    return NetworkInput(**values)
+        return read_fields(values[_KEY], ModelCard)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from safetensors.torch import save_file
 
 from reptrt.calibrators.channels.choose import PRODUCT_GAIN, choose_factors
+from reptrt.calibrators.channels.file import save_factors
 from reptrt.calibrators.quantized.far_concats import find_far_concats
 from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
@@ -93,7 +93,7 @@ def choose_channel_factors(run: Run) -> None:
         batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
         found = choose_factors(network.quantized, batches, gain, run.progress)
         with replace_when_done(workspace.channels) as path:
-            save_file(found, path)
+            save_factors(found, path)
 
     inputs = {
         **network_inputs(run),

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from reptrt.calibrators.base import CalibrationResult, Progress
+from reptrt.calibrators.channels.file import load_factors
 from reptrt.calibrators.channels.rewrite import ChannelFactors
 from reptrt.calibrators.sensitivity import Sensitivity
 from reptrt.calibrators.state import read_result
@@ -184,7 +183,7 @@ class Run:
     def channels(self) -> ChannelFactors:
         """Factors of channels in front of their quantizers, as the stage `channels` chose; none without it."""
         path = self.workspace.channels
-        return load_file(require(path, "channels")) if path.exists() else {}
+        return load_factors(require(path, "channels")) if path.exists() else {}
 
     @property
     def engine_onnx(self) -> Path:

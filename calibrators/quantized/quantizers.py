@@ -34,6 +34,13 @@ class IntegerGrid:
     quant_min: int
     quant_max: int
 
+    @property
+    def is_legal(self) -> bool:
+        """Whether its codes are those of some quantizer here."""
+        codes = 2**self.num_bits if 2 <= self.num_bits <= 8 else 0
+        span = self.quant_max - self.quant_min + 1
+        return 1 < span <= codes and -codes // 2 <= self.quant_min <= 0 < self.quant_max
+
     @classmethod
     def for_weights(cls, num_bits: int) -> IntegerGrid:
         """Narrow range [-(2^(b-1) - 1), 2^(b-1) - 1], as TensorRT expects of weights."""

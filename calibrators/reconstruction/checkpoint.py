@@ -7,31 +7,34 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from reptrt.calibrators.base import BlockFit
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.state import CalibrationFileError, restore_tensors, save_tensors
+from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.foreign.border import explain, reading, require_file
+from reptrt.models.read_fields import read_fields
+
+_AGAIN = "cannot be read; delete it to calibrate this block again"
 
 
 def save_block(model: QuantizedModel, names: Sequence[str], fit: BlockFit, path: Path) -> None:
-    """Write the tensors `names` of `model` and how they were found, under a temporary name first.
+    """Write the tensors `names` of `model` and how they were found, whole or not at all.
 
     Raises:
         CalibrationFileError: the disk refuses.
     """
-    temporary = path.with_suffix(".tmp")
     metadata = {"fit": json.dumps(asdict(fit))}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(save_tensors(model, names), temporary, metadata=metadata)
-        temporary.replace(path)
+        with replace_when_done(path) as temporary:
+            save_file(save_tensors(model, names), temporary, metadata=metadata)
     except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
         raise CalibrationFileError(
-            f"{path}: a finished block cannot be saved: {error}; make room and run the same command "
-            "again, which goes on behind the blocks saved so far"
+            f"{path}: a finished block cannot be saved: {explain(error)}; make room and run the same"
+            " command again, which goes on behind the blocks saved so far"
         ) from None
 
 
@@ -44,15 +47,16 @@ def load_block(model: QuantizedModel, names: Sequence[str], path: Path) -> Block
     if not path.exists():
         return None
     state = model.graph_module.state_dict()
-    try:
+    with reading(path, CalibrationFileError, _AGAIN):
+        require_file(path, CalibrationFileError)
         with safe_open(path, framework="pt") as file:
-            fit = BlockFit(**json.loads((file.metadata() or {})["fit"]))
+            fit = read_fields((file.metadata() or {})["fit"], BlockFit)
             tensors = {name: file.get_tensor(name) for name in names}
-        if any(tensors[name].shape != state[name].shape for name in names):
+        if any(_kind(tensors[name]) != _kind(state[name]) for name in names):
             raise ValueError("it is of another block")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CalibrationFileError(
-            f"{path}: cannot be read: {error}; delete it to calibrate this block again"
-        ) from None
     restore_tensors(model, tensors)
     return fit
+
+
+def _kind(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype

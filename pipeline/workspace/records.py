@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from reptrt.engines.foreign.border import read_bytes, reading
 from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
-from reptrt.engines.foreign.text import one_line, visible
+from reptrt.engines.foreign.text import visible
+from reptrt.models.read_fields import read_fields
 
 T = TypeVar("T")
 
@@ -36,11 +35,8 @@ def read_record(path: Path, record: type[T], remedy: str = "make it again") -> T
     with reading(path, RecordError, "cannot be read"):
         content = read_bytes(path, MAX_SIDECAR_BYTES, RecordError)
     try:
-        return TypeAdapter(record).validate_json(content, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        reason = one_line(f"{place}: {first['msg']}".removeprefix(": "))
+        return read_fields(content, record)
+    except ValueError as error:
         raise RecordError(
-            f"{visible(str(path))}: is not what this version of reptrt writes there ({reason}); {remedy}"
+            f"{visible(str(path))}: is not what this version of reptrt writes there ({error}); {remedy}"
         ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from reptrt.calibrators.base import BlockFit, CalibrationResult
@@ -190,10 +191,47 @@ def test_a_block_that_does_not_fit_on_the_disk_gives_one_line(
 
     monkeypatch.setattr(checkpoint, "save_file", fill_the_disk)
     path = tmp_path / "block-000.safetensors"
-    with pytest.raises(CalibrationFileError, match="No space left") as caught:
+    with pytest.raises(CalibrationFileError, match="the disk is full") as caught:
         save_block(calibrated("plain"), NAMES, FIT, path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_never_follows_a_link(tmp_path: Path) -> None:
+    model, path = calibrated("plain"), tmp_path / "block-000.safetensors"
+    (tmp_path / "mine").write_text("precious")
+    for name in ("block-000.tmp", "block-000.safetensors"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(CalibrationFileError, match="it is a link"):
+        save_block(model, NAMES, FIT, path)
+    path.unlink()
+    save_block(model, NAMES, FIT, path)
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "fit", ["[" * 9000, "[]", '{"name": 3}', "{}", json.dumps({**asdict(FIT), "stage": 1e400})]
+)
+def test_a_block_whose_fit_is_forged_gives_one_line(tmp_path: Path, fit: str) -> None:
+    model, path = calibrated("plain"), tmp_path / "block-000.safetensors"
+    save_file(save_tensors(model, NAMES), path, metadata={"fit": fit})
+    with pytest.raises(CalibrationFileError, match="delete it to calibrate") as caught:
+        load_block(model, NAMES, path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("result", '{"method": 3}'), ("result", '{"method": "mae", "notes": []}'), ("result", "[" * 9000),
+     ("grids", '{"activations": []}'), ("grids", '{"activations": {"none": {}}}')],
+)  # fmt: skip
+def test_a_calibration_that_is_forged_gives_one_line(saved: Path, key: str, text: str) -> None:
+    with safe_open(saved, framework="pt") as file:
+        metadata = {**file.metadata(), key: text}
+        save_file({name: file.get_tensor(name) for name in file.keys()}, saved, metadata)  # noqa: SIM118
+    with pytest.raises(CalibrationFileError, match="calibrate again") as caught:
+        load_calibration(calibrated("plain", bits=(4, 6)), saved)
+    assert str(caught.value).isprintable()
 
 
 def test_a_block_of_another_shape_is_refused_and_nothing_is_read(tmp_path: Path) -> None:
