@@ -113,7 +113,7 @@ def _find_timm(name: str) -> ModelSpec:
 def _find_on_hub(name: str) -> ModelSpec:
     try:
         return timm_zoo.hub_spec(name)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UnknownModelError(f"{name}: {error}; only models of timm are read") from error
 
 

@@ -7,7 +7,6 @@ tag (`repvgg_a0.rvgg_in1k`), so a new default in timm does not change what a sho
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,16 @@ from huggingface_hub import hf_hub_url
 from timm.models import PretrainedCfg
 from torch import nn
 
-from reptrt.models.spec import ModelSpec, Preprocess, PublishedWeights, Triple
+from reptrt.engines.foreign.border import read_json, reading
+from reptrt.engines.foreign.limits import MAX_CLASSES, MAX_SIDECAR_BYTES
+from reptrt.engines.foreign.text import one_line
+from reptrt.models.spec import (
+    ModelSpec,
+    Preprocess,
+    PreprocessOverrides,
+    PublishedWeights,
+    Triple,
+)
 from reptrt.models.weights.download import fetch_hub_file
 
 logger = logging.getLogger(__name__)
@@ -26,6 +34,8 @@ logger = logging.getLogger(__name__)
 _HUB_FILENAME = "model.safetensors"
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _DEFAULT_CLASSES = 1000
+_TEXTS = ("interpolation", "crop_mode", "license")
+_USED = ("input_size", "mean", "std", "crop_pct", "num_classes", "fixed_input_size", *_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -99,20 +109,49 @@ def hub_spec(name: str) -> ModelSpec:
 
     Raises:
         DownloadError: it cannot be read from here.
-        ValueError: it does not describe a model of timm.
+        ValueError: it does not describe a model of timm, on one line.
     """
     repository = name.removeprefix("timm:").partition(":")[2]
     path = fetch_hub_file(repository, "config.json", name)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    architecture = str(content.get("architecture", ""))
-    if not timm.is_model(architecture):
-        raise ValueError(f"its config.json names the architecture {architecture!r}, none of timm's")
-    stated = content.get("pretrained_cfg", content)
-    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
-    config = PretrainedCfg(**{key: value for key, value in stated.items() if key in known})
-    config = dataclasses.replace(config, hf_hub_id=repository, hf_hub_filename=None)
-    config.num_classes = int(content.get("num_classes") or config.num_classes)
-    return _describe(name, architecture, f"{repository} on the Hugging Face hub", config)
+    with reading(path, ValueError, "describes no model of timm"):
+        content = _as_object(read_json(path, MAX_SIDECAR_BYTES, ValueError))
+        architecture = str(content.get("architecture", ""))
+        if not timm.is_model(architecture):
+            raise ValueError(
+                f"it names the architecture {one_line(architecture)!r}, none of timm's"
+            )
+        stated = {**content, **_as_object(content.get("pretrained_cfg", {}))}
+        stated["num_classes"] = content.get("num_classes") or stated.get("num_classes")
+        config = dataclasses.replace(
+            PretrainedCfg(), hf_hub_id=repository, **_checked_preprocess(stated)
+        )
+        return _describe(name, architecture, f"{repository} on the Hugging Face hub", config)
+
+
+def _as_object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{one_line(value)} is no object")
+    return value
+
+
+def _checked_preprocess(stated: dict[str, Any]) -> dict[str, Any]:
+    """Of what a `config.json` states, what is used of it, in its ranges.
+
+    Raises:
+        ValueError: a value has another type, or is out of its range.
+    """
+    given = {key: stated[key] for key in _USED if stated.get(key) is not None}
+    values = {key: getattr(PretrainedCfg(), key) for key in _USED} | given
+    size = tuple(map(int, values["input_size"]))
+    PreprocessOverrides((size[1], size[2]), _triple(values["mean"]), _triple(values["std"]))
+    crop_pct, classes = float(values["crop_pct"]), int(values["num_classes"])
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct is {one_line(crop_pct)}; expected above 0 and up to 1")
+    if not 0 <= classes <= MAX_CLASSES:
+        raise ValueError(f"num_classes is {one_line(classes)}; expected up to {MAX_CLASSES}")
+    if not all(isinstance(values[key] or "", str) for key in _TEXTS):
+        raise ValueError(f"one of {', '.join(_TEXTS)} is no text")
+    return {**values, "input_size": size, "crop_pct": crop_pct, "num_classes": classes}
 
 
 def _spec(name: str, architecture: str, source: str) -> ModelSpec:

@@ -22,11 +22,15 @@ MAX_ASPECT_RATIO = 100  # of an image; its short side is resized to that of the 
 MAX_INPUT_PIXELS = 1 << 23  # of a network's input: 3840 x 2160
 MAX_IMAGES = 10_000_000  # in one array
 
+# Networks
+MAX_CLASSES = 1 << 17  # that a description may ask for; ImageNet has 21,841
+
 # Graphs
 MAX_MODEL_BYTES = 2 * GIB - 1  # of a protobuf message
 MAX_TENSOR_BYTES = GIB  # of one tensor in a graph
 MAX_NODES = 1_000_000  # after functions are unfolded
 MAX_CALL_DEPTH = 256  # of functions in each other; C++ libraries walk them on the stack
+MAX_SHARED_DATA = 4  # times the size of the files with external data
 MAX_FOLDED_BYTES = 64 * MIB  # that constants may take beyond the weights that they are made of
 MAX_FEED_BYTES = GIB  # of random images that are measured with
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from reptrt.engines.artifacts import make_folder_once
+from reptrt.engines.foreign.border import read_json, reading
+from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.demo.scenes import IMAGE_SIZE, Scene, generate_scene
 from reptrt.models.demo.shapes import CLASSES
 
 ANNOTATIONS = "annotations.json"
 _GENERATOR = "reptrt.models.demo.scenes"
+_NOT_OURS = "exists and holds no generated scenes; give another folder or remove it"
 _VERSION = 1  # raise when the same seed draws another scene
 
 
@@ -54,19 +59,14 @@ def _is_complete(folder: Path, info: dict[str, object]) -> bool:
     """Tell whether `folder` holds exactly this dataset."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    try:
-        coco = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
+    with reading(folder, DatasetFolderError, _NOT_OURS):
+        coco: Any = read_json(folder / ANNOTATIONS, MAX_SIDECAR_BYTES, ValueError)
         written = coco["info"]
-        ours = written["description"] == _GENERATOR
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise DatasetFolderError(
-            f"{folder}: exists and holds no generated scenes; give another folder or remove it"
+        if written["description"] != _GENERATOR:
+            raise ValueError(f"they are of {one_line(written['description'])}")
+        return bool(written == info) and all(
+            (folder / str(image["file_name"])).is_file() for image in coco["images"]
         )
-    return bool(written == info) and all(
-        (folder / str(image["file_name"])).is_file() for image in coco["images"]
-    )
 
 
 def _write_scenes(folder: Path, seeds: Sequence[int], size: int, info: dict[str, object]) -> None:

@@ -57,6 +57,24 @@ def test_a_model_on_the_hub_that_is_not_timms_is_refused(hub: Path) -> None:
         find_model("hf-hub:someone/net")
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [({"num_classes": 1 << 40}, "num_classes"), ({"pretrained_cfg": []}, "is no object"),
+     ({"pretrained_cfg": {"input_size": [3, 99999, 99999]}}, "pixels"),
+     ({"pretrained_cfg": {"input_size": "ab"}}, "describes no model"),
+     ({"pretrained_cfg": {"mean": [1e400, 0, 0]}}, "mean"),
+     ({"pretrained_cfg": {"crop_pct": 1.5}}, "crop_pct"),
+     ({"pretrained_cfg": {"interpolation": ["\x1b"]}}, "no text")],
+)  # fmt: skip
+def test_a_config_of_the_hub_that_describes_no_model_is_one_line(
+    changed: dict[str, object], reason: str, hub: Path
+) -> None:
+    put_on_hub(hub, {"architecture": ARCHITECTURE, **changed}, weight=torch.zeros(1))
+    with pytest.raises(UnknownModelError, match=reason) as caught:
+        find_model("hf-hub:someone/net")
+    assert str(caught.value).isprintable()
+
+
 def test_a_classifier_of_torchvision_has_its_weights_and_preprocessing() -> None:
     spec = find_model("torchvision:resnet18")
     assert spec.preprocess is not None

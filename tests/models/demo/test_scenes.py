@@ -114,3 +114,17 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     with pytest.raises(DatasetFolderError, match="give another folder"):
         write_dataset(tmp_path, range(1), 64)
     assert (tmp_path / "holiday.png").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 9000, "[]", "{}", '{"info": 3}', '{"info": {"description": "reptrt.models.demo.scenes"}}']
+)  # fmt: skip
+def test_a_forged_dataset_is_one_line_or_made_anew(tmp_path, text):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "annotations.json").write_text(text)
+    if "description" in text:
+        assert write_dataset(tmp_path / "s", range(1), 64).stat().st_size > 100
+        return
+    with pytest.raises(DatasetFolderError, match="give another folder") as caught:
+        write_dataset(tmp_path / "s", range(1), 64)
+    assert str(caught.value).isprintable()
