@@ -14,6 +14,7 @@ from reptrt.engines.foreign.limits import (
     MAX_CALL_DEPTH,
     MAX_MODEL_BYTES,
     MAX_NODES,
+    MAX_SHARED_DATA,
     MAX_TENSOR_BYTES,
 )
 from reptrt.engines.foreign.text import one_line, visible
@@ -142,17 +143,23 @@ def require_small_tensors(path: Path, batch: int, most: int = MAX_TENSOR_BYTES) 
 def require_data_beside(model: onnx.ModelProto, path: Path) -> None:
     """Check that the external data of `model` are files in the folder of `path`, or below.
 
+    Tensors may share what is in them, but not without end.
+
     Raises:
         GraphError: they are something else, which a library would read all the same.
     """
-    folder = path.parent.resolve()
+    folder, claimed = path.parent.resolve(), 0
+    sizes: dict[Path, int] = {}
     for tensor in _stored_tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        location = next((one.value for one in tensor.external_data if one.key == "location"), "")
+        entries = {one.key: one.value for one in tensor.external_data}
+        location = entries.get("location", "")
         try:
             file = Path(folder, location).resolve()
             is_beside = file.is_relative_to(folder) and file.is_file()
+            sizes[file] = file.stat().st_size if is_beside else 0
+            claimed += int(entries.get("length") or sizes[file])
         except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle
             is_beside = False
         if not is_beside:
@@ -160,6 +167,11 @@ def require_data_beside(model: onnx.ModelProto, path: Path) -> None:
                 f"{visible(str(path))}: the data of {one_line(tensor.name)} must be a file in its"
                 f" folder, and is {one_line(location)!r}"
             )
+    if claimed > MAX_SHARED_DATA * sum(sizes.values()):
+        raise GraphError(
+            f"{visible(str(path))}: claims {claimed} bytes of external data, and its files have"
+            f" {sum(sizes.values())}"
+        )
 
 
 def _stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -11,7 +11,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import external_data_helper
 
 from reptrt.engines.foreign.border import read_bytes, reading
-from reptrt.engines.foreign.graphs import all_nodes, require_small_functions
+from reptrt.engines.foreign.graphs import (
+    all_nodes,
+    require_data_beside,
+    require_small_functions,
+)
 from reptrt.engines.foreign.limits import MAX_MODEL_BYTES
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.lint.base import LintedModel
@@ -35,6 +39,7 @@ def read_model(path: Path) -> LintedModel:
     proto = _parse(path)
     try:
         require_small_functions(proto)
+        require_data_beside(proto, path)
         onnx.checker.check_model(str(path))
         _load_small_constants(proto, path.parent)
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)

@@ -11,7 +11,12 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.border import reading
-from reptrt.engines.foreign.graphs import require_small_functions, sort_nodes
+from reptrt.engines.foreign.graphs import (
+    GraphError,
+    require_data_beside,
+    require_small_functions,
+    sort_nodes,
+)
 from reptrt.engines.foreign.opset import OpsetError, raise_for_pairs
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.form import Form, write_form
@@ -65,8 +70,9 @@ def _load(path: Path) -> onnx.ModelProto:
         raise SurgeryError(f"{path}: not an ONNX file; export the model again") from None
     _require_size(path, path.stat().st_size + _external_bytes(model))
     try:
+        require_data_beside(model, path)
         onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, onnx.checker.ValidationError) as error:
+    except (OSError, onnx.checker.ValidationError, GraphError) as error:
         raise SurgeryError(f"{path}: its external data cannot be read: {error}") from None
     _require_valid(model, f"{path}: not a valid ONNX model", full_check=False)
     return model

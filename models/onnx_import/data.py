@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, helper
 
 from reptrt.engines.artifacts import file_sha256
+from reptrt.engines.foreign.limits import MAX_SHARED_DATA
 
 _MAX_MESSAGE = 400
 
@@ -33,12 +34,19 @@ def load_external_data(path: Path, proto: onnx.ModelProto) -> str:
     digest = hashlib.sha256(file_sha256(path).encode())
     folder = path.resolve().parent
     files: dict[Path, None] = {}
-    for tensor in list_tensors(proto.graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            files[_external_file(folder, tensor)] = None
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
+    external = [
+        tensor
+        for tensor in list_tensors(proto.graph)
+        if tensor.data_location == TensorProto.EXTERNAL
+    ]
+    for tensor in external:
+        files[_external_file(folder, tensor)] = None
+    if sum(map(num_bytes, external)) > MAX_SHARED_DATA * sum(one.stat().st_size for one in files):
+        raise OnnxFileError("its weights have many times the bytes of the files that they lie in")
+    for tensor in external:
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
     for file in files:
         digest.update(file_sha256(file).encode())
     return digest.hexdigest() if files else file_sha256(path)

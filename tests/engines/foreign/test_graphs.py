@@ -19,6 +19,8 @@ from reptrt.engines.foreign.graphs import (
 from reptrt.engines.inspection.qdq_graph import weighted_layers
 from reptrt.engines.lint import lint_file
 from reptrt.engines.lint.repair import repair_file
+from reptrt.engines.surgery import clean
+from reptrt.models.onnx_import.file import read_onnx
 from reptrt.pipeline.cli.bench import BenchInputError, bench_file
 from tests.hostile.graphs import (
     chain,
@@ -172,3 +174,22 @@ def test_data_outside_of_the_folder_is_refused(
     (tmp_path / "w.bin").rename(folder / "w.bin")
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     require_small_tensors(folder / "m.onnx", 1)
+
+
+def test_weights_do_not_share_their_data_without_end(tmp_path: Path) -> None:
+    model, path = quantized_model(), tmp_path / "m.onnx"
+    (tmp_path / "m.data").write_bytes(bytes(4096))
+    for number in range(50):  # 200 kB of a file with 4 kB
+        tensor = model.graph.initializer.add(name=f"t{number}", data_type=1, dims=[1024])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="m.data")
+    path.write_bytes(model.SerializeToString())
+    for read in (
+        lambda: require_small_tensors(path, 1),
+        lambda: lint_file(path),
+        lambda: clean(path, tmp_path / "fixed.onnx"),
+        lambda: read_onnx(path),
+    ):
+        with pytest.raises(ValueError, match=r"external data|bytes of the files") as caught:
+            read()
+        assert caught.value.exit_code == 2  # type: ignore[attr-defined]
