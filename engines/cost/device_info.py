@@ -13,6 +13,7 @@ from reptrt.engines.foreign.limits import MAX_SIDECAR_BYTES
 _DOUBLE_DATA_RATE = 2
 _KEYS = ("Compute Capability", "SMs", "Compute Clock Rate", "Memory Bus Width", "Memory Clock Rate")
 _DEFAULT_L2_MB = 6.0
+_LEAST, _MOST = 1e-3, 1e6
 
 
 def read_device_info(path: Path) -> DataSheet:
@@ -59,6 +60,6 @@ def _like(name: str, capability: tuple[int, int]) -> DataSheet:
 
 def _positive(info: dict[str, object], key: str, path: Path) -> float:
     value = info.get(key)
-    if type(value) not in (int, float) or not 0 < value < 1e6:  # type: ignore[operator]
+    if type(value) not in (int, float) or not _LEAST < value < _MOST:  # type: ignore[operator]
         raise CostError(f"{path}: 'device_information' has no '{key}' above 0")
     return float(value)  # type: ignore[arg-type]

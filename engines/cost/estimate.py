@@ -12,6 +12,9 @@ from reptrt.engines.cost.records import Bound
 from reptrt.engines.data_sheet import DataSheet
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor
 
+_MOST = 10**18
+"""Bytes or operations of one kernel."""
+
 
 class CostError(ValueError):
     """These kernels have no cost: they have no shapes, or there is no data sheet."""
@@ -86,7 +89,7 @@ def require_shapes(kernels: Sequence[Kernel]) -> None:
     """Refuse kernels that have no cost.
 
     Raises:
-        CostError: there is none that computes, or one of them has no shapes.
+        CostError: there is none that computes, or one of them has no shapes, or some that cannot be.
     """
     if all(work_of(kernel) == "none" for kernel in kernels):
         raise CostError("there are no kernels: nothing to predict")
@@ -96,6 +99,8 @@ def require_shapes(kernels: Sequence[Kernel]) -> None:
                 f"kernel '{kernel.name[:80]}' has no shapes: its layer list is of an older version, "
                 "or of an engine for a range of batches; build it for one batch"
             )
+        if max(kernel.bytes_in, kernel.bytes_constant, kernel.bytes_out, kernel.operations) > _MOST:
+            raise CostError(f"kernel '{kernel.name[:80]}' is larger than any that a GPU could run")
 
 
 def scale_batch(kernels: Sequence[Kernel], factor: float) -> tuple[Kernel, ...]:

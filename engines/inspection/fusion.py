@@ -12,9 +12,10 @@ from pathlib import Path
 
 import onnx
 
+from reptrt.engines.foreign.border import reading
 from reptrt.engines.form import read_form
 from reptrt.engines.inspection.kernels import Kernel, LayerListError, parse_kernels
-from reptrt.engines.inspection.placement_notes import read_islands, read_reasons
+from reptrt.engines.inspection.placement_notes import NotesError, read_islands, read_reasons
 from reptrt.engines.inspection.qdq_graph import WeightedLayer, attentions, weighted_layers
 from reptrt.engines.inspection.traffic import measure_traffic
 from reptrt.engines.report_schema import FloatIsland, FusionReport
@@ -37,12 +38,16 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "")
         kernels: in execution order.
         onnx_path: the Q/DQ graph.
         backend: builder and its version, for the report.
+
+    Raises:
+        NotesError: its metadata has our keys, and not what export writes there.
     """
     model = onnx.load(str(onnx_path), load_external_data=False)
     layers = weighted_layers(model.graph)
     by_form = depthwise_by_form(model, layers)
     quantizable = [layer for layer in layers if layer.op != "ConvTranspose"]
-    reasons = read_reasons(model)
+    with reading(onnx_path, NotesError, "its notes on layers are damaged; export again"):
+        reasons, operators = read_reasons(model), tuple(read_islands(model))
     islands = [
         island
         for layer in layers
@@ -60,7 +65,7 @@ def fusion_report(kernels: Sequence[Kernel], onnx_path: Path, backend: str = "")
         kernels=len(kernels),
         traffic=measure_traffic(kernels),
         float_islands=tuple(islands),
-        operator_islands=tuple(read_islands(model)),
+        operator_islands=operators,
         fused_kernels=tuple(kernels),
     )
 

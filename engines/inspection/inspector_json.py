@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor, convolution
-from reptrt.engines.inspection.layer_list_error import ONNX_LAYER, LayerListError
+from reptrt.engines.inspection.layer_list_error import LayerListError, onnx_layers
 from reptrt.engines.inspection.rtx_log import attention_product, matrix_product
 
 _DTYPE = re.compile(
@@ -59,7 +59,7 @@ def _kernel(layer: Mapping[str, object]) -> Kernel:
         inputs=inputs,
         weights=weights,
         outputs=outputs,
-        onnx_layers=tuple(ONNX_LAYER.findall(str(layer.get("Metadata", "")))),
+        onnx_layers=onnx_layers(str(layer.get("Metadata", ""))),
         tactic=str(layer.get("TacticName", "")),
         product=_product(layer, name, inputs, weights, outputs),
     )

@@ -8,6 +8,8 @@ from typing import cast
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor
 from reptrt.engines.inspection.layer_list_error import LayerListError
 
+_MOST_SIDES = 16
+
 
 def read_kernel_entry(entry: Mapping[str, object]) -> Kernel:
     """Return the kernel of an entry; before 0.3 tensors were [name, datatype].
@@ -60,6 +62,8 @@ def _product(entry: Mapping[str, object]) -> Product:
 
 
 def _sides(value: object) -> tuple[int, ...]:
+    if len(_sequence(value)) > _MOST_SIDES:
+        raise ValueError("it has too many sides")
     return tuple(_whole(side) for side in _sequence(value))
 
 

@@ -11,5 +11,11 @@ class LayerListError(ValueError):
     exit_code = 2
 
 
-ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\[ONNX Layer: |[\x1e\x1f]|$))")
-"""One node in the metadata of a layer; 10.x puts separators between them."""
+_NODE = "[ONNX Layer: "
+_NAME = re.compile(r"(.*?)\](?=\s*(?:[\x1e\x1f]|$))")
+
+
+def onnx_layers(metadata: str) -> tuple[str, ...]:
+    """Nodes that the metadata of a layer names; 10.x puts separators between them."""
+    found = (_NAME.match(part) for part in metadata.split(_NODE)[1:])
+    return tuple(match[1] for match in found if match)

@@ -16,14 +16,26 @@ from reptrt.engines.report_schema import OperatorIsland
 _REASONS, _ISLANDS = "reptrt.float_layers", "reptrt.islands"
 
 
+class NotesError(ValueError):
+    """The metadata of an ONNX file has our keys, and not what export writes there."""
+
+    exit_code = 2
+
+
 def write_reasons(reasons: Mapping[str, str], proto: onnx.ModelProto) -> None:
     """Put layer -> why it stays float into the metadata of `proto`, in place."""
     _write(proto, _REASONS, dict(reasons))
 
 
 def read_reasons(proto: onnx.ModelProto) -> dict[str, str]:
-    """Layer -> why it stays float; empty for files of other tools."""
-    found: dict[str, str] = json.loads(_read(proto).get(_REASONS, "{}"))
+    """Layer -> why it stays float; empty for files of other tools.
+
+    Raises:
+        ValueError: its metadata says something else there.
+    """
+    found = _read(proto, _REASONS, {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError(f"its metadata {_REASONS!r} names no reasons")
     return found
 
 
@@ -33,13 +45,31 @@ def write_islands(islands: Sequence[OperatorIsland], proto: onnx.ModelProto) -> 
 
 
 def read_islands(proto: onnx.ModelProto) -> list[OperatorIsland]:
-    """The islands of a file; none in files of other tools."""
-    return [
-        OperatorIsland(
-            **{**values, "nodes": tuple(values["nodes"]), "op_types": tuple(values["op_types"])}
-        )
-        for values in json.loads(_read(proto).get(_ISLANDS, "[]"))
-    ]
+    """The islands of a file; none in files of other tools.
+
+    Raises:
+        ValueError: its metadata says something else there.
+    """
+    try:
+        return [_island(**values) for values in _read(proto, _ISLANDS, [])]  # type: ignore[attr-defined]
+    except TypeError:
+        raise ValueError(f"its metadata {_ISLANDS!r} names no islands") from None
+
+
+def _island(
+    nodes: object, op_types: object, role: object, reason: object, weight_bytes: object = 0
+) -> OperatorIsland:
+    """An island as JSON has it; a value of another type is a TypeError."""
+    role, reason = _texts([role, reason])
+    if type(weight_bytes) is not int:
+        raise TypeError
+    return OperatorIsland(_texts(nodes), _texts(op_types), role, reason, weight_bytes)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError
+    return tuple(value)
 
 
 def _write(proto: onnx.ModelProto, key: str, value: object) -> None:
@@ -47,5 +77,10 @@ def _write(proto: onnx.ModelProto, key: str, value: object) -> None:
     entry.key, entry.value = key, json.dumps(value)
 
 
-def _read(proto: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in proto.metadata_props}
+def _read(proto: onnx.ModelProto, key: str, default: object) -> object:
+    """What the metadata of `proto` has under `key`, decoded."""
+    values = {entry.key: entry.value for entry in proto.metadata_props}
+    try:
+        return json.loads(values[key]) if key in values else default
+    except (ValueError, RecursionError):
+        raise ValueError(f"its metadata {key!r} is no JSON") from None

@@ -6,12 +6,13 @@ import math
 import re
 
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor, convolution
-from reptrt.engines.inspection.layer_list_error import ONNX_LAYER, LayerListError
+from reptrt.engines.inspection.layer_list_error import LayerListError, onnx_layers
 
 LAYERS_PREFIX = "Layers:"
 _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[")
+_TENSOR_START, _LONGEST_TENSOR = "{ Name: ", 4000
 _TENSOR = re.compile(
-    r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[-\d, ]*)\],(?: Strides: \[(?P<strides>[-\d, ]*)\],)?"
+    r"(?P<name>.*?), Dimensions: \[(?P<dims>[-\d, ]*)\],(?: Strides: \[(?P<strides>[-\d, ]*)\],)?"
     r".*?Datatype: (?P<dtype>\w+)(?:, Format: (?P<format>[^}]*?))? *\}"
 )
 _TACTIC = re.compile(r", TacticName: (?P<tactic>[^,]*), StreamId:")
@@ -21,6 +22,7 @@ _NO_WORK = (
     "shape_call",
 )  # between streams, and on the host: they compute nothing
 _ATTENTION = "_mha"
+_MOST_SIDES, _MOST_DIGITS = 16, 12
 _IMAGE_RANK = 3  # [N, C, W] and more
 
 
@@ -49,7 +51,7 @@ def parse_log(text: str) -> tuple[Kernel, ...]:
                 inputs=inputs,
                 weights=constants,
                 outputs=outputs,
-                onnx_layers=tuple(ONNX_LAYER.findall(metadata)),
+                onnx_layers=onnx_layers(metadata),
                 tactic=tactic["tactic"] if tactic else "",
                 product=_product(head["name"], head["kind"], inputs, constants, outputs),
             )
@@ -65,6 +67,7 @@ def _split_lists(body: str) -> tuple[str, str, str]:
 
 
 def _tensors(text: str) -> tuple[Tensor, ...]:
+    parts = (part[:_LONGEST_TENSOR] for part in text.split(_TENSOR_START)[1:])
     return tuple(
         Tensor(
             match["name"],
@@ -73,12 +76,16 @@ def _tensors(text: str) -> tuple[Tensor, ...]:
             _sides(match["strides"] or ""),
             (match["format"] or "").strip(),
         )
-        for match in _TENSOR.finditer(text)
+        for match in map(_TENSOR.match, parts)
+        if match
     )
 
 
 def _sides(text: str) -> tuple[int, ...]:
-    return tuple(int(side) for side in text.split(",") if side.strip())
+    sides = [side for side in text.split(",") if side.strip()]
+    if len(sides) > _MOST_SIDES or any(len(side) > _MOST_DIGITS for side in sides):
+        raise LayerListError(f"[{text[:80]}] is no shape")
+    return tuple(map(int, sides))
 
 
 def _product(

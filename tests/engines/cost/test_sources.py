@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,34 @@ def test_what_is_no_text_or_not_there_is_refused(tmp_path):
         read(path)
     with pytest.raises(CostError, match="no such file"):
         read(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Layers:\nName: a, LayerType: conv, Inputs: [" + "{ Name: x, Dimensions: [1]," * 40_000,
+        "Layers:\nName: a, LayerType: b, Inputs: [], Metadata: " + "[ONNX Layer: x" * 80_000,
+        json.dumps({"Layers": [{"Name": "a", "Metadata": "[ONNX Layer: " * 80_000}]}),
+    ],
+    ids=["tensors", "layers", "JSON"],
+)
+def test_a_list_of_beginnings_that_never_end_is_read_in_a_moment(tmp_path, text):
+    path = tmp_path / "graph.json"
+    path.write_text(text)
+    started = time.process_time()
+    with pytest.raises(CostError, match="no kernels"):
+        read(path)
+    assert time.process_time() - started < 10
+
+
+def test_a_kernel_that_no_gpu_could_run_is_refused(tmp_path):
+    path = tmp_path / "graph.json"
+    layer = json.loads(json.dumps(GRAPH["Layers"][0]))
+    layer["Inputs"][0]["Dimensions"] = [2**31 - 1] * 8
+    path.write_text(json.dumps({"Layers": [layer]}))
+    with pytest.raises(CostError, match="larger than any"):
+        read(path)
+    path.write_text("Layers:\nName: a, LayerType: conv, Inputs: [{ Name: x, Dimensions: [" + "9" * 3000 + "],"
+                    " Datatype: Int8 }], Outputs: []")  # fmt: skip
+    with pytest.raises(LayerListError, match="is no shape"):
+        read(path)

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from reptrt.engines.build.builder import BuildOptions, build_engine
 from reptrt.engines.inspection.fusion import Kernel, LayerListError, fusion_report, parse_kernels
 from reptrt.engines.inspection.kernels import Tensor
+from reptrt.engines.inspection.placement_notes import NotesError
 
 RTX_LOG = Path(__file__).parents[1] / "data" / "rtx_1_7_1_layers.txt"
 CLASSIC_10 = {
@@ -82,6 +84,24 @@ def test_the_stored_log_gives_the_report_of_its_graph(mixed_onnx):
     }
     assert report.kernels == len(report.fused_kernels) == 7
     json.dumps(asdict(report))
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("reptrt.float_layers", "["), ("reptrt.float_layers", "[1]"), ("reptrt.float_layers", '{"a": 1}'),
+     ("reptrt.islands", "[" * 9000), ("reptrt.islands", "3"), ("reptrt.islands", "[3]"),
+     ("reptrt.islands", '[{"nodes": "ab", "op_types": [], "role": "tail", "reason": "x"}]'),
+     ("reptrt.islands", '[{"nodes": [], "op_types": [], "role": "tail", "reason": 1}]')],
+)  # fmt: skip
+def test_notes_in_a_file_that_export_did_not_write_are_one_line(mixed_onnx, key, text):
+    path = mixed_onnx(half=True)
+    model = onnx.load(path)
+    model.metadata_props.add(key=key, value=text)
+    onnx.save(model, path)
+    with pytest.raises(NotesError, match="export again") as caught:
+        fusion_report((), path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
