@@ -20,7 +20,9 @@ import yaml
 from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.report_schema import Report
+from reptrt.engines.target import UnknownTargetError, resolve_target
 from reptrt.pipeline.sweep.grid import Cell, Resources
+from reptrt.pipeline.workspace.folder import run_folder
 from reptrt.pipeline.workspace.records import RecordError, read_record
 
 Status = Literal["done", "gate failed", "failed", "lost"]
@@ -172,11 +174,13 @@ def _run(
 
 
 def _report_of(root: Path, cell: Cell) -> Path | None:
-    """Folder of the newest report below `root` for the target of `cell`."""
-    reports = sorted(root.glob(f"*/*/*/{REPORT}"), key=lambda path: path.stat().st_mtime)
-    target = cell.recipe.target
-    wanted = [one for one in reports if target in ("auto", one.parent.name)]
-    return wanted[-1].parent.absolute() if wanted else None
+    """Folder of the run of `cell` below `root`, where it left a report."""
+    try:
+        target = resolve_target(cell.recipe.target).name
+    except UnknownTargetError:  # which the run has said
+        return None
+    folder = run_folder(root, cell.recipe, target).absolute()
+    return folder if (folder / REPORT).exists() else None
 
 
 def _die_with_parent() -> None:

@@ -96,14 +96,19 @@ class Workspace:
     log: Path
 
 
+def run_folder(root: Path, recipe: Recipe, target: str) -> Path:
+    """Folder of the run of `recipe` below `root`; `target` is resolved."""
+    bits = f"w{recipe.weight_bits}a{recipe.activation_bits}"
+    return root / slug(recipe.model) / f"{recipe.calibrator}-{bits}" / target
+
+
 def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
     """Make the folder of this run.
 
     Raises:
         WorkspaceError: it cannot be created or written.
     """
-    bits = f"w{recipe.weight_bits}a{recipe.activation_bits}"
-    folder = root / slug(recipe.model) / f"{recipe.calibrator}-{bits}" / target
+    folder = run_folder(root, recipe, target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         require_file_or_nothing(folder / ARTIFACTS["log"])  # a planted link is not followed

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from reptrt.pipeline.sweep.cell import CellProgress, CellResult
+from reptrt.engines.target import resolve_target
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult, _report_of
+from reptrt.pipeline.sweep.grid import Sweep, cells_of
 from reptrt.pipeline.sweep.table import Row, write_tables
+from reptrt.pipeline.workspace.folder import run_folder
 from tests.command_line import Outcome, TinyProject, reptrt
 
 
@@ -98,3 +101,19 @@ def test_names_of_others_are_text(tmp_path: Path) -> None:
     assert page.count("<script>") == 1
     assert "\x1b" not in page
     assert "'=1+1" in (tmp_path / "sweep.csv").read_text()
+
+
+@pytest.mark.parametrize("target", ["cpu", "auto"])
+def test_a_cell_has_the_report_of_its_own_target_whatever_the_clock_says(
+    tmp_path: Path, target: str
+) -> None:
+    (cell,) = cells_of(Sweep(grid={"model": ["repvgg_a0"]}, base={"target": target}))
+    own = run_folder(tmp_path, cell.recipe, resolve_target(target).name)
+    other = run_folder(tmp_path, cell.recipe, "jetson-orin")
+    for folder, seconds in ((own, 0), (other, 4_000_000_000)):
+        folder.mkdir(parents=True)
+        (folder / "report.json").touch()
+        os.utime(folder / "report.json", (seconds, seconds))
+    assert _report_of(tmp_path, cell) == own.absolute()
+    (own / "report.json").unlink()
+    assert _report_of(tmp_path, cell) is None
