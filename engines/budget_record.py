@@ -66,6 +66,10 @@ class BudgetSearch:
     attempts: tuple[Attempt, ...]
     reason: str
 
+    def made(self, trt_onnx: str) -> bool:
+        """Whether the choice is the file with this SHA-256."""
+        return bool(self.attempts) and self.attempts[-1].trt_onnx == trt_onnx
+
     @property
     def is_float(self) -> bool:
         """Whether nothing in INT8 was within the budget at a gain."""

@@ -60,7 +60,8 @@ class Accuracy:
         """Of FP32's own share of right images, in points; None for what is no such share."""
         if self.metric != "top1" or self.fp32 is None or not self.num_images:
             return None
-        return float((self.fp32 * (100 - self.fp32) / self.num_images) ** 0.5)
+        variance = self.fp32 * (100 - self.fp32) / self.num_images
+        return float(variance**0.5) if variance >= 0 else None
 
     @property
     def pairs(self) -> dict[str, MetricPair]:

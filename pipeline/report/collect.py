@@ -110,7 +110,7 @@ def budget_search(workspace: Workspace, plan: Plan) -> BudgetSearch | None:
     if plan.max_drop is None or not workspace.budget.exists():
         return None
     found = read_artifact(workspace.budget, "budget", BudgetSearch)
-    is_same = found.attempts[-1].trt_onnx == file_sha256(workspace.trt_onnx)
+    is_same = found.made(file_sha256(workspace.trt_onnx))
     return found if is_same and found.max_drop == plan.max_drop else None
 
 

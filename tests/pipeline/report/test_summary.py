@@ -129,6 +129,11 @@ def test_where_labels_are_few_closeness_leads_and_top1_has_its_error(
     assert labels == ([*close, *own] if leads else [*own, *close])
 
 
+@pytest.mark.parametrize(("fp32", "images"), [(150.0, 10), (-1.0, 10), (50.0, -1)])
+def test_what_is_no_share_of_images_has_no_standard_error(fp32: float, images: int) -> None:
+    assert Accuracy("top1", fp32, num_images=images).standard_error is None
+
+
 def test_a_detector_has_no_standard_error_and_no_divergence() -> None:
     accuracy = Accuracy("map_50_95", 40.0, 39.0, 1.0, 95.5, 100)
     rows = accuracy_rows(make_report(accuracy=accuracy))
