@@ -175,6 +175,50 @@ def onnx_files(draw: st.DrawFn) -> bytes:
     return model.SerializeToString()
 
 
+@st.composite
+def external_files(draw: st.DrawFn) -> bytes:
+    """A graph with some weights as external data, in a file of 4,096 bytes called `m.data` or elsewhere."""
+    model = quantized_model()
+    constant = model.graph.node.add(op_type="Constant", output=["unread"])
+    constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+    constant.attribute[0].t.CopyFrom(model.graph.initializer[0])
+    tensors = [*model.graph.initializer, constant.attribute[0].t]
+    places = ["m.data"] * 9 + ["link", "", ".", "..", "../outside", "/etc/passwd", "/dev/zero", "m.onnx",
+                               "a\0b", "x" * 5000, PLANTED, "no/../m.data"]  # fmt: skip
+    numbers = [
+        "0",
+        "0",
+        "8",
+        "-1",
+        "4096",
+        "1000000000000",
+        "9" * 5000,
+        "x",
+        " 1",
+        "1e3",
+        "",
+        PLANTED,
+    ]
+    for tensor in draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=4)):
+        size = len(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=draw(st.sampled_from(places)))
+        for key, usual in (("length", str(size)), ("offset", "0")):
+            if draw(st.integers(0, 3)):
+                value = draw(st.sampled_from([usual] * 8 + numbers))
+                tensor.external_data.add(key=key, value=value)
+        if draw(st.integers(0, 7)) == 0:
+            tensor.external_data.add(
+                key=draw(st.sampled_from(["checksum", "basepath", PLANTED])), value="/"
+            )
+    if draw(st.integers(0, 7)) == 0:  # many tensors of the same bytes
+        for number in range(400):
+            model.graph.initializer.add().CopyFrom(tensors[0])
+            model.graph.initializer[-1].name = f"copy{number}"
+    return model.SerializeToString()
+
+
 def _named(name: str, tensors: str) -> list[str]:
     return [tensor if tensor == "image" else f"{name}{tensor}" for tensor in tensors.split()]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -28,8 +30,8 @@ VALUES = st.recursive(
 
 
 @st.composite
-def documents(draw: st.DrawFn, like: dict[str, object]) -> dict[str, object]:
-    """A JSON object like `like`, in which some values are others, missing, or beside new ones."""
+def documents(draw: st.DrawFn, like: object) -> object:
+    """JSON like `like`, in which some values are others, missing, or beside new ones."""
     return draw(_changed(like))
 
 
@@ -77,8 +79,34 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 @st.composite
-def nested(draw: st.DrawFn) -> str:
-    """JSON or YAML that is nested deep, or refers to itself."""
-    depth = draw(st.sampled_from([10, 900, 2000]))
+def nested(draw: st.DrawFn, deepest: int = 2000) -> str:
+    """JSON or YAML that is nested deep."""
+    depth = draw(st.sampled_from([10, deepest // 2, deepest]))
     opening, closing = draw(st.sampled_from([("[", "]"), ('{"a":', "}"), ("[[", "]]"), ("- ", "")]))
     return opening * depth + closing * draw(st.sampled_from([0, depth]))
+
+
+@st.composite
+def slightly_changed(draw: st.DrawFn, like: object) -> object:
+    """A copy of JSON-like `like` with one to three values replaced or left out, the rest as it is."""
+    copied = json.loads(json.dumps(like))
+    for _ in range(draw(st.integers(1, 3))):
+        owner, key = draw(st.sampled_from(list(_places(copied))))
+        if isinstance(owner, dict) and draw(st.integers(0, 4)) == 0:
+            del owner[key]
+        else:
+            owner[key] = draw(st.one_of(LEAVES, LEAVES, VALUES))
+    return copied
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (dict or list, key) in `value`; the first is a place of no meaning, so that there is one."""
+    yield {"": None}, ""
+    pending = [value]
+    while pending:
+        here = pending.pop()
+        keys = list(here) if isinstance(here, dict) else range(len(here))
+        for key in keys if isinstance(here, dict | list) else ():
+            yield here, key
+            if isinstance(here[key], dict | list):
+                pending.append(here[key])
