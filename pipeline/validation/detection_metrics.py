@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from reptrt.engines.outputs.detection import Detections, FloatArray, boxes_to_image, detect
 from reptrt.pipeline.data.batches import Batch
 from reptrt.pipeline.data.coco import Annotations
+from reptrt.pipeline.validation.resampled_precision import ClassMatches, resampled_map
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +37,76 @@ class MeanAveragePrecision:
 
 
 class Matches:
-    """Which boxes match which annotations; from it the mAP of all images, or of a sample of them."""
+    """Which boxes match which annotations; from it the mAP of all images, or of samples of them.
 
-    def __init__(self, evaluator: COCOeval_faster, num_images: int) -> None:
+    Args:
+        evaluator: that has not evaluated yet.
+    """
+
+    def __init__(self, evaluator: COCOeval_faster) -> None:
         self._evaluator = evaluator
-        found = evaluator._evalImgs_cpp  # [classes x images], in the order of the images' ids
-        self._found = [found[at : at + num_images] for at in range(0, len(found), num_images)]
 
-    def mean_average_precision(
-        self, drawn: NDArray[np.int64] | None = None
-    ) -> MeanAveragePrecision:
-        """Of all images, or of `drawn` ones `[num_images]`; one drawn twice counts as two."""
-        order = range(len(self._found[0])) if drawn is None else drawn.tolist()
-        self._evaluator._evalImgs_cpp = [images[index] for images in self._found for index in order]
+    def mean_average_precision(self) -> MeanAveragePrecision:
+        """Of all images."""
+        self._evaluator.evaluate()
         self._evaluator.accumulate()
         # [IoU thresholds, recalls, classes, areas, limits on boxes]: one area, all, and one limit
         precision = np.asarray(self._evaluator.eval["precision"], dtype=np.float64)[:, :, :, 0, 0]
         return MeanAveragePrecision(_mean_percent(precision), _mean_percent(precision[0]))
+
+    def of_samples(self, drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`map_50_95` of each sample of the images `[samples, images drawn]`; one drawn twice counts as two."""
+        return resampled_map(self._classes, drawn)
+
+    @cached_property
+    def _classes(self) -> list[ClassMatches]:
+        """The matches by class, as COCO makes them at one IoU threshold after the other."""
+        evaluator, boxes = self._evaluator, self._best_boxes()
+        crowds = {key for key, one in evaluator.cocoGt.anns.items() if one["iscrowd"]}
+        thresholds, hits, ignored = evaluator.params.iouThrs, [], []
+        evaluator.evaluate()
+        overlaps = evaluator.ious
+        evaluator.computeIoU = lambda image, label: overlaps[image, label]
+        for threshold in thresholds:
+            evaluator.params.iouThrs = np.array([threshold])
+            evaluator.evaluate()
+            evaluator.accumulate()
+            pairs = [map(int, pair.split("_", 1)) for pair in evaluator.eval["matched"]]
+            matched = {box: truth not in crowds for box, truth in pairs}
+            hits.append([matched.get(box["id"], False) for box in boxes])
+            ignored.append([not matched.get(box["id"], True) for box in boxes])
+        evaluator.params.iouThrs = thresholds
+        return self._by_class(boxes, np.array(hits, dtype=bool), np.array(ignored, dtype=bool))
+
+    def _by_class(
+        self,
+        boxes: Sequence[Mapping[str, Any]],
+        hits: NDArray[np.bool_],
+        ignored: NDArray[np.bool_],
+    ) -> list[ClassMatches]:
+        evaluator = self._evaluator
+        places = {int(index): place for place, index in enumerate(evaluator.params.imgIds)}
+        images = np.array([places[box["image_id"]] for box in boxes], dtype=np.int64)
+        labels = np.array([box["category_id"] for box in boxes], dtype=np.int64)
+        annotated = np.zeros((len(evaluator.params.catIds), len(places)), dtype=np.int64)
+        for one in evaluator.cocoGt.anns.values():
+            annotated[one["category_id"], places[one["image_id"]]] += not one["iscrowd"]
+        chosen = [labels == label for label in range(len(annotated))]
+        return [
+            ClassMatches(images[mask], hits[:, mask], ignored[:, mask], counts)
+            for mask, counts in zip(chosen, annotated, strict=True)
+        ]
+
+    def _best_boxes(self) -> list[Mapping[str, Any]]:
+        """Boxes that COCO looks at, by falling score: of each class the best ones of an image."""
+        taken: Counter[tuple[int, int]] = Counter()
+        kept = []
+        for box in sorted(self._evaluator.cocoDt.anns.values(), key=lambda one: -one["score"]):
+            group = box["image_id"], box["category_id"]
+            taken[group] += 1
+            if taken[group] <= _MOST_BOXES:
+                kept.append(box)
+        return kept
 
 
 class CocoAccuracy:
@@ -92,13 +149,11 @@ class CocoAccuracy:
             truth.loadRes(self._results()),
             iouType="bbox",
             print_function=logger.debug,
-            separate_eval=True,
         )
         parameters = evaluator.params
         parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], ["all"]
         parameters.maxDets = [_MOST_BOXES]
-        evaluator.evaluate()
-        return Matches(evaluator, len(images))
+        return Matches(evaluator)
 
     def _truth(self) -> list[Mapping[str, object]]:
         records: list[Mapping[str, object]] = []

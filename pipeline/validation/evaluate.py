@@ -174,8 +174,8 @@ def accuracy_of_boxes(found: Boxes, card: ModelCard, evaluation: DetectionSet) -
     )
     accuracy = replace(accuracy, chance=round(elsewhere.map_50_95, 2))
 
-    def measure(drawn: NDArray[np.int64]) -> tuple[float, float]:
-        before, after = (one.mean_average_precision(drawn).map_50_95 for one in matches)
+    def measure(drawn: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        before, after = (one.of_samples(drawn) for one in matches)
         return before, before - after
 
     accuracy = with_resampled(accuracy, measure)

@@ -53,13 +53,14 @@ def rounded_accuracy(
 
 
 def with_resampled(
-    accuracy: Accuracy, measure: Callable[[NDArray[np.int64]], tuple[float, float]]
+    accuracy: Accuracy,
+    measure: Callable[[NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> Accuracy:
     """Add intervals by a bootstrap over the images; none on too few of them.
 
     Args:
         accuracy: of all images.
-        measure: FP32's accuracy and the drop, in percent, on drawn images.
+        measure: FP32's accuracy and the drop, in percent, of samples of the images [samples, images]: two of [samples].
     """
     count = accuracy.num_images or 0
     if count < FEWEST_RESAMPLED:

@@ -71,8 +71,10 @@ def evaluate_masks(
         "miou", (fp32.mean_iou(), quantized.mean_iou()), 100 * same / max(1, pixels), count, {}
     )
 
-    def measure(drawn: NDArray[np.int64]) -> tuple[float, float]:
-        before = fp32.mean_iou(drawn)
-        return before, before - quantized.mean_iou(drawn)
+    def measure(drawn: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        before, after = (
+            np.array([one.mean_iou(sample) for sample in drawn]) for one in (fp32, quantized)
+        )
+        return before, before - after
 
     return with_resampled(replace(made, chance=round(elsewhere.mean_iou(), 2)), measure)

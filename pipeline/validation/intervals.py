@@ -54,19 +54,19 @@ def paired_drop_interval(lost: float, gained: float, count: float) -> Ends:
 
 
 def resampled_intervals(
-    measure: Callable[[NDArray[np.int64]], Sequence[float]], count: int
+    measure: Callable[[NDArray[np.int64]], Sequence[NDArray[np.float64]]], count: int
 ) -> list[Ends]:
     """Bootstrap interval of each value of `measure`.
 
     The seed is fixed: equal images and outputs give equal intervals.
 
     Args:
-        measure: gets `[count]` indices of images, drawn with replacement.
+        measure: gets samples of the images, drawn with replacement [samples, count]; gives each of its
+            values for every sample [samples].
         count: all images.
     """
-    generator = np.random.default_rng(0)
-    values = [measure(generator.integers(0, count, count)) for _ in range(RESAMPLES)]
-    ends = np.quantile(np.array(values, dtype=np.float64), [0.025, 0.975], axis=0)
+    values = measure(np.random.default_rng(0).integers(0, count, (RESAMPLES, count)))
+    ends = np.quantile(np.array(values, dtype=np.float64), [0.025, 0.975], axis=1)
     return [Ends(float(low), float(high)) for low, high in ends.T]
 
 

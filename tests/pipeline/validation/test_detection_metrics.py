@@ -97,8 +97,43 @@ def test_an_image_that_is_drawn_twice_counts_as_two() -> None:
     matches = accuracy.match()
     expected = accuracy.compute()
     assert matches.mean_average_precision() == expected
-    assert matches.mean_average_precision(np.array([0, 0, 0])).map_50_95 == pytest.approx(100.0)
-    assert matches.mean_average_precision(np.array([1, 2, 2])).map_50_95 == 0.0
-    two_of_three = matches.mean_average_precision(np.array([0, 0, 1])).map_50_95
-    assert two_of_three == pytest.approx(100 * 67 / 101, abs=0.01)  # recalls 0 .. 0.66
+    drawn = np.array([[0, 0, 0], [1, 2, 2], [0, 0, 1], [0, 1, 2]])
+    three, none, two, one = matches.of_samples(drawn)
+    assert three == pytest.approx(100.0)
+    assert none == 0.0
+    assert two == pytest.approx(100 * 67 / 101)  # recalls 0 .. 0.66
+    assert one == pytest.approx(expected.map_50_95)
     assert matches.mean_average_precision() == expected
+
+
+def random_scenes(count: int, num_classes: int) -> tuple[list[Annotations], list[Detections]]:
+    """Annotations, some of them crowds, and boxes near them and elsewhere; more than COCO looks at."""
+    random = np.random.default_rng(3)
+    truth, found = [], []
+    for _ in range(count):
+        corner = random.uniform(0, 100, (6, 2))
+        boxes = np.concatenate([corner, corner + random.uniform(20, 60, (6, 2))], axis=1)
+        labels = random.integers(0, num_classes, 6)
+        truth.append(Annotations(boxes, labels, np.full(6, 900.0), random.random(6) < 0.2))
+        others = random.uniform(0, 100, (300, 2))
+        others = np.concatenate([others, others + 40], axis=1)
+        near = np.concatenate([boxes + random.normal(0, scale, boxes.shape) for scale in (1, 3, 8)])
+        scores = random.permutation(np.linspace(0.01, 0.99, 318) + random.uniform(0, 1e-3, 318))
+        guesses = np.concatenate([np.tile(labels, 3), random.integers(0, 2, 300)])
+        all_boxes = np.concatenate([near, others]).astype(np.float32)
+        found.append(Detections(all_boxes, scores.astype(np.float32), guesses))
+    return truth, found
+
+
+def test_the_map_of_samples_is_that_of_coco() -> None:
+    truth, found = random_scenes(12, num_classes=4)  # the last class is seldom or never found
+    accuracy = CocoAccuracy(truth, 5)
+    accuracy.update(range(12), found)
+    drawn = np.random.default_rng(4).integers(0, 12, (20, 12))
+    expected = []
+    for sample in drawn:
+        one = CocoAccuracy([truth[index] for index in sample], 5)
+        one.update(range(12), [found[index] for index in sample])
+        expected.append(one.compute().map_50_95)
+    assert accuracy.match().of_samples(drawn) == pytest.approx(expected, abs=1e-9)
+    assert np.std(expected) > 1

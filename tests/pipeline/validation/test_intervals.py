@@ -83,8 +83,8 @@ def test_chance_is_what_a_constant_answer_and_shuffled_labels_reach() -> None:
 def test_a_resampled_mean_has_the_width_of_its_standard_error_every_time() -> None:
     values = np.random.default_rng(2).normal(5.0, 2.0, 400)
 
-    def measure(drawn: np.ndarray) -> tuple[float, float]:
-        return float(values[drawn].mean()), 7.0
+    def measure(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return values[drawn].mean(axis=1), np.full(len(drawn), 7.0)
 
     mean, constant = resampled_intervals(measure, 400)
     assert mean.high - mean.low == pytest.approx(2 * Z * 2.0 / 20, rel=0.15)
