@@ -12,6 +12,8 @@ their BatchNorms from a batch of the images.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import shutil
 import statistics
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -57,25 +59,40 @@ class Row:
 
 MOBILEONE = ("mobileone_s0", "weights/mobileone_s0_fused_imagenet1k.pth", "images/imagenet_calib")
 REPVGG = ("repvgg_a0", "weights/repvgg_a0_imagenette.pth", "images/imagenette_train")
-SIX_BITS = ("--weight-bits", "6", "--activation-bits", "6")
+ALL = ("--quantize", "all")  # else calibration has little to do where FP16 is as fast
+SIX_BITS = (*ALL, "--weight-bits", "6", "--activation-bits", "6")
 ROWS = {
     "yolov6s": Row("yolov6s", "random", "images/imagenet_calib"),
     "yolov6n": Row("yolov6n", "random", "images/imagenet_calib", None, ("--num-samples", "128")),
-    "mobileone": Row(*MOBILEONE, "images/imagenet_val"),
+    "mobileone": Row(*MOBILEONE, "images/imagenet_val", ALL),
     "mobileone-6": Row(*MOBILEONE, "images/imagenet_val", SIX_BITS),
     "repvgg-6": Row(*REPVGG, "images/imagenette_val", SIX_BITS),
-    "lite": Row("weights/yolov6lite_s_coco.onnx", None, "images/coco_calib", "images/coco_val"),
+    "lite": Row(
+        "weights/yolov6lite_s_coco.onnx", None, "images/coco_calib", "images/coco_val", ALL
+    ),
     "demo": Row("yolov6n_demo"),
 }
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a process took: seconds of the clock and of processors, and the most MB of memory."""
+    """What a process took, and what came of it.
+
+    Attributes:
+        wall: seconds of the clock.
+        processor: seconds of processors.
+        peak_mb: the most memory.
+        calibrate: seconds of the stage, by the clock.
+        drop: points of accuracy; nan without labelled images.
+        agreement: percent, with FP32; nan likewise.
+    """
 
     wall: float
     processor: float
     peak_mb: float
+    calibrate: float
+    drop: float
+    agreement: float
 
 
 def main() -> None:
@@ -100,17 +117,18 @@ def main() -> None:
 
 def print_table(options: argparse.Namespace, folder: Path) -> None:
     """One row per model and effort."""
-    print("| row | effort | wall s | processor s | peak MB |\n|---|---|---|---|---|", flush=True)
+    header = ("row", "effort", *(field.name for field in fields(Spent)))
+    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|", flush=True)
     for name in options.rows.split(","):
         for effort in options.efforts.split(","):
             more = ("--effort", effort, "--seed", str(options.seed))
             command = engine_command(ROWS[name], options.data, folder, more)
             runs = [run([command], folder)[0] for _ in range(options.repeat)]
-            wall, processor, peak = (
-                statistics.median(getattr(one, field) for one in runs)
-                for field in ("wall", "processor", "peak_mb")
-            )
-            print(f"| {name} | {effort} | {wall:.1f} | {processor:.1f} | {peak:.0f} |", flush=True)
+            medians = [
+                statistics.median(column) for column in zip(*map(astuple, runs), strict=True)
+            ]
+            cells = " | ".join(f"{value:.2f}" for value in medians)
+            print(f"| {name} | {effort} | {cells} |", flush=True)
 
 
 def print_twice(name: str, data: Path, folder: Path) -> None:
@@ -188,7 +206,19 @@ def run(commands: Sequence[list[str]], folder: Path) -> list[Spent]:
         if os.waitstatus_to_exitcode(status) not in (0, 1):
             raise SystemExit((folder / f"log-{index}").read_text(encoding="utf-8")[-2000:])
         processor = usage.ru_utime + usage.ru_stime
-        spent[index] = Spent(time.monotonic() - started, processor, usage.ru_maxrss / 1e3)
+        run_json = next((folder / f"workspace-{index}").glob("*/*/*/run.json"))
+        seconds = json.loads(run_json.read_text())["stages"]["calibrate"]["seconds"]
+        validation, accuracy = run_json.with_name("validation.json"), {}
+        if validation.exists():
+            accuracy = json.loads(validation.read_text())["accuracy"] or {}
+        spent[index] = Spent(
+            time.monotonic() - started,
+            processor,
+            usage.ru_maxrss / 1e3,
+            seconds,
+            accuracy.get("drop", math.nan),
+            accuracy.get("agreement", math.nan),
+        )
     return [spent[index] for index in range(len(commands))]
 
 
