@@ -98,12 +98,14 @@ class Calibrator(ABC):
         name: key on the command line.
         summary: one line for `reptrt calibrators`.
         default_num_samples: calibration images that it uses unless told otherwise.
+        passes: how often it goes through the images, roughly and as time counts: for a forecast.
         settings: chosen by the user.
     """
 
     name: str
     summary: str
     default_num_samples = 128
+    passes = 6
 
     def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:
         self.settings = settings

@@ -57,6 +57,7 @@ class AcrossBlockCalibrator(Calibrator):
     name = "repapq"
     summary = "RepAPQ: learns block by block from the absolute error of block and stage"
     default_num_samples = 256
+    passes = 20
 
     def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """Settings of this method; RepAPQ's are the defaults."""

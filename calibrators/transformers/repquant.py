@@ -37,6 +37,7 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
     name = "repquant"
     summary = "RepQuant: RepQ-ViT with learned clipping and reconstructed weights"
     default_num_samples = 384
+    passes = 100
 
     def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:
         """As others, but for the effort `auto`, which is `high`: transformers of 4 bits gain slowly and for long."""

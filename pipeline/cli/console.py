@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -18,6 +21,16 @@ INTERRUPTED = 130
 
 output = Console(emoji=False)
 messages = Console(stderr=True, emoji=False)
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="print JSON, which scripts can read"
+)
+"""Every command has it; what is printed for people goes to stderr then, or is left out."""
+
+
+def print_json(content: Any) -> None:
+    """Print `content`, which is of JSON's types, to stdout."""
+    print(json.dumps(content, indent=2))
 
 
 def print_path(console: Console, path: Path, before: str = "") -> None:
@@ -33,6 +46,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     output.print(table)
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool) -> None:
+    """Print a table, or in JSON a list with one object per row, whose keys are `header`."""
+    if as_json:
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+    else:
+        print_table(header, rows)
 
 
 def command_line() -> str:

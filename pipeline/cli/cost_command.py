@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.target import resolve_target
+from reptrt.pipeline.cli.console import json_option, print_json
 
 if TYPE_CHECKING:
     from reptrt.engines.cost.estimate import EngineCost
@@ -35,7 +35,7 @@ _LONGEST_NAME = 60
 )
 @click.option("--batch", type=click.IntRange(1, 4096), help="images at once; default: the file's")
 @click.option("--sweep", type=click.Choice(["batch"]), help="a table over batches")
-@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
+@json_option
 def cost(
     file: Path,
     target_name: str | None,
@@ -66,7 +66,7 @@ def cost(
     layers = layers.at_batch(batch or layers.batch)
     predicted = estimate_cost(layers.kernels, sheet)
     if as_json:
-        click.echo(json.dumps(cost_result(predicted, layers.batch, layers.origin), indent=1))
+        print_json(cost_result(predicted, layers.batch, layers.origin))
         return
     _show(predicted, layers, output)
 
@@ -114,7 +114,7 @@ def _show_sweep(
             }
             for batch, one in costs.items()
         ]
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     table = Table(
         box=None, pad_edge=False, title=f"{_shown(sheet.gpu)}: predicted", title_justify="left"

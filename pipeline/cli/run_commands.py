@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,29 +18,47 @@ from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.pipeline.cli.console import (
     GATE_FAILED,
     command_line,
+    json_option,
     messages,
     output,
+    print_json,
     print_path,
+    print_table,
 )
 from reptrt.pipeline.cli.options import FILE, RecipeCommand, recipe_options
 from reptrt.pipeline.progress import ProgressBars, StageLines
 from reptrt.pipeline.recipe import BoxSuppression, Gate, Recipe, Section, load_recipe, slug
 from reptrt.pipeline.regression.baselines import BASELINES
 from reptrt.pipeline.workspace.folder import Workspace
+from reptrt.pipeline.workspace.run_records import RECORDS
 
 if TYPE_CHECKING:
     from reptrt.engines.report_schema import Report
     from reptrt.pipeline.run import Run
 
 
+SHOWN_CHOICES = (
+    "calibrator", "effort", "weight_bits", "activation_bits", "target", "precision", "quantize",
+    "channel_scaling", "min_snr", "max_drop", "batch_size", "device", "threads",
+)  # fmt: skip
+"""Fields of a plan that a dry run shows; `--json` has all."""
+
+
 @click.command(cls=RecipeCommand)
 @recipe_options()
-@click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
-def engine(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="say what would run, for how long, and run nothing")
+@json_option
+def engine(
+    model: str, workspace: Path, recipe_file: Path, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Walk the whole road: checkpoint in, validated engine and report out."""
     from reptrt.pipeline.road import run_pipeline
 
-    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+    recipe = load_recipe(model, options, recipe_file)
+    if dry_run:
+        show_dry_run(recipe, workspace, as_json)
+        return
+    with open_run(recipe, workspace) as run:
         report = run_pipeline(run)
     show_report(report, run.workspace, as_json)
 
@@ -48,12 +68,21 @@ def stage_command(stage: str, summary: str, *unheeded: type[Section]) -> click.C
 
     @click.command(stage, help=summary, cls=RecipeCommand)
     @recipe_options(*unheeded)
-    def command(model: str, workspace: Path, recipe_file: Path, **options: Any) -> None:
+    @json_option
+    def command(
+        model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any
+    ) -> None:
         from reptrt.pipeline import stages
+        from reptrt.pipeline.workspace.folder import stage_records
 
         with open_run(load_recipe(model, options, recipe_file), workspace) as run:
             getattr(stages, stage)(run)
-        print_path(messages, run.workspace.folder, f"{stage}: done, in ")
+        if as_json:
+            record = stage_records(run.workspace).get(stage)
+            written = None if record is None else record.model_dump(mode="json")
+            print_json({"folder": str(run.workspace.folder), stage: written})
+        else:
+            print_path(messages, run.workspace.folder, f"{stage}: done, in ")
 
     return command
 
@@ -70,7 +99,7 @@ STAGES = (
 
 @click.command(cls=RecipeCommand)
 @recipe_options()
-@click.option("--json", "as_json", is_flag=True, help="print report.json instead of a table")
+@json_option
 def report(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
     """Write report.json and report.html, and show the table."""
     from reptrt.pipeline import stages
@@ -83,8 +112,9 @@ def report(model: str, workspace: Path, recipe_file: Path, as_json: bool, **opti
 @click.command(cls=RecipeCommand)
 @recipe_options()
 @click.option("--calibrators", required=True, help="names, separated by commas")
+@json_option
 def compare(
-    model: str, workspace: Path, recipe_file: Path, calibrators: str, **options: Any
+    model: str, workspace: Path, recipe_file: Path, calibrators: str, as_json: bool, **options: Any
 ) -> None:
     """Take one model through several calibrators; one table."""
     from reptrt.calibrators.registry import require_calibrator
@@ -104,15 +134,24 @@ def compare(
     write_json({"model": model, "command": command_line(), "rows": rows}, path)
     page = path.with_suffix(".html")
     write_comparison(rows, recipe, command_line(), page)
-    output.print(comparison_table(rows))
+    if as_json:
+        print(path.read_text(), end="")
+    else:
+        output.print(comparison_table(rows))
     print_path(messages, page)
 
 
 @click.command(cls=RecipeCommand)
 @recipe_options()
 @click.option("--output", "archive", type=FILE, help="a .tar.gz; default: in the workspace")
+@json_option
 def kit(
-    model: str, workspace: Path, recipe_file: Path, archive: Path | None, **options: Any
+    model: str,
+    workspace: Path,
+    recipe_file: Path,
+    archive: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Pack what builds, checks and installs the engine on its device: one archive.
 
@@ -122,7 +161,7 @@ def kit(
 
     with open_run(load_recipe(model, options, recipe_file), workspace) as run:
         written = make_kit(run, archive)
-    print_path(messages, written)
+    show_written(written, as_json)
 
 
 @click.command(cls=RecipeCommand)
@@ -132,8 +171,14 @@ def kit(
 @click.option("--version", type=click.IntRange(1), help="its number; default: the next")
 @click.option("--instances", type=click.IntRange(1), default=1, help="on each GPU, or on the CPU")
 @click.option("--keep-config", is_flag=True, help="leave a config.pbtxt that was edited")
+@json_option
 def triton(
-    model: str, workspace: Path, recipe_file: Path, repository: Path, **options: Any
+    model: str,
+    workspace: Path,
+    recipe_file: Path,
+    repository: Path,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Add the engine, or the ONNX file of --target cpu, to a model repository of Triton.
 
@@ -144,7 +189,7 @@ def triton(
     serving = {key: options.pop(key) for key in ("name", "version", "instances", "keep_config")}
     with open_run(load_recipe(model, options, recipe_file), workspace) as run:
         folder = add_to_repository(run, repository, **serving)
-    print_path(messages, folder)
+    show_written(folder, as_json)
 
 
 @click.command()
@@ -157,12 +202,14 @@ def triton(
 @click.option("--target", help="where the engines will run; see `reptrt targets`")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="where PyTorch calibrates")
 @click.option("--workspace", type=FILE, default=Path("build"), help="folder for all that is made")
+@json_option
 def regress(
     entries: Sequence[str],
     record: Path | None,
     baselines: Path,
     files: Path,
     workspace: Path,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Run ENTRIES of the baselines, or all; leave with 1 if one is worse, 3 if better than claimed.
@@ -170,18 +217,25 @@ def regress(
     build/regress gets summary.md, results.json and junit.xml.
     """
     from reptrt.pipeline.regression.regress import exit_code, run_entries
-    from reptrt.pipeline.regression.summary import regression_table, write_summary
+    from reptrt.pipeline.regression.summary import RESULTS, regression_table, write_summary
 
     if record is not None:
         from reptrt.pipeline.regression.record import record_run
 
         name = record_run(record, baselines, files)
-        print_path(messages, baselines, f"{name}: recorded in ")
+        if as_json:
+            print_json({"entry": name, "baselines": str(baselines)})
+        else:
+            print_path(messages, baselines, f"{name}: recorded in ")
         return
     folder = workspace / "regress"
     findings = run_entries(baselines, entries, files, folder, options)
-    output.print(regression_table(findings))
-    print_path(output, write_summary(findings, folder))
+    summary = write_summary(findings, folder)
+    if as_json:
+        print((folder / RESULTS).read_text(), end="")
+    else:
+        output.print(regression_table(findings))
+        print_path(output, summary)
     sys.exit(exit_code(findings))
 
 
@@ -204,6 +258,41 @@ def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
 def say_waiting(workspace: Workspace) -> None:
     """Say why nothing happens."""
     print_path(messages, workspace.folder, "another process works there, waiting for it: ")
+
+
+def show_written(path: Path, as_json: bool) -> None:
+    """Say what was written."""
+    if as_json:
+        print_json({"written": str(path)})
+    else:
+        print_path(messages, path)
+
+
+def show_dry_run(recipe: Recipe, root: Path, as_json: bool) -> None:
+    """Say what a run of `recipe` would do; its folder stays as it was."""
+    from reptrt.pipeline.dry_run import dry_run
+
+    with open_run(recipe, root) as run:
+        is_new = not (run.workspace.folder / RECORDS).exists()
+        planned = dry_run(run)
+    if is_new:
+        shutil.rmtree(run.workspace.folder)
+    if as_json:
+        print_json(asdict(planned))
+        return
+    images = f"{planned.calibration_images} for calibration"
+    if planned.labelled_images is not None:
+        images += f", {planned.labelled_images} labelled"
+    chosen = {name: str(planned.plan[name]) for name in SHOWN_CHOICES}
+    print_table(("", ""), [*chosen.items(), ("images", images), ("folder", planned.folder)])
+    output.print()
+    print_table(("stage", "", "seconds", "known from"), [
+        (one.name, one.state, f"{one.seconds:.0f}", one.source) for one in planned.stages
+    ])  # fmt: skip
+    minutes, memory = planned.seconds / 60, planned.memory_bytes / 2**30
+    output.print(
+        f"\nabout {minutes:.1f} minutes, {memory:.0f} GiB of memory at most", highlight=False
+    )
 
 
 def show_report(report: Report, workspace: Workspace, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reptrt.pipeline.cli.console import GATE_FAILED, command_line, messages, output, print_path
+from reptrt.pipeline.cli.console import (
+    GATE_FAILED,
+    command_line,
+    json_option,
+    messages,
+    output,
+    print_json,
+    print_path,
+)
 from reptrt.pipeline.cli.options import FILE
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="print the cells, hours and memory, and run nothing")
 @click.option("--mlflow", "tracking", help="log each cell there too: MLflow's tracking URI")
-@click.option("--json", "as_json", is_flag=True, help="print the rows as JSON")
+@json_option
 def sweep(
     file: Path,
     on_ray: bool,
@@ -63,7 +70,7 @@ def sweep(
     if as_json:
         from dataclasses import asdict
 
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json([asdict(row) for row in rows])
     else:
         output.print(_table(rows))
     print_path(messages, workspace / "sweep.html")
@@ -80,7 +87,7 @@ def _show_plan(loaded: Sweep, cells: Sequence[Cell], workspace: Path, as_json: b
     if as_json:
         from dataclasses import asdict
 
-        print(json.dumps({"cells": [asdict(one) for one in planned], "totals": whole}, indent=2))
+        print_json({"cells": [asdict(one) for one in planned], "totals": whole})
         return
     print_table(("cell", "state", "hours", "memory"), [
         (one.cell, one.state, "?" if one.hours is None else f"{one.hours:.2f}", f"{one.memory / 2**30:.1f} GiB")

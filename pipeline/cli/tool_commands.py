@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from reptrt.engines.target import resolve_target
-from reptrt.pipeline.cli.console import GATE_FAILED, output, print_table
+from reptrt.pipeline.cli.console import (
+    GATE_FAILED,
+    json_option,
+    output,
+    print_json,
+    print_rows,
+    print_table,
+)
 from reptrt.pipeline.cli.flags import in_flags
 from reptrt.pipeline.cli.options import FILE
 
@@ -19,18 +26,23 @@ from reptrt.pipeline.cli.options import FILE
 @click.option("--batch", type=click.IntRange(1), default=1, help="images per inference")
 @click.option("--seconds", type=float, default=5.0, help="how long to measure")
 @click.option("--trusted", is_flag=True, help="let a version-compatible engine run what it carries")
-def bench(file: Path, batch: int, seconds: float, trusted: bool) -> None:
+@json_option
+def bench(file: Path, batch: int, seconds: float, trusted: bool, as_json: bool) -> None:
     """Measure latency p50/p90/p99 and throughput of an ENGINE (on a GPU) or an ONNX file."""
     from reptrt.pipeline.cli.bench import bench_file, bench_table
 
-    output.print(bench_table(file, bench_file(file, batch, seconds, trusted)))
+    measured = bench_file(file, batch, seconds, trusted)
+    if as_json:
+        print_json({"file": str(file), **asdict(measured)})
+    else:
+        output.print(bench_table(file, measured))
 
 
 @click.command()
 @click.argument("file", type=FILE)
 @click.option("--fix", "fixed", type=FILE, help="write a file with all repaired that can be")
 @click.option("--no-build", is_flag=True, help="do not ask TensorRT-RTX, though it is installed")
-@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+@json_option
 def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
     """Say what TensorRT 10 and 11 refuse or run slowly in an ONNX FILE; leave with 1 if they refuse.
 
@@ -50,7 +62,7 @@ def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
     answer = RtxAnswer(skipped="not asked") if no_build else ask_rtx(file)
     findings = (*answer.findings(), *findings)
     if as_json:
-        print(json.dumps(lint_json(file, findings, answer, gone), indent=2))
+        print_json(lint_json(file, findings, answer, gone))
     else:
         shown = "\n".join(lint_lines(file, findings, answer, gone))
         print(in_flags(shown, click.get_current_context().find_root().command))
@@ -59,39 +71,41 @@ def lint(file: Path, fixed: Path | None, no_build: bool, as_json: bool) -> None:
 
 
 @click.command()
-def models() -> None:
+@json_option
+def models(as_json: bool) -> None:
     """List the zoo; any timm model is also available as timm:NAME."""
     from reptrt.models.registry import list_models
 
-    print_table(("model", "task", "image", "description"), [
+    print_rows(("model", "task", "image", "description"), [
         (spec.name, spec.task, "x".join(map(str, spec.preprocess.image_size)), spec.description)
         for spec in list_models()
         if spec.task and spec.preprocess  # as every model of the zoo states
-    ])  # fmt: skip
+    ], as_json)  # fmt: skip
 
 
 @click.command()
-def calibrators() -> None:
+@json_option
+def calibrators(as_json: bool) -> None:
     """List the ways to choose scales."""
     from reptrt.calibrators.registry import AUTO, list_calibrators
 
     known = list_calibrators().items()
-    print_table(("calibrator", "what it does"), [
+    print_rows(("calibrator", "what it does"), [
         (AUTO, "repq-vit or repquant for transformers, repapq for re-parameterized networks and ONNX, else best"),
         *((name, calibrator.summary) for name, calibrator in known),
-    ])  # fmt: skip
+    ], as_json)  # fmt: skip
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="print all that is known, as JSON")
+@json_option
 def targets(name: str | None, as_json: bool) -> None:
     """List the build targets, or say all that is known about the one called NAME."""
     from reptrt.pipeline.cli.target_list import HEADER, target_facts, target_json, target_rows
 
     chosen = None if name is None else resolve_target(name)
     if as_json:
-        print(json.dumps(target_json(chosen), indent=2))
+        print_json(target_json(chosen))
     elif chosen is None:
         print_table(HEADER, target_rows())
     else:
@@ -99,10 +113,15 @@ def targets(name: str | None, as_json: bool) -> None:
 
 
 @click.command()
-def doctor() -> None:
+@json_option
+def doctor(as_json: bool) -> None:
     """Say what this machine has, what works on it, and what to install for the rest."""
     from reptrt.pipeline.cli.doctor import abilities, found_components
 
+    if as_json:
+        works = [asdict(ability) for ability in abilities()]
+        print_json({"components": dict(found_components()), "abilities": works})
+        return
     print_table(("component", "found"), found_components())
     output.print()
     print_table(("", "what works here", "what it takes"), [

@@ -18,6 +18,7 @@ from reptrt.engines.foreign.text import visible
 from reptrt.pipeline.regression.regress import BaselineCheck
 from reptrt.pipeline.report.number_format import MISSING
 
+RESULTS = "results.json"
 HEADER = ("outcome", "entry", "metric", "measured", "baseline")
 
 
@@ -46,7 +47,7 @@ def write_summary(findings: Sequence[BaselineCheck], folder: Path) -> Path:
     Raises:
         WriteError: `folder` cannot be written.
     """
-    write_json([_as_json(finding) for finding in findings], folder / "results.json")
+    write_json([_as_json(finding) for finding in findings], folder / RESULTS)
     with replace_when_done(folder / "junit.xml") as file:
         file.write_bytes(junit(findings))
     summary = folder / "summary.md"

@@ -93,7 +93,7 @@ def test_every_field_of_a_recipe_that_is_one_value_has_an_option() -> None:
     options = {option for one in cli.commands["engine"].params for option in one.opts}
     flags = {flag(name) for name in Recipe.model_fields if name != "model"}
     assert flags - options == set()
-    own = {"--recipe", "--workspace", "--json", "-v", "--verbose", "-q", "--quiet"}
+    own = {"--recipe", "--workspace", "--json", "--dry-run", "-v", "--verbose", "-q", "--quiet"}
     assert options - flags == {"model", *own}
 
 
