@@ -40,6 +40,11 @@ class Priced:
     megabytes: float
     layers: Mapping[str, float]
 
+    @property
+    def unbooked(self) -> float:
+        """Microseconds of kernels that no layer stands for."""
+        return 1000 * self.milliseconds - sum(self.layers.values())
+
 
 @dataclass(frozen=True)
 class LayerPrice:
@@ -143,25 +148,38 @@ class _Search:
             self.price(kept)
 
     def take_out_kinds(self, kinds: Mapping[str, Hashable]) -> None:
-        """Take out all layers of a kind, the dearest kind first, where the engine becomes faster."""
+        """Take out all layers of a kind, the dearest kind first, where the engine becomes faster.
+
+        Nothing is tried where all that these kinds and no layer in particular lose would not be enough.
+        """
         groups: dict[Hashable, set[str]] = {}
         for layer in sorted(self._layers & kinds.keys()):
             groups.setdefault(kinds[layer], set()).add(layer)
         best: frozenset[str] = frozenset()
-        pays = self.tried[best].milliseconds < self._fp16.milliseconds
+        everything = self.tried[best].milliseconds
+        pays = everything < self._fp16.milliseconds
         dear = [group for group in groups.values() if not pays or self._loss(group) > 0]
-        for group in sorted(dear, key=self._loss, reverse=True)[:KINDS]:
+        tries = sorted(dear, key=self._loss, reverse=True)[:KINDS]
+        hoped = sum(max(0.0, self._loss(group)) for group in tries)
+        hoped += max(0.0, self.tried[best].unbooked - self._fp16.unbooked)
+        if everything - hoped / 1000 > self._bound(everything):
+            return  # no such engine could be chosen
+        for group in tries:
             other = best.union(group)
             if self.price(other).milliseconds < self.tried[best].milliseconds:
                 best = other
 
     def choice(self, everything: Priced) -> frozenset[str]:
         """The lightest of the engines that are as fast as the fastest, and slower than neither end."""
-        bound = min(everything.milliseconds, self._fp16.milliseconds)
+        bound = self._bound(everything.milliseconds)
         fit = {kept: one for kept, one in self.tried.items() if one.milliseconds <= bound}
         fastest = min(one.milliseconds for one in fit.values())
         tied = [kept for kept, one in fit.items() if one.milliseconds <= TIE * fastest]
         return min(tied, key=lambda kept: (fit[kept].megabytes, fit[kept].milliseconds))
+
+    def _bound(self, everything: float) -> float:
+        """Milliseconds that an engine may take to be chosen, where INT8 on all layers takes `everything`."""
+        return min(everything, self._fp16.milliseconds)
 
     def savings(self, kept: frozenset[str]) -> dict[str, float]:
         """Microseconds that each INT8 layer saves in the engine in which `kept` stay FP16."""

@@ -102,6 +102,16 @@ def test_where_everything_pays_one_engine_is_priced() -> None:
     assert engine.asked == [frozenset()]
 
 
+def test_kinds_are_not_tried_where_all_that_they_lose_would_not_be_enough() -> None:
+    engine = Engine({"a": 25.0, "b": 25.0, "c": 95.0}, border=0.0)
+    kinds = {"a": "one", "b": "two"}
+    place_by_cost(engine.int8, engine, FP16, CHAIN, kinds)  # 10 of the 85 that INT8 loses
+    assert engine.asked == [frozenset()]
+    engine = Engine({"a": 25.0, "b": 25.0, "c": 19.0}, border=0.0)
+    place_by_cost(engine.int8, engine, FP16, CHAIN, kinds)
+    assert {frozenset("a"), frozenset("ab")} <= set(engine.asked)
+
+
 def test_a_network_without_layers_to_quantize_is_left_alone() -> None:
     found = place_by_cost((), Engine({}, 0.0), FP16, {})
     assert (found.float_layers, found.milliseconds) == ({}, FP16.milliseconds)
