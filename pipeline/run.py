@@ -188,7 +188,10 @@ class Run:
     @property
     def engine_onnx(self) -> Path:
         """What the engine is built from."""
-        return self.workspace.end2end_onnx if self.recipe.end2end else self.workspace.trt_onnx
+        files = self.workspace
+        if self.recipe.end2end:
+            return files.end2end_onnx
+        return files.cut_onnx if files.cut_onnx.exists() else files.trt_onnx
 
     @property
     def validation_setup(self) -> ValidationSetup:

@@ -28,6 +28,7 @@ from reptrt.pipeline.data.feeds import FeedSet, PictureFeeds
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.engine.build import build_inputs, build_options, write_engine
+from reptrt.pipeline.engine.cut_tail import cut_tail
 from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
@@ -210,7 +211,10 @@ def append_nms(run: Run) -> None:
 def build(run: Run) -> None:
     """Build the engine, and say which layers of it run in INT8: `fusion.json`."""
     recipe, workspace, target = run.recipe, run.workspace, run.target
-    require(run.engine_onnx, "end2end" if recipe.end2end else "export")
+    require(workspace.trt_onnx, "export")
+    if recipe.end2end:
+        require(workspace.end2end_onnx, "end2end")
+    cut_tail(run)
     read = read_card(run.workspace.trt_onnx).inputs
     inputs = {"onnx": file_sha256(run.engine_onnx), **build_inputs(recipe, target, read)}
 

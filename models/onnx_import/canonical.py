@@ -21,6 +21,8 @@ from reptrt.models.onnx_import.constant_ifs import fold_constant_ifs
 from reptrt.models.onnx_import.data import list_graphs, list_tensors
 from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.freeze import freeze
+from reptrt.models.onnx_import.layers import HANDLED
+from reptrt.models.onnx_import.upgrade import inline_newer
 from reptrt.models.onnx_import.values import BATCH, infer_shapes
 
 _WIDE = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -62,7 +64,7 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     Raises:
         OnnxFileError: ONNX Runtime cannot run it, or a tensor in it is too large.
     """
-    graph = gs.import_onnx(_promote(file.proto))
+    graph = gs.import_onnx(_promote(inline_newer(file.proto, HANDLED)))
     own = tuple(replace(one, name=read.name) for one, read in zip(inputs, file.inputs, strict=True))
     _state_inputs(graph, file, own)
     sort_nodes(graph.cleanup())
@@ -71,6 +73,7 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     graph = gs.import_onnx(fold_constant_ifs(gs.export_onnx(graph), one))
     _unpack_constants(graph)
     name_nodes(graph)
+    _read_outputs(graph)
     sort_nodes(graph.cleanup())
     roots = _find_roots(graph)
     roots |= {f"{name}_frozen": root for name, root in roots.items()}
@@ -174,6 +177,18 @@ def _cast_pixels(
     cast = gs.Node("Cast", f"{pixels.name}_cast", {"to": raw_type}, [source], [pixels])
     graph.nodes.insert(0, cast)
     return pixels
+
+
+def _read_outputs(graph: gs.Graph) -> None:
+    """Let what reads a tensor that an Identity makes an output read that output: it has one name then."""
+    outputs = {tensor.name for tensor in graph.outputs}
+    for node in graph.nodes:
+        if node.op == "Identity" and node.outputs[0].name in outputs:
+            source, output = node.inputs[0], node.outputs[0]
+            if source.name in outputs or not source.inputs:
+                continue
+            for reader in [reader for reader in source.outputs if reader is not node]:
+                reader.inputs = [output if t is source else t for t in reader.inputs]
 
 
 def _find_roots(graph: gs.Graph) -> dict[str, str]:

@@ -5,14 +5,14 @@ PyTorch's `squeeze(1)` and scripted torchvision write such: the condition asks f
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
 from reptrt.models.inputs import Feed
 from reptrt.models.onnx_import.data import OnnxFileError, list_graphs
+from reptrt.models.onnx_import.pieces import pixel_tensors
 from reptrt.models.onnx_import.values import run_onnx
 
 
@@ -33,7 +33,9 @@ def fold_constant_ifs(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
 def _fold_once(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto | None:
     """Fold the Ifs of the top level; None where none can be."""
     graph = proto.graph
-    pixels = _pixel_tensors(graph)
+    if not any(node.op_type == "If" for node in graph.node):
+        return None
+    pixels = pixel_tensors(gs.import_onnx(proto))
     ifs = [n for n in graph.node if n.op_type == "If" and n.input[0] not in pixels]
     if not ifs:
         return None
@@ -91,22 +93,3 @@ def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
             for graph in list_graphs(attribute.g):
                 for inner in graph.node:
                     inner.input[:] = [names.get(name, name) for name in inner.input]
-
-
-def _pixel_tensors(graph: onnx.GraphProto) -> set[str]:
-    """Tensors that depend on pixels, not only on their number."""
-    weights = {tensor.name for tensor in graph.initializer}
-    found = {value.name for value in graph.input if value.name not in weights}
-    for node in graph.node:
-        if node.op_type not in ("Shape", "Size") and not found.isdisjoint(_reads(node)):
-            found.update(node.output)
-    return found
-
-
-def _reads(node: onnx.NodeProto) -> Collection[str]:
-    names = set(node.input)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            for graph in list_graphs(attribute.g):
-                names.update(name for inner in graph.node for name in inner.input)
-    return names

@@ -8,7 +8,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from reptrt.models.onnx_import.pieces import makers, pixel_tensors, tensors_read
+from reptrt.models.onnx_import.pieces import (
+    is_sized_by_pixels,
+    makers,
+    pixel_tensors,
+    tensors_read,
+)
 
 DECIDING = {
     "TopK", "ArgMax", "ArgMin", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not",
@@ -17,25 +22,6 @@ DECIDING = {
 }  # fmt: skip
 """Operators that sort, select or decide."""
 
-COUNTING = {
-    "NonMaxSuppression", "NonZero", "Compress", "Unique", "If", "Loop", "Scan", "SequenceConstruct",
-    "SequenceEmpty", "SequenceInsert", "SplitToSequence", "SequenceAt", "SequenceErase",
-    "ConcatFromSequence", "SequenceLength", "SequenceMap", "Optional", "OptionalGetElement",
-}  # fmt: skip
-"""Operators whose outputs have sizes that depend on pixels: what follows has no fixed shape."""
-
-_SIZED = {
-    "Reshape",
-    "Expand",
-    "Slice",
-    "Tile",
-    "Resize",
-    "Upsample",
-    "Pad",
-    "Split",
-    "CenterCropPad",
-}
-_ALL_SIZES = {"Range", "ConstantOfShape"}
 _RECURRENT = {"LSTM", "GRU", "RNN"}
 _WEIGHTED = {"Conv", "ConvTranspose", "DeformConv", "FusedConv"}
 _PRODUCTS = {"MatMul", "Gemm", "FusedMatMul"}
@@ -53,7 +39,7 @@ def find_tail(graph: gs.Graph, unknown: Collection[str]) -> set[str]:
     starts = {
         node.name
         for node in graph.nodes
-        if _is_sized_by_pixels(node, pixels)
+        if is_sized_by_pixels(node, pixels)
         or (node.name in behind and (_decides(node) or node.name in unknown))
     }
     made_by = makers(graph)
@@ -63,12 +49,6 @@ def find_tail(graph: gs.Graph, unknown: Collection[str]) -> set[str]:
         if node.name in starts or any(source in found for source in sources):
             found.add(node.name)
     return found
-
-
-def _is_sized_by_pixels(node: gs.Node, pixels: Collection[str]) -> bool:
-    """Whether the shape of what `node` makes depends on pixels."""
-    sizes = node.inputs[1:] if node.op in _SIZED else node.inputs if node.op in _ALL_SIZES else []
-    return node.op in COUNTING or any(tensor.name in pixels for tensor in sizes)
 
 
 def _decides(node: gs.Node) -> bool:

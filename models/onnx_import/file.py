@@ -29,9 +29,14 @@ from reptrt.models.onnx_import.values import open_session
 SUFFIX = ".onnx"
 _MAX_BYTES = 2**31 - 1  # of a protobuf message
 _MIN_OPSET = 7
+_FIRST_IR_OF_WEIGHTS = 4  # before, weights must be inputs too, which runtimes do not ask for
 _QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
     "ConvInteger", "MatMulInteger",
+}  # fmt: skip
+_LAYERS = {
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "BatchNormalization",
+    "InstanceNormalization", "LayerNormalization", "GroupNormalization", "PRelu", "Einsum",
 }  # fmt: skip
 _NO_ARRAYS = {"value_string", "value_strings", "sparse_value"}
 _RANDOM = {
@@ -72,6 +77,7 @@ def _read_checked(path: Path) -> OnnxFile:
         _check_tensors(proto.graph)
         _check_order(proto.graph)
         _state_output_shapes(proto.graph)
+        proto.ir_version = max(proto.ir_version, _FIRST_IR_OF_WEIGHTS)
         onnx.checker.check_model(proto)
         _check_domains(proto)
         return describe_inputs(path, proto, sha256)
@@ -167,8 +173,9 @@ def _reason_to_refuse(node: onnx.NodeProto) -> str:
 
 
 def _check_tensors(graph: onnx.GraphProto) -> None:
-    """Every constant has exactly the data that its shape says, and floats are finite."""
+    """Every constant has exactly the data that its shape says, and weights are finite."""
     names: set[str] = set()
+    multiplied = {name for node in graph.node if node.op_type in _LAYERS for name in node.input}
     for tensor in graph.initializer:
         if not tensor.name or tensor.name in names:
             raise OnnxFileError(f"two weights have the name {tensor.name!r}")
@@ -186,7 +193,7 @@ def _check_tensors(graph: onnx.GraphProto) -> None:
             _check_typed_length(tensor)
         values = numpy_helper.to_array(tensor)
         if tensor.data_type in FLOATS and not np.isfinite(values.astype(np.float32)).all():
-            _check_finite(tensor, values)
+            _check_finite(tensor, values, tensor.name in multiplied)
 
 
 def _check_typed_length(tensor: onnx.TensorProto) -> None:
@@ -202,9 +209,12 @@ def _check_typed_length(tensor: onnx.TensorProto) -> None:
 
 
 def _check_finite(
-    tensor: onnx.TensorProto, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+    tensor: onnx.TensorProto,
+    values: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
+    is_weight: bool,
 ) -> None:
-    if values.ndim > 1:  # bounds of a Clip or a mask may well be infinite
+    """Bounds of a Clip and masks of attention may be infinite."""
+    if is_weight or (values.ndim > 1 and np.isnan(values.astype(np.float64)).any()):
         raise OnnxFileError(f"weight {tensor.name!r} holds NaN, infinite or huge values")
 
 

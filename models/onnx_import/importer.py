@@ -26,7 +26,7 @@ from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.islands import IslandNote, Values, collapse
 from reptrt.models.onnx_import.pieces import is_own, makers, pixel_tensors
 from reptrt.models.onnx_import.rewrite import layer_paths, rewrite, to_onnx2torch
-from reptrt.models.onnx_import.tail import Tail, split_tail
+from reptrt.models.onnx_import.tail import Tail, down_to_floats, split_tail
 from reptrt.models.onnx_import.upgrade import OPSET
 from reptrt.models.onnx_import.values import Array, range_error, run_onnx_feeds
 
@@ -179,6 +179,7 @@ def _divide(
         shapes=dict(canonical.shapes),
     )
     names = find_tail(trial.graph, set(refused))
+    names = down_to_floats(trial.graph, names, values)
     tail = split_tail(trial.graph, names, refused, values)
     present = {node.name for node in trial.graph.nodes}
     inside = {name: why for name, why in refused.items() if name in present}

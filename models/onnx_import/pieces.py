@@ -17,6 +17,25 @@ from reptrt.models.onnx_import.values import BATCH
 
 Array = NDArray[Any]
 REPEAT = "RepeatBatch"
+COUNTING = {
+    "NonMaxSuppression", "NonZero", "Compress", "Unique", "If", "Loop", "Scan", "SequenceConstruct",
+    "SequenceEmpty", "SequenceInsert", "SplitToSequence", "SequenceAt", "SequenceErase",
+    "ConcatFromSequence", "SequenceLength", "SequenceMap", "Optional", "OptionalGetElement",
+}  # fmt: skip
+"""Operators whose outputs have sizes that depend on pixels: what follows has no fixed shape."""
+
+_SIZED = {
+    "Reshape",
+    "Expand",
+    "Slice",
+    "Tile",
+    "Resize",
+    "Upsample",
+    "Pad",
+    "Split",
+    "CenterCropPad",
+}
+_ALL_SIZES = {"Range", "ConstantOfShape"}
 
 
 def tensors_read(node: gs.Node) -> list[gs.Tensor]:
@@ -40,13 +59,27 @@ def batch_source(graph: gs.Graph) -> gs.Tensor:
 
 
 def pixel_tensors(graph: gs.Graph) -> set[str]:
-    """Names of the tensors that depend on what is read (pixels), not only on how many there are."""
+    """Names of the tensors that depend on what is read (pixels), not only on how many there are.
+
+    A shape does where it counts what was found.
+    """
     found = {tensor.name for tensor in graph.inputs}
+    counted: set[str] = set()
     for node in graph.nodes:
-        reads = any(tensor.name in found for tensor in tensors_read(node))
-        if reads and node.op not in ("Shape", "Size"):
-            found.update(tensor.name for tensor in node.outputs if tensor.name)
+        read = {tensor.name for tensor in tensors_read(node)}
+        if not read & (counted if node.op in ("Shape", "Size") else found):
+            continue
+        made = {tensor.name for tensor in node.outputs if tensor.name}
+        found |= made
+        if read & counted or is_sized_by_pixels(node, found):
+            counted |= made
     return found
+
+
+def is_sized_by_pixels(node: gs.Node, pixels: Collection[str]) -> bool:
+    """Whether the shape of what `node` makes depends on pixels."""
+    sizes = node.inputs[1:] if node.op in _SIZED else node.inputs if node.op in _ALL_SIZES else []
+    return node.op in COUNTING or any(tensor.name in pixels for tensor in sizes)
 
 
 def boundary(graph: gs.Graph, members: Collection[str]) -> tuple[list[str], list[str]]:

@@ -76,8 +76,10 @@ def to_onnx2torch(canonical: CanonicalGraph) -> onnx.ModelProto:
     proto: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     del proto.opset_import[:]
     version = min(canonical.opset, _NEWEST_OF_ONNX2TORCH)
+    foreign = {node.domain for node in proto.graph.node} - {"", "ai.onnx", DOMAIN}
     proto.opset_import.extend(
         [onnx.helper.make_opsetid("", version), onnx.helper.make_opsetid(DOMAIN, 1)]
+        + [onnx.helper.make_opsetid(domain, 1) for domain in sorted(foreign)]
     )
     return proto
 
@@ -246,6 +248,21 @@ def _single_output(canonical: CanonicalGraph, node: gs.Node) -> None:
     node.outputs = node.outputs[:1]
 
 
+def _max_pool(canonical: CanonicalGraph, node: gs.Node) -> None:
+    if any(tensor.outputs for tensor in node.outputs[1:]):
+        raise cannot(node, "tells where its largest values are")
+    node.outputs = node.outputs[:1]
+    pad(canonical, node)
+
+
+def _prelu(canonical: CanonicalGraph, node: gs.Node) -> None:
+    """Slopes of the channels of [N, C], written as for images."""
+    _constant_operands(canonical, node)
+    slope, shape = node.inputs[1].values, canonical.shapes.get(node.inputs[0].name, ())
+    if len(shape) == 2 and slope.shape == shape[1:]:
+        node.inputs[1] = _derive(canonical, node.inputs[1], node, "slope", slope.reshape(-1, 1, 1))
+
+
 _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
     "MatMul": _linear,
     "Gemm": _linear,
@@ -255,10 +272,11 @@ _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
     "Upsample": _resize,
     "Conv": _weighted,
     "ConvTranspose": _weighted,
-    "MaxPool": pad,
+    "MaxPool": _max_pool,
     "AveragePool": pad,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
+    "PRelu": _prelu,
     "Dropout": _dropout,
     "BatchNormalization": _single_output,
     "LayerNormalization": _single_output,
@@ -266,7 +284,7 @@ _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
         (
             "Reshape", "Expand", "Slice", "Split", "Squeeze", "Unsqueeze", "Pad", "Clip", "Tile",
             "GroupNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "ReduceMax",
-            "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "TopK", "PRelu", "CumSum",
+            "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "TopK", "CumSum",
         ),
         _constant_operands,
     ),

@@ -19,7 +19,7 @@ import torch
 from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.islands import IslandNote, Values, op_types, sum_weights
-from reptrt.models.onnx_import.pieces import boundary, extract
+from reptrt.models.onnx_import.pieces import boundary, extract, makers
 from reptrt.models.onnx_import.values import run_onnx_feeds
 
 
@@ -53,6 +53,25 @@ class Tail:
         proto = onnx.load_model_from_string(self.model)
         made = run_onnx_feeds(proto, {name: feeds[name] for name in self.inputs})
         return [torch.from_numpy(np.array((made | known)[name])) for name in self.outputs]
+
+
+def down_to_floats(graph: gs.Graph, tail: Collection[str], values: Values) -> set[str]:
+    """The nodes `tail`, and what only they read of decisions and counts: the cut is of floats, where it can be."""
+    made_by, found = makers(graph), set(tail)
+    kept = {tensor.name for tensor in graph.outputs}
+    while True:
+        reads = boundary(graph, found)[0]
+        known = values.of(reads)[0]
+        more = {
+            made_by[name].name
+            for name in reads
+            if name in made_by and name not in kept and known[name].dtype.kind != "f"
+            and all(reader.name in found for t in made_by[name].outputs for reader in t.outputs)
+        }  # fmt: skip
+        if not more:
+            is_empty = not made_by.keys() & {*reads, *(kept - set(boundary(graph, found)[1]))}
+            return set(tail) if is_empty else found
+        found |= more
 
 
 def split_tail(

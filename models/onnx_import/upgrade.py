@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
+from onnx import inliner
 
 from reptrt.engines.foreign.opset import OpsetError, opset_of, raise_opset, set_text
 from reptrt.models.onnx_import.data import OnnxFileError
@@ -31,8 +34,30 @@ def to_export_opset(piece: onnx.ModelProto) -> onnx.ModelProto:
     return piece
 
 
+def inline_newer(proto: onnx.ModelProto, known: Collection[str] = ()) -> onnx.ModelProto:
+    """`proto` with operators that opset 19 lacks written by older ones, where ONNX says how.
+
+    Those in `known` stay.
+    """
+    newer = {
+        node.op_type
+        for node in proto.graph.node
+        if node.domain in ("", "ai.onnx") and not _exists(node.op_type)
+    }
+    named = [("", name) for name in sorted(newer.difference(known))]
+    if not named:
+        return proto
+    proto = onnx.shape_inference.infer_shapes(proto)
+    proto.graph.value_info.extend(  # the inliner asks for the types of weights too
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in proto.graph.initializer
+    )
+    return inliner.inline_selected_functions(proto, named, inline_schema_functions=True)
+
+
 def _lower(piece: onnx.ModelProto) -> onnx.ModelProto:
     """Take nodes of a later opset for those of 19, which most of them are."""
+    piece = inline_newer(piece)
     for node in piece.graph.node:
         if node.domain in ("", "ai.onnx") and not _exists(node.op_type):
             raise OnnxFileError(

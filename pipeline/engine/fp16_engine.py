@@ -38,6 +38,7 @@ def make_fp16_engine(run: Run) -> None:
     inputs = {
         "network": run.network_sha256,
         "batch_size": run.plan.batch_size,
+        "cut": workspace.cut_onnx.exists(),
         "suppression": None if recipe.suppression is None else asdict(recipe.suppression),
         **build_inputs(recipe, target, run.loaded.inputs),
     }
@@ -50,7 +51,7 @@ def make_fp16_engine(run: Run) -> None:
             onnx,
             recipe.suppression,
             target.backend,
-            run.loaded.tail,
+            None if workspace.cut_onnx.exists() else run.loaded.tail,
         )
         trt, options = load_backend(target), build_options(recipe, target, run.loaded.inputs)
         build_engine(onnx, workspace.fp16_engine, trt, options, run.progress)

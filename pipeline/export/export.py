@@ -35,7 +35,12 @@ from reptrt.models.onnx_import.islands import IslandNote
 from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.export.lighter_exporter import lighten_exporter
 from reptrt.pipeline.export.lowering import lower, lower_float
-from reptrt.pipeline.export.put_back import mark_islands, put_islands_back, put_tail_back
+from reptrt.pipeline.export.put_back import (
+    mark_islands,
+    put_islands_back,
+    put_tail_back,
+    separate_outputs,
+)
 from reptrt.pipeline.model_card import write_card, write_facts
 
 OPSET = 19
@@ -130,7 +135,7 @@ def _to_onnx(
     module: fx.GraphModule, name: str, card: ModelCard, batch_size: int | None, tail: Tail | None
 ) -> onnx.ModelProto:
     lighten_exporter()
-    module = mark_islands(module)
+    module = mark_islands(separate_outputs(module))
     state = module.state_dict()
     device = next(iter(state.values())).device if state else torch.device("cpu")
     examples = example_tensors(card.inputs, batch_size, device)

@@ -167,6 +167,8 @@ def _halve(module: fx.GraphModule) -> None:
         if is_island(node):
             _keep_island_float(module, node)
         elif node.op == "placeholder":
+            if not _is_float(node):
+                continue
             with module.graph.inserting_after(node):
                 half = _cast(module, node, torch.float16)
             node.replace_all_uses_with(
@@ -174,7 +176,7 @@ def _halve(module: fx.GraphModule) -> None:
             )
         elif node.op == "output":
             with module.graph.inserting_before(node):
-                node.args = (fx.map_arg(node.args[0], lambda n: _cast(module, n, torch.float32)),)
+                node.args = (fx.map_arg(node.args[0], lambda n: _whole(module, n)),)
         elif node.kwargs.get("dtype") == torch.float32:
             node.kwargs = {**node.kwargs, "dtype": torch.float16}
 
@@ -205,6 +207,11 @@ def _replace_but(value: fx.Node, cast: fx.Node) -> None:
 def _is_float(node: object) -> bool:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return not isinstance(value, torch.Tensor) or value.is_floating_point()
+
+
+def _whole(module: fx.GraphModule, value: fx.Node) -> fx.Node:
+    """`value` in FP32; counts and decisions as they are."""
+    return _cast(module, value, torch.float32) if _is_float(value) else value
 
 
 def _cast(module: fx.GraphModule, value: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -34,6 +34,24 @@ def mark_islands(module: fx.GraphModule) -> fx.GraphModule:
     return marked
 
 
+def separate_outputs(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy in which no output is another one, or an input: PyTorch's exporter gives each tensor one name."""
+    separate = copy.deepcopy(module)
+    (output,) = separate.graph.find_nodes(op="output")
+    seen: set[fx.Node] = set(separate.graph.find_nodes(op="placeholder"))
+
+    def own(value: fx.Node) -> fx.Node:
+        if value in seen:
+            with separate.graph.inserting_before(output):
+                return separate.graph.call_function(torch.ops.aten.clone.default, (value,))
+        seen.add(value)
+        return value
+
+    output.args = (fx.map_arg(output.args[0], own),)
+    separate.recompile()
+    return separate
+
+
 def _symbolic(
     inputs: list[torch.Tensor], model: torch.Tensor, outputs: str, batch: int
 ) -> list[torch.Tensor]:

@@ -36,6 +36,7 @@ COMMANDS = {
     "placement": "calibrate",
     "sensitivity": "calibrate",
     "end2end": "export",
+    "tail": "build",
     "fp16": "validate",
 }
 """Stages that a command of another name walks."""
@@ -51,6 +52,8 @@ ARTIFACTS = {
     "qdq_onnx": "model.qdq.onnx",
     "trt_onnx": "model.trt.onnx",
     "end2end_onnx": "model.end2end.onnx",
+    "cut_onnx": "model.cut.onnx",
+    "tail_onnx": "model.tail.onnx",
     "engine": "model.engine",
     "fp16_onnx": "model.fp16.onnx",
     "fp16_engine": "model.fp16.engine",
@@ -85,6 +88,8 @@ class Workspace:
     qdq_onnx: Path
     trt_onnx: Path
     end2end_onnx: Path
+    cut_onnx: Path
+    tail_onnx: Path
     engine: Path
     fp16_onnx: Path
     fp16_engine: Path

@@ -82,6 +82,8 @@ def test_a_run_leaves_every_file_its_records_and_nothing_else(
         "concats.json",
         "sensitivity.json",
         "model.end2end.onnx",
+        "model.cut.onnx",
+        "model.tail.onnx",
         "placement.json",
     }  # of others
     elsewhere |= {"model.fp16.onnx", "model.fp16.engine"}  # where a GPU is

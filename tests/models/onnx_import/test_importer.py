@@ -14,7 +14,6 @@ from torch import nn
 
 from reptrt.models.expand_attention import FUSED
 from reptrt.models.graph import layer_name, trace
-from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.onnx_import.importer import ImportedNetwork, import_onnx
 from reptrt.models.task import list_outputs
@@ -214,24 +213,6 @@ def test_fused_attention_stays_one_operator(call: str, tmp_path: Path) -> None:
     assert network.relative_error < 1e-5
     graph = trace(network.module, (8, 8)).graph
     assert [node.target for node in graph.nodes].count(FUSED) == 1
-
-
-@pytest.mark.parametrize(
-    ("call", "reason"),
-    [
-        ("y = Attention <softcap = 2.0> (x, x, x)", "caps its scores"),
-        ("y, k, v = Attention (x, x, x)", "returns more than its product"),
-        (
-            "f = ReduceSum <keepdims = 0> (x, a) y = Attention <q_num_heads = 2, kv_num_heads = 2> (f, f, f)",
-            "does not have its heads on an axis",
-        ),
-    ],
-)
-def test_attention_of_another_form_is_refused(call: str, reason: str, tmp_path: Path) -> None:
-    text = f"""<ir_version: 10, opset_import: ["": 23]> net (float[1,3,8,8] x) => (float y)
-        <int64[1] a = {{1}}> {{ {call} }}"""
-    with pytest.raises(OnnxFileError, match=f"{reason}.* is newer than opset 19"):
-        _import(from_text(text, tmp_path / "m.onnx"))
 
 
 def test_what_follows_a_shape_that_depends_on_pixels_is_left_to_onnx_runtime(

@@ -118,6 +118,9 @@ IMPORTED = {
     "DepthToSpace CRD": ('y = DepthToSpace<blocksize = 2, mode = "CRD">(c)', 17),
     "SpaceToDepth": ("y = SpaceToDepth<blocksize = 2>(c)", 17),
     "PRelu [1, C, 1, 1]": ("q = PRelu(c, p)" + BEHIND, 17, weight("p", 1, 4, 1, 1)),
+    "PRelu of [N, C]": (
+        "g = GlobalMaxPool(c) f = Flatten(g) y = PRelu(f, p)", 17, weight("p", 4),
+    ),
     "PRelu [1]": ("q = PRelu(c, p)" + BEHIND, 17, weight("p", 1)),
     "Softmax over three axes": ("y = Softmax<axis = 1>(c)", 11),
     "LogSoftmax over two axes": ("y = LogSoftmax<axis = 2>(c)", 11),
@@ -242,6 +245,88 @@ def test_boxes_that_are_suppressed_in_the_file_are_a_tail(tmp_path: Path) -> Non
     assert kinds(imported) == [(("NonMaxSuppression", "Identity"), True)]
     assert imported.tail is not None
     assert set(imported.tail.cut) == {"b", "s"}
+
+
+def test_how_many_boxes_are_left_is_an_output_of_the_tail(tmp_path: Path) -> None:
+    body = (
+        "f = Reshape(c, r) b = Sigmoid(f) t = Reshape(c, q) s = Sigmoid(t)"
+        " y = NonMaxSuppression(b, s, m, i, h) d = Shape(y) n = Gather(d, z)"
+    )
+    constants = (
+        "int64[3] r = {0, -1, 4}, int64[3] q = {0, 4, -1}, int64[1] m = {3}, float[1] i = {0.5},"
+        " float[1] h = {0.2}, int64 z = {0}"
+    )
+    outputs = "int64[a, b] y, int64 n"
+    imported = network(tmp_path, body, constants, outputs=outputs, image="float[1,3,8,8] x")
+    assert imported.tail is not None
+    assert imported.tail.outputs == ("y", "n")
+    images = torch.rand(1, 3, 8, 8)
+    rows, count = imported.tail.run([images], list(imported.module(images)))
+    assert len(rows) == count > 0
+
+
+def test_an_if_on_how_many_were_found_is_decided_by_every_image(tmp_path: Path) -> None:
+    body = """s = Sigmoid(c) g = Greater(s, h) k = NonZero(g) d = Shape(k) n = Gather(d, one)
+        e = Equal(n, zero) y = If(e) <then_branch = t () => (float p) { p = Neg(c) },
+                                      else_branch = o () => (float p) { p = Identity(c) }>"""
+    constants = "float h = {0.5}, int64 one = {1}, int64 zero = {0}"
+    imported = network(tmp_path, body, constants)
+    assert imported.tail is not None
+    assert "If" in imported.tail.note.op_types
+
+
+def test_places_of_largest_values_are_left_to_onnx_runtime(tmp_path: Path) -> None:
+    body = "m, i = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c) r = Relu(m)"
+    body += " q = MaxUnpool<kernel_shape = [2, 2], strides = [2, 2]>(r, i)" + BEHIND
+    imported = network(tmp_path, body)
+    assert kinds(imported) == [(("MaxPool",), False), (("MaxUnpool",), False)]
+    assert imported.relative_error < 1e-5
+
+
+def test_operators_of_onnx_runtimes_own_domain_are_islands(tmp_path: Path) -> None:
+    body = "q = com.microsoft.QuickGelu<alpha = 1.7>(c)" + BEHIND
+    text = f"""<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        net (float[N,3,8,8] x) => (float y) <{CONV}, {TALL}> {{
+        c = Conv<pads = [1, 1, 1, 1]>(x, w) {body} }}"""
+    imported = import_onnx(read_onnx(from_text(text, tmp_path / "m.onnx")), (8, 8))
+    assert kinds(imported) == [(("QuickGelu",), False)]
+    assert imported.relative_error < 1e-5
+
+
+def test_an_output_that_is_read_on_and_one_that_is_the_image_keep_their_names(
+    tmp_path: Path,
+) -> None:
+    body = "s = Softmax<axis = 1>(c) p = Identity(s) y = ArgMax<axis = 1>(s) i = Identity(x)"
+    imported = network(tmp_path, body, outputs="float p, int64 y, float i")
+    assert imported.tail is not None
+    assert imported.tail.cut == ("p", "i")
+    assert imported.tail.outputs == ("p", "y", "i")
+
+
+def test_the_cut_is_in_front_of_what_decides_for_the_tail_alone(tmp_path: Path) -> None:
+    body = """s = Sigmoid(c) g = Greater(s, h) k = NonZero(g) t = Transpose<perm = [1, 0]>(k)
+        e = GatherND(c, t) o = Unsqueeze(e, one) y = MatMul(o, m)"""
+    constants = "float h = {0.5}, int64[1] one = {1}, float[1,2] m = {1, 2}"
+    imported = network(tmp_path, body, constants)
+    assert imported.tail is not None
+    assert set(imported.tail.cut) == {"s", "c"}
+
+
+NEWER = {
+    "RMSNormalization": "y = RMSNormalization(c, ones)",
+    "Attention that caps its scores": "y = Attention<softcap = 2.0>(c, c, c)",
+    "Attention that returns its keys": "y, j, u = Attention(c, c, c)",
+    "Attention with its heads in the channels":
+        "f = Flatten<axis = 3>(c) n = Constant<value_ints = [0, -1, 8]>() t = Reshape(c, n)"
+        " y = Attention<q_num_heads = 2, kv_num_heads = 2>(t, t, t)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_operators_that_opset_19_lacks_are_written_by_older_ones(name: str, tmp_path: Path) -> None:
+    imported = network(tmp_path, NEWER[name], "float[8] ones = {1,1,1,1,2,2,2,2}", opset=23)
+    assert imported.relative_error < 1e-5
+    assert imported.batch_size is None
 
 
 def test_an_if_whose_condition_reads_a_shape_becomes_its_branch(tmp_path: Path) -> None:

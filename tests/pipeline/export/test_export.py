@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,28 @@ def test_the_float_file_is_the_float_network(name: str, tmp_path: Path) -> None:
     for output, tensor in zip(outputs, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(output), tensor, rtol=1e-4, atol=1e-5)
     assert read_card(path) == card(name)
+
+
+class Repeats(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = self.conv(x)
+        return found, found, x
+
+
+def test_outputs_that_are_one_tensor_or_the_image_keep_their_names(tmp_path: Path) -> None:
+    names = ("first", "second", "image")
+    repeats = replace(card("plain"), task="generic", outputs=names)
+    export_float(trace(Repeats().eval(), (SIZE, SIZE)), tmp_path / "m.onnx", repeats)
+    images = smooth_images(2, seed=2).numpy()
+    loaded = session(onnx.load(tmp_path / "m.onnx"), optimized=True)
+    assert [value.name for value in loaded.get_outputs()] == list(names)
+    first, second, image = loaded.run(None, {"images": images})
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(image, images)
 
 
 @pytest.mark.parametrize("name", ["plain", "detector", "vit", "swin"])

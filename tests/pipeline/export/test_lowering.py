@@ -10,8 +10,9 @@ from reptrt.calibrators.quantized.find_attention import Softmax
 from reptrt.calibrators.quantized.placement import Placement
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer
-from reptrt.models.graph import aten, trace
-from reptrt.pipeline.export.lowering import dequantize_linear, lower, quantize_linear
+from reptrt.models.graph import aten, trace, trace_inputs
+from reptrt.models.inputs import NetworkInput, image_input
+from reptrt.pipeline.export.lowering import dequantize_linear, lower, lower_float, quantize_linear
 from tests.tiny_networks import NETWORKS, calibrated, quantized, smooth_images
 
 QUANTIZE = torch.ops.reptrt.quantize_linear.default
@@ -188,3 +189,25 @@ def test_a_parameter_that_is_called_as_ours_keeps_its_value() -> None:
     MinMaxCalibrator().calibrate(model, [images])
     with torch.no_grad():
         assert torch.equal(run(lower(model), images)[0], model(images)[0])
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(
+        self, images: torch.Tensor, mask: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.conv(images) * mask[:, None, None, None], ids + 1
+
+
+def test_half_precision_leaves_masks_and_numbers_as_they_are() -> None:
+    inputs = (
+        image_input((4, 4)),
+        NetworkInput("mask", "bool", ()),
+        NetworkInput("ids", "int64", ()),
+    )
+    lowered = lower_float(trace_inputs(Masked().eval(), inputs))
+    halved = [n.args[0] for n in lowered.graph.nodes if n.kwargs.get("dtype") == torch.float16]
+    assert [node.name for node in halved if isinstance(node, fx.Node)] == ["images"]

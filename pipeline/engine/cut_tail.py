@@ -1,0 +1,116 @@
+"""An engine that ends in front of the tail, where TensorRT has no kernel for what sorts or selects there.
+
+TensorRT-RTX has none for NonMaxSuppression, NonZero and RoiAlign, and no TensorRT for Compress or Unique. The
+engine then returns what the tail reads, and the tail is a file of its own that goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+
+import onnx
+
+from reptrt.engines.artifacts import file_sha256, replace_when_done
+from reptrt.engines.build.parse import Refused, refused_node
+from reptrt.engines.inspection.placement_notes import read_islands, write_islands
+from reptrt.engines.target import load_backend
+from reptrt.models.card import ModelCard
+from reptrt.models.onnx_import.tail import Tail
+from reptrt.pipeline.model_card import read_card
+from reptrt.pipeline.run import Run
+from reptrt.pipeline.workspace.folder import discard
+
+logger = logging.getLogger(__name__)
+
+
+def cut_tail(run: Run) -> None:
+    """Write `model.cut.onnx` and `model.tail.onnx` where the tail cannot be in the engine, else neither.
+
+    Raises:
+        MissingComponentError: nothing here builds for the target.
+    """
+    workspace, tail = run.workspace, run.loaded.tail
+    refused = None if tail is None else _refused_in_tail(run)
+    if tail is None or refused is None:
+        discard(workspace.cut_onnx)
+        discard(workspace.tail_onnx)
+        return
+    inputs = {"trt_onnx": file_sha256(workspace.trt_onnx), "refused": refused.operator}
+    why = f"{run.target.backend} has no {refused.operator}: the engine ends in front of it, and"
+    why += f" {workspace.tail_onnx.name} goes on from there"
+    logger.warning("%s: %s", run.recipe.model, why)
+
+    def work() -> None:
+        card = read_card(workspace.trt_onnx)
+        cut = end_at(onnx.load(workspace.trt_onnx), card.compared)
+        _say_why(cut, why)
+        for path, model in (
+            (workspace.cut_onnx, cut),
+            (workspace.tail_onnx, tail_model(tail, card)),
+        ):
+            with replace_when_done(path) as temporary:
+                onnx.save(model, temporary)
+
+    run.stage("tail", inputs, "cut_onnx", "tail_onnx").run(work)
+
+
+def _refused_in_tail(run: Run) -> Refused | None:
+    """The first node that the builder has no kernel for, if it is behind the cut."""
+    path = run.workspace.trt_onnx
+    if run.target.backend == "onnxruntime":
+        return None
+    refused = refused_node(path, load_backend(run.target))
+    if refused is None:
+        return None
+    graph, compared = onnx.load(path, load_external_data=False).graph, read_card(path).compared
+    made = {name for node in graph.node for name in node.output}
+    front = {node.name for node in _in_front(graph, compared)}
+    is_behind = made.issuperset(compared) and refused.name not in front
+    return refused if is_behind else None
+
+
+def end_at(model: onnx.ModelProto, outputs: Collection[str]) -> onnx.ModelProto:
+    """`model` without what comes behind the tensors `outputs`, in place; it returns these."""
+    model = onnx.shape_inference.infer_shapes(model)
+    graph = model.graph
+    nodes = _in_front(graph, outputs)
+    read = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in graph.initializer if tensor.name in read]
+    known = {value.name: value for value in (*graph.value_info, *graph.output)}
+    made = [known[name] for name in outputs]
+    inner = [v for v in graph.value_info if v.name in read and v.name not in outputs]
+    ended = onnx.helper.make_graph(nodes, graph.name, list(graph.input), made, weights)
+    ended.value_info.extend(inner)
+    graph.CopyFrom(ended)
+    return model
+
+
+def _in_front(graph: onnx.GraphProto, tensors: Collection[str]) -> list[onnx.NodeProto]:
+    """The nodes that `tensors` are made by, in order."""
+    wanted, found = set(tensors), []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            found.append(node)
+    return found[::-1]
+
+
+def tail_model(tail: Tail, card: ModelCard) -> onnx.ModelProto:
+    """The tail as a file of its own; where it reads the network's inputs too, by the engine's names."""
+    model = onnx.load_model_from_string(tail.model)
+    names = dict(zip(tail.sources, (one.name for one in card.inputs), strict=True))
+    for value in model.graph.input:
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    return model
+
+
+def _say_why(model: onnx.ModelProto, why: str) -> None:
+    islands = [
+        replace(one, reason=f"{one.reason}; {why}") if one.role == "tail" else one
+        for one in read_islands(model)
+    ]
+    write_islands(islands, model)

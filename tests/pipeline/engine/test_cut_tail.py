@@ -1,0 +1,57 @@
+"""Files whose tail TensorRT-RTX has no kernel for: two files that together are the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import reptrt
+from tests.models.onnx_import.test_islands import CONV
+from tests.onnx_files import from_text
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed here")
+
+BOXES = """<ir_version: 8, opset_import: ["": 17]>
+    net (float[1,3,8,8] x) => (int64[found, 3] y, int64 count)
+    <{conv}, int64[3] r = {{0, -1, 4}}, int64[3] q = {{0, 4, -1}}, int64[1] m = {{3}}, float[1] i = {{0.5}},
+     float[1] h = {{0.2}}, int64 z = {{0}}> {{
+    c = Conv<pads = [1, 1, 1, 1]>(x, w) f = Reshape(c, r) b = Sigmoid(f) t = Reshape(c, q)
+    s = Sigmoid(t) y = NonMaxSuppression(b, s, m, i, h) d = Shape(y) count = Gather(d, z) }}"""
+
+
+def test_the_engine_ends_in_front_of_nms_and_the_rest_is_a_file(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
+    path = from_text(BOXES.format(conv=CONV), tmp_path / "m.onnx")
+    result = reptrt.quantize(
+        path, images, workspace=tmp_path / "b", quantize="all", calibrator="minmax", progress=False
+    )
+    files = result.workspace
+    assert result.report.fusion is not None
+    (tail,) = result.report.fusion.operator_islands
+    assert "tensorrt_rtx has no NonMaxSuppression: the engine ends in front of it" in tail.reason
+    feed = {"images": images[:1]}
+    whole, cut = (_run(name, feed) for name in (files.trt_onnx, files.cut_onnx))
+    assert set(cut) == {"b", "s"}
+    assert _operators(files.cut_onnx).isdisjoint({"NonMaxSuppression", "Shape"})
+    behind = _run(files.tail_onnx, cut)
+    assert list(behind) == list(whole) == ["y", "count"]
+    assert whole["count"] == len(whole["y"]) > 0
+    for name, values in behind.items():
+        np.testing.assert_array_equal(values, whole[name])
+
+
+def _operators(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def _run(path: Path, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
