@@ -5,7 +5,7 @@
 runs `reptrt engine` on each file, with INT8 wherever it can be (`--quantize all`) and min-max scales, and
 prints a table: islands, coverage, the SNR of each part of the outputs, kernels, seconds. What follows `--`
 goes to each run. A run that was stopped goes on: files whose row is in `--output`, by the same command, are
-not run again.
+not run again. A file that takes longer than `--limit` is stopped, and its row says so.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="calibration images")
     parser.add_argument("--num-samples", type=int, default=16)
+    parser.add_argument("--limit", type=float, default=1200, help="seconds for each file")
     parser.add_argument("--workspace", type=Path, default=Path("build/field"))
     parser.add_argument("--output", type=Path, default=Path("field.json"))
     options = parser.parse_args(own)
     done: list[dict[str, Any]] = []
     if options.output.exists():
         done = json.loads(options.output.read_text())
-    for file in options.files:
+    for file in sorted(options.files, key=lambda file: file.stat().st_size):
         command = _command(file, options, given)
         row = next((row for row in done if row["command"] == _shown(command)), None)
         if row is None:
@@ -62,7 +63,13 @@ def _shown(command: list[str]) -> str:
 def _run(file: Path, options: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     folder = options.workspace / file.stem
     start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=options.limit
+        )
+    except subprocess.TimeoutExpired:
+        return {"file": file.name, "exit": 124, "command": _shown(command),
+                "message": [f"not done in {options.limit:.0f} s"]}  # fmt: skip
     row: dict[str, Any] = {
         "file": file.name,
         "exit": done.returncode,
@@ -84,6 +91,7 @@ def _facts(report: dict[str, Any]) -> dict[str, Any]:
         ],
         "layers": [fusion["int8_layers"], fusion["quantizable_layers"]],
         "kernels": fusion["kernels"],
+        "verdict": report["deploy_reason"],
         "snr_db": {name: output["snr_db"] for name, output in numerics.items()},
     }
 

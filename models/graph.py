@@ -237,10 +237,12 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> int:
 
 
 def drop_layout_copies(graph_module: fx.GraphModule) -> None:
-    """Remove `clone`/`contiguous`: memory formats mean nothing to a graph of values."""
+    """Remove `clone`/`contiguous` and checks of types: they mean nothing to a graph of values."""
     for node in list(graph_module.graph.nodes):
         if node.target in (aten.clone.default, aten.contiguous.default, aten.alias.default):
             node.replace_all_uses_with(node.args[0])
+        elif node.target is aten._assert_tensor_metadata.default:
+            graph_module.graph.erase_node(node)  # it would ask for FP32 in FP16 too
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # a view may need the copy that is gone
         elif node.target is aten.add.Tensor and node.args[1] == 0 and _keeps_type(node):

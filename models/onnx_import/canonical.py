@@ -30,6 +30,7 @@ _CONSTANTS: dict[str, type] = {
     "value_int": np.int64, "value_ints": np.int64, "value_float": np.float32,
     "value_floats": np.float32,
 }  # fmt: skip
+_AXES_ARE_READ = 13  # first opset whose Squeeze has its axes as an input
 _FLOAT_TYPES = (TensorProto.FLOAT, np.float32, np.dtype(np.float32))
 
 
@@ -158,11 +159,26 @@ def turn_image(graph: gs.Graph, file: OnnxFile) -> None:
             0, gs.Node("Transpose", f"{inner.name}_transpose", attrs, [source], [inner])
         )
         source = inner
+    if file.inputs[0].bare:
+        source = _first_picture(graph, source)
     if file.raw_type is not None:
         source = _cast_pixels(graph, source, readers, file.raw_type)
     if source is not images:
         for node in readers:
             node.inputs = [source if tensor is images else tensor for tensor in node.inputs]
+
+
+def _first_picture(graph: gs.Graph, source: gs.Tensor) -> gs.Tensor:
+    """The only picture of a batch."""
+    picture, has_input = (
+        gs.Variable(f"{source.name}_picture", source.dtype),
+        graph.opset >= _AXES_ARE_READ,
+    )
+    axes = [gs.Constant(f"{picture.name}_axes", np.zeros(1, np.int64))] if has_input else []
+    attrs = {} if has_input else {"axes": [0]}
+    squeeze = gs.Node("Squeeze", f"{picture.name}_squeeze", attrs, [source, *axes], [picture])
+    graph.nodes.insert(0, squeeze)
+    return picture
 
 
 def _cast_pixels(

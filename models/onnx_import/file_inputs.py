@@ -26,6 +26,7 @@ _IMAGE_AXES = 4
 _USUAL_CHANNELS = (1, 3, 4)
 _COLOURS = 3
 _RAW_PEAK = 255.0
+_LEAST_EDGE = 16  # pixels of a picture without a batch
 _MAX_IMAGES = 4  # of the largest size; of smaller ones more
 
 
@@ -38,12 +39,14 @@ class FileInput:
         elem_type: Of TensorProto.
         sides: Its whole shape; None for what the file leaves open.
         batched: Whether the first axis counts samples.
+        bare: The file has no such axis: it reads one picture [channels, H, W] or [H, W, channels].
     """
 
     name: str
     elem_type: int
     sides: tuple[int | None, ...]
     batched: bool
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,10 @@ def describe_inputs(path: Path, proto: onnx.ModelProto, sha256: str) -> OnnxFile
     values = [value for value in proto.graph.input if value.name not in weights]
     if not values:
         raise OnnxFileError("has no input")
-    inputs = _mark_batches([_describe_input(value) for value in values])
+    described = [_describe_input(value) for value in values]
+    if len(described) == 1:
+        described = [_with_batch(described[0])]
+    inputs = _mark_batches(described)
     picture = next((one for one in inputs if _is_picture(one)), None)
     first = picture or inputs[0]
     batch = (first.sides[0] if first.batched else None) if _has_batch(inputs) else 1
@@ -244,6 +250,19 @@ def _describe_input(value: onnx.ValueInfoProto) -> FileInput:
     if math.prod(side or 1 for side in sides) > _COLOURS * _MAX_IMAGES * MAX_INPUT_PIXELS:
         raise OnnxFileError(f"its input {name!r} has the shape {_shown(sides)}, which is too large")
     return FileInput(name, tensor.elem_type, sides, batched=False)
+
+
+def _with_batch(one: FileInput) -> FileInput:
+    """An only input that is a colour picture without a batch gets a batch of 1."""
+    if len(one.sides) != _IMAGE_AXES - 1 or one.elem_type == TensorProto.BOOL:
+        return one
+    first, *_, last = one.sides
+    edges = one.sides[1:] if first == _COLOURS else one.sides[:2]
+    if _COLOURS not in (first, last) or any(side and side < _LEAST_EDGE for side in edges):
+        return one
+    if first != _COLOURS and None in edges and one.elem_type != TensorProto.UINT8:
+        return one  # points [N, count, 3], as likely
+    return replace(one, sides=(1, *one.sides), bare=True)
 
 
 def _mark_batches(inputs: list[FileInput]) -> tuple[FileInput, ...]:

@@ -235,3 +235,32 @@ def test_the_first_node_that_differs_is_named_and_becomes_an_island(
     assert [note.nodes for note in network.islands] == [("/HardSigmoid",)]
     assert network.relative_error < 1e-5
     assert "/HardSigmoid: PyTorch computes something else than ONNX Runtime" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides", "perm", "opset"),
+    [("float", "3,16,24", "0, 1, 2", 17), ("uint8", "16,24,3", "2, 0, 1", 17),
+     ("float", "16,24,3", "2, 0, 1", 11), ("uint8", "h,w,3", "2, 0, 1", 17)],
+)  # fmt: skip
+def test_a_picture_without_a_batch_gets_one(
+    kind: str, sides: str, perm: str, opset: int, tmp_path: Path
+) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]> net ({kind}[{sides}] x) => (float y)
+        {{ f = Cast<to = 1>(x) t = Transpose<perm = [{perm}]>(f)
+        y = ReduceMean<axes = [1], keepdims = 0>(t) }}"""
+    file = read_onnx(from_text(text, tmp_path / "m.onnx"))
+    assert file.is_of_one_image
+    network = import_onnx(file, (16, 24))
+    assert network.batch_size == 1
+    (images,) = network.inputs
+    assert images.shape(1) == (1, 3, 16, 24)
+    values = torch.rand(1, 3, 16, 24) * 255
+    if kind == "uint8":
+        values = values.round()
+    torch.testing.assert_close(network.module(values), values[0].mean(1))
+
+
+@pytest.mark.parametrize("sides", ["1,1024,3", "N,1024,3", "3,8,8", "16,24,5"])
+def test_other_inputs_of_three_axes_stay_as_they_are(sides: str, tmp_path: Path) -> None:
+    text = f"{HEAD} net (float[{sides}] x) => (float y) {{ y = Relu(x) }}"
+    assert read_onnx(from_text(text, tmp_path / "m.onnx")).picture is None

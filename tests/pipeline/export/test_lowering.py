@@ -211,3 +211,13 @@ def test_half_precision_leaves_masks_and_numbers_as_they_are() -> None:
     lowered = lower_float(trace_inputs(Masked().eval(), inputs))
     halved = [n.args[0] for n in lowered.graph.nodes if n.kwargs.get("dtype") == torch.float16]
     assert [node.name for node in halved if isinstance(node, fx.Node)] == ["images"]
+
+
+class Stated(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.float32).softmax(1).to(torch.float32)
+
+
+def test_half_precision_is_legal_where_the_network_states_its_type() -> None:
+    lowered = lower_float(trace(Stated().eval(), (4, 4)))
+    assert count(lowered, aten._assert_tensor_metadata.default) == 0
