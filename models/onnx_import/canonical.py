@@ -16,8 +16,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, numpy_helper
 
 from reptrt.engines.foreign.graphs import sort_nodes
-from reptrt.models.inputs import NetworkInput, random_feed
-from reptrt.models.onnx_import.constant_ifs import fold_constant_ifs
+from reptrt.models.inputs import Feed, NetworkInput, random_feed
+from reptrt.models.onnx_import.constant_ifs import fold_once
+from reptrt.models.onnx_import.constant_loops import unroll_once
 from reptrt.models.onnx_import.data import list_graphs, list_tensors
 from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.freeze import freeze
@@ -71,7 +72,7 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     sort_nodes(graph.cleanup())
     infer_shapes(graph, file.batch or 1)  # what is too large is said before anything runs
     one = random_feed(own, file.batch or 1)
-    graph = gs.import_onnx(fold_constant_ifs(gs.export_onnx(graph), one))
+    graph = gs.import_onnx(_without_control_flow(gs.export_onnx(graph), one))
     _unpack_constants(graph)
     name_nodes(graph)
     _read_outputs(graph)
@@ -85,6 +86,15 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     return CanonicalGraph(
         graph, frozen.reference, roots, shapes, frozen.batch_size, graph.opset, own, frozen.reason
     )
+
+
+def _without_control_flow(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
+    """Ifs and Loops that no pixel decides, as what they come to on `feed`."""
+    while True:
+        plain = fold_once(proto, feed) or unroll_once(proto, feed)
+        if plain is None:
+            return proto
+        proto = plain
 
 
 def _promote(proto: onnx.ModelProto) -> onnx.ModelProto:

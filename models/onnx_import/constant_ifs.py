@@ -16,22 +16,13 @@ from reptrt.models.onnx_import.pieces import pixel_tensors
 from reptrt.models.onnx_import.values import run_onnx
 
 
-def fold_constant_ifs(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
-    """Copy of `proto` without such Ifs; what cannot be told stays.
+def fold_once(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto | None:
+    """Copy of `proto` without such Ifs of the top level; None where there is none.
 
     Args:
         proto: runs on `feed`.
         feed: one batch.
     """
-    while True:
-        folded = _fold_once(proto, feed)
-        if folded is None:
-            return proto
-        proto = folded
-
-
-def _fold_once(proto: onnx.ModelProto, feed: Feed) -> onnx.ModelProto | None:
-    """Fold the Ifs of the top level; None where none can be."""
     graph = proto.graph
     if not any(node.op_type == "If" for node in graph.node):
         return None
@@ -76,7 +67,7 @@ def _taken(graph: onnx.GraphProto, node: onnx.NodeProto, condition: bool) -> lis
     for inner in branch.node:
         made = onnx.NodeProto()
         made.CopyFrom(inner)
-        _rename(made, names)
+        rename(made, names)
         made.output[:] = [names.get(name, name) for name in inner.output]
         nodes.append(made)
     for value, name in zip(branch.output, node.output, strict=True):
@@ -85,7 +76,7 @@ def _taken(graph: onnx.GraphProto, node: onnx.NodeProto, condition: bool) -> lis
     return nodes
 
 
-def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
+def rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
     """Let `node`, and what it holds, read tensors by their new names."""
     node.input[:] = [names.get(name, name) for name in node.input]
     for attribute in node.attribute:
