@@ -165,8 +165,8 @@ def _plan_as_it_is(
     """
     choosing = {*Quantization.model_fields, "calibrator", "precision", "reconstruction"}
     asked = sorted(choosing & recipe.model_fields_set)
-    if recipe.calibrator == AUTO:
-        asked = [name for name in asked if name != "calibrator"]
+    said = {"calibrator": recipe.calibrator == AUTO, "quantize": recipe.quantize == "all"}
+    asked = [name for name in asked if not said.get(name)]
     if asked:
         raise RecipeError(
             f"{recipe.model}: is quantized already, and stays as it is: leave"

@@ -59,7 +59,8 @@ class FloatOrigin:
             raise OnnxFileError(f"{self.file}: is in float: give it as MODEL, without `requantize`")
         if not self.requantize:
             _require_static(file)
-        return FloatFile(self._float_file(file), not self.requantize)
+        keeps_scales = not self.requantize and not stores_weights_only(file)
+        return FloatFile(self._float_file(file), keeps_scales)
 
     def _float_file(self, file: OnnxFile) -> OnnxFile:
         if self.file is None:
@@ -84,6 +85,17 @@ def is_quantized(file: OnnxFile) -> bool:
     if not any(node.op_type == ROUND for node in nodes):
         return False
     return any(node.op in _PAIR for node in _operate(file, AS_PAIRS).nodes)
+
+
+def stores_weights_only(file: OnnxFile) -> bool:
+    """Whether all that is quantized are weights, as smaller files have them: no activation has a scale."""
+    graph = file.proto.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    found = [node for node in graph.node if node.op_type in _PAIR or is_operator_format(node)]
+    return bool(found) and all(
+        node.op_type == DEQUANTIZE and node.input[0] in constants for node in found
+    )
 
 
 def imply_float(file: OnnxFile) -> OnnxFile:

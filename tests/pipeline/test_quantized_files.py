@@ -25,7 +25,12 @@ from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.pipeline.deploy.kit import make_kit
 from reptrt.pipeline.open_run import Caller, open_run
-from reptrt.pipeline.quantized_file import imply_float, is_quantized
+from reptrt.pipeline.quantized_file import (
+    FloatOrigin,
+    imply_float,
+    is_quantized,
+    stores_weights_only,
+)
 from reptrt.pipeline.recipe import RecipeError, load_recipe
 
 NET = """<ir_version: 9, opset_import: ["": 17]>
@@ -193,3 +198,18 @@ def test_a_float_model_that_is_quantized_too_is_refused(files, tmp_path):
 def test_options_of_quantized_files_are_refused_for_other_models():
     with pytest.raises(RecipeError, match="for ONNX files that are quantized already"):
         load_recipe("yolov6n_demo", {"requantize": True})
+
+
+def test_a_file_that_stores_its_weights_in_int8_is_a_float_file(tmp_path: Path) -> None:
+    codes = ", ".join(str(i % 251 - 125) for i in range(4 * 27))
+    text = f"""<ir_version: 9, opset_import: ["": 17]> net (float[N,3,8,8] x) => (float y)
+        <int8[4,3,3,3] codes = {{{codes}}}, float s = {{0.01}}, int8 z = {{0}}> {{
+        w = DequantizeLinear(codes, s, z) y = Conv(x, w) }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    file = read_onnx(tmp_path / "m.onnx")
+    assert is_quantized(file)
+    assert stores_weights_only(file)
+    float_file = FloatOrigin()(file)
+    assert float_file is not None
+    assert not float_file.keeps_scales
+    assert [node.op_type for node in float_file.file.proto.graph.node] == ["Conv"]
