@@ -255,6 +255,12 @@ def _max_pool(canonical: CanonicalGraph, node: gs.Node) -> None:
     pad(canonical, node)
 
 
+def _top_k(canonical: CanonicalGraph, node: gs.Node) -> None:
+    _constant_operands(canonical, node)
+    if any(tensor.outputs for tensor in node.outputs[1:]):
+        raise cannot(node, "tells where its largest values are, and equal ones have several places")
+
+
 def _prelu(canonical: CanonicalGraph, node: gs.Node) -> None:
     """Slopes of the channels of [N, C], written as for images."""
     _constant_operands(canonical, node)
@@ -277,6 +283,7 @@ _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "PRelu": _prelu,
+    "TopK": _top_k,
     "Dropout": _dropout,
     "BatchNormalization": _single_output,
     "LayerNormalization": _single_output,
@@ -284,7 +291,7 @@ _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
         (
             "Reshape", "Expand", "Slice", "Split", "Squeeze", "Unsqueeze", "Pad", "Clip", "Tile",
             "GroupNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "ReduceMax",
-            "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "TopK", "CumSum",
+            "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "CumSum",
         ),
         _constant_operands,
     ),

@@ -12,6 +12,9 @@ from reptrt.models.onnx_import.data import OnnxFileError
 
 OPSET = 19
 IR_VERSION = 10
+_NOT_LEGAL = {"AffineGrid"}
+"""What ONNX writes by operators that ONNX Runtime then refuses."""
+
 _NEW_MODES = {"linear": "bilinear", "cubic": "bicubic"}
 """Of GridSample, whose modes were renamed in opset 20."""
 
@@ -44,7 +47,7 @@ def inline_newer(proto: onnx.ModelProto, known: Collection[str] = ()) -> onnx.Mo
         for node in proto.graph.node
         if node.domain in ("", "ai.onnx") and not _exists(node.op_type)
     }
-    named = [("", name) for name in sorted(newer.difference(known))]
+    named = [("", name) for name in sorted(newer.difference(known, _NOT_LEGAL))]
     if not named:
         return proto
     proto = onnx.shape_inference.infer_shapes(proto)
