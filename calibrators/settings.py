@@ -21,6 +21,9 @@ Suffix = Literal["float", "quantized"]
 Units = Literal["layers", "chains"]
 Effort = Literal["low", "auto", "high"]
 
+NO_CALIBRATOR = "none"
+"""In place of a calibrator's name, where no layer is quantized or a file brings its own scales."""
+
 ENOUGH_SNR = 20.0
 """dB at the outputs: blocks that together leave that much, and more where more is asked for, do not learn."""
 

@@ -19,7 +19,7 @@ from reptrt.calibrators.output_noise import decibel, worst_noise
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.registry import AUTO, create_calibrator
 from reptrt.calibrators.sensitivity import compared_images
-from reptrt.calibrators.settings import ENOUGH_SNR, Settings
+from reptrt.calibrators.settings import ENOUGH_SNR, NO_CALIBRATOR, Settings
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network
 from reptrt.pipeline.run import Run
@@ -69,6 +69,8 @@ def _decibel(result: CalibrationResult) -> float:
 
 def _calibrate(run: Run, name: str, checkpoint: Path) -> Calibrated:
     plan, network = run.plan, run.make_network()
+    if not network.quantized.activation_quantizers:
+        return Calibrated(network, CalibrationResult(NO_CALIBRATOR, num_samples=len(run.samples)))
     batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
     settings = Settings(
         *(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint, plan.effort),

@@ -18,6 +18,7 @@ from reptrt.pipeline.data.datasets import EvaluationSet
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.run_recipe import save_recipe
+from reptrt.pipeline.validation.remembered import OutputMemory
 from reptrt.pipeline.workspace.folder import Workspace, hold_workspace, open_workspace
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,14 @@ class Caller:
         progress: called as work advances.
         waiting: called with the workspace while another process works in it.
         screens: take log records too; none leaves warnings to the program's own logging.
+        memory: what float networks answered, where several runs share it.
     """
 
     command: str
     progress: Progress = no_progress
     waiting: Callable[[Workspace], None] = lambda workspace: None
     screens: Sequence[logging.Handler] = ()
+    memory: OutputMemory | None = None
 
 
 @contextmanager
@@ -71,7 +74,9 @@ def open_run(
         log_to(workspace.log, caller.screens),
     ):
         logger.info("command: %s", caller.command)
-        yield Run(recipe, target, workspace, caller.command, caller.progress, model, measure)
+        memory = caller.memory or OutputMemory()
+        shared = (caller.command, caller.progress, model, measure, memory)
+        yield Run(recipe, target, workspace, *shared)
         if model is None:
             save_recipe(recipe, workspace.folder, target.name)
 

@@ -74,7 +74,7 @@ def place(run: Run) -> None:
         "opt_batch": plan.opt_batch,
         "cost": repr(FITTED),
     }
-    run.stage("placement", inputs, "placement").run(
+    run.stage("placement", inputs, "placement", shared=True).run(
         lambda: write_json(choose_by_cost(run, sheet), workspace.placement)
     )
 
@@ -82,7 +82,7 @@ def place(run: Run) -> None:
 def choose_channel_factors(run: Run) -> None:
     """Write `channels.safetensors`, factors of channels in front of their quantizers, unless the plan says none."""
     plan, workspace = run.plan, run.workspace
-    if plan.channel_scaling == "none":
+    if plan.channel_scaling == "none" or run.is_float:
         discard(workspace.channels)
         return
     gain = PRODUCT_GAIN if run.target.backend != "tensorrt" else APART_PRODUCT_GAIN

@@ -10,7 +10,7 @@ from torch import fx
 
 from reptrt.calibrators.auto import choose_calibrator, is_transformer
 from reptrt.calibrators.registry import AUTO, create_calibrator
-from reptrt.calibrators.settings import Reconstruction, Settings
+from reptrt.calibrators.settings import NO_CALIBRATOR, Reconstruction, Settings
 from reptrt.engines.form import Form, form_for
 from reptrt.engines.target import MissingComponentError, Target
 from reptrt.models.graph import merged_layers
@@ -30,7 +30,6 @@ LEAST_SNR: dict[Task, float] = {
 }  # fmt: skip
 """dB of every part of the outputs below which quality is called low. At 7 to 9 dB, 12 to 18 % of a
 classifier's images change their class (docs/results.md)."""
-NO_CALIBRATOR = "none"
 _COMPARED = 16
 """Images on which a file that brings its own scales is compared."""
 

@@ -14,10 +14,12 @@ def require_exported(run: Run) -> None:
         WorkspaceError: they are missing, or do not belong together.
     """
     files = run.workspace
-    for path in (files.fp32_onnx, files.qdq_onnx, files.trt_onnx):
+    require(files.fp32_onnx, "fp32")
+    for path in (files.qdq_onnx, files.trt_onnx):
         require(path, "export")
     if run.recipe.end2end:
         require(files.end2end_onnx, "end2end")
+    require_same(files.folder, "fp32", {"network": run.network_sha256})
     require_same(files.folder, "export", run.exported_from)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.quantized_file import FloatOrigin
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.stated_preprocess import stated_preprocess
+from reptrt.pipeline.validation.remembered import OutputMemory
 from reptrt.pipeline.validation.shards import Spread
 from reptrt.pipeline.validation.validate import ValidationSetup
 from reptrt.pipeline.workspace.folder import Workspace, read_artifact, require
@@ -67,6 +68,7 @@ class Run:
         progress: called as work advances.
         model: the network, where it is in memory; None reads `recipe.model`.
         measure: labelled images or a metric in memory; None reads `recipe.evaluation`.
+        memory: what float networks answered on labelled images.
     """
 
     recipe: Recipe
@@ -76,6 +78,7 @@ class Run:
     progress: Progress
     model: LoadedModel | None = None
     measure: EvaluationSet | None = None
+    memory: OutputMemory = field(default_factory=OutputMemory)
 
     @property
     def scenes(self) -> Path:
@@ -149,6 +152,11 @@ class Run:
         return self.priced is not None and self.priced.pools
 
     @property
+    def is_float(self) -> bool:
+        """Whether no layer is quantized, since INT8 is faster for none."""
+        return self.priced is not None and not self.priced.savings
+
+    @property
     def priced(self) -> CostPlacement | None:
         """What the stage `placement` found; None where nothing has a price."""
         path = self.workspace.placement
@@ -207,6 +215,7 @@ class Run:
             Spread(recipe.eval_workers, recipe.eval_ray),
             is_quantized_file=self.plan.is_quantized,
             reference="file" if self.plan.is_quantized and not recipe.float_model else "float",
+            memory=self.memory,
         )
 
     @property

@@ -21,6 +21,7 @@ from reptrt.calibrators.state import (
 )
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
+from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.pipeline.choose_scales import choose_scales, is_close_enough
 from reptrt.pipeline.data.datasets import DetectionSet
@@ -34,6 +35,7 @@ from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
 from reptrt.pipeline.export.as_is import export_as_is, keep_scales
 from reptrt.pipeline.export.calibrated import export_calibrated
+from reptrt.pipeline.export.export import export_float
 from reptrt.pipeline.export.prepare import prepare_network
 from reptrt.pipeline.gate import require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
@@ -50,7 +52,12 @@ from reptrt.pipeline.report.example_images import draw_pictures
 from reptrt.pipeline.report.html import write_html
 from reptrt.pipeline.require import require_boxes, require_exported
 from reptrt.pipeline.run import Run, open_labelled
-from reptrt.pipeline.validation.validate import engine_can_run, runs_on_gpu, validate_files
+from reptrt.pipeline.validation.validate import (
+    engine_can_run,
+    find_histograms,
+    runs_on_gpu,
+    validate_files,
+)
 from reptrt.pipeline.workspace.folder import discard, read_artifact, require, require_same
 
 logger = logging.getLogger(__name__)
@@ -81,7 +88,7 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
         aim: where to stop; an infinite gain leaves everything float.
     """
     plan, workspace = run.plan, run.workspace
-    if aim == Aim(0.0):
+    if aim == Aim(0.0) or run.is_float:
         discard(workspace.sensitivity)
         return
     savings = run.priced.savings if run.priced else None
@@ -174,6 +181,7 @@ def export(run: Run) -> None:
         require(workspace.calibration, "calibrate")
         require_same(workspace.folder, "calibrate", network_inputs(run))
     require_boxes(run)
+    export_reference(run)
     inputs = {
         **run.exported_from,
         "batch_size": plan.batch_size,
@@ -187,8 +195,19 @@ def export(run: Run) -> None:
         else:
             export_calibrated(run)
 
-    run.stage("export", inputs, "fp32_onnx", "qdq_onnx", "trt_onnx").run(work)
+    run.stage("export", inputs, "qdq_onnx", "trt_onnx").run(work)
     append_nms(run)
+
+
+def export_reference(run: Run) -> None:
+    """Write the float network, which is the same for all calibrators and targets."""
+    inputs = {"network": run.network_sha256, "batch_size": run.plan.batch_size}
+
+    def work() -> None:
+        graph, card, tail = run.recording.float_graph, run.card, run.loaded.tail
+        export_float(graph, run.workspace.fp32_onnx, card, card.batch_size, tail=tail)
+
+    run.stage("fp32", inputs, "fp32_onnx", shared=True).run(work)
 
 
 def append_nms(run: Run) -> None:
@@ -290,8 +309,9 @@ def validate(run: Run) -> None:
             setup = replace(setup, rows={name: one.numpy() for name, one in rows.items()})
         results = validate_files(setup, card, samples, evaluation, run.progress, others)
         write_json(results, workspace.validation)
+        write_json(find_histograms(setup, samples), workspace.histograms)
 
-    run.stage("validate", inputs, "validation").run(work)
+    run.stage("validate", inputs, "validation", "histograms").run(work)
 
 
 def report(run: Run) -> Report:
@@ -314,5 +334,6 @@ def report(run: Run) -> Report:
         pictures = draw_pictures(run.validation_setup, card, evaluation, tallies)
     kernels = read_artifact(workspace.fusion, "build", FusionReport).fused_kernels
     write_json(content, workspace.report_json)
-    write_html(content, kernels, pictures, workspace.report_html)
+    histograms = read_artifact(workspace.histograms, "validate", dict[str, LayerHistograms])
+    write_html(content, kernels, pictures, workspace.report_html, histograms)
     return content

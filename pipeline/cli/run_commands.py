@@ -35,6 +35,7 @@ from reptrt.pipeline.workspace.run_records import RECORDS
 if TYPE_CHECKING:
     from reptrt.engines.report_schema import Report
     from reptrt.pipeline.run import Run
+    from reptrt.pipeline.validation.remembered import OutputMemory
 
 
 SHOWN_CHOICES = (
@@ -120,15 +121,16 @@ def compare(
     from reptrt.calibrators.registry import require_calibrator
     from reptrt.pipeline.compare import compare_calibrators, comparison_table
     from reptrt.pipeline.report.comparison import write_comparison
+    from reptrt.pipeline.validation.remembered import OutputMemory
 
     recipe = load_recipe(model, options, recipe_file)
     names = list(dict.fromkeys(name.strip() for name in calibrators.split(",")))
     for name in names:
         require_calibrator(name)  # a wrong name is said before the first one runs
     recipes = [recipe.model_copy(update={"calibrator": name}) for name in names]
-    rows = []
+    rows, memory = [], OutputMemory()
     for one in recipes:
-        with open_run(one, workspace) as run:
+        with open_run(one, workspace, memory) as run:
             rows.append(compare_calibrators(run))
     path = workspace / slug(model) / f"compare-w{recipe.weight_bits}a{recipe.activation_bits}.json"
     write_json({"model": model, "command": command_line(), "rows": rows}, path)
@@ -240,7 +242,7 @@ def regress(
 
 
 @contextmanager
-def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
+def open_run(recipe: Recipe, root: Path, memory: OutputMemory | None = None) -> Iterator[Run]:
     """A run whose progress and warnings are shown, as `--verbose` and `--quiet` of the command say."""
     from reptrt.pipeline.open_run import Caller
     from reptrt.pipeline.open_run import open_run as open_in
@@ -250,7 +252,8 @@ def open_run(recipe: Recipe, root: Path) -> Iterator[Run]:
     screen.setLevel(logging.INFO if said.get("reptrt.verbose") else logging.WARNING)
     screen.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
     with ProgressBars(messages, quiet=said.get("reptrt.quiet", False)) as progress:
-        caller = Caller(command_line(), progress, say_waiting, (screen, StageLines(progress)))
+        screens = (screen, StageLines(progress))
+        caller = Caller(command_line(), progress, say_waiting, screens, memory)
         with open_in(recipe, root, caller) as run:
             yield run
 

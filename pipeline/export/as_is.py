@@ -8,7 +8,6 @@ import onnx
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.surgery import clean
-from reptrt.pipeline.export.export import export_float
 from reptrt.pipeline.model_card import write_card
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.workspace.folder import discard
@@ -35,22 +34,19 @@ def keep_scales(run: Run) -> None:
 
 
 def export_as_is(run: Run) -> None:
-    """Write the float model, the file as it is with the input `images`, and that file repaired.
+    """Write the file as it is with the input `images`, and that file repaired.
 
     Raises:
         SurgeryError: the file holds what cannot be repaired.
     """
-    workspace, card, file, steps = run.workspace, run.card, run.loaded.quantized, 3
+    workspace, card, file, steps = run.workspace, run.card, run.loaded.quantized, 2
     assert file is not None
-    batch_size, tail = card.batch_size, run.loaded.tail
-    export_float(run.recording.float_graph, workspace.fp32_onnx, card, batch_size, tail=tail)
-    run.progress("export ONNX", 1, steps)
     proto = onnx.load_model_from_string(file.model)
-    if batch_size is not None:
-        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch_size
+    if card.batch_size is not None:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = card.batch_size
     write_card(card, proto)
     with replace_when_done(workspace.qdq_onnx) as temporary:
         onnx.save(proto, temporary)
-    run.progress("export ONNX", 2, steps)
+    run.progress("export ONNX", 1, steps)
     clean(workspace.qdq_onnx, workspace.trt_onnx, run.plan.form)
-    run.progress("export ONNX", 3, steps)
+    run.progress("export ONNX", 2, steps)

@@ -65,7 +65,7 @@ def collect_report(
         fusion=fusion.summary,
         cost=predicted_cost(workspace),
         size_bytes=FileSizes(
-            fp32_onnx=require(workspace.fp32_onnx, "export").stat().st_size,
+            fp32_onnx=require(workspace.fp32_onnx, "fp32").stat().st_size,
             trt_onnx=workspace.trt_onnx.stat().st_size,
             engine=require(workspace.engine, "build").stat().st_size,
         ),

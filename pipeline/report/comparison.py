@@ -10,6 +10,7 @@ from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report import number_format, summary
 from reptrt.pipeline.report.charts import is_finite
 from reptrt.pipeline.report.page import write_page
+from reptrt.pipeline.report.precision import precision_name
 from reptrt.pipeline.report.scatter_chart import Sample, ScatterChart, scatter_chart
 
 _SHORTEST = 0.01
@@ -32,7 +33,7 @@ def write_comparison(
     view = {
         "model": recipe.model,
         "seed": recipe.seed,
-        "precision": summary.precision_name(recipe),
+        "precision": precision_name(recipe),
         "metric": summary.metric_name(accuracy.metric) if accuracy else None,
         "sample_note": summary.sample_note(accuracy),
         "chart": _chart(rows),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.inspection.kernels import Kernel
 from reptrt.engines.report_schema import FileSizes, LayerSnr, Report
 from reptrt.pipeline.report import number_format, summary
@@ -25,6 +26,7 @@ from reptrt.pipeline.report.example_images import Picture
 from reptrt.pipeline.report.layer_table import layer_rows
 from reptrt.pipeline.report.next_steps import next_steps
 from reptrt.pipeline.report.page import write_page
+from reptrt.pipeline.report.precision import engine_precision
 from reptrt.pipeline.report.tiles import tiles
 
 _WORST_LAYERS = 15
@@ -47,6 +49,7 @@ def write_html(
     fusion_table: Sequence[Kernel],
     pictures: Sequence[Picture],
     path: Path,
+    histograms: Mapping[str, LayerHistograms] | None = None,
 ) -> None:
     """Write the report as one HTML file without external references.
 
@@ -55,12 +58,17 @@ def write_html(
         fusion_table: `fused_kernels` of fusion.json, or nothing.
         pictures: Detections of both models on some images, or nothing.
         path: The file to write.
+        histograms: Content of histograms.json, or nothing.
     """
-    write_page("report.html.j2", _view(report, fusion_table, pictures), path, sortable=True)
+    view = _view(report, fusion_table, pictures, histograms or {})
+    write_page("report.html.j2", view, path, sortable=True)
 
 
 def _view(
-    report: Report, fusion_table: Sequence[Kernel], pictures: Sequence[Picture]
+    report: Report,
+    fusion_table: Sequence[Kernel],
+    pictures: Sequence[Picture],
+    histograms: Mapping[str, LayerHistograms],
 ) -> dict[str, object]:
     """Compute everything the template shows; layout is the template's."""
     layers = report.layers
@@ -69,7 +77,7 @@ def _view(
     return {
         "report": report,
         "headline": summary.headline(report),
-        "precision": summary.precision_name(report),
+        "precision": engine_precision(report),
         "summary_groups": _summary_groups(report),
         "setup": _setup(report),
         "sample_note": summary.sample_note(report.accuracy),
@@ -90,7 +98,7 @@ def _view(
         "attempts": attempt_rows(report),
         "budget_chart": budget_chart(report),
         "calibrators_chart": _calibrators_chart(report),
-        "layer_rows": layer_rows(report, fusion_table),
+        "layer_rows": layer_rows(report, fusion_table, histograms),
         "next_steps": next_steps(report),
         "loss_chart": loss_chart(report.blocks),
         "reconstruction_note": summary.reconstruction_note(report.blocks),

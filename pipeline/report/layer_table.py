@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
 from reptrt.engines.cost.estimate import CostError, KernelCost, estimate_cost, scale_batch
+from reptrt.engines.foreign.text import visible
+from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.report_schema import FloatIsland, Report
 from reptrt.engines.target_table import TARGETS
@@ -25,14 +29,21 @@ class LayerRow(NamedTuple):
     microseconds: float | None
     megabytes: float | None
     reason: str
+    detail: str = ""
+    """JSON of its histograms and kernels, which the page shows on request; "" where nothing is known."""
 
 
-def layer_rows(report: Report, kernels: Sequence[Kernel]) -> list[LayerRow]:
+def layer_rows(
+    report: Report,
+    kernels: Sequence[Kernel],
+    histograms: Mapping[str, LayerHistograms] | None = None,
+) -> list[LayerRow]:
     """The layers that were compared, in the order of the graph.
 
     Args:
         report: with SNR, and the reasons of layers that stay float.
         kernels: of the INT8 engine.
+        histograms: by layer.
     """
     floats = {island.layer: island.reason for island in _islands(report)}
     costs = _costs(report, kernels)
@@ -55,9 +66,17 @@ def layer_rows(report: Report, kernels: Sequence[Kernel]) -> list[LayerRow]:
                 None if shares is None else sum(one.microseconds / of for one, of in shares),
                 None if shares is None else sum(one.megabytes / of for one, of in shares),
                 floats.get(layer.layer, ""),
+                _detail(layer.layer, kernels, (histograms or {}).get(layer.layer)),
             )
         )
     return rows
+
+
+def _detail(layer: str, kernels: Sequence[Kernel], found: LayerHistograms | None) -> str:
+    names = [visible(one.name) for one in kernels if layer in one.onnx_layers]
+    if not kernels and found is None:
+        return ""
+    return json.dumps({**(asdict(found) if found else {}), "kernels": names})
 
 
 def _islands(report: Report) -> Sequence[FloatIsland]:

@@ -1,7 +1,7 @@
-"""Self-contained HTML pages: one style, no script but one that sorts tables, nothing from the network.
+"""Self-contained HTML pages: one style, no script but those of tables, nothing from the network.
 
 Names come from users' files: every one is escaped, and the page forbids itself network access and every
-script but that one, by its hash.
+script but ours, by its hash.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ def write_page(
         temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
+_SCRIPTS = ("sort.js", "explore.js")
 _NO_SCRIPT: dict[str, object] = {"script": None, "script_hash": None}
 
 
 def _sorter() -> dict[str, object]:
-    """The script that sorts tables, and the hash by which the page allows it."""
-    text = (files("reptrt.pipeline.report") / "templates" / "sort.js").read_text(encoding="utf-8")
+    """The script of sortable tables, and the hash by which the page allows it."""
+    templates = files("reptrt.pipeline.report") / "templates"
+    text = "".join((templates / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
     return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from reptrt.calibrators.settings import NO_CALIBRATOR
 from reptrt.engines.report_schema import Deploy, Percentiles, Report
 from reptrt.pipeline.report.number_format import milliseconds, number, ratio
-from reptrt.pipeline.report.summary import metric_name, precision_name
+from reptrt.pipeline.report.precision import precision_name
+from reptrt.pipeline.report.summary import metric_name
 
 MIN_SPEEDUP = 1.02
 """A smaller gain may be noise: the guard that NVIDIA/Model-Optimizer#2318 has too."""
@@ -53,6 +55,8 @@ def choose_deployment(report: Report) -> Deployment:
             f"{precision} was not compared with FP16: no GPU here runs the engine, and the target has"
             " no data sheet to predict by",
         )
+    if report.calibrator == NO_CALIBRATOR and race.float_name == "fp16":
+        return Deployment("fp16", "INT8 is not predicted to be faster on any layer")
     speed = f"{precision} {_speed(race)}"
     failed = report.gate.passed is False
     if report.budget is not None and report.budget.is_float and report.gate.passed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import median
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from reptrt.engines.report_schema import (
     Accuracy,
@@ -32,9 +32,9 @@ from reptrt.pipeline.report.number_format import (
     percent,
     ratio,
 )
+from reptrt.pipeline.report.precision import engine_precision
 
 PERCENTILES: tuple[Literal["p50", "p90", "p99"], ...] = ("p50", "p90", "p99")
-FULL_BITS = 8
 FINE = 0.5
 """Points of accuracy. With a larger standard error, agreement and KL divergence tell more than the drop."""
 
@@ -67,25 +67,6 @@ class Headline(NamedTuple):
 def metric_name(metric: str) -> str:
     """Return the name readers know a metric by."""
     return _METRIC_NAMES.get(metric, metric)
-
-
-class Bits(Protocol):
-    """A report or a recipe."""
-
-    @property
-    def weight_bits(self) -> int:
-        """Of the weights."""
-
-    @property
-    def activation_bits(self) -> int:
-        """Of the activations."""
-
-
-def precision_name(bits: Bits) -> str:
-    """Return "INT8", or bits of weights and activations where they are not both eight."""
-    if bits.weight_bits == bits.activation_bits == FULL_BITS:
-        return "INT8"
-    return f"W{bits.weight_bits}A{bits.activation_bits}"
 
 
 def reference_name(report: Report) -> str:
@@ -123,7 +104,7 @@ def headline(report: Report) -> Headline:
 
 
 def _sentence(report: Report) -> str:
-    precision, accuracy = precision_name(report), report.accuracy
+    precision, accuracy = engine_precision(report), report.accuracy
     if accuracy is None:
         note = report.accuracy_note
         return f"Accuracy was not measured: {note}" if note else "Accuracy was not measured"

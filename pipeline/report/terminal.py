@@ -11,6 +11,7 @@ from reptrt.engines.report_schema import Report
 from reptrt.pipeline.report.budget_view import budget_lines
 from reptrt.pipeline.report.charts import worst_layers
 from reptrt.pipeline.report.number_format import decibel, duration, file_size
+from reptrt.pipeline.report.precision import engine_precision
 from reptrt.pipeline.report.summary import (
     SummaryRow,
     accuracy_rows,
@@ -23,7 +24,6 @@ from reptrt.pipeline.report.summary import (
     latency_rows,
     nms_note,
     numerics_rows,
-    precision_name,
     sample_note,
     shortfall_note,
     total_time,
@@ -47,7 +47,7 @@ def terminal_table(report: Report) -> Group:
 
 
 def _table(report: Report) -> Table:
-    precision = precision_name(report)
+    precision = engine_precision(report)
     named = (report.model, report.calibrator, precision, report.target)
     parts = [part for part in named if part is not None]
     table = Table(

@@ -137,7 +137,7 @@ def with_cut(paths: Sequence[Path], card: ModelCard) -> Iterator[list[Path]]:
         yield list(paths)
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield [_mark_outputs(path, card.compared, Path(folder)) for path in paths]
+        yield [mark_outputs(path, card.compared, Path(folder)) for path in paths]
 
 
 def without_missing_cut(paths: Sequence[Path], card: ModelCard) -> ModelCard:
@@ -182,7 +182,7 @@ def compare_layers(
     with tempfile.TemporaryDirectory() as folder:
         runners = [
             OnnxRuntimeRunner(
-                _mark_outputs(path, [found[name].output for name in layers], Path(folder)),
+                mark_outputs(path, [found[name].output for name in layers], Path(folder)),
                 optimize=False,
             )
             for path, found in ((fp32_onnx, reference), (qdq_onnx, test))
@@ -274,9 +274,10 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     return readers
 
 
-def _mark_outputs(path: Path, tensors: Sequence[str], folder: Path) -> Path:
+def mark_outputs(path: Path, tensors: Sequence[str], folder: Path) -> Path:
+    """A copy of an ONNX file in `folder` that returns `tensors` too; inputs of the graph stay inputs."""
     model = onnx.load(path)
-    present = {output.name for output in model.graph.output}
+    present = {value.name for value in (*model.graph.output, *model.graph.input)}
     for value in dict.fromkeys(tensors):
         if value not in present:
             model.graph.output.append(onnx.ValueInfoProto(name=value))

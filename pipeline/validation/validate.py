@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from reptrt.calibrators.base import Progress
 from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.device import find_gpu
+from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import Detections
 from reptrt.engines.outputs.suppression import EVALUATION, Suppression
@@ -51,6 +52,8 @@ from reptrt.pipeline.validation.compare_outputs import (
 )
 from reptrt.pipeline.validation.evaluate import Evaluation, detections, evaluate
 from reptrt.pipeline.validation.evaluate_batches import BATCH, pad_batch
+from reptrt.pipeline.validation.histograms import SAMPLES, layer_histograms
+from reptrt.pipeline.validation.remembered import OutputMemory, RememberingRunner
 from reptrt.pipeline.validation.shards import ONE_PROCESS, Spread, evaluate_in_parts
 from reptrt.pipeline.workspace.folder import Workspace
 
@@ -71,6 +74,7 @@ class ValidationSetup:
         is_quantized_file: the Q/DQ model is a file that brought its own scales, as it came.
         reference: what the quantized model is compared with.
         rows: layer -> what the channels of its output were divided by [channels].
+        memory: what the float network answered already.
     """
 
     workspace: Workspace
@@ -82,6 +86,7 @@ class ValidationSetup:
     is_quantized_file: bool = False
     reference: Reference = "float"
     rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    memory: OutputMemory = field(default_factory=OutputMemory)
 
     @property
     def reference_onnx(self) -> Path:
@@ -128,8 +133,8 @@ def validate_files(
     if evaluation is not None:
         is_float = setup.reference == "float"
         wanted = OnnxRuntimeRunner(setup.reference_onnx, optimize=is_float, name="reference")
-        with wanted, evaluation_runner(setup) as quantized:
-            found = _evaluate(setup, card, (wanted, quantized), evaluation, progress)
+        with evaluation_runner(setup) as quantized:
+            found = _evaluate(setup, card, wanted, quantized, evaluation, progress)
     return Validation(
         accuracy=found.accuracy if found else None,
         numerics=numerics["numerics"],
@@ -148,22 +153,22 @@ def validate_files(
 def _evaluate(
     setup: ValidationSetup,
     card: ModelCard,
-    runners: tuple[Runner, Runner],
+    fp32: OnnxRuntimeRunner,
+    quantized: Runner,
     evaluation: EvaluationSet,
     progress: Progress,
 ) -> Evaluation:
     """In parts where that was asked for, and where both models run in ONNX Runtime."""
-    fp32, quantized = runners
     if (
         not setup.spread.is_one
         and isinstance(evaluation, (ClassificationSet, DetectionSet))
-        and isinstance(fp32, OnnxRuntimeRunner)
         and isinstance(quantized, OnnxRuntimeRunner)
     ):
         return evaluate_in_parts(
             fp32, quantized, card, evaluation, setup.batch, progress, setup.spread
         )
-    return evaluate(fp32, quantized, card, evaluation, setup.batch, progress)
+    with RememberingRunner(fp32, setup.reference_onnx, setup.memory) as known:
+        return evaluate(known, quantized, card, evaluation, setup.batch, progress)
 
 
 def _add(
@@ -320,6 +325,17 @@ def _feeds(samples: FeedSet, setup: ValidationSetup) -> Iterator[dict[str, Any]]
             one.name: pad_batch(feed[one.name], setup.batch_size) if one.batched else feed[one.name]
             for one in samples.inputs
         }
+
+
+def find_histograms(setup: ValidationSetup, samples: FeedSet) -> dict[str, LayerHistograms]:
+    """What the quantized layers read on a few samples, by layer."""
+    feed = next(_feeds(samples, setup))
+    if setup.batch_size is None:
+        feed = {
+            one.name: feed[one.name][:SAMPLES] if one.batched else feed[one.name]
+            for one in samples.inputs
+        }
+    return layer_histograms(setup.workspace.qdq_onnx, feed)
 
 
 def _is_constant(feeds: Feeds) -> bool:

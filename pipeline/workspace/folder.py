@@ -37,6 +37,7 @@ COMMANDS = {
     "sensitivity": "calibrate",
     "end2end": "export",
     "tail": "build",
+    "fp32": "export",
     "fp16": "validate",
 }
 """Stages that a command of another name walks."""
@@ -60,6 +61,7 @@ ARTIFACTS = {
     "fusion": "fusion.json",
     "cost": "cost.json",
     "validation": "validation.json",
+    "histograms": "histograms.json",
     "report_json": "report.json",
     "report_html": "report.html",
     "log": "run.log",
@@ -96,6 +98,7 @@ class Workspace:
     fusion: Path
     cost: Path
     validation: Path
+    histograms: Path
     report_json: Path
     report_html: Path
     log: Path

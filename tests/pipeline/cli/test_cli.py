@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.shell_completion import ShellComplete
 
 from reptrt.calibrators.registry import list_calibrators
+from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.target import TARGETS
 from reptrt.models.registry import list_models
 from reptrt.pipeline.cli.main import cli
@@ -249,7 +251,27 @@ def test_compare_makes_one_row_per_calibrator_and_reuses_what_is_there(
     assert [row["calibrator"] for row in table["rows"]] == ["minmax", "mae"]
     assert all(row["accuracy"]["num_images"] == 8 for row in table["rows"])
     assert (tiny.files_of(workspace) / "scales.json").stat().st_mtime_ns == before
-    assert (tiny.files_of(workspace, "mae-w8a8") / "model.trt.onnx").exists()
+    other = tiny.files_of(workspace, "mae-w8a8")
+    assert (other / "model.trt.onnx").exists()
+    records = json.loads((other / "run.json").read_text())["stages"]
+    assert records["fp32"]["copied_from"] == str(tiny.files_of(workspace))
+
+
+def test_compare_runs_the_float_network_over_the_labelled_images_once(
+    tiny: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, infer = [], OnnxRuntimeRunner.infer
+
+    def counted(self: OnnxRuntimeRunner, feed_dict: Any) -> Any:
+        if len(next(iter(feed_dict.values()))) == 8:  # the photos
+            runs.append(self.name)
+        return infer(self, feed_dict)
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "infer", counted)
+    options = [*tiny.options, "--eval", tiny.photos, "--workspace", tmp_path]
+    assert reptrt("compare", *options, "--calibrators", "minmax,mse,mae").code == 0
+    compared = runs.count("Q/DQ")  # outputs on calibration images, beside the reference's
+    assert (runs.count("reference") - compared, runs.count("INT8")) == (1, 3)
 
 
 def test_compare_checks_every_name_before_it_starts(tiny: TinyProject, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from reptrt.engines.histogram_record import Histogram, LayerHistograms
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor
 from reptrt.engines.report_schema import FloatIsland, Fusion, LayerSnr
 from reptrt.pipeline.report.layer_table import layer_rows
@@ -51,3 +54,15 @@ def test_next_steps_are_those_of_the_target() -> None:
     assert "reptrt triton 'a b' --target cpu --output models" in [
         line for _, line in next_steps(report("cpu", model="a b"))
     ]
+
+
+def test_a_layer_carries_its_histograms_and_kernels_for_the_page() -> None:
+    histogram = Histogram(-1.0, 1.0, (3, 4))
+    found = LayerHistograms(histogram, 0.5, (-1.0, 0.5), 2.0, histogram)
+    one, two, three = layer_rows(report(), [CONV], {"one": found})
+    detail = json.loads(one.detail)
+    assert detail["activation"] == {"low": -1.0, "high": 1.0, "counts": [3, 4]}
+    assert (detail["grid"], detail["kernels"]) == ([-1.0, 0.5], ["conv"])
+    assert json.loads(two.detail) == {"kernels": ["conv"]}
+    assert json.loads(three.detail) == {"kernels": []}
+    assert {row.detail for row in layer_rows(report(), [])} == {""}

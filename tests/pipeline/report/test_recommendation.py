@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reptrt.engines.report_schema import (
@@ -61,6 +63,11 @@ def test_on_a_gpu_int8_must_beat_fp16(content: Report, deploy: Deploy, reason: s
     chosen = choose_deployment(content)
     assert chosen.deploy == deploy
     assert reason in chosen.reason.replace("\u00a0", " ")
+
+
+def test_where_no_layer_pays_in_int8_fp16_is_deployed() -> None:
+    content = replace(report(0.2, 0.3), calibrator="none")
+    assert choose_deployment(content) == ("fp16", "INT8 is not predicted to be faster on any layer")
 
 
 @pytest.mark.parametrize(("int8", "deploy"), [(0.6, "int8"), (1.1, "fp32")])

@@ -11,13 +11,13 @@ from reptrt.engines.report_schema import (
     OutputNumerics,
     Report,
 )
+from reptrt.pipeline.report.precision import engine_precision, precision_name
 from reptrt.pipeline.report.summary import (
     accuracy_rows,
     headline,
     latency_origin,
     loss_change,
     nms_note,
-    precision_name,
     reconstruction_note,
     sample_note,
     worst_snr,
@@ -54,6 +54,11 @@ def test_without_a_judgement_there_is_no_gate() -> None:
 
 def test_fewer_bits_are_not_called_int8() -> None:
     assert precision_name(make_report(weight_bits=4)) == "W4A8"
+
+
+def test_a_network_without_a_quantized_layer_is_called_what_it_is() -> None:
+    assert engine_precision(make_report(calibrator="none", precision="fp16")) == "FP16"
+    assert engine_precision(make_report(calibrator="minmax", precision="fp16")) == "INT8"
 
 
 @pytest.mark.parametrize(

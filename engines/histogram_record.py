@@ -1,0 +1,33 @@
+"""What a layer's quantizers see: standard library only, as the report that shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values in equal bins from `low` to `high`."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerHistograms:
+    """One quantized layer.
+
+    Attributes:
+        activation: what the quantizer in front of the layer reads, on a few calibration images.
+        step: of its grid; where it has one per channel, the largest.
+        grid: smallest and largest value that it holds.
+        clipped: percent of the values that lie outside.
+        weights: codes of the weights, -128 to 127.
+    """
+
+    activation: Histogram
+    step: float
+    grid: tuple[float, float]
+    clipped: float
+    weights: Histogram

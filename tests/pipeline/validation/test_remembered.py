@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from reptrt.engines.runtime.runners import Array, OnnxRuntimeRunner
+from reptrt.pipeline.validation.remembered import OutputMemory, RememberingRunner
+from tests.onnx_files import from_text
+
+
+class Counting(OnnxRuntimeRunner):
+    """Counts what is run."""
+
+    runs = 0
+
+    def infer(self, feed_dict):  # type: ignore[no-untyped-def]
+        self.runs += 1
+        return super().infer(feed_dict)
+
+
+def twice(path: Path, factor: int) -> Path:
+    text = f"""<ir_version: 9, opset_import: ["": 19]> toy (float[N,2] x) => (float[N,2] y)
+        <float factor = {{{factor}}}> {{ y = Mul(x, factor) }}"""
+    return from_text(text, path)
+
+
+def answers(path: Path, memory: OutputMemory, feeds: list[Array]) -> tuple[list[Array], int]:
+    counting = Counting(path)
+    with RememberingRunner(counting, path, memory) as runner:
+        return [runner.infer({"x": feed})["y"] for feed in feeds], counting.runs
+
+
+def test_an_answer_is_computed_once_per_file_and_feed(tmp_path: Path) -> None:
+    memory, path = OutputMemory(), twice(tmp_path / "a.onnx", 2)
+    feeds = [np.full((1, 2), value, np.float32) for value in (1.0, 2.0, 1.0)]
+    first, runs = answers(path, memory, feeds)
+    assert runs == 2
+    again, runs = answers(path, memory, feeds)
+    assert runs == 0
+    np.testing.assert_array_equal(np.stack(again), np.stack(first))
+    other, runs = answers(twice(path, 3), memory, feeds)  # the file has another content now
+    assert runs == 2
+    np.testing.assert_array_equal(np.stack(other), 1.5 * np.stack(first))
+
+
+def test_feeds_of_equal_bytes_and_another_shape_are_different(tmp_path: Path) -> None:
+    memory, path = OutputMemory(), twice(tmp_path / "a.onnx", 2)
+    feeds = [np.ones((1, 2), np.float32), np.ones((2, 2), np.float32)]
+    found, runs = answers(path, memory, feeds)
+    assert runs == 2
+    assert [one.shape for one in found] == [(1, 2), (2, 2)]
+
+
+def test_what_finds_no_room_is_computed_again(tmp_path: Path) -> None:
+    memory, path = OutputMemory(most_bytes=8), twice(tmp_path / "a.onnx", 2)
+    feeds = [np.full((1, 2), value, np.float32) for value in (1.0, 2.0, 1.0, 2.0)]
+    assert answers(path, memory, feeds)[1] == 3
