@@ -24,8 +24,9 @@ import torch
 
 from reptrt.calibrators.auto import choose_calibrator
 from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.names import AUTO
 from reptrt.calibrators.quantized.biases import round_biases
-from reptrt.calibrators.registry import AUTO, create_calibrator
+from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.settings import Settings
 from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.models.graph import INPUT_NAME, merged_layers

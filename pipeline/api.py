@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import nn
 
 from reptrt.calibrators.base import Progress, no_progress
-from reptrt.calibrators.registry import require_calibrator
+from reptrt.calibrators.names import require_calibrator
 from reptrt.engines.lint import Finding, lint_file
 from reptrt.engines.report_schema import ComparisonRow, Report, Verdict
 from reptrt.models.load import LoadedModel, load_model, load_module

@@ -15,9 +15,10 @@ from reptrt.calibrators.auto import other_calibrators
 from reptrt.calibrators.base import CalibrationResult
 from reptrt.calibrators.channels.rewrite import describe_factors
 from reptrt.calibrators.feed import Batch, tensors_of
+from reptrt.calibrators.names import AUTO
 from reptrt.calibrators.output_noise import decibel, worst_noise
 from reptrt.calibrators.quantized.biases import round_biases
-from reptrt.calibrators.registry import AUTO, create_calibrator
+from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.sensitivity import compared_images
 from reptrt.calibrators.settings import ENOUGH_SNR, NO_CALIBRATOR, Settings
 from reptrt.pipeline.data.torch_batches import calibration_batches

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reptrt.calibrators.base import Progress, no_progress
-from reptrt.calibrators.registry import require_calibrator
+from reptrt.calibrators.names import require_calibrator
 from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.engines.target import resolve_target
 from reptrt.models.load import LoadedModel

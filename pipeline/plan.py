@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.auto import choose_calibrator, is_transformer
-from reptrt.calibrators.registry import AUTO, create_calibrator
+from reptrt.calibrators.names import AUTO
+from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.settings import NO_CALIBRATOR, Reconstruction, Settings
 from reptrt.engines.form import Form, form_for
 from reptrt.engines.target import MissingComponentError, Target

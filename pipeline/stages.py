@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, replace
 
 from reptrt.calibrators.channels.rewrite import scaled_rows
-from reptrt.calibrators.registry import AUTO
+from reptrt.calibrators.names import AUTO
 from reptrt.calibrators.sensitivity import Aim, Sensitivity, find_sensitive_layers
 from reptrt.calibrators.state import (
     dump_scales,

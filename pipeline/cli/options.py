@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
+from reptrt.calibrators.names import MODULES
 from reptrt.calibrators.settings import Reconstruction
 from reptrt.engines.target_table import TARGETS
 from reptrt.pipeline.recipe import (
@@ -120,9 +121,7 @@ def _complete_models(ctx: click.Context, param: click.Parameter, typed: str) -> 
 
 
 def _complete_calibrators(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
-    from reptrt.calibrators.registry import list_calibrators
-
-    return [name for name in (AUTO, *list_calibrators()) if name.startswith(typed)]
+    return [name for name in (AUTO, *MODULES) if name.startswith(typed)]
 
 
 def _complete_targets(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:

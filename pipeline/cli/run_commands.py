@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reptrt.calibrators.names import require_calibrator
 from reptrt.engines.artifacts import write_json
 from reptrt.engines.foreign.log_format import VisibleFormatter
+from reptrt.engines.target import resolve_target
 from reptrt.pipeline.cli.console import (
     GATE_FAILED,
     command_line,
@@ -53,12 +55,12 @@ def engine(
     model: str, workspace: Path, recipe_file: Path, dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Walk the whole road: checkpoint in, validated engine and report out."""
-    from reptrt.pipeline.road import run_pipeline
-
-    recipe = load_recipe(model, options, recipe_file)
+    recipe = read_recipe(model, options, recipe_file)
     if dry_run:
         show_dry_run(recipe, workspace, as_json)
         return
+    from reptrt.pipeline.road import run_pipeline
+
     with open_run(recipe, workspace) as run:
         report = run_pipeline(run)
     show_report(report, run.workspace, as_json)
@@ -73,10 +75,11 @@ def stage_command(stage: str, summary: str, *unheeded: type[Section]) -> click.C
     def command(
         model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any
     ) -> None:
+        recipe = read_recipe(model, options, recipe_file)
         from reptrt.pipeline import stages
         from reptrt.pipeline.workspace.folder import stage_records
 
-        with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+        with open_run(recipe, workspace) as run:
             getattr(stages, stage)(run)
         if as_json:
             record = stage_records(run.workspace).get(stage)
@@ -103,9 +106,10 @@ STAGES = (
 @json_option
 def report(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
     """Write report.json and report.html, and show the table."""
+    recipe = read_recipe(model, options, recipe_file)
     from reptrt.pipeline import stages
 
-    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+    with open_run(recipe, workspace) as run:
         content = stages.report(run)
     show_report(content, run.workspace, as_json)
 
@@ -118,15 +122,14 @@ def compare(
     model: str, workspace: Path, recipe_file: Path, calibrators: str, as_json: bool, **options: Any
 ) -> None:
     """Take one model through several calibrators; one table."""
-    from reptrt.calibrators.registry import require_calibrator
+    recipe = read_recipe(model, options, recipe_file)
+    names = list(dict.fromkeys(name.strip() for name in calibrators.split(",")))
+    for name in names:
+        require_calibrator(name)  # a wrong name is said before the first one runs
     from reptrt.pipeline.compare import compare_calibrators, comparison_table
     from reptrt.pipeline.report.comparison import write_comparison
     from reptrt.pipeline.validation.remembered import OutputMemory
 
-    recipe = load_recipe(model, options, recipe_file)
-    names = list(dict.fromkeys(name.strip() for name in calibrators.split(",")))
-    for name in names:
-        require_calibrator(name)  # a wrong name is said before the first one runs
     recipes = [recipe.model_copy(update={"calibrator": name}) for name in names]
     rows, memory = [], OutputMemory()
     for one in recipes:
@@ -159,9 +162,10 @@ def kit(
 
     Calibrates and exports first, where that is not done yet; builds nothing here.
     """
+    recipe = read_recipe(model, options, recipe_file)
     from reptrt.pipeline.deploy.kit import make_kit
 
-    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+    with open_run(recipe, workspace) as run:
         written = make_kit(run, archive)
     show_written(written, as_json)
 
@@ -186,10 +190,11 @@ def triton(
 
     Calibrates, exports and builds first, where that is not done yet.
     """
+    serving = {key: options.pop(key) for key in ("name", "version", "instances", "keep_config")}
+    recipe = read_recipe(model, options, recipe_file)
     from reptrt.pipeline.deploy.triton import add_to_repository
 
-    serving = {key: options.pop(key) for key in ("name", "version", "instances", "keep_config")}
-    with open_run(load_recipe(model, options, recipe_file), workspace) as run:
+    with open_run(recipe, workspace) as run:
         folder = add_to_repository(run, repository, **serving)
     show_written(folder, as_json)
 
@@ -239,6 +244,18 @@ def regress(
         output.print(regression_table(findings))
         print_path(output, summary)
     sys.exit(exit_code(findings))
+
+
+def read_recipe(model: str, options: dict[str, Any], file: Path | None) -> Recipe:
+    """The recipe of a command, whose names are checked before PyTorch is imported, which takes seconds.
+
+    Raises:
+        RecipeError, UnknownTargetError, UnknownCalibratorError: something in it is not legal.
+    """
+    recipe = load_recipe(model, options, file)
+    resolve_target(recipe.target)
+    require_calibrator(recipe.calibrator)
+    return recipe
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def models(as_json: bool) -> None:
 @json_option
 def calibrators(as_json: bool) -> None:
     """List the ways to choose scales."""
-    from reptrt.calibrators.registry import AUTO, list_calibrators
+    from reptrt.calibrators.names import AUTO
+    from reptrt.calibrators.registry import list_calibrators
 
     known = list_calibrators().items()
     print_rows(("calibrator", "what it does"), [

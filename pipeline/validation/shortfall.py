@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from reptrt.calibrators.registry import AUTO, create_calibrator
+from reptrt.calibrators.names import AUTO
+from reptrt.calibrators.registry import create_calibrator
 from reptrt.engines.report_schema import Numerics, Shortfall, Validation
 from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.recipe import Recipe, flag

@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from reptrt.calibrators.auto import choose_calibrator
 from reptrt.calibrators.base import Calibrator
-from reptrt.calibrators.registry import UnknownCalibratorError, create_calibrator, list_calibrators
+from reptrt.calibrators.names import MODULES, UnknownCalibratorError
+from reptrt.calibrators.registry import create_calibrator, list_calibrators
 from reptrt.models.fuse import reparameterize
 from reptrt.models.graph import trace
 from reptrt.models.yolov6.blocks import RepVggBlock
@@ -32,6 +33,7 @@ class Mixture(nn.Module):
 
 def test_every_calibrator_is_listed_with_a_summary() -> None:
     known = list_calibrators()
+    assert list(known) == list(MODULES)
     assert {"repapq", "brecq", "qdrop", "best", "minmax", "entropy", "mae"} <= known.keys()
     for name, calibrator in known.items():
         assert issubclass(calibrator, Calibrator)

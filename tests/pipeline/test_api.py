@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reptrt
-from reptrt.calibrators.registry import UnknownCalibratorError
+from reptrt.calibrators.names import UnknownCalibratorError
 from reptrt.pipeline.data.in_memory import store_images
 from reptrt.pipeline.data.preprocess import DataError
 from reptrt.pipeline.recipe import RecipeError

@@ -91,6 +91,24 @@ def test_help_answers_without_loading_torch() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "options", [("--target", "nope"), ("--calibrator", "nope"), ("--weight-bits", "99")]
+)
+@pytest.mark.parametrize("command", ["engine", "calibrate", "kit", "compare"])
+def test_a_wrong_name_is_said_without_loading_torch(command: str, options: Sequence[str]) -> None:
+    script = (
+        "import sys; from reptrt.pipeline.cli.main import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    more = ["--calibrators", "minmax"] if command == "compare" else []
+    line = [sys.executable, "-c", script, command, "yolov6n_demo", *options, *more]
+    done = subprocess.run(line, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "AssertionError" not in done.stderr
+    assert options[1] in done.stderr
+
+
 def test_every_field_of_a_recipe_that_is_one_value_has_an_option() -> None:
     options = {option for one in cli.commands["engine"].params for option in one.opts}
     flags = {flag(name) for name in Recipe.model_fields if name != "model"}
