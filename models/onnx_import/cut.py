@@ -36,10 +36,12 @@ def find_tail(graph: gs.Graph, unknown: Collection[str]) -> set[str]:
         unknown: nodes that are not imported.
     """
     behind, pixels = _behind_all_layers(graph), pixel_tensors(graph)
+    outputs = {tensor.name for tensor in graph.outputs}
     starts = {
         node.name
         for node in graph.nodes
         if is_sized_by_pixels(node, pixels)
+        or any(t.name in outputs and t.name not in pixels for t in node.outputs)
         or (node.name in behind and (_decides(node) or node.name in unknown))
     }
     made_by = makers(graph)

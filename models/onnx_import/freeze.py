@@ -8,7 +8,6 @@ that is joined), it is opened; it counts as open where the first of two images g
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +22,6 @@ from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.open_batch import open_batch
 from reptrt.models.onnx_import.pieces import batch_source, pixel_tensors
 from reptrt.models.onnx_import.values import BATCH, Array, range_error, run_onnx
-
-logger = logging.getLogger(__name__)
 
 _BATCH_TOLERANCE = 1e-3
 _SIZES = 3  # input of a Resize
@@ -163,15 +160,12 @@ def _holds_rows(alone: Array, together: Array) -> bool:
 
 
 def _replace_frozen(graph: gs.Graph, seen: Sequence[Mapping[str, Array]]) -> None:
-    """Put constants in the place of what does not depend on pixels; drop outputs of that kind.
+    """Put constants in the place of what does not depend on pixels.
 
     `seen`: values for one image, for two, and for images of other sizes where the size stays open.
     """
     pixels = pixel_tensors(graph)
-    for tensor in [t for t in graph.outputs if t.name not in pixels]:
-        logger.warning("output %r does not depend on the image: left out", tensor.name)
-    graph.outputs = [tensor for tensor in graph.outputs if tensor.name in pixels]
-    if not graph.outputs:
+    if not any(tensor.name in pixels for tensor in graph.outputs):
         raise OnnxFileError("none of its outputs depends on the image")
     made: dict[str, gs.Tensor] = {}
     for node in list(graph.nodes):
@@ -189,6 +183,19 @@ def _replace_frozen(graph: gs.Graph, seen: Sequence[Mapping[str, Array]]) -> Non
                 if tensor.name not in made:
                     made[tensor.name] = _constant(graph, tensor, seen)
                 node.inputs[index] = made[tensor.name]
+    _keep_outputs(graph, pixels, seen)
+
+
+def _keep_outputs(graph: gs.Graph, pixels: set[str], seen: Sequence[Mapping[str, Array]]) -> None:
+    """Let Identities make the outputs that no pixel changes; the tail takes them."""
+    for index, output in enumerate(list(graph.outputs)):
+        source = output if output.name in pixels else _constant(graph, output, seen)
+        if source is not output:
+            made = gs.Variable(output.name, source.dtype, None)
+            node = gs.Node("Identity", f"{output.name}_kept", inputs=[source], outputs=[made])
+            graph.outputs[index] = made
+            output.name = f"{output.name}_before"
+            graph.nodes.append(node)
 
 
 def _varies(name: str, seen: Sequence[Mapping[str, Array]]) -> bool:

@@ -191,6 +191,8 @@ def _computed_from_batch(graph: gs.Graph) -> dict[str, str]:
     pixels = pixel_tensors(graph)
     return {
         node.name: "computes with the number of images"
+        if any(isinstance(tensor, gs.Variable) for tensor in node.inputs)
+        else "no pixel changes it"
         for node in graph.nodes
         if not is_own(node) and not any(tensor.name in pixels for tensor in node.outputs)
     }

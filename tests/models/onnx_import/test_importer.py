@@ -264,3 +264,17 @@ def test_a_picture_without_a_batch_gets_one(
 def test_other_inputs_of_three_axes_stay_as_they_are(sides: str, tmp_path: Path) -> None:
     text = f"{HEAD} net (float[{sides}] x) => (float y) {{ y = Relu(x) }}"
     assert read_onnx(from_text(text, tmp_path / "m.onnx")).picture is None
+
+
+def test_an_output_that_no_pixel_changes_is_still_one(tmp_path: Path) -> None:
+    text = f"""{HEAD} net (float[N,3,8,8] x) => (float y, float[2] anchors)
+        <float[2] a = {{3, 4}}> {{ anchors = Neg(a) m = ReduceSum<keepdims = 1>(anchors) y = Mul(x, m) }}"""
+    network = _import(from_text(text, tmp_path / "m.onnx"))
+    assert network.tail is not None
+    assert network.tail.outputs == ("y", "anchors")
+    images = torch.rand(2, 3, 8, 8)
+    found = network.module(images)
+    values = [found] if isinstance(found, torch.Tensor) else list(found)
+    product, anchors = network.tail.run([images], values)
+    torch.testing.assert_close(product, images * -7)
+    assert anchors.tolist() == [-3, -4]
