@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from reptrt.engines.foreign.growth import BOUNDED
 
 LARGEST_VALUES = 4096  # elements: scales, shapes and bounds, not weights
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan"})
@@ -47,14 +49,13 @@ def infer_sizes(model: onnx.ModelProto, inputs: Iterable[onnx.ValueInfoProto]) -
         kind = onnx.helper.make_tensor_type_proto(tensor.data_type, tuple(tensor.dims))
         known.types[tensor.name] = kind
         known.constants.add(tensor.name)
-        if not tensor.external_data and int(np.prod(tensor.dims)) <= LARGEST_VALUES:
+        if not tensor.external_data and math.prod(tensor.dims) <= LARGEST_VALUES:
             known.values[tensor.name] = numpy_helper.to_array(tensor)
     opsets = list(model.opset_import)
     version = next((one.version for one in opsets if one.domain in _ONNX_DOMAINS), 1)
     for order, node in enumerate(model.graph.node):
         inferred = _infer(node, known, version, opsets)
-        is_large = any(math.prod(sides(kind)) > LARGEST_VALUES for kind in inferred.values())
-        results = None if is_large else _compute(node, known, version)
+        results = _compute(node, known, version) if _is_small(node, inferred) else None
         if results is None:
             known.nodes.append((order, node))
             known.types.update(inferred)
@@ -68,6 +69,15 @@ def infer_sizes(model: onnx.ModelProto, inputs: Iterable[onnx.ValueInfoProto]) -
             dtype = onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
             known.types[name] = onnx.helper.make_tensor_type_proto(dtype, result.shape)
     return known
+
+
+def _is_small(node: onnx.NodeProto, inferred: Mapping[str, onnx.TypeProto]) -> bool:
+    """Whether the results of `node` are small; where nobody can tell, as small as what it reads."""
+    made = [inferred.get(name) for name in node.output if name]
+    shapes = [sides(kind) for kind in made if kind and kind.tensor_type.HasField("shape")]
+    if len(shapes) < len(made) or any(-1 in shape for shape in shapes):
+        return node.op_type == "Constant" or node.op_type in BOUNDED
+    return all(math.prod(shape) <= LARGEST_VALUES for shape in shapes)
 
 
 def sides(kind: onnx.TypeProto) -> tuple[int, ...]:

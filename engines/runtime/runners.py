@@ -276,7 +276,12 @@ def _session(
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=False,  # to the same provider; it prints what failed
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise ModelFileError(f"{path}: ONNX Runtime does not load it: {one_line(error)}") from error
 

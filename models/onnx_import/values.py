@@ -87,7 +87,10 @@ def open_session(proto: onnx.ModelProto) -> Any:
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        proto.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        enable_fallback=False,  # to the same provider; it prints what failed
     )
 
 

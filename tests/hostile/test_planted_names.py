@@ -16,10 +16,12 @@ from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.engines.lint import lint_file
 from reptrt.engines.lint.rtx import RtxAnswer
 from reptrt.engines.lint.show import lint_json, lint_lines
+from reptrt.engines.runtime.runners import ModelFileError
 from reptrt.engines.tensor_spec import Tensor
 from reptrt.engines.triton import LABELS, RepositoryError, ServedModel, add_version
 from reptrt.models.spec import Preprocess
 from reptrt.models.weights.checkpoint import CheckpointError, read_checkpoint
+from reptrt.pipeline.cli.bench import bench_file
 from reptrt.pipeline.cli.console import print_path
 from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.data.datasets import open_images
@@ -42,6 +44,19 @@ def test_findings_about_planted_nodes_are_lines_of_visible_text(tmp_path: Path) 
     lines = lint_lines(tmp_path / "m.onnx", findings, RtxAnswer(skipped="not asked"), None)
     assert all(line.isprintable() for line in lines)
     assert_shown(json.dumps(lint_json(tmp_path / "m.onnx", findings, RtxAnswer(), None)))
+
+
+def test_onnx_runtime_prints_nothing_of_what_it_refuses(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = quantized_model(name="AAAA")
+    model.graph.node[4].op_type = "Nope"
+    content = model.SerializeToString().replace(b"AAAA", b"\xd4\x1b]0")  # in no text of Python's
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelFileError) as caught:
+        bench_file(tmp_path / "m.onnx", 1, 0.0)
+    assert str(caught.value).isprintable()
+    assert "EP Error" not in capfd.readouterr().out
 
 
 def served(folder: Path, **changed: object) -> ServedModel:

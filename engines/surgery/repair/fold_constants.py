@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from reptrt.engines.foreign.graphs import sort_nodes
+from reptrt.engines.foreign.growth import BOUNDED
 from reptrt.engines.foreign.limits import MAX_FOLDED_BYTES
 from reptrt.engines.surgery.base import Pass
 
@@ -19,16 +20,6 @@ _KEPT = frozenset(
     (
         *("Bernoulli", "Multinomial", "If", "Loop", "Scan", "SequenceMap"),
         *("Conv", "ConvTranspose", "Einsum", "GRU", "LSTM", "RNN"),
-    )
-)
-# Where shapes are unknown: results of no more elements than the product and the sum of all inputs.
-_BOUNDED = frozenset(
-    (
-        *("Abs", "Add", "And", "Cast", "Ceil", "Concat", "Div", "Equal", "Exp", "Flatten", "Floor"),
-        *("Gather", "GatherElements", "Greater", "Identity", "Less", "Log", "MatMul", "Max", "Min"),
-        *("Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Reshape", "Round"),
-        *("Shape", "Sigmoid", "Sign", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
-        *("Transpose", "Unsqueeze", "Where"),
     )
 )
 
@@ -98,7 +89,7 @@ def _result_elements(node: gs.Node, inputs: list[int]) -> list[tuple[gs.Tensor, 
         shape = tensor.shape
         if shape is not None and all(isinstance(side, int) and side >= 0 for side in shape):
             counts.append((tensor, math.prod(shape)))
-        elif node.op in _BOUNDED:
+        elif node.op in BOUNDED:
             counts.append((tensor, at_most))
         else:
             return None
