@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -56,3 +61,14 @@ def test_an_engine_without_a_gpu_says_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(MissingComponentError, match="needs an NVIDIA GPU") as caught:
         TensorRTRunner(tmp_path / "m.engine", "tensorrt_rtx").__enter__()
     assert caught.value.exit_code == 4
+
+
+def test_onnx_runtime_keeps_nothing_in_the_users_home(tmp_path: Path) -> None:
+    command = "import reptrt.engines, onnxruntime; onnxruntime.InferenceSession"
+    environment = {
+        key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"
+    }
+    subprocess.run(
+        [sys.executable, "-c", command], check=True, env={**environment, "HOME": str(tmp_path)}
+    )
+    assert list(tmp_path.iterdir()) == []
