@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -19,8 +21,35 @@ from reptrt.engines.foreign.text import visible
 GATE_FAILED = 1
 INTERRUPTED = 130
 
-output = Console(emoji=False)
-messages = Console(stderr=True, emoji=False)
+NOBODY_READS = 141  # as a shell says that SIGPIPE ended a process
+
+
+class Terminal(Console):
+    """A console of rich whose reader may leave before the end, as `head` does."""
+
+    def on_broken_pipe(self) -> None:
+        """Let whoever called know; rich's own leaves with 1, the code of a failed gate."""
+        raise BrokenPipeError
+
+
+output = Terminal(emoji=False)
+messages = Terminal(stderr=True, emoji=False)
+
+
+def show_what_fits() -> None:
+    """Show `?` for characters that the terminal's encoding lacks, such as arrows in ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def leave_unread() -> NoReturn:
+    """Leave as a process does that SIGPIPE ends; Python would complain when it closes its streams."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    sys.exit(NOBODY_READS)
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="print JSON, which scripts can read"

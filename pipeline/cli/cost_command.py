@@ -13,7 +13,7 @@ from rich.table import Table
 
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.target import resolve_target
-from reptrt.pipeline.cli.console import json_option, print_json
+from reptrt.pipeline.cli.console import json_option, output, print_json
 
 if TYPE_CHECKING:
     from reptrt.engines.cost.estimate import EngineCost
@@ -58,7 +58,6 @@ def cost(
     target = None if name is None else resolve_target(name)
     sheet = choose_sheet(target, device_info)
     layers = read_layers(file, target, sheet)
-    output = Console(emoji=False)
     if sweep:
         batches = SWEPT if batch is None else tuple(sorted({*SWEPT, batch}))
         _show_sweep(layers, sheet, batches, as_json, output)

@@ -1,7 +1,8 @@
 """The command line: `reptrt`, or `python -m reptrt`.
 
 Exit codes: 0 ok, 1 accuracy gate failed, 2 usage or bad input, 3 improvement that the stored
-baseline does not claim yet, 4 missing component, 70 a fault of reptrt, 130 interrupted.
+baseline does not claim yet, 4 missing component, 70 a fault of reptrt, 130 interrupted, 141 nobody reads
+the output any more.
 
 PyTorch is imported inside the commands that need it, so that `--help` answers at once.
 """
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 import click
 
 from reptrt.pipeline.cli import cost_command, run_commands, sweep_command, tool_commands
-from reptrt.pipeline.cli.console import INTERRUPTED, messages
+from reptrt.pipeline.cli.console import INTERRUPTED, leave_unread, messages, show_what_fits
 from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.cli.flags import in_flags
 
@@ -25,7 +26,14 @@ _AGAIN_SECONDS = 0.02
 
 
 class Commands(click.Group):
-    """A group whose help lists its commands below titles."""
+    """The group of all commands, whose help lists them below titles."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; where nobody reads the output, click's own leaves with 1, a failed gate's code."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            leave_unread()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each title, and its commands in the order in which they are used."""
@@ -71,13 +79,18 @@ for command in (command for commands in COMMANDS.values() for command in command
 
 def main() -> None:
     """Run the command line: one line and an exit code for everything that a user can mend."""
+    show_what_fits()
     with noted_interrupts() as interrupts:
         try:
             cli(standalone_mode=False)
+            if sys.stdout is not None:  # closed by whoever started us
+                sys.stdout.flush()
             if interrupts:  # some library swallowed it: the work went on, the wish stands
                 raise KeyboardInterrupt
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
+        except BrokenPipeError:
+            leave_unread()
         except (Exception, KeyboardInterrupt) as error:
             if not interrupts and not isinstance(error, (KeyboardInterrupt, click.Abort)):
                 sys.exit(explain(error, messages, lambda text: in_flags(text, cli)))
