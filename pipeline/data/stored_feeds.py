@@ -23,6 +23,7 @@ from polygraphy.mod import import_from_script
 
 from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.limits import MAX_FEED_BYTES
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.inputs import Feed
 from reptrt.pipeline.data.array_images import read_member_names
 from reptrt.pipeline.data.feeds import as_mapping, has_feeds, list_feeds, read_feed
@@ -148,6 +149,7 @@ def _split_script(path: Path) -> tuple[Path, str] | None:
 def _run(script: Path, function: str) -> Iterator[object]:
     if not script.is_file():
         raise DataError(f"{script}: no such loader script")
-    load = import_from_script(str(script), function)
-    loaded = load()
-    return iter(loaded)
+    try:
+        yield from import_from_script(str(script), function)()
+    except SystemExit as stop:  # else it would end this program, with a code that says nothing
+        raise DataError(f"{script}: left with {one_line(stop)} instead of yielding feeds") from None

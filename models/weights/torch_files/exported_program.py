@@ -14,6 +14,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from reptrt.engines.foreign.text import one_line
 from reptrt.models.weights.torch_files.records import CorruptFileError, RefusedPickleError
 
 _TABLE = "data/weights/model_weights_config.json"
@@ -72,13 +73,14 @@ def read_exported_weights(path: Path) -> dict[str, torch.Tensor]:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             if isinstance(error, (CorruptFileError, RefusedPickleError)):
                 raise
-            reason = f"{type(error).__name__}: {error}"
-            raise CorruptFileError(f"its table of weights is damaged ({reason})") from error
+            raise CorruptFileError(
+                f"its table of weights is damaged ({one_line(error)})"
+            ) from error
 
 
 def _read(archive: zipfile.ZipFile, name: str, entry: dict[str, object]) -> torch.Tensor:
     if entry.get("use_pickle"):
-        raise RefusedPickleError(f"{name} is pickled; save model.state_dict() instead")
+        raise RefusedPickleError(f"{one_line(name)} is pickled; save model.state_dict() instead")
     meta: _Meta = entry["tensor_meta"]  # type: ignore[assignment]  # any other form raises
     dtype = _DTYPES[meta["dtype"]]
     sizes = [int(side["as_int"]) for side in meta["sizes"]]
@@ -90,7 +92,9 @@ def _read(archive: zipfile.ZipFile, name: str, entry: dict[str, object]) -> torc
     if min([offset, *sizes, *strides], default=0) < 0 or (
         elements and (reach * dtype.itemsize > len(content))
     ):
-        raise CorruptFileError(f"{name} has {len(content)} bytes, too few for {sizes}")
+        raise CorruptFileError(
+            f"{one_line(name)} has {len(content)} bytes, too few for {one_line(sizes)}"
+        )
     if not elements:
         return torch.empty(sizes, dtype=dtype)
     values = torch.frombuffer(bytearray(content), dtype=dtype)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,16 @@ def test_the_weights_of_an_exported_program_are_read_without_running_it(tmp_path
     program = torch.export.export(module, (torch.zeros(1, 3, 8, 8),))
     torch.export.save(program, tmp_path / "m.pt2")
     torch.testing.assert_close(read_checkpoint(tmp_path / "m.pt2").tensors, module.state_dict())
+
+
+@pytest.mark.parametrize("entry", [{}, {"use_pickle": True}, {"tensor_meta": {"dtype": 7}}])
+def test_an_exported_program_with_endless_names_is_refused_on_a_short_line(
+    tmp_path: Path, entry: dict[str, object]
+) -> None:
+    table = {"config": {"w": {"path_name": "x" * 5000, **entry}}}
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("m/archive_format", "pt2")
+        archive.writestr("m/data/weights/model_weights_config.json", json.dumps(table))
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / "m.pt2")
+    assert len(str(caught.value)) < 500

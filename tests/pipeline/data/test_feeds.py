@@ -171,9 +171,10 @@ def test_bad_sources_say_so_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "a.npz").write_bytes(b"PK no archive")
     (tmp_path / "a.py").write_text("def load_data():\n    raise OSError('no camera')\n")
+    (tmp_path / "c.py").write_text("import sys\n\ndef load_data():\n    sys.exit(0)\n")
     for name, expected in (
         ("a.json", "a.json"), ("a.npz", "array file"), ("a.py", "loader script failed"),
-        ("b.py", "no such loader script"), ("b.json", "does not exist"),
+        ("c.py", "left with 0 instead of yielding feeds"), ("b.py", "no such loader script"), ("b.json", "does not exist"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=expected) as error:
             opened(tmp_path / name, IMAGE)
