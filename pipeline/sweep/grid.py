@@ -16,7 +16,7 @@ from reptrt.engines.foreign.text import one_line, path_part
 from reptrt.pipeline.read_yaml import read_yaml
 from reptrt.pipeline.recipe import Recipe, load_recipe, slug
 
-MAX_CELLS = 100_000
+MAX_CELLS, MAX_MATCHES = 100_000, 10_000_000
 BITS = "bits"
 """An axis that sets the bits of weights and of activations at once."""
 _SHORT = {"calibrator": "", "model": "", "target": "", BITS: "w", "seed": "s", "num_samples": "n"}
@@ -128,6 +128,8 @@ def cells_of(sweep: Sweep, root: Path = Path()) -> list[Cell]:
     count = len(sweep.include) + _product(len(values) for values in sweep.grid.values())
     if count > MAX_CELLS:
         raise SweepError(f"grid: {count} cells, and at most {MAX_CELLS} are run; split the sweep")
+    if count * len(sweep.exclude) > MAX_MATCHES:
+        raise SweepError(f"exclude: {len(sweep.exclude)} items for {count} cells; split the sweep")
     wanted = [_merged(sweep.grid, values) for values in product(*sweep.grid.values())]
     chosen = [
         one for one in wanted if one and not any(_matches(one, rule) for rule in sweep.exclude)

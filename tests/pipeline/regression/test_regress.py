@@ -11,14 +11,16 @@ import pytest
 import yaml
 
 from reptrt.engines.report_schema import (
+    NOT_JUDGED,
     Accuracy,
     DeviceLatency,
     ModelLatency,
     Percentiles,
     Report,
+    Verdict,
 )
 from reptrt.pipeline.regression.baselines import load_baselines
-from reptrt.pipeline.regression.regress import BaselineCheck, exit_code, judge
+from reptrt.pipeline.regression.regress import BaselineCheck, _gate, exit_code, judge
 from reptrt.pipeline.workspace.records import read_record
 from tests.command_line import Outcome, TinyProject, reptrt
 
@@ -165,6 +167,18 @@ def test_the_worst_outcome_decides_the_exit_code(outcomes: list[Any], code: int)
         BaselineCheck("net", "", outcome, exit_code=codes.get(outcome, 0)) for outcome in outcomes
     ]
     assert exit_code(found) == code
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcomes"),
+    [(Verdict("failed", "FP32 has 0.00 %"), ["regression"]), (Verdict("passed"), ["ok"]),
+     (Verdict("failed", "so", forced=True), ["ok"]), (NOT_JUDGED, [])],
+)  # fmt: skip
+def test_the_gate_of_a_recipe_counts_as_a_baseline(verdict: Verdict, outcomes: list[str]) -> None:
+    found = _gate("net", verdict)
+    assert [one.outcome for one in found] == outcomes
+    assert exit_code(found) == {"regression": 1, "ok": 0}.get("".join(outcomes), 4)
+    assert all(one.message == verdict.reason for one in found if one.outcome == "regression")
 
 
 def test_a_run_that_was_killed_fails() -> None:

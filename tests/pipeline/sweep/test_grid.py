@@ -91,3 +91,10 @@ def test_a_grid_of_millions_is_refused_before_it_is_spanned(tmp_path: Path) -> N
     axes = ", ".join(f"{name}: {list(range(100))}" for name in ("seed", "num_samples", "max_batch"))
     with pytest.raises(SweepError, match="1000000 cells, and at most"):
         cells(f"grid: {{model: repvgg_a0, {axes}}}", tmp_path)
+
+
+def test_rules_for_all_cells_are_bounded_too(tmp_path: Path) -> None:
+    axes = ", ".join(f"{name}: {list(range(100))}" for name in ("seed", "num_samples"))
+    rules = ", ".join(["{seed: 1}"] * 2000)
+    with pytest.raises(SweepError, match="2000 items for 10000 cells"):
+        cells(f"grid: {{model: repvgg_a0, {axes}}}\nexclude: [{rules}]", tmp_path)
