@@ -144,6 +144,8 @@ class Command:
         if self.name == "regress":
             baselines = ["--baselines", str(folder / "baselines.yaml"), "--files", str(tiny.folder)]
             return ["regress", *baselines, "--workspace", str(folder / "build")]
+        if self.name == "sweep":
+            return ["sweep", str(folder / "sweep.yaml"), "--workspace", str(folder / "build")]
         options = [
             tiny.model, "--image-size", "32", "--data", str(tiny.data), "--eval", str(tiny.photos),
             "--quantize", "all", "--target", self.target, "--workspace", str(folder / "build"),
@@ -156,13 +158,14 @@ class Command:
 
 
 COMMANDS = (
-    Command("engine", 26, deployed=("scales.json", "model.qdq.onnx", "model.fp32.onnx")),
+    Command("engine", 22, deployed=("scales.json", "model.qdq.onnx", "model.fp32.onnx")),
     Command("engine", 12, "tensorrt-rtx", ("scales.json", "model.qdq.onnx", "model.trt.onnx")),
     Command("compare", 12, deployed=("scales.json", "model.qdq.onnx")),
     Command("kit", 16, "tensorrt-rtx", ("kit.tar.gz", "model.trt.onnx")),
     Command("triton", 16, deployed=("config.pbtxt", "model.onnx", "verdict.json")),
     Command("lint", 10, deployed=("out.onnx",)),
     Command("regress", 8),
+    Command("sweep", 4, deployed=("scales.json", "model.qdq.onnx")),
 )
 
 
@@ -175,6 +178,8 @@ def prepare(folder: Path, tiny: TinyProject) -> Path:
     }  # fmt: skip
     entry = {"recipe": recipe, "int8_coverage": {"value": 100.0, "tolerance": 100.0}}
     (folder / "baselines.yaml").write_text(yaml.safe_dump({"tiny": entry}))
+    cell = {"base": recipe, "grid": {"seed": [0, 1]}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(cell))
     return folder
 
 
