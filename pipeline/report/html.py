@@ -88,6 +88,7 @@ def _view(
         "total_time": summary.total_time(report),
         "accuracy_chart": _accuracy_chart(report),
         "latency_chart": _latency_chart(report),
+        "predicted_chart": _predicted_chart(report),
         "files": _files(report.size_bytes),
         "layers": layers,
         "strip": snr_strip(layers, marked),
@@ -197,6 +198,18 @@ def _latency_chart(report: Report) -> BarChart | None:
         bars = [(series, value, number_format.milliseconds(value)) for series, value in values]
         groups.append((name, bars))
     return bar_chart(groups)
+
+
+def _predicted_chart(report: Report) -> BarChart | None:
+    """Predicted times of both engines, where no time was measured."""
+    if report.cost is None or report.latency_ms is not None:
+        return None
+    values = (("fp32", report.cost.fp16), ("quantized", report.cost.int8))
+    bars = [
+        (series, one.milliseconds, number_format.milliseconds(one.milliseconds))
+        for series, one in values
+    ]
+    return bar_chart([("1 batch" if report.cost.batch > 1 else "1 image", bars)])
 
 
 def _kernels(report: Report, table: Sequence[Kernel]) -> list[KernelRow]:

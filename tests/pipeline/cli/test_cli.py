@@ -94,7 +94,7 @@ def test_help_answers_without_loading_torch() -> None:
 @pytest.mark.parametrize(
     "options", [("--target", "nope"), ("--calibrator", "nope"), ("--weight-bits", "99")]
 )
-@pytest.mark.parametrize("command", ["engine", "calibrate", "kit", "compare"])
+@pytest.mark.parametrize("command", ["engine", "compare"])
 def test_a_wrong_name_is_said_without_loading_torch(command: str, options: Sequence[str]) -> None:
     script = (
         "import sys; from reptrt.pipeline.cli.main import main\n"
