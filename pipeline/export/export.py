@@ -47,6 +47,9 @@ OPSET = 19
 _BATCH = "batch"
 _SIDES = {-1: "width", -2: "height"}
 Precision = Literal["fp32", "fp16"]
+SCALE_NAME = re.compile(r"(.+)_scale(?:_\d+)?")
+"""Of the scale of a weight or of a point of quantization, as scales.json calls it."""
+_VERBS = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
 WEIGHT_NAME = re.compile(r"(.+)\.weight(_codes(_\d+)?)?")
 """Of a layer's weight, or of its codes, which have a number where the layer has a `weight_codes`."""
 
@@ -218,14 +221,24 @@ class _quiet:  # noqa: N801  # reads as a statement
 
 
 def _name_layers(graph: ir.Graph) -> None:
-    """Name each weighted node after its layer, and one that is called again `layer.call_2`, ..."""
+    """Name each weighted node after its layer, and Q and DQ after the tensor that they quantize.
+
+    What has a name already gets `name.call_2`, ...
+    """
     calls: Counter[str] = Counter()
     for node in graph:
-        weighted = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-        layer = _layer_of(node.inputs[1]) if weighted else None
-        if layer is not None:
-            calls[layer] += 1
-            node.name = layer if calls[layer] == 1 else f"{layer}.call_{calls[layer]}"
+        name = _own_name(node)
+        if name is not None:
+            calls[name] += 1
+            node.name = name if calls[name] == 1 else f"{name}.call_{calls[name]}"
+
+
+def _own_name(node: ir.Node) -> str | None:
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return _layer_of(node.inputs[1])
+    verb = _VERBS.get(node.op_type)
+    scale = SCALE_NAME.fullmatch(str(node.inputs[1].name)) if verb and node.inputs[1] else None
+    return None if scale is None else f"{scale[1]}.{verb}"
 
 
 def _layer_of(weight: ir.Value | None) -> str | None:

@@ -104,7 +104,7 @@ def _one_scale(
         names.constant(f"{stem}_zero_point", np.asarray(0, np.int8)),
     ]
     value = gs.Variable(names.fresh(f"{stem}_shared"), np.float16, codes.shape)
-    name = names.fresh(f"{stem}_shared_dq")
+    name = names.fresh(f"{product.weight.name}_shared")
     graph.nodes.append(gs.Node(DEQUANTIZE, name, {}, [codes, *grid], [value]))
     for transpose in _transposes(product):
         before, value = value, gs.Variable(names.fresh(f"{stem}_turned"), np.float16)

@@ -179,6 +179,16 @@ def test_weighted_nodes_carry_the_names_of_their_layers(exported: Exported) -> N
     assert {*placement.layers.values(), *placement.float_layers} <= weighted
 
 
+def test_q_and_dq_carry_the_names_of_what_they_quantize(exported: Exported) -> None:
+    made = [node.name for node in quantize_nodes(exported.proto)]
+    points = exported.model.activation_quantizers
+    assert made
+    assert all(name.partition(".quantize")[0] in points for name in made)
+    every = {node.name for node in nodes(exported.proto, "DequantizeLinear")}
+    assert {f"{layer}.weight.dequantize" for layer in exported.model.weight_paths} <= every
+    assert len({node.name for node in exported.proto.graph.node}) == len(exported.proto.graph.node)
+
+
 def test_codes_below_8_bits_stay_on_their_grid_behind_a_clip(exported: Exported) -> None:
     grids = {name: q.grid for name, q in exported.model.activation_quantizers.items()}
     producers = {output: node for node in exported.proto.graph.node for output in node.output}
