@@ -23,6 +23,7 @@ from reptrt.pipeline.export.shift_biases import shift_biases
 aten = torch.ops.aten
 
 _CONSTANTS = "reptrt_constants"
+_LARGEST_HALF = 65504.0
 
 
 @torch.library.custom_op("reptrt::quantize_linear", mutates_args=())
@@ -187,9 +188,7 @@ def _keep_island_float(module: fx.GraphModule, island: fx.Node) -> None:
     assert isinstance(inputs, (list, tuple))
     with module.graph.inserting_before(island):
         cast = [
-            _cast(module, node, torch.float32)
-            if isinstance(node, fx.Node) and _is_float(node)
-            else node
+            _widen(module, node) if isinstance(node, fx.Node) and _is_float(node) else node
             for node in inputs
         ]
     island.args = (cast, *island.args[1:])
@@ -197,6 +196,15 @@ def _keep_island_float(module: fx.GraphModule, island: fx.Node) -> None:
         with module.graph.inserting_after(part):
             half = _cast(module, part, torch.float16)
         _replace_but(part, half)
+
+
+def _widen(module: fx.GraphModule, value: fx.Node) -> fx.Node:
+    """`value` in FP32, behind a clip to what FP16 holds.
+
+    TensorRT-RTX 1.7 does not build a recurrent layer that reads a Cast from FP16 with nothing between.
+    """
+    wide = _cast(module, value, torch.float32)
+    return module.graph.call_function(aten.clamp.default, (wide, -_LARGEST_HALF, _LARGEST_HALF))
 
 
 def _replace_but(value: fx.Node, cast: fx.Node) -> None:

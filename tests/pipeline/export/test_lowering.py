@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,9 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer
 from reptrt.models.graph import aten, trace, trace_inputs
 from reptrt.models.inputs import NetworkInput, image_input
+from reptrt.models.onnx_import.island_op import is_island
 from reptrt.pipeline.export.lowering import dequantize_linear, lower, lower_float, quantize_linear
+from tests.models.onnx_import.test_islands import network
 from tests.tiny_networks import NETWORKS, calibrated, quantized, smooth_images
 
 QUANTIZE = torch.ops.reptrt.quantize_linear.default
@@ -221,3 +225,17 @@ class Stated(nn.Module):
 def test_half_precision_is_legal_where_the_network_states_its_type() -> None:
     lowered = lower_float(trace(Stated().eval(), (4, 4)))
     assert count(lowered, aten._assert_tensor_metadata.default) == 0
+
+
+def test_what_an_island_reads_in_fp32_is_clipped_to_what_fp16_holds(tmp_path: Path) -> None:
+    imported = network(
+        tmp_path,
+        "d = Det(c) u = Unsqueeze(d, k) q = Mul(c, u) y = Conv(q, v)",
+        "int64[2] k = {2, 3}",
+    )
+    lowered = lower_float(trace(imported.module, (8, 8)))
+    (island,) = [node for node in lowered.graph.nodes if is_island(node)]
+    (clipped,) = island.args[0]
+    assert clipped.target is aten.clamp.default
+    assert clipped.args[1:] == (-65504.0, 65504.0)
+    assert clipped.args[0].kwargs == {"dtype": torch.float32}
