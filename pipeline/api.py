@@ -42,7 +42,7 @@ from reptrt.pipeline.recipe import Recipe, RecipeError, load_recipe
 from reptrt.pipeline.report.terminal import terminal_table
 from reptrt.pipeline.road import run_pipeline
 from reptrt.pipeline.stated_preprocess import stated_preprocess
-from reptrt.pipeline.validation.remembered import OutputMemory
+from reptrt.pipeline.validation.remembered import MOST_BYTES, OutputMemory
 from reptrt.pipeline.workspace.folder import Workspace
 
 ModelSource: TypeAlias = "str | Path | nn.Module | LoadedModel"
@@ -229,7 +229,7 @@ def compare(
     chosen = _with_images(chosen, images, root)
     network = _network(model, evaluate, chosen, root)
     measure = _measure(evaluate, root, network)
-    rows, memory = [], OutputMemory()
+    rows, memory = [], OutputMemory(MOST_BYTES)
     with _progress(progress) as show:
         for name in dict.fromkeys(calibrators):
             one = chosen.model_copy(update={"calibrator": name})

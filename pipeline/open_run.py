@@ -18,7 +18,7 @@ from reptrt.pipeline.data.datasets import EvaluationSet
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.run_recipe import save_recipe
-from reptrt.pipeline.validation.remembered import OutputMemory
+from reptrt.pipeline.validation.remembered import MOST_BYTES, OutputMemory
 from reptrt.pipeline.workspace.folder import Workspace, hold_workspace, open_workspace
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ def open_run(
         log_to(workspace.log, caller.screens),
     ):
         logger.info("command: %s", caller.command)
-        memory = caller.memory or OutputMemory()
+        searches = recipe.max_drop is not None
+        memory = caller.memory or OutputMemory(MOST_BYTES if searches else 0)
         shared = (caller.command, caller.progress, model, measure, memory)
         yield Run(recipe, target, workspace, *shared)
         if model is None:

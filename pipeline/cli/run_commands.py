@@ -128,10 +128,10 @@ def compare(
         require_calibrator(name)  # a wrong name is said before the first one runs
     from reptrt.pipeline.compare import compare_calibrators, comparison_table
     from reptrt.pipeline.report.comparison import write_comparison
-    from reptrt.pipeline.validation.remembered import OutputMemory
+    from reptrt.pipeline.validation.remembered import MOST_BYTES, OutputMemory
 
     recipes = [recipe.model_copy(update={"calibrator": name}) for name in names]
-    rows, memory = [], OutputMemory()
+    rows, memory = [], OutputMemory(MOST_BYTES)
     for one in recipes:
         with open_run(one, workspace, memory) as run:
             rows.append(compare_calibrators(run))

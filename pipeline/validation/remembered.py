@@ -16,13 +16,14 @@ from reptrt.engines.runtime.runners import Array, Runner
 from reptrt.engines.tensor_spec import TensorSpec
 
 MOST_BYTES = 512 << 20
-"""Of all outputs that are kept; further ones are computed each time."""
+"""Of all outputs that many validations keep; further ones are computed each time."""
 
 
 class OutputMemory:
-    """Outputs by the file that gave them and what was fed to it."""
+    """Outputs by the file that gave them and what was fed to it; nothing is kept without `most_bytes`."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most_bytes: int = 0) -> None:
+        self.is_on = most_bytes > 0
         self._room = most_bytes
         self._kept: dict[str, dict[str, Array]] = {}
 
@@ -81,6 +82,8 @@ class RememberingRunner:
 
     def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name."""
+        if not self._memory.is_on:
+            return self._runner.infer(feed_dict)
         digest = hashlib.sha256(self._file.encode())
         for name, array in sorted(feed_dict.items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -32,7 +32,7 @@ def answers(path: Path, memory: OutputMemory, feeds: list[Array]) -> tuple[list[
 
 
 def test_an_answer_is_computed_once_per_file_and_feed(tmp_path: Path) -> None:
-    memory, path = OutputMemory(), twice(tmp_path / "a.onnx", 2)
+    memory, path = OutputMemory(1000), twice(tmp_path / "a.onnx", 2)
     feeds = [np.full((1, 2), value, np.float32) for value in (1.0, 2.0, 1.0)]
     first, runs = answers(path, memory, feeds)
     assert runs == 2
@@ -45,7 +45,7 @@ def test_an_answer_is_computed_once_per_file_and_feed(tmp_path: Path) -> None:
 
 
 def test_feeds_of_equal_bytes_and_another_shape_are_different(tmp_path: Path) -> None:
-    memory, path = OutputMemory(), twice(tmp_path / "a.onnx", 2)
+    memory, path = OutputMemory(1000), twice(tmp_path / "a.onnx", 2)
     feeds = [np.ones((1, 2), np.float32), np.ones((2, 2), np.float32)]
     found, runs = answers(path, memory, feeds)
     assert runs == 2
@@ -53,6 +53,10 @@ def test_feeds_of_equal_bytes_and_another_shape_are_different(tmp_path: Path) ->
 
 
 def test_what_finds_no_room_is_computed_again(tmp_path: Path) -> None:
+    assert (
+        answers(twice(tmp_path / "b.onnx", 2), OutputMemory(), [np.ones((1, 2), np.float32)] * 2)[1]
+        == 2
+    )
     memory, path = OutputMemory(most_bytes=8), twice(tmp_path / "a.onnx", 2)
     feeds = [np.full((1, 2), value, np.float32) for value in (1.0, 2.0, 1.0, 2.0)]
     assert answers(path, memory, feeds)[1] == 3
