@@ -76,7 +76,12 @@ def describe_factors(model: QuantizedModel, factors: ChannelFactors) -> str:
         node.op == "get_attr" and str(node.target).startswith(f"{_FACTORS}.")
         for node in model.graph_module.graph.nodes
     )
-    return f"{len(factors)} tensors in front of their quantizers; {products} multiplications for it"
+    tensors, times = _counted(len(factors), "tensor"), _counted(products, "multiplication")
+    return f"{tensors} in front of quantizers; {times} for it"
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _scale(model: QuantizedModel, site: ChannelSite, own: Mapping[fx.Node, torch.Tensor]) -> None:
