@@ -31,7 +31,9 @@ def cut_tail(run: Run) -> None:
     Raises:
         MissingComponentError: nothing here builds for the target.
     """
-    workspace, tail = run.workspace, run.loaded.tail
+    workspace = run.workspace
+    has_tail = read_card(workspace.trt_onnx).cut is not None
+    tail = run.loaded.tail if has_tail else None
     refused = None if tail is None else _refused_in_tail(run)
     if tail is None or refused is None:
         discard(workspace.cut_onnx)
