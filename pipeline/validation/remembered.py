@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.runtime.runners import Array, Runner
-from reptrt.engines.tensor_spec import TensorSpec
+from reptrt.engines.runtime.runners import Array, OnnxRuntimeRunner
 
 MOST_BYTES = 512 << 20
 """Of all outputs that many validations keep; further ones are computed each time."""
@@ -39,58 +38,30 @@ class OutputMemory:
             self._kept[key] = dict(outputs)
 
 
-class RememberingRunner:
-    """Answers as `runner` of the file at `path` does, without running it where the answer is known."""
+class RememberingRunner(OnnxRuntimeRunner):
+    """Does not run the file where `memory` knows the answer."""
 
-    def __init__(self, runner: Runner, path: Path, memory: OutputMemory) -> None:
-        self._runner, self._path, self._memory = runner, path, memory
-
-    @property
-    def name(self) -> str:
-        """Of the runner."""
-        return self._runner.name
-
-    @property
-    def backend(self) -> str:
-        """Of the runner."""
-        return self._runner.backend
-
-    @property
-    def device(self) -> str:
-        """Of the runner."""
-        return self._runner.device
-
-    @property
-    def input_metadata(self) -> dict[str, TensorSpec]:
-        """Of the runner."""
-        return self._runner.input_metadata
-
-    def __enter__(self) -> RememberingRunner:
-        """Load the file, and note what is in it."""
-        self._runner.__enter__()
-        self._file = file_sha256(self._path)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+    def __init__(
+        self, path: Path, memory: OutputMemory, optimize: bool = True, name: str | None = None
     ) -> None:
-        """Free the runner; what it answered stays."""
-        self._runner.__exit__(kind, error, traceback)
+        super().__init__(path, optimize, name=name)
+        self._memory = memory
+
+    @cached_property
+    def _file(self) -> bytes:
+        return file_sha256(self.path).encode()
 
     def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
-        """Every output by name."""
+        """Return every output by name."""
         if not self._memory.is_on:
-            return self._runner.infer(feed_dict)
-        digest = hashlib.sha256(self._file.encode())
+            return super().infer(feed_dict)
+        digest = hashlib.sha256(self._file)
         for name, array in sorted(feed_dict.items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.tobytes())
         key = digest.hexdigest()
         known = self._memory.find(key)
         if known is None:
-            known = self._runner.infer(feed_dict)
+            known = super().infer(feed_dict)
             self._memory.keep(key, known)
         return dict(known)

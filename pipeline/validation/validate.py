@@ -132,7 +132,7 @@ def validate_files(
     found = None
     if evaluation is not None:
         is_float = setup.reference == "float"
-        wanted = OnnxRuntimeRunner(setup.reference_onnx, optimize=is_float, name="reference")
+        wanted = RememberingRunner(setup.reference_onnx, setup.memory, is_float, "reference")
         with evaluation_runner(setup) as quantized:
             found = _evaluate(setup, card, wanted, quantized, evaluation, progress)
     return Validation(
@@ -167,8 +167,8 @@ def _evaluate(
         return evaluate_in_parts(
             fp32, quantized, card, evaluation, setup.batch, progress, setup.spread
         )
-    with RememberingRunner(fp32, setup.reference_onnx, setup.memory) as known:
-        return evaluate(known, quantized, card, evaluation, setup.batch, progress)
+    with fp32:
+        return evaluate(fp32, quantized, card, evaluation, setup.batch, progress)
 
 
 def _add(
