@@ -15,16 +15,16 @@ def compare_layers(int8: Layers, fp16: Layers, sheet: DataSheet) -> Comparison:
     Raises:
         CostError: one of them has no shapes.
     """
-    quantized, rival = _predict(int8, sheet), _predict(fp16.at_batch(int8.batch), sheet)
+    quantized, floating = _predict(int8, sheet), _predict(fp16.at_batch(int8.batch), sheet)
     return Comparison(
         gpu=sheet.gpu,
         batch=int8.batch,
         origin=int8.origin,
         int8=quantized,
-        fp16=rival,
-        time_ratio=quantized.milliseconds / rival.milliseconds,
-        byte_ratio=quantized.traffic.megabytes / rival.traffic.megabytes,
-        kernel_ratio=quantized.traffic.kernels / rival.traffic.kernels,
+        fp16=floating,
+        time_ratio=quantized.milliseconds / floating.milliseconds,
+        byte_ratio=quantized.traffic.megabytes / floating.traffic.megabytes,
+        kernel_ratio=quantized.traffic.kernels / floating.traffic.kernels,
     )
 
 
