@@ -19,7 +19,15 @@ from torch import nn
 
 import reptrt
 from reptrt.models import timm_zoo, torchvision_zoo
-from reptrt.models.onnx_import.file import SUFFIX, read_onnx
+from reptrt.models.names import (
+    ONNX_SUFFIX,
+    TIMM,
+    TIMM_PREFIX,
+    UnknownModelError,
+    did_you_mean,
+    require_model_name,
+)
+from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.onnx_import.importer import import_onnx
 from reptrt.models.spec import (
     ModelSpec,
@@ -42,15 +50,6 @@ __all__ = [
 _DEFAULT_CLASSES = 1000
 
 
-class UnknownModelError(LookupError):
-    """MODEL names nothing that can be built."""
-
-    exit_code = 2
-
-
-_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
-
-
 def find_model(name: str) -> ModelSpec:
     """Return what `name` stands for.
 
@@ -64,50 +63,35 @@ def find_model(name: str) -> ModelSpec:
         UnknownModelError: Nothing has that name; the message lists the nearest ones.
         OnnxFileError: The file cannot be used.
     """
-    if name.lower().endswith(SUFFIX):
+    require_model_name(name)
+    if name.lower().endswith(ONNX_SUFFIX):
         return _find_onnx(name)
     if timm_zoo.is_hub_name(name):
         return _find_on_hub(name)
     if name.startswith(torchvision_zoo.PREFIX):
         return _find_torchvision(name)
-    if name.startswith("timm:"):
+    if name.startswith(TIMM_PREFIX):
         return _find_timm(name)
     if ":" in name:
         return _find_user_model(name)
-    if name in timm_zoo.ZOO:
-        return timm_zoo.zoo_spec(name)
-    if name in yolov6_zoo.ZOO:
-        return yolov6_zoo.ZOO[name]
-    if name.lower().endswith(_CHECKPOINTS):
-        raise UnknownModelError(
-            f"{name!r} is a checkpoint: it holds weights, and not the network that they belong to;"
-            " export the network to ONNX where it was trained and give that file"
-            " (Ultralytics: yolo export model=FILE format=onnx), or give MODEL by name with `weights`"
-        )
-    known = [*yolov6_zoo.ZOO, *timm_zoo.ZOO]
-    nearest = [*difflib.get_close_matches(name, known), *_timm_names_like(name)]
-    raise UnknownModelError(
-        f"unknown model {name!r}{_did_you_mean(nearest)}; MODEL is a zoo name"
-        " (`reptrt models` lists them), timm:NAME, torchvision:NAME, hf-hub:OWNER/NAME,"
-        " package.module:callable or file.onnx"
-    )
+    return timm_zoo.zoo_spec(name) if name in TIMM else yolov6_zoo.ZOO[name]
 
 
 def list_models() -> tuple[ModelSpec, ...]:
     """Return the zoo: the detectors first, then the classifiers by family and size."""
-    return (*yolov6_zoo.ZOO.values(), *(timm_zoo.zoo_spec(name) for name in timm_zoo.ZOO))
+    return (*yolov6_zoo.ZOO.values(), *map(timm_zoo.zoo_spec, TIMM))
 
 
 def _find_timm(name: str) -> ModelSpec:
-    architecture = name.removeprefix("timm:")
+    architecture = name.removeprefix(TIMM_PREFIX)
     if timm_zoo.has_timm_model(architecture):
         return timm_zoo.timm_spec(architecture)
     names = timm.list_models()
     bare, _, tag = architecture.partition(".")
     if tag and bare in names:
         names = timm.list_pretrained(f"{bare}.*")
-    nearest = [f"timm:{match}" for match in difflib.get_close_matches(architecture, names)]
-    raise UnknownModelError(f"timm {timm.__version__} has no {name!r}{_did_you_mean(nearest)}")
+    nearest = [f"{TIMM_PREFIX}{match}" for match in difflib.get_close_matches(architecture, names)]
+    raise UnknownModelError(f"timm {timm.__version__} has no {name!r}{did_you_mean(nearest)}")
 
 
 def _find_on_hub(name: str) -> ModelSpec:
@@ -128,15 +112,7 @@ def _find_torchvision(name: str) -> ModelSpec:
         f"{torchvision_zoo.PREFIX}{match}"
         for match in difflib.get_close_matches(architecture, names)
     ]
-    raise UnknownModelError(f"torchvision has no classifier {name!r}{_did_you_mean(nearest)}")
-
-
-def _timm_names_like(name: str) -> list[str]:
-    return [f"timm:{name}"] if timm_zoo.has_timm_model(name) else []
-
-
-def _did_you_mean(nearest: list[str]) -> str:
-    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+    raise UnknownModelError(f"torchvision has no classifier {name!r}{did_you_mean(nearest)}")
 
 
 def _find_onnx(name: str) -> ModelSpec:
@@ -187,7 +163,7 @@ def _import_callable(name: str) -> Callable[..., object]:
         legal = [key for key, value in vars(module).items() if callable(value)]
         nearest = difflib.get_close_matches(attribute, legal)
         raise UnknownModelError(
-            f"{name}: {module_name} has no callable {attribute!r}{_did_you_mean(nearest)}"
+            f"{name}: {module_name} has no callable {attribute!r}{did_you_mean(nearest)}"
         )
     return factory
 
@@ -217,7 +193,7 @@ def _what_was_searched(missing: str) -> str:
     present = sorted({info.name for info in pkgutil.iter_modules(places)})
     found = f"; found there: {', '.join(present[:8])}" if present else "; it holds no Python module"
     elsewhere = "" if package else " or on the Python path"
-    nearest = _did_you_mean(difflib.get_close_matches(leaf, present))
+    nearest = did_you_mean(difflib.get_close_matches(leaf, present))
     return f"no Python module {missing!r} in {', '.join(places)}{elsewhere}{nearest or found}"
 
 

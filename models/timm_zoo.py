@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -20,6 +19,7 @@ from torch import nn
 from reptrt.engines.foreign.border import read_json, reading
 from reptrt.engines.foreign.limits import MAX_CLASSES, MAX_SIDECAR_BYTES
 from reptrt.engines.foreign.text import one_line
+from reptrt.models.names import HUB_PREFIXES, TIMM, TIMM_PREFIX
 from reptrt.models.spec import (
     ModelSpec,
     Preprocess,
@@ -32,59 +32,14 @@ from reptrt.models.weights.download import fetch_hub_file
 logger = logging.getLogger(__name__)
 
 _HUB_FILENAME = "model.safetensors"
-_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _DEFAULT_CLASSES = 1000
 _TEXTS = ("interpolation", "crop_mode", "license")
 _USED = ("input_size", "mean", "std", "crop_pct", "num_classes", "fixed_input_size", *_TEXTS)
 
 
-@dataclass(frozen=True)
-class ZooEntry:
-    """A short name's timm architecture with its weights' tag, and who trained those weights."""
-
-    architecture: str
-    source: str
-
-
-_REPVGG = "RepVGG authors (DingXiaoH/RepVGG), ImageNet-1k"
-_MOBILEONE = "Apple (apple/ml-mobileone), ImageNet-1k"
-_DEIT = "Meta (facebookresearch/deit), ImageNet-1k"
-_AUGREG = "Google (How to train your ViT), ImageNet-21k, fine-tuned on ImageNet-1k"
-_AUGREG2 = "Google, ImageNet-21k; fine-tuned on ImageNet-1k by timm"
-_SWIN = "Microsoft (microsoft/Swin-Transformer), ImageNet-1k"
-_SWIN_22K = "Microsoft (microsoft/Swin-Transformer), ImageNet-22k, fine-tuned on ImageNet-1k"
-
-ZOO: dict[str, ZooEntry] = {
-    "repvgg_a0": ZooEntry("repvgg_a0.rvgg_in1k", _REPVGG),
-    "repvgg_a1": ZooEntry("repvgg_a1.rvgg_in1k", _REPVGG),
-    "repvgg_a2": ZooEntry("repvgg_a2.rvgg_in1k", _REPVGG),
-    "repvgg_b0": ZooEntry("repvgg_b0.rvgg_in1k", _REPVGG),
-    "repvgg_b1": ZooEntry("repvgg_b1.rvgg_in1k", _REPVGG),
-    "repvgg_b1g4": ZooEntry("repvgg_b1g4.rvgg_in1k", _REPVGG),
-    "repvgg_b2": ZooEntry("repvgg_b2.rvgg_in1k", _REPVGG),
-    "repvgg_b2g4": ZooEntry("repvgg_b2g4.rvgg_in1k", _REPVGG),
-    "repvgg_b3": ZooEntry("repvgg_b3.rvgg_in1k", _REPVGG),
-    "repvgg_b3g4": ZooEntry("repvgg_b3g4.rvgg_in1k", _REPVGG),
-    "mobileone_s0": ZooEntry("mobileone_s0.apple_in1k", _MOBILEONE),
-    "mobileone_s1": ZooEntry("mobileone_s1.apple_in1k", _MOBILEONE),
-    "mobileone_s2": ZooEntry("mobileone_s2.apple_in1k", _MOBILEONE),
-    "mobileone_s3": ZooEntry("mobileone_s3.apple_in1k", _MOBILEONE),
-    "mobileone_s4": ZooEntry("mobileone_s4.apple_in1k", _MOBILEONE),
-    "deit_tiny": ZooEntry("deit_tiny_patch16_224.fb_in1k", _DEIT),
-    "deit_small": ZooEntry("deit_small_patch16_224.fb_in1k", _DEIT),
-    "deit_base": ZooEntry("deit_base_patch16_224.fb_in1k", _DEIT),
-    "vit_tiny": ZooEntry("vit_tiny_patch16_224.augreg_in21k_ft_in1k", _AUGREG),
-    "vit_small": ZooEntry("vit_small_patch16_224.augreg_in21k_ft_in1k", _AUGREG),
-    "vit_base": ZooEntry("vit_base_patch16_224.augreg2_in21k_ft_in1k", _AUGREG2),
-    "swin_tiny": ZooEntry("swin_tiny_patch4_window7_224.ms_in1k", _SWIN),
-    "swin_small": ZooEntry("swin_small_patch4_window7_224.ms_in1k", _SWIN),
-    "swin_base": ZooEntry("swin_base_patch4_window7_224.ms_in22k_ft_in1k", _SWIN_22K),
-}
-
-
 def zoo_spec(name: str) -> ModelSpec:
-    """Return the spec of a short name, one of `ZOO`."""
-    entry = ZOO[name]
+    """Return the spec of a short name, one of `reptrt.models.names.TIMM`."""
+    entry = TIMM[name]
     return _spec(name, entry.architecture, entry.source)
 
 
@@ -96,12 +51,12 @@ def has_timm_model(architecture: str) -> bool:
 
 def timm_spec(architecture: str) -> ModelSpec:
     """Return the spec of `timm:architecture`; `has_timm_model(architecture)` must hold."""
-    return _spec(f"timm:{architecture}", architecture, f"timm {architecture}")
+    return _spec(f"{TIMM_PREFIX}{architecture}", architecture, f"timm {architecture}")
 
 
 def is_hub_name(name: str) -> bool:
     """Whether `name` is that of a model of timm on the Hugging Face hub: `hf-hub:owner/model`."""
-    return name.removeprefix("timm:").startswith(_HUB_PREFIXES)
+    return name.removeprefix(TIMM_PREFIX).startswith(HUB_PREFIXES)
 
 
 def hub_spec(name: str) -> ModelSpec:
@@ -111,7 +66,7 @@ def hub_spec(name: str) -> ModelSpec:
         DownloadError: it cannot be read from here.
         ValueError: it does not describe a model of timm, on one line.
     """
-    repository = name.removeprefix("timm:").partition(":")[2]
+    repository = name.removeprefix(TIMM_PREFIX).partition(":")[2]
     path = fetch_hub_file(repository, "config.json", name)
     with reading(path, ValueError, "describes no model of timm"):
         content = _as_object(read_json(path, MAX_SIDECAR_BYTES, ValueError))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reptrt.engines.report_schema import Validation, Verdict
+from reptrt.models.names import DEMO
 from reptrt.pipeline.data.datasets import DataError
-from reptrt.pipeline.data.demo_data import DEMO_MODEL
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
@@ -29,7 +29,7 @@ def require_labels(run: Run) -> None:
         DataError: there are no labelled images.
     """
     recipe = run.recipe
-    is_labelled = recipe.evaluation or run.measure or recipe.model == DEMO_MODEL
+    is_labelled = recipe.evaluation or run.measure or recipe.model == DEMO
     if is_gated(recipe) and not is_labelled:
         asked = [f"`{name}`" for name in _ASKING if getattr(recipe, name) is not None]
         raise DataError(

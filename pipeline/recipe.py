@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from reptrt.calibrators.settings import GIBIBYTE, Effort, Reconstruction
 from reptrt.engines.foreign.text import one_line, path_part
 from reptrt.engines.outputs.suppression import DEPLOYMENT, MAX_CANDIDATES, Suppression
+from reptrt.models.names import ONNX_SUFFIX
 from reptrt.pipeline.read_yaml import read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -343,7 +344,7 @@ def _as_mapping(chosen: Mapping[str, Any] | Reconstruction) -> dict[str, Any]:
 
 def is_file(model: str) -> bool:
     """Whether MODEL is the path of an ONNX file."""
-    return model.lower().endswith(".onnx")
+    return model.lower().endswith(ONNX_SUFFIX)
 
 
 def _read(path: Path) -> dict[str, Any]:

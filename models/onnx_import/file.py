@@ -26,7 +26,6 @@ from reptrt.models.onnx_import.data import (
 from reptrt.models.onnx_import.file_inputs import FLOATS, OnnxFile, describe_inputs
 from reptrt.models.onnx_import.values import open_session
 
-SUFFIX = ".onnx"
 _MAX_BYTES = 2**31 - 1  # of a protobuf message
 _MIN_OPSET = 7
 _FIRST_IR_OF_WEIGHTS = 4  # before, weights must be inputs too, which runtimes do not ask for

@@ -1,7 +1,6 @@
 """YOLOv6 by zoo name: what each is, and the release file with its weights.
 
-The files are those that https://github.com/meituan/YOLOv6 links to; it publishes no digests. Those of
-release 3.0 are linked under the tag 0.4.0, those of release 2.0 under 0.2.0.
+The files are those that https://github.com/meituan/YOLOv6 links to; it publishes no digests.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from reptrt.models.names import DEMO, YOLOV6, Release
 from reptrt.models.spec import ModelSpec, Preprocess, PublishedWeights
 from reptrt.models.yolov6.network import build_yolov6
 
@@ -25,9 +25,9 @@ _PREPROCESS = Preprocess(
 
 def _demo() -> ModelSpec:
     return ModelSpec(
-        name="yolov6n_demo",
+        name=DEMO,
         task="detection",
-        build=_builder("yolov6n_demo", _DEMO_CLASSES),
+        build=_builder(DEMO, _DEMO_CLASSES),
         num_classes=_DEMO_CLASSES,
         preprocess=_PREPROCESS,
         description="YOLOv6-N's layout at half its width, trained on generated scenes;"
@@ -36,17 +36,17 @@ def _demo() -> ModelSpec:
     )
 
 
-def _official(name: str, tag: str, filename: str, description: str) -> ModelSpec:
+def _official(name: str, release: Release) -> ModelSpec:
     return ModelSpec(
         name=name,
         task="detection",
         build=_builder(name, _COCO_CLASSES),
         num_classes=_COCO_CLASSES,
         preprocess=_PREPROCESS,
-        description=description,
+        description=release.description,
         weights=PublishedWeights(
-            url=f"{_RELEASES}/{tag}/{filename}",
-            filename=f"yolov6-{tag}/{filename}",
+            url=f"{_RELEASES}/{release.tag}/{release.filename}",
+            filename=f"yolov6-{release.tag}/{release.filename}",
             sha256=None,
             licence="GPL-3.0",
             source="Meituan, trained on COCO",
@@ -62,22 +62,6 @@ def _builder(name: str, default_classes: int) -> Callable[[int | None, tuple[int
 
 
 ZOO: dict[str, ModelSpec] = {
-    spec.name: spec
-    for spec in (
-        _demo(),
-        _official("yolov6n", "0.4.0", "yolov6n.pt", "YOLOv6-N, release 3.0"),
-        _official("yolov6s", "0.4.0", "yolov6s.pt", "YOLOv6-S, release 3.0"),
-        _official("yolov6m", "0.4.0", "yolov6m.pt", "YOLOv6-M, release 3.0"),
-        _official("yolov6l", "0.4.0", "yolov6l.pt", "YOLOv6-L, release 3.0"),
-        _official("yolov6n_base", "0.3.0", "yolov6n_base.pt", "YOLOv6-N, plain convolutions"),
-        _official("yolov6s_base", "0.3.0", "yolov6s_base.pt", "YOLOv6-S, plain convolutions"),
-        _official("yolov6m_base", "0.3.0", "yolov6m_base.pt", "YOLOv6-M, plain convolutions"),
-        _official("yolov6l_base", "0.3.0", "yolov6l_base.pt", "YOLOv6-L, plain convolutions"),
-        _official("yolov6n_v2", "0.2.0", "yolov6n.pt", "YOLOv6-N, release 2.0"),
-        _official("yolov6t", "0.2.0", "yolov6t.pt", "YOLOv6-T, release 2.0"),
-        _official("yolov6s_v2", "0.2.0", "yolov6s.pt", "YOLOv6-S, release 2.0"),
-        _official("yolov6m_v2", "0.2.0", "yolov6m.pt", "YOLOv6-M, release 2.0"),
-        _official("yolov6l_relu", "0.2.0", "yolov6l_relu.pt", "YOLOv6-L with ReLU, release 2.0"),
-        _official("yolov6l_v2", "0.2.0", "yolov6l.pt", "YOLOv6-L, release 2.0"),
-    )
+    DEMO: _demo(),
+    **{name: _official(name, release) for name, release in YOLOV6.items()},
 }

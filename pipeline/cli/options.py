@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from reptrt.calibrators.names import MODULES
 from reptrt.calibrators.settings import Reconstruction
 from reptrt.engines.target_table import TARGETS
+from reptrt.models.names import TIMM_PREFIX, ZOO, timm_names
 from reptrt.pipeline.recipe import (
     AUTO,
     RUN_RECIPE,
@@ -113,11 +114,15 @@ _PARSERS: dict[object, Any] = {
 
 
 def _complete_models(ctx: click.Context, param: click.Parameter, typed: str) -> list[Any]:
-    """Names of the zoo, then files."""
-    from reptrt.models.registry import list_models
-
-    names = [spec.name for spec in list_models() if spec.name.startswith(typed)]
+    """Names of the zoo, or of timm behind `timm:`, then files."""
+    names = [name for name in _known_models(typed) if name.startswith(typed)]
     return [*names, CompletionItem(typed, type="file")]
+
+
+def _known_models(typed: str) -> Iterable[str]:
+    return (
+        (f"{TIMM_PREFIX}{name}" for name in timm_names()) if typed.startswith(TIMM_PREFIX) else ZOO
+    )
 
 
 def _complete_calibrators(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:

@@ -17,6 +17,7 @@ from reptrt.calibrators.names import require_calibrator
 from reptrt.engines.artifacts import write_json
 from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.engines.target import resolve_target
+from reptrt.models.names import require_model_name
 from reptrt.pipeline.cli.console import (
     GATE_FAILED,
     command_line,
@@ -29,7 +30,15 @@ from reptrt.pipeline.cli.console import (
 )
 from reptrt.pipeline.cli.options import FILE, RecipeCommand, recipe_options
 from reptrt.pipeline.progress import ProgressBars, StageLines
-from reptrt.pipeline.recipe import BoxSuppression, Gate, Recipe, Section, load_recipe, slug
+from reptrt.pipeline.recipe import (
+    BoxSuppression,
+    Gate,
+    Recipe,
+    RecipeError,
+    Section,
+    load_recipe,
+    slug,
+)
 from reptrt.pipeline.regression.baselines import BASELINES
 from reptrt.pipeline.workspace.folder import Workspace
 from reptrt.pipeline.workspace.run_records import RECORDS
@@ -40,6 +49,8 @@ if TYPE_CHECKING:
     from reptrt.pipeline.validation.remembered import OutputMemory
 
 
+PATHS = ("weights", "data", "evaluation", "float_model")
+"""Fields of a recipe that name what is read."""
 SHOWN_CHOICES = (
     "calibrator", "effort", "weight_bits", "activation_bits", "target", "precision", "quantize",
     "channel_scaling", "min_snr", "max_drop", "batch_size", "device", "threads",
@@ -247,14 +258,19 @@ def regress(
 
 
 def read_recipe(model: str, options: dict[str, Any], file: Path | None) -> Recipe:
-    """The recipe of a command, whose names are checked before PyTorch is imported, which takes seconds.
+    """The recipe of a command, whose names and paths are checked before PyTorch is imported, which takes seconds.
 
     Raises:
-        RecipeError, UnknownTargetError, UnknownCalibratorError: something in it is not legal.
+        RecipeError, UnknownTargetError, UnknownCalibratorError, UnknownModelError: something in it is not legal.
     """
     recipe = load_recipe(model, options, file)
     resolve_target(recipe.target)
     require_calibrator(recipe.calibrator)
+    require_model_name(recipe.model)
+    for name in PATHS:
+        path = getattr(recipe, name)
+        if path is not None and not path.exists():
+            raise RecipeError(f"{path}: does not exist; give a path for `{name}` that does")
     return recipe
 
 

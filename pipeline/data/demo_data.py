@@ -7,9 +7,9 @@ from pathlib import Path
 
 from reptrt.models.demo import scenes
 from reptrt.models.demo.dataset import write_dataset
+from reptrt.models.names import DEMO
 from reptrt.pipeline.data.preprocess import DataError
 
-DEMO_MODEL = "yolov6n_demo"
 NUM_EVALUATION = 200
 
 
@@ -19,10 +19,10 @@ def calibration_scenes(model: str, folder: Path) -> Path:
     Raises:
         DataError: another model, which needs images of its own.
     """
-    if model != DEMO_MODEL:
+    if model != DEMO:
         raise DataError(
             f"{model}: calibration needs images like those it will see: give `data=FOLDER` "
-            f"(make: DATA=folder), a folder of unlabelled images or an .npy file; only {DEMO_MODEL} "
+            f"(make: DATA=folder), a folder of unlabelled images or an .npy file; only {DEMO} "
             "has its own"
         )
     return _write(folder / "calibration", scenes.CALIBRATION)
@@ -30,7 +30,7 @@ def calibration_scenes(model: str, folder: Path) -> Path:
 
 def evaluation_scenes(model: str, folder: Path) -> Path | None:
     """Folder of labelled scenes for the demo model, None for any other."""
-    if model != DEMO_MODEL:
+    if model != DEMO:
         return None
     return _write(folder / "evaluation", scenes.EVALUATION[:NUM_EVALUATION])
 

@@ -5,7 +5,8 @@ import timm
 import torch
 
 from reptrt.models.fuse import reparameterize
-from reptrt.models.timm_zoo import ZOO, has_timm_model, timm_spec, zoo_spec
+from reptrt.models.names import TIMM
+from reptrt.models.timm_zoo import has_timm_model, timm_spec, zoo_spec
 
 # Published parameter counts in millions: timm's results table, and the papers for the deploy form.
 TRAIN_FORM_PARAMETERS = {"repvgg_a0": 9.11, "mobileone_s0": 5.29, "deit_tiny": 5.72}
@@ -16,7 +17,7 @@ def _millions(module: torch.nn.Module) -> float:
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", TIMM)
 def test_an_entry_has_weights_with_their_licence_and_source(name: str) -> None:
     spec = zoo_spec(name)
     assert spec.weights is not None
@@ -25,7 +26,7 @@ def test_an_entry_has_weights_with_their_licence_and_source(name: str) -> None:
     assert spec.weights.licence in {"apache-2.0", "mit", "mobileone-license"}
     assert "ImageNet" in spec.weights.source
     assert spec.num_classes == 1000
-    assert ZOO[name].architecture in timm.list_pretrained()
+    assert TIMM[name].architecture in timm.list_pretrained()
 
 
 def test_preprocessing_is_what_timm_evaluates_with() -> None:

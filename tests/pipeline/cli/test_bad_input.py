@@ -192,7 +192,7 @@ def test_labelled_images_that_are_not_there(tiny: TinyProject, workspace: Path) 
     options = [*tiny.options, "--eval", workspace / "none", "--workspace", workspace]
     outcome = reptrt("engine", *options)
     assert outcome.code == 2
-    assert f"{workspace / 'none'}: no such folder" in outcome.complaints[0]
+    assert f"{workspace / 'none'}: does not exist" in outcome.complaints[0]
 
 
 @pytest.mark.parametrize(

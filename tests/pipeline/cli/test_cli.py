@@ -76,6 +76,7 @@ def test_a_stage_has_no_option_that_it_does_not_heed() -> None:
     ("typed", "offered"),
     [
         (["engine", "mobile"], "mobileone_s0"),
+        (["engine", "timm:vit_so150m"], "timm:vit_so150m_patch16_reg4_gap_256"),
         (["engine", "m", "--target", "server-l"], "server-l40s"),
         (["calibrate", "m", "--calibrator", "repq"], "repq-vit"),
     ],
@@ -92,21 +93,28 @@ def test_help_answers_without_loading_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("--target", "nope"), ("--calibrator", "nope"), ("--weight-bits", "99")]
-)
-@pytest.mark.parametrize("command", ["engine", "compare"])
-def test_a_wrong_name_is_said_without_loading_torch(command: str, options: Sequence[str]) -> None:
+    ("typed", "wrong"),
+    [("engine yolov6n_demo --target nope", "nope"),
+     ("engine yolov6n_demo --calibrator nope", "nope"),
+     ("compare yolov6n_demo --calibrators minmax --weight-bits 99", "99"),
+     ("engine nope", "nope"),
+     ("kit timm:nope", "timm:nope"),
+     ("compare nope.onnx --calibrators minmax", "nope.onnx"),
+     ("engine yolov6n_demo --data nope", "nope: does not exist; give a path for --data that does"),
+     ("validate yolov6n_demo --eval nope", "for --eval"),
+     ("calibrate yolov6n_demo --weights nope", "for --weights")],
+)  # fmt: skip
+def test_what_is_wrong_is_said_without_loading_torch(typed: str, wrong: str) -> None:
     script = (
         "import sys; from reptrt.pipeline.cli.main import main\n"
         "try: main()\n"
         "finally: assert 'torch' not in sys.modules"
     )
-    more = ["--calibrators", "minmax"] if command == "compare" else []
-    line = [sys.executable, "-c", script, command, "yolov6n_demo", *options, *more]
+    line = [sys.executable, "-c", script, *typed.split()]
     done = subprocess.run(line, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "AssertionError" not in done.stderr
-    assert options[1] in done.stderr
+    assert wrong in done.stderr
 
 
 def test_every_field_of_a_recipe_that_is_one_value_has_an_option() -> None:
