@@ -82,9 +82,19 @@ def open_run(
             save_recipe(recipe, workspace.folder, target.name)
 
 
+def _record_of(error: BaseException) -> logging.LogRecord:
+    """One line for what a user can mend, and a traceback of anything else."""
+    is_said = hasattr(error, "exit_code") or isinstance(error, KeyboardInterrupt)
+    text = str(error) or type(error).__name__
+    facts = {"name": __name__, "levelname": "ERROR", "levelno": logging.ERROR, "msg": text}
+    if not is_said:
+        facts["exc_info"] = (type(error), error, error.__traceback__)
+    return logging.makeLogRecord(facts)
+
+
 @contextmanager
 def log_to(file: Path, screens: Sequence[logging.Handler]) -> Iterator[None]:
-    """Log of this package into `file`, and what `screens` take there too."""
+    """Log of this package into `file`, and what `screens` take there too; `file` gets what ends the block."""
     logging.raiseExceptions = False  # on a full disk, who writes the artifact says so once
     handler = logging.FileHandler(file)
     handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -95,6 +105,9 @@ def log_to(file: Path, screens: Sequence[logging.Handler]) -> Iterator[None]:
         own.addHandler(one)
     try:
         yield
+    except BaseException as error:
+        handler.handle(_record_of(error))  # a screen shows it in its own way
+        raise
     finally:
         own.setLevel(level)
         for one in handlers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -23,14 +24,17 @@ from reptrt.engines.foreign.text import visible
 from reptrt.pipeline.workspace.stage import STARTED
 
 _LOG_SECONDS = 30.0
-"""Between two lines on the same work in a log: it is never silent for a minute."""
+"""Between two lines on the same work in a log."""
+_QUIET_SECONDS = 45.0
+"""After which a log says that work goes on: it is never silent for a minute."""
 
 
 class ProgressBars:
     """Shows `progress(description, done, total)` calls; safe to call from any thread.
 
     Args:
-        console: where to; without a terminal it gets a line when work begins, then one every 30 s.
+        console: where to; without a terminal it gets a line when work begins, then one every 30 s, and one where
+            nothing was said for 45 s.
         quiet: show nothing.
         clock: seconds.
     """
@@ -41,6 +45,8 @@ class ProgressBars:
         self._console, self._clock, self._start = console, clock, clock()
         self._is_log = not (quiet or console.is_terminal)
         self._said: dict[str, float] = {}
+        self._last, self._last_at = "", self._start
+        self._ended = threading.Event()
         self._progress = Progress(
             TextColumn("{task.description:<24.24}"),
             BarColumn(),
@@ -54,6 +60,8 @@ class ProgressBars:
 
     def __enter__(self) -> ProgressBars:
         self._progress.start()
+        if self._is_log:
+            threading.Thread(target=self._keep_alive, daemon=True).start()
         return self
 
     def __exit__(
@@ -62,6 +70,7 @@ class ProgressBars:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._ended.set()
         self._progress.stop()
 
     def __call__(self, description: str, done: int, total: int | None) -> None:
@@ -82,12 +91,22 @@ class ProgressBars:
         self._said[description] = now
         self._write(f"{description}: {done}/{total}" if total else f"{description}: {done}")
 
+    def _keep_alive(self) -> None:
+        while not self._ended.wait(1.0):
+            self.say_if_quiet()
+
+    def say_if_quiet(self) -> None:
+        """Repeat the last line where nothing has been written for 45 s."""
+        if self._last and self._clock() - self._last_at >= _QUIET_SECONDS:
+            self._write(f"still at work: {self._last}")
+
     def say(self, text: str) -> None:
         """Write a line, in a log only: on a terminal bars tell."""
         if self._is_log:
             self._write(text)
 
     def _write(self, text: str) -> None:
+        self._last, self._last_at = text.removeprefix("still at work: "), self._clock()
         minutes, seconds = divmod(int(self._clock() - self._start), 60)
         line = f"[{minutes}:{seconds:02}] {visible(text)}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -42,6 +42,18 @@ def test_a_log_gets_a_line_when_work_begins_and_one_every_half_minute(screen: io
     ]
 
 
+def test_a_log_is_never_silent_for_a_minute(screen: io.StringIO) -> None:
+    clock = Clock()
+    with ProgressBars(Console(file=screen), clock=clock) as progress:
+        progress("build", 1, 2)
+        for now in range(100):
+            clock.now = float(now)
+            progress.say_if_quiet()
+    assert screen.getvalue().splitlines() == [
+        "[0:00] build: 1/2", "[0:45] still at work: build: 1/2", "[1:30] still at work: build: 1/2",
+    ]  # fmt: skip
+
+
 def test_quiet_shows_nothing(screen: io.StringIO) -> None:
     for console in (Console(file=screen), Console(file=screen, force_terminal=True)):
         with ProgressBars(console, quiet=True) as progress:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ from reptrt.calibrators.settings import Reconstruction
 from reptrt.engines.target import TARGETS
 from reptrt.models.load import LoadedModel
 from reptrt.models.spec import Preprocess
+from reptrt.pipeline.data.preprocess import DataError
+from reptrt.pipeline.open_run import log_to
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.workspace.folder import open_workspace
@@ -39,3 +44,18 @@ def test_units_are_chains_in_a_graph_from_a_file_unless_the_recipe_says_otherwis
     assert run_of(nn.Sequential(), chosen, tmp_path).plan.reconstruction == Reconstruction(
         iterations=7, units=own
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(DataError("images: none"), r"ERROR \S+: images: none"), (ValueError("ours"), "ValueError: ours")],
+)  # fmt: skip
+def test_the_log_of_a_run_that_failed_ends_with_its_error(
+    tmp_path: Path, error: Exception, line: str
+) -> None:
+    screen = logging.StreamHandler(io.StringIO())
+    with pytest.raises(type(error)), log_to(tmp_path / "run.log", [screen]):
+        raise error
+    last = (tmp_path / "run.log").read_text().splitlines()[-1]
+    assert re.search(rf"{line}$", last)
+    assert screen.stream.getvalue() == ""
