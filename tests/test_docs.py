@@ -20,7 +20,7 @@ SCRIPTS = [
     *sorted((ROOT / "docker").glob("*.Dockerfile")),
 ]
 MAKEFILE = (ROOT / "Makefile").read_text()
-CODE = re.compile(r"```(?:bash|sh)\n(.*?)```|(?<!`)`([^`\n]+)`(?!`)", re.DOTALL)
+CODE = re.compile(r"```(?:bash|sh)[^\n]*\n(.*?)```|(?<!`)`([^`\n]+)`(?!`)", re.DOTALL)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

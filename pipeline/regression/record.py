@@ -37,7 +37,8 @@ def record_run(run: Path, baselines: Path, files: Path) -> str:
         WriteError: `baselines` cannot be written.
     """
     report = read_record(run / "report.json", Report)
-    recipe = load_recipe(str(run), {}, run / RUN_RECIPE)
+    load_recipe(str(run), {}, run / RUN_RECIPE)  # there has to be one
+    recipe = load_recipe(str(run), {})
     known = load_baselines(baselines) if baselines.exists() else {}
     name = slug(report.model)
     if name in known:
@@ -45,7 +46,6 @@ def record_run(run: Path, baselines: Path, files: Path) -> str:
             f"{baselines}: has an entry {name!r} already; change its lines, or remove it"
         )
     values = recipe.model_dump(mode="json", exclude_defaults=True)
-    values["model"] = report.model
     entry = {
         "recipe": {key: _relative(value, files) for key, value in values.items()},
         **_measured(report),
