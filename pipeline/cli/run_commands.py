@@ -40,7 +40,7 @@ from reptrt.pipeline.recipe import (
     slug,
 )
 from reptrt.pipeline.regression.baselines import BASELINES
-from reptrt.pipeline.workspace.folder import Workspace
+from reptrt.pipeline.workspace.folder import Workspace, variant
 from reptrt.pipeline.workspace.run_records import RECORDS
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def compare(
     for one in recipes:
         with open_run(one, workspace, memory) as run:
             rows.append(compare_calibrators(run))
-    path = workspace / slug(model) / f"compare-w{recipe.weight_bits}a{recipe.activation_bits}.json"
+    path = workspace / slug(model) / f"compare-{variant(recipe)}.json"
     write_json({"model": model, "command": command_line(), "rows": rows}, path)
     page = path.with_suffix(".html")
     write_comparison(rows, recipe, command_line(), page)

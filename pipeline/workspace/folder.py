@@ -76,7 +76,7 @@ class WorkspaceError(OSError):
 
 @dataclass(frozen=True)
 class Workspace:
-    """Files of one run, in `folder` = `<root>/<model>/<calibrator>-w8a8/<target>`."""
+    """Files of one run, in `folder` = `<root>/<model>/<calibrator>-<variant>/<target>`."""
 
     folder: Path
     concats: Path
@@ -106,8 +106,19 @@ class Workspace:
 
 def run_folder(root: Path, recipe: Recipe, target: str) -> Path:
     """Folder of the run of `recipe` below `root`; `target` is resolved."""
-    bits = f"w{recipe.weight_bits}a{recipe.activation_bits}"
-    return root / slug(recipe.model) / f"{recipe.calibrator}-{bits}" / target
+    return root / slug(recipe.model) / f"{recipe.calibrator}-{variant(recipe)}" / target
+
+
+def variant(recipe: Recipe) -> str:
+    """Bits, and what else was asked for that makes another run of the same calibrator: `w8a8-seed1-n64-fp32`."""
+    parts = [f"w{recipe.weight_bits}a{recipe.activation_bits}"]
+    if recipe.seed:
+        parts.append(f"seed{recipe.seed}")
+    if recipe.num_samples:
+        parts.append(f"n{recipe.num_samples}")
+    if recipe.precision:
+        parts.append(recipe.precision)
+    return "-".join(parts)
 
 
 def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:

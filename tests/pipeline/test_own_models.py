@@ -180,7 +180,7 @@ def test_a_callable_may_return_a_detector(tmp_path: Path, monkeypatch: pytest.Mo
         ("plain.onnx", ("--task", "detection"), "a detector must return maps"),
         ("detector.onnx", ("--task", "classification"), "a classifier must return logits"),
         ("plain.onnx", ("--image-size", "64"), "its input is 32x32 pixels"),
-        ("plain.onnx", ("--weights", "w.pt"), "brings its own weights"),
+        ("plain.onnx", ("--weights", __file__), "brings its own weights"),
         ("absent.onnx", (), "no such file"),
     ],
 )

@@ -101,6 +101,7 @@ def test_the_quantized_files_say_what_they_are(tiny: TinyProject, finished: Path
         facts = {entry.key: entry.value for entry in model.metadata_props}
         wanted = {"model": tiny.model, "calibrator": "minmax", "weight_bits": "8", "seed": "0"}
         assert {key: facts[f"reptrt.{key}"] for key in wanted} == wanted
+        assert "reptrt.weights_licence" not in facts  # of a network of the user's nobody states one
 
 
 def test_the_stages_one_by_one_write_the_same_bytes_as_the_whole_road(
@@ -179,14 +180,14 @@ def test_other_labels_validate_again_and_nothing_else(
 
 def test_other_images_calibrate_again(tiny: TinyProject, workspace: Path) -> None:
     run(tiny, workspace, "--num-samples", 5, command="calibrate")
-    files = tiny.files_of(workspace)
+    files = tiny.files_of(workspace, "minmax-w8a8-n5")
     assert stages_that_ran(files) == ["calibrate"]
     assert "--num-samples 5" in record_of(files, "calibrate")["command"]
 
 
 def test_another_seed_calibrates_again(tiny: TinyProject, workspace: Path) -> None:
     run(tiny, workspace, "--seed", 1, command="calibrate")
-    assert stages_that_ran(tiny.files_of(workspace)) == ["calibrate"]
+    assert stages_that_ran(tiny.files_of(workspace, "minmax-w8a8-seed1")) == ["calibrate"]
 
 
 def test_a_deleted_engine_is_built_again_alone(tiny: TinyProject, workspace: Path) -> None:
@@ -235,8 +236,8 @@ def test_a_calibrator_takes_as_many_images_as_it_likes_unless_told(
     random = np.random.default_rng(0)
     np.save(tmp_path / "many.npy", random.standard_normal((300, 3, 32, 32)).astype(np.float32))
     options = ["--data", tmp_path / "many.npy", "--calibrator", calibrator]
-    files = tiny.files_of(tmp_path, f"{calibrator}-w8a8")
     for more, count in (([], expected), (["--num-samples", 20], 20)):
+        files = tiny.files_of(tmp_path, f"{calibrator}-w8a8{'-n20' * (count == 20)}")
         run(tiny, tmp_path, *options, *NO_STEPS, *more, command="calibrate")
         assert read_result(files / "calibration.safetensors").num_samples == count
 
@@ -294,8 +295,8 @@ def test_without_learning_the_report_has_no_blocks(tiny: TinyProject, finished: 
 
 @pytest.mark.parametrize(
     ("more", "num_learned"),
-    [([], 1), (["--max-memory", 0], 1), (["--seed", 1], 3)],
-    ids=["same", "less memory", "another seed"],
+    [([], 1), (["--max-memory", 0], 1), (["--first-last-bits", 6], 3)],
+    ids=["same", "less memory", "other choices"],
 )
 def test_a_killed_calibration_goes_on_behind_its_last_block(
     tiny: TinyProject,
@@ -369,7 +370,7 @@ def test_another_precision_exports_again_and_keeps_the_calibration(
 ) -> None:
     assert onnx.TensorProto.FLOAT16 in types_of(tiny.files_of(workspace))
     run(tiny, workspace, "--precision", "fp32", "--eval", tiny.photos)
-    files = tiny.files_of(workspace)
+    files = tiny.files_of(workspace, "minmax-w8a8-fp32")
     assert stages_that_ran(files) == ["export", "build", "validate"]
     assert onnx.TensorProto.FLOAT16 not in types_of(files)
     report = json.loads((files / "report.json").read_text())

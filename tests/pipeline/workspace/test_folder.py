@@ -18,6 +18,7 @@ from reptrt.pipeline.workspace.folder import (
     open_workspace,
     require,
     require_same,
+    run_folder,
     stage_records,
 )
 from reptrt.pipeline.workspace.records import RecordError
@@ -231,6 +232,18 @@ def test_the_folder_names_model_calibrator_bits_and_target(tmp_path: Path) -> No
     assert workspace.folder == tmp_path / "timm-resnet18" / "mae-w4a6" / "tensorrt-rtx"
     assert workspace.engine == workspace.folder / "model.engine"
     assert [path.name for path in workspace.folder.iterdir()] == ["run.log"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [({}, "auto-w8a8"), ({"seed": 1}, "auto-w8a8-seed1"), ({"num_samples": 64}, "auto-w8a8-n64"),
+     ({"seed": 2, "num_samples": 8, "precision": "fp32"}, "auto-w8a8-seed2-n8-fp32")],
+)  # fmt: skip
+def test_another_seed_number_of_images_or_precision_is_another_run(
+    tmp_path: Path, asked: dict[str, object], name: str
+) -> None:
+    recipe = Recipe.model_validate({"model": "m", **asked})
+    assert run_folder(tmp_path, recipe, "cpu") == tmp_path / "m" / name / "cpu"
 
 
 def link_to_nothing(path: Path) -> None:
