@@ -19,6 +19,7 @@ Task = Literal["classification", "detection", "segmentation", "generic"]
 Layout = Literal["crop", "letterbox"]
 Channels = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]
+_OWN_LICENCE = "Apache-2.0"
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -187,3 +188,10 @@ class ModelSpec:
     bundled_weights: Path | None = None
     brings_weights: bool = False
     onnx: Path | None = None
+
+    @property
+    def licence(self) -> str | None:
+        """Of its own weights; None where nobody states it."""
+        if self.weights is not None:
+            return self.weights.licence
+        return _OWN_LICENCE if self.bundled_weights else None

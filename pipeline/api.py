@@ -34,7 +34,7 @@ from reptrt.pipeline.data.in_memory import (
     store_masked,
 )
 from reptrt.pipeline.data.stored_feeds import MOST_STORED, STORED, sample_feed
-from reptrt.pipeline.deploy.passed import copy_with_verdict, refuse_failed
+from reptrt.pipeline.deploy.passed import Evidence, copy_with_evidence, refuse_failed
 from reptrt.pipeline.open_run import Caller, open_run
 from reptrt.pipeline.progress import ProgressBars
 from reptrt.pipeline.quantized_file import FloatOrigin
@@ -92,12 +92,13 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Copy every file of the run into `folder`, which is made; return it.
 
-        The ONNX files there hold the verdict in their metadata.
+        The ONNX files there hold verdict, accuracy and predicted cost in their metadata.
 
         Raises:
             GateError: the gate failed, and the recipe does not force it.
         """
         refuse_failed(self.verdict, str(folder))
+        evidence = Evidence(self.verdict, self.report.accuracy, self.report.cost)
         target = Path(folder)
         shutil.copytree(
             self.workspace.folder,
@@ -107,7 +108,7 @@ class Result:
         )
         for path in (self.workspace.trt_onnx, self.workspace.end2end_onnx, self.workspace.engine):
             if path.exists() and path.suffix == ".onnx":
-                copy_with_verdict(path, target / path.name, self.verdict)
+                copy_with_evidence(path, target / path.name, evidence)
         return target
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.models.inputs import other_sizes
 from reptrt.models.load import LoadedModel, load_model
+from reptrt.models.registry import find_model
 from reptrt.models.spec import Task
 from reptrt.pipeline.data.datasets import (
     DataError,
@@ -178,7 +179,10 @@ class Run:
     def facts(self) -> dict[str, object]:
         """What the quantized file says of itself, once it is calibrated."""
         plan, calibration = self.plan, read_result(self.workspace.calibration)
+        is_own = self.model is None and self.recipe.weights is None
+        licence = find_model(plan.model).licence if is_own else None
         return {
+            **({"weights_licence": licence} if licence else {}),
             "model": visible(plan.model),
             "calibrator": calibration.method,
             "weight_bits": plan.weight_bits,

@@ -23,14 +23,19 @@ from reptrt.engines.kit.verification import (
     write_references,
 )
 from reptrt.engines.outputs.suppression import DEPLOYMENT
-from reptrt.engines.report_schema import FusionReport, RunFacts, Validation, Verdict
+from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
 from reptrt.pipeline.budget import calibrate_and_export
 from reptrt.pipeline.data.datasets import open_samples
 from reptrt.pipeline.data.demo_data import calibration_scenes
-from reptrt.pipeline.deploy.passed import copy_with_verdict, require_passed
+from reptrt.pipeline.deploy.passed import (
+    Evidence,
+    copy_with_evidence,
+    find_evidence,
+    require_passed,
+)
 from reptrt.pipeline.engine.build import build_options, open_shapes
 from reptrt.pipeline.gate import require_labels
 from reptrt.pipeline.model_card import read_card
@@ -78,17 +83,17 @@ def make_kit(run: Run, archive: Path | None = None) -> Path:
     if not archive.name.endswith(".tar.gz"):
         raise KitError(f"{archive}: a kit is a .tar.gz file")
     calibrate_and_export(run)
-    verdict = require_passed(run, str(archive))
+    evidence = find_evidence(run, require_passed(run, str(archive)))
     card = read_card(run.workspace.trt_onnx)
     run.progress("make kit", 0, 3)
     floating, references = _references(run, card)
     run.progress("make kit", 1, 3)
-    manifest = _describe(run, card, floating, references, verdict)
+    manifest = _describe(run, card, floating, references, evidence)
     run.progress("make kit", 2, 3)
     with tempfile.TemporaryDirectory() as folder:
         stored, model = Path(folder, _REFERENCES), Path(folder, run.engine_onnx.name)
         write_references(references, stored)
-        copy_with_verdict(run.engine_onnx, model, verdict)
+        copy_with_evidence(run.engine_onnx, model, evidence)
         files: dict[str, bytes | Path] = {
             model.name: model,
             _REFERENCES: stored,
@@ -147,7 +152,7 @@ def _describe(
     card: ModelCard,
     floating: dict[str, Any],
     references: References,
-    verdict: Verdict,
+    evidence: Evidence,
 ) -> Manifest:
     recipe = run.recipe
     inputs, outputs = read_tensors(run.engine_onnx)
@@ -175,7 +180,7 @@ def _describe(
         layers=layers,
         layers_source=source,
         tolerances=tolerances,
-        run=_known(run, verdict),
+        run=run_facts(run.plan, run.calibration_result, evidence.accuracy, evidence.verdict),
         files={},
     )
 
@@ -186,14 +191,6 @@ def _build_options(run: Run, card: ModelCard) -> BuildOptions:
     batch = options.batch if fixed is None else (fixed, fixed, fixed)
     shapes = open_shapes(card.inputs, fixed, batch)
     return replace(options, batch=batch, shapes=shapes, timing_cache=None)
-
-
-def _known(run: Run, verdict: Verdict) -> RunFacts:
-    """What is known before the engine is built; the accuracy, where it is that of this very model."""
-    workspace, accuracy = run.workspace, None
-    if made_from(workspace.folder, "validate", "trt_onnx") == file_sha256(workspace.trt_onnx):
-        accuracy = read_artifact(workspace.validation, "validate", Validation).accuracy
-    return run_facts(run.plan, run.calibration_result, accuracy, verdict)
 
 
 def _recipe_text(recipe: Recipe) -> str:

@@ -4,31 +4,60 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import onnx
 
 from reptrt.engines.artifacts import file_sha256
-from reptrt.engines.report_schema import NOT_JUDGED, Report, Verdict
+from reptrt.engines.cost.records import Comparison
+from reptrt.engines.report_schema import NOT_JUDGED, Accuracy, Report, Validation, Verdict
 from reptrt.pipeline.gate import is_gated, verdict_of
 from reptrt.pipeline.report.collect import predicted_cost, run_facts
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.run import Run
 from reptrt.pipeline.stages import build, price, validate
 from reptrt.pipeline.validation.validate import engine_can_run
+from reptrt.pipeline.workspace.folder import read_artifact
 from reptrt.pipeline.workspace.run_records import made_from
 
 logger = logging.getLogger(__name__)
 
 VERDICT_KEY = "reptrt.verdict"
 """Of an ONNX file's metadata; its value is the verdict as JSON."""
+ACCURACY_KEY = "reptrt.accuracy"
+COST_KEY = "reptrt.cost"
+"""Likewise, where they are known; the cost is predicted."""
 
 
 class GateError(ValueError):
     """The verdict forbids to deploy."""
 
     exit_code = 1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What goes with a file that leaves the workspace; None where it is not known."""
+
+    verdict: Verdict
+    accuracy: Accuracy | None
+    cost: Comparison | None
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """Key of an ONNX file's metadata -> JSON."""
+        known: dict[str, object] = {VERDICT_KEY: asdict(self.verdict)}
+        if self.accuracy is not None:
+            known[ACCURACY_KEY] = asdict(self.accuracy)
+        if (cost := self.cost) is not None:
+            known[COST_KEY] = {
+                "gpu": cost.gpu,
+                "batch": cost.batch,
+                "int8_ms": cost.int8.milliseconds,
+                "fp16_ms": cost.fp16.milliseconds,
+            }
+        return {key: json.dumps(value) for key, value in known.items()}
 
 
 def require_passed(run: Run, artifact: str) -> Verdict:
@@ -79,15 +108,20 @@ def _is_measured(run: Run) -> bool:
     return made_from(workspace.folder, "validate", "trt_onnx") == file_sha256(workspace.trt_onnx)
 
 
-def copy_with_verdict(source: Path, target: Path, verdict: Verdict) -> None:
-    """Copy an ONNX file and put `verdict` into the copy's metadata.
+def find_evidence(run: Run, verdict: Verdict) -> Evidence:
+    """What is known of `run`, whose `verdict` allows it to leave the workspace."""
+    accuracy = None
+    if _is_measured(run):
+        accuracy = read_artifact(run.workspace.validation, "validate", Validation).accuracy
+    return Evidence(verdict, accuracy, predicted_cost(run.workspace))
+
+
+def copy_with_evidence(source: Path, target: Path, evidence: Evidence) -> None:
+    """Copy an ONNX file and put `evidence` into the copy's metadata.
 
     The file in the workspace stays as it is: the engine is built from it, and knows it by its hash.
     """
-    model = onnx.load(source)
-    kept = [entry for entry in model.metadata_props if entry.key != VERDICT_KEY]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = VERDICT_KEY, json.dumps(asdict(verdict))
+    model, entries = onnx.load(source), evidence.entries
+    kept = [entry for entry in model.metadata_props if entry.key not in entries]
+    onnx.helper.set_model_props(model, {**{e.key: e.value for e in kept}, **entries})
     onnx.save(model, target)

@@ -10,7 +10,7 @@ from reptrt.engines.inspection.graph_tensors import read_tensors
 from reptrt.engines.target import load_backend
 from reptrt.engines.triton import ServedModel, add_version, require_name, require_servable
 from reptrt.pipeline.budget import calibrate_and_export
-from reptrt.pipeline.deploy.passed import copy_with_verdict, require_passed
+from reptrt.pipeline.deploy.passed import copy_with_evidence, find_evidence, require_passed
 from reptrt.pipeline.gate import require_labels
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import slug
@@ -72,5 +72,5 @@ def add_to_repository(
         return add_version(repository, model, version, keep_config)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, model.file.name)
-        copy_with_verdict(model.file, copy, verdict)
+        copy_with_evidence(model.file, copy, find_evidence(run, verdict))
         return add_version(repository, replace(model, file=copy), version, keep_config)

@@ -38,5 +38,11 @@ def test_what_names_nothing_is_refused(name: str, said: str) -> None:
 
 def test_what_only_an_import_can_tell_is_not_refused(tmp_path: Path) -> None:
     (tmp_path / "Net.ONNX").touch()
-    for name in ("nets:build", "torchvision:none", "hf-hub:a/b", "timm:hf-hub:a/b", f"{tmp_path}/Net.ONNX"):
+    for name in (
+        "nets:build",
+        "torchvision:none",
+        "hf-hub:a/b",
+        "timm:hf-hub:a/b",
+        f"{tmp_path}/Net.ONNX",
+    ):
         require_model_name(name)

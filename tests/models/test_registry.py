@@ -56,6 +56,11 @@ def test_a_detector_is_built_with_the_class_count_asked_for() -> None:
     assert module.num_classes == 3
 
 
+def test_weights_have_the_licence_of_those_who_published_them() -> None:
+    found = {name: find_model(name).licence for name in ("yolov6n_demo", "yolov6s", "deit_tiny")}
+    assert found == {"yolov6n_demo": "Apache-2.0", "yolov6s": "GPL-3.0", "deit_tiny": "apache-2.0"}
+
+
 def test_an_unknown_name_gets_the_nearest_ones() -> None:
     assert "mobileone_s0" in _error("mobileone-s0")
     assert "timm:resnet50" in _error("resnet50")

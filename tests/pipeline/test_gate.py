@@ -12,7 +12,7 @@ import pytest
 
 import reptrt as package
 from reptrt.engines.kit.manifest import read_manifest
-from reptrt.pipeline.deploy.passed import VERDICT_KEY, GateError
+from reptrt.pipeline.deploy.passed import ACCURACY_KEY, COST_KEY, VERDICT_KEY, GateError
 from reptrt.pipeline.recipe import RecipeError, flag
 from tests.command_line import Outcome, TinyProject, reptrt
 from tests.pipeline.deploy.test_kit import unpack
@@ -139,6 +139,17 @@ def verdict_in(path: Path) -> dict[str, object]:
     return found
 
 
+def measured_in(path: Path) -> list[float]:
+    """Top-1 of both models, and predicted milliseconds, in a file's metadata."""
+    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    accuracy, cost = (json.loads(facts.get(key, "{}")) for key in (ACCURACY_KEY, COST_KEY))
+    return [
+        accuracy["fp32"],
+        accuracy["quantized"],
+        *(cost[key] for key in ("int8_ms", "fp16_ms") if cost),
+    ]
+
+
 def test_what_is_right_passes_everywhere_and_every_artifact_says_so(
     tiny: TinyProject, red_and_blue: Path, tmp_path: Path
 ) -> None:
@@ -159,11 +170,15 @@ def test_what_is_right_passes_everywhere_and_every_artifact_says_so(
     kit = unpack(tmp_path / "build" / "kit.tar.gz", tmp_path / "device")
     assert read_manifest(kit).run.verdict.decision == "passed"
     assert verdict_in(kit / "model.trt.onnx")["decision"] == "passed"
+    fp32, int8, *milliseconds = measured_in(kit / "model.trt.onnx")
+    assert (fp32, int8, len(milliseconds)) == (100, 100, 2)
+    assert all(0 < one < 10 for one in milliseconds)
     result = case.python()
     assert result.verdict.decision == "passed"
     saved = result.save(tmp_path / "saved")
     assert verdict_in(saved / "model.trt.onnx")["decision"] == "passed"
     assert verdict_in(saved / "model.cpu.onnx")["decision"] == "passed"
+    assert measured_in(saved / "model.cpu.onnx") == [100, 100]
     assert case.engine().code == 0  # and nothing in the workspace has changed
 
 
