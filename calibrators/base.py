@@ -81,6 +81,7 @@ class CalibrationResult:
             every part is exact.
         blocks: of calibrators that reconstruct blocks, in order.
         compared: method -> dB at the outputs on the calibration images, of those that it chose from.
+        starts: of calibrators that learn: point of activations -> smallest and largest value of its grid before.
     """
 
     method: str
@@ -89,6 +90,7 @@ class CalibrationResult:
     snr_db: float | None = None
     blocks: tuple[BlockFit, ...] = ()
     compared: dict[str, float] = field(default_factory=dict)
+    starts: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Calibrator(ABC):

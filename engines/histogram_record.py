@@ -24,6 +24,7 @@ class LayerHistograms:
         grid: smallest and largest value that it holds.
         clipped: percent of the values that lie outside.
         weights: codes of the weights, -128 to 127.
+        start: `grid` before it was learned; None where nothing was.
     """
 
     activation: Histogram
@@ -31,3 +32,4 @@ class LayerHistograms:
     grid: tuple[float, float]
     clipped: float
     weights: Histogram
+    start: tuple[float, float] | None = None

@@ -312,11 +312,10 @@ class Validation:
 
     `numerics` compares the Q/DQ model with FP32, `engine_numerics` the engine with the Q/DQ model, and
     `fp16_numerics` the FP16 engine with FP32; the last two are None for an engine with NMS, whose boxes
-    `end2end` compares. `shown`: of each labelled image, how many boxes both detectors show and how
-    many only one of them has; None for a classifier. `is_constant_input`: every pixel of the images
-    that were compared has the same value. `reference`: what accuracy and `numerics` compare with, which
-    is the float model, or a quantized file as it came; `file_numerics` is against the file where the
-    reference is the float model.
+    `end2end` compares. `shown`: of each labelled image, how many boxes both detectors show and how many only one
+    has. `changed`: labelled images whose class, or the classes of whose pixels, changed most, worst first.
+    `is_constant_input`: every pixel that was compared has the same value. `reference`: what accuracy and `numerics`
+    compare with: the float model, or a quantized file as it came; `file_numerics` is against that file.
     """
 
     accuracy: Accuracy | None = None
@@ -327,6 +326,7 @@ class Validation:
     latency_ms: ModelLatency | None = None
     end2end: End2End | None = None
     shown: tuple[tuple[int, int], ...] | None = None
+    changed: tuple[int, ...] = ()
     is_constant_input: bool = False
     reference: Reference = "float"
     file_numerics: Numerics | None = None

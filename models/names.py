@@ -127,7 +127,8 @@ def timm_names() -> list[str]:
 def _require_in_timm(name: str) -> None:
     bare = name.removeprefix(TIMM_PREFIX).partition(".")[0]
     source = _timm_source()
-    if source and not re.search(rf"\b{re.escape(bare)}\b", source):  # old names stand there too
+    is_there = any(form in source for form in (f"def {bare}(", f"'{bare}'", f'"{bare}"'))
+    if source and not is_there:  # former names are quoted there
         nearest = [f"{TIMM_PREFIX}{one}" for one in get_close_matches(bare, timm_names())]
         raise UnknownModelError(f"timm {version('timm')} has no {name!r}{did_you_mean(nearest)}")
 

@@ -21,10 +21,8 @@ from reptrt.calibrators.state import (
 )
 from reptrt.engines.artifacts import file_sha256, replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
-from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.report_schema import FusionReport, Report, Validation
 from reptrt.pipeline.choose_scales import choose_scales, is_close_enough
-from reptrt.pipeline.data.datasets import DetectionSet
 from reptrt.pipeline.data.feeds import FeedSet, PictureFeeds
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
@@ -47,8 +45,8 @@ from reptrt.pipeline.placing import (
     place,
 )
 from reptrt.pipeline.recipe import Calibration
-from reptrt.pipeline.report.collect import collect_report
-from reptrt.pipeline.report.example_images import draw_pictures
+from reptrt.pipeline.report.collect import collect_report, layer_histograms
+from reptrt.pipeline.report.examples import find_examples
 from reptrt.pipeline.report.html import write_html
 from reptrt.pipeline.require import require_boxes, require_exported
 from reptrt.pipeline.run import Run, open_labelled
@@ -327,13 +325,10 @@ def report(run: Run) -> Report:
         workspace, run.plan, run.calibration_result, verdict_of(run), run.command
     )
     card = read_card(workspace.trt_onnx)
-    evaluation = open_labelled(run, card)
-    pictures = []
-    if isinstance(evaluation, DetectionSet):
-        tallies = read_artifact(workspace.validation, "validate", Validation).shown or ()
-        pictures = draw_pictures(run.validation_setup, card, evaluation, tallies)
+    validation = read_artifact(workspace.validation, "validate", Validation)
+    examples = find_examples(run.validation_setup, card, open_labelled(run, card), validation)
     kernels = read_artifact(workspace.fusion, "build", FusionReport).fused_kernels
     write_json(content, workspace.report_json)
-    histograms = read_artifact(workspace.histograms, "validate", dict[str, LayerHistograms])
-    write_html(content, kernels, pictures, workspace.report_html, histograms)
+    histograms = layer_histograms(workspace, run.calibration_result)
+    write_html(content, kernels, examples, workspace.report_html, histograms)
     return content

@@ -32,7 +32,7 @@ from reptrt.calibrators.base import (
 )
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.quantized.quantizers import TensorQuantizer
+from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, float_overrides
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
 from reptrt.calibrators.reconstruction.baseline_guard import Guard, start_at_best_baseline
@@ -96,6 +96,7 @@ class AcrossBlockCalibrator(Calibrator):
         budgets = self._budgets(model, blocks, batches, chosen)
         course = Course(blocks, budgets, _most_images(batches), self.name, progress)
         guard, float_network = self.start(model, batches, chosen, course.start)
+        starts = grid_ends(model)
         with ActivationCache(self.settings.max_memory) as cache:
             block_inputs = BlockInputs(model, blocks, batches, cache, float_network)
             fits = tuple(self._fit_blocks(model, block_inputs, chosen, budgets, course))
@@ -103,7 +104,7 @@ class AcrossBlockCalibrator(Calibrator):
         notes = {}
         if method != self.name:
             notes["Reconstruction"] = f"not kept: {method} is closer to float"
-        return CalibrationResult(method, notes, blocks=fits, compared=compared)
+        return CalibrationResult(method, notes, blocks=fits, compared=compared, starts=starts)
 
     def _budgets(
         self,
@@ -188,6 +189,16 @@ class QDropCalibrator(BlockCalibrator):
     def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """BRECQ's, with probability 1/2 of a float input element."""
         return super().choose(reconstruction).model_copy(update={"float_inputs": 0.5})
+
+
+def grid_ends(model: QuantizedModel) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of the grid of every point of activations that has one step."""
+    return {
+        name: (float(low * one.scale), float(high * one.scale))
+        for name, one in model.activation_quantizers.items()
+        if one.axis is None and not isinstance(one, LogSqrt2Quantizer)
+        for low, high in [one.multiples]
+    }
 
 
 def choose_affines(

@@ -106,6 +106,11 @@ class ArrayImages(ImageSet):
         """Hex digest of the whole file and of the chosen indices."""
         return fingerprint_files([self._array.path], np.array(self._indices).tobytes())
 
+    def at(self, index: int) -> FloatArray:
+        """One image `[channels, h, w]` float32."""
+        with _open(self._array.path, self._array.member) as stream:
+            return self._image(stream, self._indices[index])
+
     def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32; iterating raises DataError on NaN or infinity."""
 

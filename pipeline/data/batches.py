@@ -55,6 +55,10 @@ class ImageSet(ABC):
         return f"image {index}"
 
     @abstractmethod
+    def at(self, index: int) -> FloatArray:
+        """One image `[channels, h, w]` float32, as the batches have it."""
+
+    @abstractmethod
     def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32 of `batch_size` images, the last one of the rest."""
 

@@ -37,6 +37,10 @@ class FolderImages(ImageSet):
         """Hex digest of the images' names, bytes and order."""
         return fingerprint_files(self.files)
 
+    def at(self, index: int) -> FloatArray:
+        """One image `[3, h, w]` float32."""
+        return self._load(index).tensor
+
     def batches(self, batch_size: int) -> LazyBatches[FloatArray]:
         """Return batches `[n, 3, h, w]` float32, decoded while iterating."""
         prepared = prepared_batches(self._load, len(self), batch_size)

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from timm.data.imagenet_info import ImageNetInfo
 
@@ -104,6 +105,26 @@ def _labelled(folder: Path, name: str | None, label: int, where: str) -> tuple[P
     if not name or not (folder / name).is_file():
         raise DataError(f"{where}: no file '{one_line(name or '')}' in {folder}")
     return folder / name, label
+
+
+def class_titles(
+    num_classes: int, classes: Sequence[str] | None, is_imagenet: bool
+) -> tuple[str, ...]:
+    """What people call the classes: WordNet ids by their first word, those without a name by their number.
+
+    Args:
+        num_classes: of the network.
+        classes: as its checkpoint names them.
+        is_imagenet: 1000 classes without names are ImageNet's.
+    """
+    if classes is None and is_imagenet:
+        classes = _imagenet_wnids(num_classes) or None
+    if classes is None:
+        return tuple(f"class {index}" for index in range(num_classes))
+    if not all(_WNID.fullmatch(name) for name in classes):
+        return tuple(classes)
+    known: Any = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    return tuple(str(known.get(name, name)).partition(",")[0] for name in classes)
 
 
 def _names_of_classes(num_classes: int, classes: Sequence[str] | None) -> dict[str, int]:

@@ -106,6 +106,23 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> Prepared:
     return Prepared(_normalize(cropped, preprocess), None, source_size)
 
 
+def as_picture(tensor: FloatArray, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """The picture `[h, w, 3]`, RGB, that a network with `preprocess` sees in `tensor`; undoes `prepare`.
+
+    Args:
+        tensor: `[channels, h, w]`, one channel or three, in the network's order.
+        preprocess: what the network expects.
+    """
+    mean, std = (np.asarray(v, dtype=np.float32) for v in (preprocess.mean, preprocess.std))
+    if preprocess.num_channels == 1:
+        planes = np.repeat(tensor * std.mean() + mean.mean(), 3, axis=0)
+    else:
+        planes = tensor if preprocess.channels == "rgb" else tensor[::-1]
+        planes = planes * std[:, None, None] + mean[:, None, None]
+    pixels = np.clip(np.rint(planes * 255), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+
 def prepare_mask(mask: NDArray[np.uint8], preprocess: Preprocess, void: int) -> NDArray[np.uint8]:
     """Fit a mask of classes `[h, w]` to the network's input, pixel by pixel as `prepare` fits its image.
 

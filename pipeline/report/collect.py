@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 from reptrt.calibrators.base import CalibrationResult
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.budget_record import BudgetSearch
 from reptrt.engines.cost.records import Comparison
+from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.report_schema import (
     Accuracy,
     BlockLoss,
@@ -86,6 +88,24 @@ def collect_report(
         deploy=chosen.deploy,
         deploy_reason=chosen.reason,
     )
+
+
+def layer_histograms(
+    workspace: Workspace, calibration: CalibrationResult | None
+) -> dict[str, LayerHistograms]:
+    """What the quantizers in front of the layers see, and the grids with which learning began."""
+    found = read_artifact(workspace.histograms, "validate", dict[str, LayerHistograms])
+    starts = calibration.starts if calibration else {}
+    if not starts:
+        return found
+    points = read_artifact(workspace.scales, "calibrate", dict[str, Any])["activations"]
+    began = {
+        layer: starts[name]
+        for name, point in points.items()
+        if name in starts
+        for layer in point["read_by"]
+    }
+    return {name: replace(one, start=began.get(name)) for name, one in found.items()}
 
 
 def predicted_cost(workspace: Workspace) -> Comparison | None:

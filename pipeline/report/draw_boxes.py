@@ -20,7 +20,7 @@ _DASH_PER_WIDTH = 1 / 40
 _JPEG_QUALITY = 85
 # Okabe and Ito, with grey for black: told apart with every kind of colour vision. Class i always has
 # colour i modulo 8.
-_PALETTE = (
+PALETTE = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
     (204, 121, 167), (187, 187, 187),
 )  # fmt: skip
@@ -71,14 +71,12 @@ def draw_boxes(
         if (edges := _on_picture(box.edges, scale, size)) is not None
     ]
     for box, edges in placed:
-        _draw_box(draw, edges, _PALETTE[box.label % len(_PALETTE)], box.is_unmatched)
+        _draw_box(draw, edges, PALETTE[box.label % len(PALETTE)], box.is_unmatched)
     taken: list[Edges] = []
     for box, edges in reversed(placed):
         name = class_names[box.label] if 0 <= box.label < len(class_names) else f"class {box.label}"
         text = f"{name} {number(box.score, 2)}" + " only here" * box.is_unmatched
-        taken.append(
-            _draw_label(draw, size, edges, text, _PALETTE[box.label % len(_PALETTE)], taken)
-        )
+        taken.append(_draw_label(draw, size, edges, text, PALETTE[box.label % len(PALETTE)], taken))
     stream = io.BytesIO()
     picture.save(stream, format="JPEG", quality=_JPEG_QUALITY)
     return stream.getvalue()

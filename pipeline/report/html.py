@@ -23,6 +23,7 @@ from reptrt.pipeline.report.charts import (
     worst_layers,
 )
 from reptrt.pipeline.report.example_images import Picture
+from reptrt.pipeline.report.examples import Examples
 from reptrt.pipeline.report.layer_table import layer_rows
 from reptrt.pipeline.report.next_steps import next_steps
 from reptrt.pipeline.report.page import write_page
@@ -47,7 +48,7 @@ class KernelRow(NamedTuple):
 def write_html(
     report: Report,
     fusion_table: Sequence[Kernel],
-    pictures: Sequence[Picture],
+    examples: Examples,
     path: Path,
     histograms: Mapping[str, LayerHistograms] | None = None,
 ) -> None:
@@ -56,18 +57,18 @@ def write_html(
     Args:
         report: What is known of the run.
         fusion_table: `fused_kernels` of fusion.json, or nothing.
-        pictures: Detections of both models on some images, or nothing.
+        examples: Some images, and what both models make of them.
         path: The file to write.
         histograms: Content of histograms.json, or nothing.
     """
-    view = _view(report, fusion_table, pictures, histograms or {})
+    view = _view(report, fusion_table, examples, histograms or {})
     write_page("report.html.j2", view, path, sortable=True)
 
 
 def _view(
     report: Report,
     fusion_table: Sequence[Kernel],
-    pictures: Sequence[Picture],
+    examples: Examples,
     histograms: Mapping[str, LayerHistograms],
 ) -> dict[str, object]:
     """Compute everything the template shows; layout is the template's."""
@@ -104,7 +105,9 @@ def _view(
         "loss_chart": loss_chart(report.blocks),
         "reconstruction_note": summary.reconstruction_note(report.blocks),
         "kernels": _kernels(report, fusion_table),
-        "pictures": [_picture(picture) for picture in pictures],
+        "pictures": [_picture(picture) for picture in (examples.detections or examples.masks)],
+        "has_masks": bool(examples.masks),
+        "changed": [(image, _data_uri(image.jpeg)) for image in examples.classes],
         "command": report.command,
     }
 

@@ -67,6 +67,7 @@ def _environment() -> Environment:
     )
     for name in ("number", "significant", "percent", "decibel", "duration", "file_size"):
         environment.filters[name] = getattr(number_format, name)
+    environment.filters["zip"] = zip
     environment.filters["change"] = summary.change
     environment.filters["loss_change"] = summary.loss_change
     return environment

@@ -73,6 +73,12 @@ def class_divergence(reference: FloatArray, test: FloatArray) -> FloatArray:
     return divergence
 
 
+def class_probabilities(outputs: FloatArray) -> NDArray[np.float64]:
+    """Probabilities `[n, classes]` of outputs that are logits or probabilities already."""
+    probabilities: NDArray[np.float64] = np.exp(_log_probabilities(outputs))
+    return probabilities
+
+
 def _log_probabilities(outputs: FloatArray) -> NDArray[np.float64]:
     values = outputs.astype(np.float64)
     is_distribution = bool((values >= 0).all()) and np.allclose(values.sum(axis=1), 1, atol=1e-3)

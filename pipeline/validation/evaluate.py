@@ -36,6 +36,7 @@ from reptrt.pipeline.validation.detection_metrics import (
 from reptrt.pipeline.validation.evaluate_batches import (
     BATCH,
     infer,
+    most_changed,
     pad_batch,
     rounded,
     rounded_accuracy,
@@ -58,11 +59,13 @@ class Evaluation:
 
     Attributes:
         accuracy: of both.
-        shown: `reptrt.pipeline.validation.shown_boxes.count_boxes` of each image; None for a classifier.
+        shown: `reptrt.pipeline.validation.shown_boxes.count_boxes` of each image; None without boxes.
+        changed: images whose class, or the classes of whose pixels, changed most.
     """
 
     accuracy: Accuracy
     shown: tuple[tuple[int, int], ...] | None = None
+    changed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def evaluate(
     if isinstance(evaluation, MetricFunction):
         return _evaluate_by_function(runners, card, evaluation, batch_size, progress)
     if isinstance(evaluation, (MaskSet, MaskedArrays)):
-        return Evaluation(evaluate_masks(runners, card, evaluation, batch_size, progress))
+        accuracy, changed = evaluate_masks(runners, card, evaluation, batch_size, progress)
+        return Evaluation(accuracy, changed=changed)
     if isinstance(evaluation, DetectionSet):
         boxes = find_boxes(runners, card, evaluation, batch_size, progress)
         return accuracy_of_boxes(boxes, card, evaluation)
@@ -226,7 +230,8 @@ def accuracy_of_votes(votes: ClassVotes) -> Evaluation:
     )
     mean = float(votes.divergence.mean())
     found = replace(found, divergence=round(mean, 4) if np.isfinite(mean) else None)
-    return Evaluation(_with_evidence(found, classes[0], classes[1], votes.labels))
+    changed = most_changed(np.where(classes[0] == classes[1], 0.0, votes.divergence))
+    return Evaluation(_with_evidence(found, classes[0], classes[1], votes.labels), changed=changed)
 
 
 def _with_evidence(

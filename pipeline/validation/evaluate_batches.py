@@ -18,6 +18,8 @@ from reptrt.pipeline.validation.intervals import FEWEST_RESAMPLED, resampled_int
 Pair = tuple[float, float]
 """A metric of FP32 and of INT8, in percent."""
 
+MOST_CHANGED = 6
+"""Labelled images that a report shows."""
 BATCH = 8
 """Images at once where the batch is dynamic."""
 
@@ -32,6 +34,13 @@ def infer(runner: Runner, images: FloatArray, batch_size: int | None) -> dict[st
     """Outputs for `images` `[n, 3, h, w]`; padded with zeros where the model has a larger, fixed batch."""
     outputs = runner.infer({INPUT_NAME: pad_batch(images, batch_size)})
     return {name: value[: len(images)] for name, value in outputs.items()}
+
+
+def most_changed(difference: NDArray[Any]) -> tuple[int, ...]:
+    """Images, worst first, of how far both models are apart on each `[n]`; 0 is not apart, NaN very far."""
+    far = np.nan_to_num(difference.astype(np.float64), nan=np.inf)
+    worst = np.argsort(-far, kind="stable")[:MOST_CHANGED]
+    return tuple(int(index) for index in worst if far[index] > 0)
 
 
 def rounded_accuracy(

@@ -17,6 +17,7 @@ from reptrt.pipeline.data.masks import VOID, MaskSet
 from reptrt.pipeline.validation.evaluate_batches import (
     BATCH,
     infer,
+    most_changed,
     rounded_accuracy,
     with_resampled,
 )
@@ -32,8 +33,8 @@ def evaluate_masks(
     evaluation: MaskSet | MaskedArrays,
     batch_size: int | None,
     progress: Progress,
-) -> Accuracy:
-    """Mean IoU of both models, and the share of pixels in which they agree.
+) -> tuple[Accuracy, tuple[int, ...]]:
+    """Mean IoU of both models with the share of pixels in which they agree, and the images where they do least.
 
     Args:
         runners: `fp32` and `quantized`.
@@ -45,7 +46,7 @@ def evaluate_masks(
     count = len(evaluation)
     accuracy = {key: MaskAccuracy(count) for key in runners}
     elsewhere = MaskAccuracy(count)
-    same = pixels = 0
+    same, pixels = np.zeros(count), np.zeros(count)
     other = evaluation.classes_of(count - 1)  # the mask of the image before: what chance reaches
     batches = evaluation.batches(batch_size or BATCH)
     for done, batch in enumerate(batches, start=1):
@@ -63,13 +64,13 @@ def evaluate_masks(
             elsewhere.update(int(index), found["fp32"][row], other)
             other, counted = mask, mask != VOID
             is_same = found["fp32"][row] == found["quantized"][row]
-            same += int(np.count_nonzero(is_same & counted))
-            pixels += int(np.count_nonzero(counted))
+            same[index] = np.count_nonzero(is_same & counted)
+            pixels[index] = np.count_nonzero(counted)
         progress("evaluate FP32 and INT8", done, len(batches))
     fp32, quantized = accuracy["fp32"], accuracy["quantized"]
-    made = rounded_accuracy(
-        "miou", (fp32.mean_iou(), quantized.mean_iou()), 100 * same / max(1, pixels), count, {}
-    )
+    agreement = 100 * same.sum() / max(1, pixels.sum())
+    means = (fp32.mean_iou(), quantized.mean_iou())
+    made = rounded_accuracy("miou", means, float(agreement), count, {})
 
     def measure(drawn: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         before, after = (
@@ -77,4 +78,5 @@ def evaluate_masks(
         )
         return before, before - after
 
-    return with_resampled(replace(made, chance=round(elsewhere.mean_iou(), 2)), measure)
+    resampled = with_resampled(replace(made, chance=round(elsewhere.mean_iou(), 2)), measure)
+    return resampled, most_changed((pixels - same) / np.maximum(1, pixels))

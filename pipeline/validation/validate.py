@@ -146,6 +146,7 @@ def validate_files(
         latency_ms=latency,
         end2end=end2end,
         shown=found.shown if found else None,
+        changed=found.changed if found else (),
         is_constant_input=_is_constant(feeds),
     )
 

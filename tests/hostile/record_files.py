@@ -36,6 +36,7 @@ from reptrt.pipeline.cli import cost_command
 from reptrt.pipeline.regression.baselines import Baseline, Expected
 from reptrt.pipeline.regression.record import record_run
 from reptrt.pipeline.regression.regress import judge
+from reptrt.pipeline.report.examples import Examples
 from reptrt.pipeline.report.html import write_html
 from reptrt.pipeline.report.terminal import terminal_table
 from reptrt.pipeline.sweep.cell import CellResult, finished_result
@@ -162,7 +163,7 @@ REPORT = example(layers=example().layers[:2])
 def _read_report(path: Path) -> object:
     """What `reptrt report`, a sweep and `regress` make of a report."""
     report = read_record(path, Report)
-    write_html(report, (), (), path.with_name("report.html"))
+    write_html(report, (), Examples(), path.with_name("report.html"))
     Console(file=io.StringIO(), width=100).print(terminal_table(report))
     result = CellResult(CELL.name, CELL.key, "done", folder=str(path.parent))
     rows_of([CELL], [result])

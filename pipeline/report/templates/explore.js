@@ -1,35 +1,47 @@
-// Opens a layer of the table: what its quantizer reads beside the grid, its codes, its kernels.
+// Opens a layer of the table: what its quantizer reads beside the grid, now and before learning, its codes, its kernels.
 const [WIDTH, HEIGHT] = [360, 90];
 const short = (value) => Number(value.toPrecision(3));
 
-function histogram({ low, high, counts }, grid, title) {
+function histogram({ low, high, counts }, title, ends = {}) {
   const figure = document.getElementById("histogram").content.firstElementChild.cloneNode(true);
-  const place = (value) => (((value - low) / (high - low || 1)) * WIDTH).toFixed(1);
+  const shown = [low, high, ...Object.values(ends).flat()];
+  const [from, to] = [Math.min(...shown), Math.max(...shown)];
+  const place = (value) => ((value - from) / (to - from || 1)) * WIDTH;
   const most = Math.log1p(Math.max(...counts, 1));
-  const width = WIDTH / counts.length;
+  const width = (place(high) - place(low)) / counts.length;
   const bars = counts.map((count, index) => {
     const top = HEIGHT - (Math.log1p(count) / most) * HEIGHT;
-    return `M${(index * width).toFixed(1)} ${HEIGHT}V${top.toFixed(1)}h${(0.9 * width).toFixed(1)}V${HEIGHT}z`;
+    const left = place(low) + index * width;
+    return `M${left.toFixed(1)} ${HEIGHT}V${top.toFixed(1)}h${(0.9 * width).toFixed(2)}V${HEIGHT}z`;
   });
   figure.querySelector("figcaption").textContent = title;
   figure.querySelector("svg").setAttribute("aria-label", title);
   figure.querySelector(".quantized").setAttribute("d", bars.join(""));
-  if (grid) {
-    const [from, to] = grid.map(place);
-    figure.querySelector(".clip").setAttribute("d", `M${from} 0V${HEIGHT}M${to} 0V${HEIGHT}`);
+  for (const [kind, places] of Object.entries(ends)) {
+    const lines = places.map((value) => `M${place(value).toFixed(1)} 0V${HEIGHT}`);
+    figure.querySelector(`.${kind}`).setAttribute("d", lines.join(""));
   }
   return figure;
+}
+
+function learned({ grid, step, start }) {
+  const before = (step * (start[1] - start[0])) / (grid[1] - grid[0]);
+  const change = 100 * (step / before - 1);
+  if (Math.abs(change) < 0.05) return "; learning left the step as it was";
+  const sign = change < 0 ? "−" : "+";
+  return `; learning changed the step from ${short(before)}, by ${sign}${Math.abs(change).toFixed(1)} %`;
 }
 
 function detail(found) {
   const parts = [];
   if (found.activation) {
     const [low, high] = found.grid.map(short);
-    const { activation, step, clipped, weights } = found;
+    const { activation, grid, step, clipped, weights, start } = found;
     const reads = `Reads ${short(activation.low)} to ${short(activation.high)}`;
     const holds = `the grid holds ${low} to ${high} in steps of ${short(step)}, ${short(clipped)} % lie outside`;
-    parts.push(histogram(activation, found.grid, `${reads}; ${holds}`));
-    parts.push(histogram(weights, null, "Codes of the weights, -128 to 127"));
+    const ends = start ? { clip: grid, start } : { clip: grid };
+    parts.push(histogram(activation, `${reads}; ${holds}${start ? learned(found) : ""}`, ends));
+    parts.push(histogram(weights, "Codes of the weights, -128 to 127"));
   }
   const kernels = document.createElement("p");
   kernels.className = "mono name";

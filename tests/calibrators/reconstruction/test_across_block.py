@@ -17,6 +17,7 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
 from reptrt.calibrators.reconstruction import fit_block
 from reptrt.calibrators.reconstruction import reconstruct as reconstruction
+from reptrt.calibrators.reconstruction.across_block import grid_ends
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import create_calibrator, list_calibrators
 from reptrt.calibrators.settings import Reconstruction, Settings
@@ -88,6 +89,8 @@ def test_with_outliers_it_beats_every_baseline_at_6_bits(
     assert list(found) == ["repapq", *baselines, "gptq"]
     assert found["repapq"] > max(found[name] for name in baselines) + 1
     assert found["repapq"] > found["gptq"]
+    assert result.starts.keys() == model.activation_quantizers.keys()
+    assert any(ends != grid_ends(model)[name] for name, ends in result.starts.items())
     assert [fit.name for fit in result.blocks] == [
         *("0.rbr_reparam", "1.rbr_reparam", "2.reparam_conv", "6")
     ]

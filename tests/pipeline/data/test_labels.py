@@ -10,6 +10,7 @@ from PIL import Image
 
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.datasets import ClassificationSet, DataError, open_classification
+from reptrt.pipeline.data.labels import class_titles
 
 PREPROCESS = Preprocess((4, 4), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -119,6 +120,14 @@ def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     add_images(tmp_path, "a.png", "b.png")
     with pytest.raises(DataError, match=r"no labels; needs labels\.csv .*found 2 images"):
         open_classification(tmp_path, PREPROCESS, 2)
+
+
+def test_classes_have_the_names_that_people_know() -> None:
+    assert class_titles(2, ("cat", "dog"), is_imagenet=True) == ("cat", "dog")
+    assert class_titles(2, ("n01440764", "n99999999"), is_imagenet=False) == ("tench", "n99999999")
+    assert class_titles(1000, None, is_imagenet=True)[:2] == ("tench", "goldfish")
+    assert class_titles(1000, None, is_imagenet=False)[999] == "class 999"
+    assert class_titles(2, None, is_imagenet=True) == ("class 0", "class 1")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

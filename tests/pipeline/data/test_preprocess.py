@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptrt.models.spec import Layout, Preprocess
-from reptrt.pipeline.data.preprocess import DataError, check_image, prepare, read_image
+from reptrt.models.spec import Channels, Layout, Preprocess
+from reptrt.pipeline.data.preprocess import (
+    DataError,
+    as_picture,
+    check_image,
+    prepare,
+    read_image,
+)
 
 ORIENTATION = 0x0112
 
@@ -20,6 +26,19 @@ def preprocess(
 ) -> Preprocess:
     """Pixels / 255 unchanged, so that tests can read pixels back."""
     return Preprocess(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), mode, crop_pct, layout)
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_the_picture_that_a_network_sees_is_what_was_prepared(channels: Channels) -> None:
+    wanted = replace(
+        preprocess((3, 4)), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), channels=channels
+    )
+    image = columns_and_rows(4, 3)
+    assert (as_picture(prepare(image, wanted).tensor, wanted) == np.asarray(image)).all()
+    grey = replace(wanted, num_channels=1)
+    seen = as_picture(prepare(image, grey).tensor, grey)
+    assert (seen == np.asarray(image.convert("L"))[..., None]).all()
+    assert seen.shape == (3, 4, 3)
 
 
 def columns_and_rows(width: int, height: int) -> Image.Image:

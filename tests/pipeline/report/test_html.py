@@ -28,11 +28,14 @@ from reptrt.engines.report_schema import (
     Percentiles,
     Report,
 )
+from reptrt.pipeline.report.changed_images import ChangedImage, Guess
 from reptrt.pipeline.report.example_images import Picture
+from reptrt.pipeline.report.examples import Examples
 from reptrt.pipeline.report.html import write_html
 from reptrt.pipeline.workspace.records import read_record
 from tests.reports import make_report
 
+NOTHING = Examples()
 HOSTILE = "\"><script>alert(1)</script><img src='https://evil.example/x'>"
 KERNELS = [
     Kernel("conv_1", "correlation", (Tensor("x", "Int8"),), (Tensor("w", "Int8"),),
@@ -85,16 +88,16 @@ def render(
     report: Report,
     folder: Path,
     kernels: Sequence[Kernel] = (),
-    pictures: Sequence[Picture] = (),
+    examples: Examples = NOTHING,
 ) -> Page:
-    write_html(report, kernels, pictures, folder / "report.html")
+    write_html(report, kernels, examples, folder / "report.html")
     assert [path.name for path in folder.iterdir()] == ["report.html"]
     return Page(folder / "report.html")
 
 
 def test_the_page_loads_nothing_but_the_images_it_carries(tmp_path: Path) -> None:
-    pictures = [Picture("a.png", "1 box", b"\x89PNG...", b"\xff\xd8\xff")]
-    page = render(example(), tmp_path, KERNELS, pictures)
+    examples = Examples([Picture("a.png", "1 box", b"\x89PNG...", b"\xff\xd8\xff")])
+    page = render(example(), tmp_path, KERNELS, examples)
     outside = [one for one in page.references if not one.startswith("#")]
     assert [reference.split(";")[0] for reference in outside] == [
         "data:image/png", "data:image/jpeg", "model.trt.onnx", "report.json", "run.log",
@@ -122,10 +125,12 @@ def test_names_from_users_files_stay_text(tmp_path: Path) -> None:
     kernel = Kernel(
         HOSTILE, HOSTILE, (Tensor("x", HOSTILE),), (), (Tensor("y", HOSTILE),), (HOSTILE,) * 9
     )
-    pictures = [Picture(HOSTILE, HOSTILE, b"", b"")]
-    page = render(report, tmp_path, [kernel], pictures)
+    guesses = (Guess(HOSTILE, 50.0, is_right=True),)
+    changed = ChangedImage(HOSTILE, HOSTILE, b"", guesses, guesses)
+    examples = Examples([Picture(HOSTILE, HOSTILE, b"", b"")], classes=[changed])
+    page = render(report, tmp_path, [kernel], examples)
     assert page.tags.count("script") == 1
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 3
     known = ("data:image/", "#", "model.trt.onnx", "report.json", "run.log")
     assert all(reference.startswith(known) for reference in page.references)
     assert page.text.count(HOSTILE) > 20
@@ -146,6 +151,17 @@ def test_the_page_states_the_evidence(tmp_path: Path) -> None:
         "reptrt engine mobileone_s0 --seed 0",
     ):
         assert fact in text
+
+
+def test_images_whose_class_changed_show_what_both_models_made_of_them(tmp_path: Path) -> None:
+    fp32 = (Guess("tench", 61.25, is_right=True), Guess("pike", 20.0, is_right=False))
+    quantized = (Guess("pike", 48.0, is_right=False), Guess("tench", 44.0, is_right=True))
+    changed = [ChangedImage("7.png", "tench", b"\xff\xd8", fp32, quantized)]
+    page = render(example(), tmp_path, examples=Examples(classes=changed))
+    shown = " ".join(page.text.partition("whose class changed")[2].split())
+    places = [shown.index(one) for one in ("tench 7.png", "61.2 %", "48.0 %", "20.0 %", "44.0 %")]
+    assert places == sorted(places)
+    assert page.tags.count("img") == 1
 
 
 def test_the_lowest_layers_come_worst_first(tmp_path: Path) -> None:

@@ -58,11 +58,12 @@ def test_next_steps_are_those_of_the_target() -> None:
 
 def test_a_layer_carries_its_histograms_and_kernels_for_the_page() -> None:
     histogram = Histogram(-1.0, 1.0, (3, 4))
-    found = LayerHistograms(histogram, 0.5, (-1.0, 0.5), 2.0, histogram)
+    found = LayerHistograms(histogram, 0.5, (-1.0, 0.5), 2.0, histogram, start=(-1.5, 0.75))
     one, two, three = layer_rows(report(), [CONV], {"one": found})
     detail = json.loads(one.detail)
     assert detail["activation"] == {"low": -1.0, "high": 1.0, "counts": [3, 4]}
     assert (detail["grid"], detail["kernels"]) == ([-1.0, 0.5], ["conv"])
+    assert detail["start"] == [-1.5, 0.75]
     assert json.loads(two.detail) == {"kernels": ["conv"]}
     assert json.loads(three.detail) == {"kernels": []}
     assert {row.detail for row in layer_rows(report(), [])} == {""}

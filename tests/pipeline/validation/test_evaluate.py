@@ -19,7 +19,7 @@ from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.coco import Annotations
 from reptrt.pipeline.data.datasets import ClassificationSet, DetectionSet
 from reptrt.pipeline.validation.evaluate import evaluate
-from reptrt.pipeline.validation.evaluate_batches import pad_batch
+from reptrt.pipeline.validation.evaluate_batches import most_changed, pad_batch
 
 SIZE = 32
 PLAIN = Preprocess((SIZE, SIZE), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), layout="letterbox")
@@ -93,8 +93,14 @@ def test_top1_drop_and_agreement_of_a_classifier(tmp_path: Path, batch_size: int
         gained=0,
         divergence=13.8155,  # two of four answers have another class, of probability 1e-12
     )
-    assert result.shown is None
+    assert (result.shown, sorted(result.changed)) == (None, [1, 3])
     assert fp32.batches == int8.batches == ([4] if batch_size is None else [3, 3])
+
+
+def test_the_images_that_changed_most_come_first_and_nan_before_all() -> None:
+    difference = np.array([0.0, 0.2, np.nan, 0.0, 0.9, 0.2, 0.3, 0.1, 0.15])
+    assert most_changed(difference) == (2, 4, 6, 1, 5, 8)
+    assert most_changed(np.zeros(3)) == ()
 
 
 def test_progress_reaches_its_end(tmp_path: Path) -> None:
