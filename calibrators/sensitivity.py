@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 Noise = Callable[[], float]
 
-SENSITIVE = "INT8 costs too much here (`min_snr=0` quantizes it all the same)"
+SENSITIVE = "INT8 costs the outputs too many dB here"
 """Why the layers that are found stay float."""
 
 _MOST = 0.5

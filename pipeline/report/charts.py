@@ -62,14 +62,14 @@ class DotRow(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One layer of the strip; `x`, `y`, `width`, `height` in percent of the plot."""
+    """The layer at `place` in the order of the graph; `x`, `y`, `width`, `height` in percent of the plot."""
 
     x: float
     y: float
     width: float
     height: float
     kind: str
-    layer: LayerSnr
+    place: int
 
 
 class GridLine(NamedTuple):
@@ -193,7 +193,7 @@ def snr_strip(layers: Sequence[LayerSnr], worst: Sequence[LayerSnr]) -> Strip | 
     slot = 100 / len(layers)
     marked = {id(layer) for layer in worst}
     columns = [
-        _column(layer, index * slot, slot * _COLUMN_FILL, (low, high), id(layer) in marked)
+        _column(layer, index, slot, (low, high), id(layer) in marked)
         for index, layer in enumerate(layers)
         if _is_number(layer.snr_db)
     ]
@@ -235,7 +235,7 @@ def _has_losses(block: BlockLoss) -> bool:
 
 
 def _column(
-    layer: LayerSnr, x: float, width: float, limits: tuple[float, float], marked: bool
+    layer: LayerSnr, place: int, slot: float, limits: tuple[float, float], marked: bool
 ) -> Column:
     low, high = limits
     value = min(max(layer.snr_db or 0.0, low), high)
@@ -243,9 +243,8 @@ def _column(
     kind = "worst" if marked else "other"
     if layer.snr_db == math.inf:
         kind = "exact"
-    return Column(
-        round(x, 4), round(top, 3), round(width, 4), round(max(bottom - top, 0.5), 3), kind, layer
-    )
+    height, x, width = max(bottom - top, 0.5), place * slot, slot * _COLUMN_FILL
+    return Column(round(x, 4), round(top, 3), round(width, 4), round(height, 3), kind, place)
 
 
 def _grid(low: float, high: float) -> list[GridLine]:

@@ -18,6 +18,8 @@ from reptrt.pipeline.validation.shown_boxes import ShownBoxes, shown_boxes
 from reptrt.pipeline.validation.validate import ValidationSetup, quantized_runner
 
 NUM_PICTURES = 6
+NUM_USUAL = 2
+"""Where no image has a box in one of the two only."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +58,18 @@ def draw_pictures(
 
 
 def choose_images(tallies: Sequence[tuple[int, int]]) -> list[int]:
-    """Indices of the images to show; images without boxes are never chosen.
+    """Indices of the images to show: those with most boxes that only one of the two models finds, worst first.
 
-    Up to half of them are the worst: most boxes that only one of the two models finds. The others are
-    typical: about the median number of boxes, and of boxes that only one model finds.
+    Where there is none, a few with about the median number of boxes; images without boxes are never chosen.
     """
     images = [index for index, (boxes, _) in enumerate(tallies) if boxes]
-    if not images:
-        return []
-    usual = np.median([tallies[index] for index in images], axis=0)
     different = sorted(
         (index for index in images if tallies[index][1]), key=lambda i: -tallies[i][1]
     )
-    chosen = different[: NUM_PICTURES // 2]
-    rest = sorted(
-        (index for index in images if index not in chosen),
-        key=lambda i: (abs(tallies[i][1] - usual[1]), abs(tallies[i][0] - usual[0])),
-    )
-    return chosen + rest[: NUM_PICTURES - len(chosen)]
+    if different or not images:
+        return different[:NUM_PICTURES]
+    usual = np.median([tallies[index][0] for index in images])
+    return sorted(images, key=lambda i: abs(tallies[i][0] - usual))[:NUM_USUAL]
 
 
 def _one(evaluation: DetectionSet, index: int) -> DetectionSet:

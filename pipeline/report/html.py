@@ -73,8 +73,7 @@ def _view(
 ) -> dict[str, object]:
     """Compute everything the template shows; layout is the template's."""
     layers = report.layers
-    worst = worst_layers(layers, _WORST_LAYERS)
-    marked = worst[: max(1, len(layers) // 4)]
+    worst = worst_layers(layers, max(1, min(_WORST_LAYERS, len(layers) // 4)))
     return {
         "report": report,
         "headline": summary.headline(report),
@@ -92,10 +91,9 @@ def _view(
         "predicted_chart": _predicted_chart(report),
         "files": _files(report.size_bytes),
         "layers": layers,
-        "strip": snr_strip(layers, marked),
+        "strip": snr_strip(layers, worst),
         "worst": worst,
         "worst_widths": _worst_widths(layers, worst),
-        "marked": len(marked),
         "tiles": tiles(report),
         "attempts": attempt_rows(report),
         "budget_chart": budget_chart(report),

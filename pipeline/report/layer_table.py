@@ -13,6 +13,7 @@ from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.report_schema import FloatIsland, Report
 from reptrt.engines.target_table import TARGETS
+from reptrt.pipeline.report.number_format import decibel, number
 
 
 class LayerRow(NamedTuple):
@@ -70,6 +71,16 @@ def layer_rows(
             )
         )
     return rows
+
+
+def describe(row: LayerRow) -> str:
+    """One line on a layer, for who points at it."""
+    parts = [f"{row.layer} ({row.op}): {decibel(row.snr_db)}"]
+    if row.runs:
+        parts.append(f"runs in {row.runs}")
+    if row.microseconds is not None and row.megabytes is not None:
+        parts.append(f"{number(row.microseconds, 1)} µs, {number(row.megabytes, 2)} MB, predicted")
+    return "; ".join([*parts, row.reason] if row.reason else parts)
 
 
 def _detail(layer: str, kernels: Sequence[Kernel], found: LayerHistograms | None) -> str:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.text import visible
-from reptrt.pipeline.report import number_format, summary
+from reptrt.pipeline.report import layer_table, number_format, summary
 
 
 def write_page(
@@ -68,6 +68,7 @@ def _environment() -> Environment:
     for name in ("number", "significant", "percent", "decibel", "duration", "file_size"):
         environment.filters[name] = getattr(number_format, name)
     environment.filters["zip"] = zip
+    environment.filters["layer_line"] = layer_table.describe
     environment.filters["change"] = summary.change
     environment.filters["loss_change"] = summary.loss_change
     return environment

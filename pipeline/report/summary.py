@@ -344,7 +344,7 @@ def reconstruction_note(blocks: Sequence[BlockLoss]) -> str:
     changes = [value for block in blocks if (value := loss_change(block)) is not None]
     seconds = [block.seconds for block in blocks if block.seconds is not None]
     count = f"{number(len(blocks), 0)} {'block' if len(blocks) == 1 else 'blocks'}"
-    parts = [f"{count} in {duration(sum(seconds))}"]
+    parts = [f"{count} in {duration(sum(seconds))}" if seconds else count]
     learned = [block.steps for block in blocks if block.steps]
     if any(block.reason for block in blocks):
         parts.append(f"{number(len(learned), 0)} of them learned, {number(sum(learned), 0)} steps")

@@ -1,6 +1,6 @@
 // Opens a layer of the table: what its quantizer reads beside the grid, now and before learning, its codes, its kernels.
 const [WIDTH, HEIGHT] = [360, 90];
-const short = (value) => Number(value.toPrecision(3));
+const short = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
 
 function histogram({ low, high, counts }, title, ends = {}) {
   const figure = document.getElementById("histogram").content.firstElementChild.cloneNode(true);
@@ -41,7 +41,7 @@ function detail(found) {
     const holds = `the grid holds ${low} to ${high} in steps of ${short(step)}, ${short(clipped)} % lie outside`;
     const ends = start ? { clip: grid, start } : { clip: grid };
     parts.push(histogram(activation, `${reads}; ${holds}${start ? learned(found) : ""}`, ends));
-    parts.push(histogram(weights, "Codes of the weights, -128 to 127"));
+    parts.push(histogram(weights, "Codes of the weights, −128 to 127"));
   }
   const kernels = document.createElement("p");
   kernels.className = "mono name";
