@@ -193,7 +193,7 @@ def test_progress_fills_one_bar() -> None:
 def test_placement_says_why_a_sensitive_layer_is_float() -> None:
     model = network({"sensitive": 12.3})
     assert list(model.placement.layers.values()) == ["first", "last"]
-    assert "`min_snr=0`" in model.placement.float_layers["sensitive"]
+    assert model.placement.float_layers["sensitive"] == SENSITIVE
 
 
 class WideShortcut(nn.Module):
