@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import glob
 import hashlib
 import json
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -20,9 +17,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.partial import partial_file, partial_folder
 
 _CHUNK_BYTES = 1 << 20
-_LONGEST_NAME = 200  # bytes of a file's name; the temporary one is longer
 _UNWRITABLE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -52,27 +49,20 @@ def replace_when_done(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
     `path` is new or a regular file: devices, pipes and links are left alone. The temporary file is
-    new, of a name that nobody can guess. What `kill -9` leaves is removed by the next write of `path`.
+    new, of a name that nobody can guess. What `kill -9` leaves is removed by the next write in that folder.
 
     Raises:
         WriteError: full disk, read-only folder, or something else than a file has that name.
     """
-    temporary: Path | None = None
-    try:
-        with writing(path):
-            require_file_or_nothing(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(path)
-            with _new_file(path) as temporary:
-                yield temporary
-                if not temporary.stat().st_size:
-                    raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
-                temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
-                temporary.replace(path)
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
+    with writing(path):
+        require_file_or_nothing(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial_file(path) as temporary:
+            yield temporary
+            if not temporary.stat().st_size:
+                raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
+            temporary.chmod(0o666 & ~_umask())  # some libraries write for the owner alone
+            temporary.replace(path)
 
 
 def make_folder_once(
@@ -103,20 +93,11 @@ def make_folder_once(
 
 @contextmanager
 def folder_when_done(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; rename it to `folder` when the block succeeds.
-
-    The caller holds a lock, so that what lies there under such a name is what `kill -9` left: it goes.
-    """
-    ending = ".partial"
-    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*{ending}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    unfinished = Path(tempfile.mkdtemp(ending, f".{folder.name}.", folder.parent))
-    try:
+    """Yield an empty folder beside `folder`; rename it to `folder` when the block succeeds."""
+    with partial_folder(folder.parent, folder.name) as unfinished:
         unfinished.chmod(0o777 & ~_umask())
         yield unfinished
         unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager
@@ -170,7 +151,13 @@ def write_json(content: object, path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is a folder, a pipe or a device, which may never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -193,44 +180,6 @@ def require_file_or_nothing(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a link" if stat.S_ISLNK(mode) else "a device, a pipe or a socket"
         raise WriteError(f"{path}: cannot be written: it is {kind}, and no file; give another name")
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """Create an empty file beside `path`, locked as long as it is in use; yield where it is."""
-    name = f".{_stem(path)}.{secrets.token_hex(8)}.partial"
-    temporary = path.with_name(name)
-    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o666)
-    try:
-        with suppress(OSError):  # a file system without locks keeps what was killed
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of `path` that no process holds."""
-    pattern = re.compile(re.escape(f".{_stem(path)}.") + r"[0-9a-f]{16}\.partial")
-    for name in os.listdir(path.parent):  # noqa: PTH208  # names that are no UTF-8 too
-        if not pattern.fullmatch(name):
-            continue
-        leftover = path.with_name(name)
-        with suppress(OSError):
-            descriptor = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
-            finally:
-                os.close(descriptor)
-
-
-def _stem(path: Path) -> str:
-    """Name of `path` in that of its temporary file; shorter where that would be too long."""
-    if len(os.fsencode(path.name)) <= _LONGEST_NAME:
-        return path.name
-    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
 
 
 def _umask() -> int:

@@ -13,16 +13,16 @@ from reptrt.engines import artifacts
 
 def fill_disk_for(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let the next write of a file called `name` find the disk full; later ones find room."""
-    new_file = artifacts._new_file
+    partial_file = artifacts.partial_file
     full = [name]
 
     @contextmanager
     def link(path: Path) -> Iterator[Path]:
-        with new_file(path) as temporary:
+        with partial_file(path) as temporary:
             if path.name in full:
                 full.remove(path.name)
                 temporary.unlink()
                 temporary.symlink_to("/dev/full")
             yield temporary
 
-    monkeypatch.setattr(artifacts, "_new_file", link)
+    monkeypatch.setattr(artifacts, "partial_file", link)

@@ -22,7 +22,12 @@ MAY_IMPORT = {
     "pipeline": set(PACKAGES),
 }
 # How files from others are read and shown, and files written: the same everywhere, without torch.
-SHARED = ("reptrt.engines.foreign", "reptrt.engines.artifacts", "reptrt.engines.file_lock")
+SHARED = (
+    "reptrt.engines.foreign",
+    "reptrt.engines.artifacts",
+    "reptrt.engines.file_lock",
+    "reptrt.engines.partial",
+)
 SHARED_PREFIXES = tuple(f"{name}." for name in SHARED)
 GPU_MODULES = ("tensorrt", "tensorrt_rtx", "polygraphy.backend.trt", "pycuda", "cuda")
 WITHOUT_TORCH = (

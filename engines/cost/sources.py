@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from reptrt.engines.build.builder import BuildOptions, build_engine
 from reptrt.engines.cost.estimate import CostError, require_shapes, scale_batch
@@ -18,6 +17,7 @@ from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.inspection.kernel_record import read_kernel_entry
 from reptrt.engines.inspection.kernels import LayerListError, parse_kernels
 from reptrt.engines.inspection.traffic import has_work, measure_traffic
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.target import Target, load_backend
 
 FUSION_FILE = "fusion.json"
@@ -100,7 +100,7 @@ def read_model(path: Path, target: Target | None, sheet: DataSheet) -> Layers:
     if target is not None and target.backend == "tensorrt_rtx":
         trt = load_backend(target)
         options = BuildOptions(compute_capabilities=(sheet.compute_capability,))
-        with TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             built = build_engine(path, Path(folder, "model.engine"), trt, options)
         kernels, origin = parse_kernels(built.layers), f"compiled by TensorRT-RTX {built.version}"
         size: int | None = built.size_bytes

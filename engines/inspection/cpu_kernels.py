@@ -7,13 +7,13 @@ the name of the layer it stands for, with a suffix.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 
 from reptrt.engines.inspection.kernels import Kernel, Tensor
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.runtime.runners import save_optimized
 
 _SUFFIX = re.compile(r"(_token_\d+|_nhwc|_quant)+$")
@@ -36,7 +36,7 @@ def read_cpu_kernels(path: Path) -> tuple[Kernel, ...]:
     Raises:
         ModelFileError: ONNX Runtime does not load it.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         optimized = Path(folder, "optimized.onnx")
         save_optimized(path, optimized)
         graph = onnx.load(optimized).graph

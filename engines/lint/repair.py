@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.lint.base import Finding
 from reptrt.engines.lint.compare_repair import find_loss
 from reptrt.engines.lint.read_model import LintError
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.surgery import clean
 
 
@@ -30,7 +30,7 @@ def repair_file(source: Path, target: Path) -> None:
         raise LintError(f"{target}: is the file that is linted: give `fix` another name")
     if target.is_dir() or not target.parent.is_dir():
         raise LintError(f"{target}: cannot be written: give `fix` a file in a folder that exists")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         repaired_file = Path(folder, "repaired.onnx")
         with G_LOGGER.suppress(G_LOGGER.ERROR):  # it prints to standard output, where JSON may go
             clean(source, repaired_file)

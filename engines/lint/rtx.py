@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 
@@ -14,6 +13,7 @@ from reptrt.engines.build.parse import parse_error
 from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
 from reptrt.engines.inspection.kernels import Kernel, Tensor
 from reptrt.engines.lint.base import Finding, Severity
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.target import TARGETS, MissingComponentError, load_backend
 
@@ -68,7 +68,7 @@ def ask_rtx(path: Path) -> RtxAnswer:
         return RtxAnswer(
             version, skipped="parses; not built: dimensions other than the batch are open"
         )
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         try:
             result = build_engine(path, Path(folder, "model.engine"), trt)
         except BuildError as error:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from reptrt.engines.artifacts import replace_when_done
 from reptrt.models.demo.batches import random_batch
 from reptrt.models.demo.loss import detection_loss
 from reptrt.models.demo.scenes import IMAGE_SIZE, TRAIN, Scene, generate_scene
@@ -77,9 +78,8 @@ def save_weights(model: nn.Module, out: Path) -> None:
         for name, tensor in model.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    temporary = out.with_name(out.name + ".tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(out)
+    with replace_when_done(out) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def _train_step(
@@ -135,10 +135,9 @@ def _load_state(resume: Path, seed: int) -> TrainState:
 
 
 def _save_state(resume: Path, state: TrainState) -> None:
-    temporary = resume.with_name(resume.name + ".tmp")
     parts = {name: getattr(state, name).state_dict() for name in ("model", "average", "optimizer")}
-    torch.save({**parts, "step": state.step}, temporary)
-    temporary.replace(resume)
+    with replace_when_done(resume) as temporary:
+        torch.save({**parts, "step": state.step}, temporary)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

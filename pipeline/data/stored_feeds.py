@@ -8,8 +8,6 @@ write or read.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -21,9 +19,11 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 from polygraphy.mod import import_from_script
 
+from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.limits import MAX_FEED_BYTES
 from reptrt.engines.foreign.text import one_line
+from reptrt.engines.partial import partial_folder
 from reptrt.models.inputs import Feed
 from reptrt.pipeline.data.array_images import read_member_names
 from reptrt.pipeline.data.feeds import as_mapping, has_feeds, list_feeds, read_feed
@@ -92,8 +92,7 @@ def store_feeds(feeds: Iterable[object], folder: Path, limit: int | None = None)
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest, count = hashlib.sha256(_FORMAT), 0
-    partial = Path(tempfile.mkdtemp(".partial", ".feeds-", folder))
-    try:
+    with partial_folder(folder, "feeds") as partial:
         for count, feed in enumerate(islice(feeds, limit), start=1):  # its last value
             arrays = {name: _as_array(v) for name, v in as_mapping(feed, "feeds").items()}
             if sum(array.nbytes for array in arrays.values()) > MAX_FEED_BYTES:
@@ -111,9 +110,21 @@ def store_feeds(feeds: Iterable[object], folder: Path, limit: int | None = None)
         except OSError:
             if not final.is_dir():  # else it is there, perhaps since a moment ago
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _require_same_files(final, partial)
     return final
+
+
+def _require_same_files(stored: Path, made: Path) -> None:
+    """Refuse a folder that is named after a content which it has no more.
+
+    Raises:
+        DataError: a file was changed, removed or added.
+    """
+    before, now = (
+        {path.name: file_sha256(path) for path in folder.iterdir()} for folder in (stored, made)
+    )
+    if before != now:
+        raise DataError(f"{stored}: is not what was written there; remove it, and run again")
 
 
 def _write(arrays: Feed, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from reptrt.engines.kit.verification import (
     write_references,
 )
 from reptrt.engines.outputs.suppression import DEPLOYMENT
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
@@ -90,7 +90,7 @@ def make_kit(run: Run, archive: Path | None = None) -> Path:
     run.progress("make kit", 1, 3)
     manifest = _describe(run, card, floating, references, evidence)
     run.progress("make kit", 2, 3)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         stored, model = Path(folder, _REFERENCES), Path(folder, run.engine_onnx.name)
         write_references(references, stored)
         copy_with_evidence(run.engine_onnx, model, evidence)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from reptrt.engines.inspection.graph_tensors import read_tensors
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.target import load_backend
 from reptrt.engines.triton import ServedModel, add_version, require_name, require_servable
 from reptrt.pipeline.budget import calibrate_and_export
@@ -70,7 +70,7 @@ def add_to_repository(
     )
     if model.is_engine:
         return add_version(repository, model, version, keep_config)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         copy = Path(folder, model.file.name)
         copy_with_evidence(model.file, copy, find_evidence(run, verdict))
         return add_version(repository, replace(model, file=copy), version, keep_config)

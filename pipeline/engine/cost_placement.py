@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 from torch import fx
@@ -29,6 +28,7 @@ from reptrt.engines.cost.sources import read_model
 from reptrt.engines.data_sheet import DataSheet
 from reptrt.engines.form import Form, form_for
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.surgery import DEFAULT_PASSES, FORM_PASSES
 from reptrt.engines.surgery.clean_file import clean_file
 from reptrt.engines.surgery.leave_float import LeaveFloat
@@ -63,7 +63,7 @@ class Pricing:
 
     def variant(self, float_layers: frozenset[str], *, pools: bool = False) -> Priced:
         """The engine in which `float_layers` stay FP16, and average pools unless `pools`."""
-        with TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             path = Path(folder, "variant.onnx")
             taken = LeaveFloat(float_layers, pools=pools)
             clean_file(self.qdq, path, (taken, *DEFAULT_PASSES, *FORM_PASSES[self.form]), self.form)
@@ -98,7 +98,7 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
         run.progress("place by cost", min(done, _STEPS - 1), _STEPS)
         return priced
 
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         qdq, fp16 = Path(folder, "all.onnx"), Path(folder, "fp16.onnx")
         export_qdq(network.quantized, qdq, network.card, batch, precision="fp16")
         write_fp16_onnx(network.float_graph, network.card, fp16)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch import fx
 
@@ -12,6 +11,7 @@ from reptrt.engines.cost.comparison import compare_layers
 from reptrt.engines.cost.records import Comparison
 from reptrt.engines.cost.sources import read_model
 from reptrt.engines.outputs.suppression import Suppression
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.target import Target
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
@@ -46,7 +46,7 @@ def compare_with_fp16(
     sheet = target.data_sheet
     if sheet is None:
         return None
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         fp16_onnx, sized = Path(folder, "fp16.onnx"), Path(folder, int8_onnx.name)
         write_fp16_onnx(float_graph, card, fp16_onnx, suppression, target.backend)
         shutil.copyfile(int8_onnx, sized)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +25,7 @@ from polygraphy.logger import G_LOGGER
 from reptrt.engines.form import read_form
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.outputs.snr import SignalNoise
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.report_schema import LayerSnr, Numerics, OutputNumerics
 from reptrt.engines.runtime.polygraphy_runner import PolygraphyRunner
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner, Runner
@@ -136,7 +136,7 @@ def with_cut(paths: Sequence[Path], card: ModelCard) -> Iterator[list[Path]]:
     if card.cut is None:
         yield list(paths)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         yield [mark_outputs(path, card.compared, Path(folder)) for path in paths]
 
 
@@ -179,7 +179,7 @@ def compare_layers(
         factors = hidden_factors(qdq_onnx, scales_onnx)
     values = find_value_layers(fp32_onnx)
     noise = {name: ChannelNoise() if name in values else SignalNoise() for name in layers}
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         runners = [
             OnnxRuntimeRunner(
                 mark_outputs(path, [found[name].output for name in layers], Path(folder)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import Detections
 from reptrt.engines.outputs.suppression import EVALUATION, Suppression
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.report_schema import (
     DeviceLatency,
     End2End,
@@ -220,7 +220,7 @@ def evaluation_runner(setup: ValidationSetup) -> Iterator[Runner]:
         with quantized_runner(setup) as active:
             yield active
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         files = replace(
             setup.workspace,
             end2end_onnx=Path(folder, "evaluation.onnx"),

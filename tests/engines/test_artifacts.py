@@ -174,7 +174,7 @@ def test_an_artifact_may_be_read_by_whom_the_umask_lets(
 
 
 def test_what_a_kill_left_of_a_folder_goes_when_it_is_made(tmp_path: Path) -> None:
-    (tmp_path / ".scenes.abc.partial" / "images").mkdir(parents=True)
+    (tmp_path / ".scenes.0123456789abcdef.partial" / "images").mkdir(parents=True)
     make_folder_once(
         tmp_path / "scenes",
         (tmp_path / "scenes").exists,
