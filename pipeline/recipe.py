@@ -7,19 +7,18 @@ of their fields can be forgotten.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from reptrt.calibrators.settings import GIBIBYTE, Effort, Reconstruction
 from reptrt.engines.foreign.text import one_line, path_part
 from reptrt.engines.outputs.suppression import DEPLOYMENT, MAX_CANDIDATES, Suppression
 from reptrt.models.names import ONNX_SUFFIX
+from reptrt.pipeline.byte_size import Bytes
 from reptrt.pipeline.read_yaml import read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -33,16 +32,6 @@ Bits = Annotated[int, Field(ge=2, le=8)]
 Triple = tuple[float, float, float]
 SizeRange = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """(height, width) of the smallest, the usual and the largest image."""
-
-
-def _whole_size(value: object) -> object:
-    """Refuse what pydantic would read in part: it takes `1,5GB` for one byte."""
-    if isinstance(value, str) and not re.fullmatch(r"\d*\.?\d+\s*\w*", value.strip()):
-        raise PydanticCustomError("byte_size", "not a size")
-    return value
-
-
-Bytes = Annotated[ByteSize, BeforeValidator(_whole_size)]
 
 
 class RecipeError(ValueError):

@@ -10,9 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from reptrt.engines.foreign.text import one_line, path_part
+from reptrt.pipeline.byte_size import Bytes
 from reptrt.pipeline.read_yaml import read_yaml
 from reptrt.pipeline.recipe import Recipe, load_recipe, slug
 
@@ -45,7 +46,7 @@ class Resources(BaseModel):
 
     cpus: Annotated[int, Field(ge=1)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    memory: Annotated[Bytes, Field(gt=0)] | None = None
     retries: Annotated[int, Field(ge=0)] = 3
     hours: Annotated[float, Field(gt=0)] | None = None
 

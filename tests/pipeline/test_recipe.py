@@ -72,7 +72,9 @@ def test_memory_is_a_number_of_bytes_or_has_a_unit(tmp_path: Path, text: str, si
     assert load_recipe("m:build", {}, write(tmp_path, f"max_memory: {text}\n")).max_memory == size
 
 
-@pytest.mark.parametrize("text", ["much", "4XB", "-1GiB", "-1", "1,5GB", "[1]"])
+@pytest.mark.parametrize(
+    "text", ["much", "4XB", "-1GiB", "-1", "1,5GB", "[1]", ".inf", ".nan", "1e30", "9" * 500]
+)
 def test_a_bad_size_says_how_to_write_one(tmp_path: Path, text: str) -> None:
     file = write(tmp_path, f"max_memory: {text}\n")
     message = error_of("m:build", {}, file)

@@ -98,3 +98,11 @@ def test_rules_for_all_cells_are_bounded_too(tmp_path: Path) -> None:
     rules = ", ".join(["{seed: 1}"] * 2000)
     with pytest.raises(SweepError, match="2000 items for 10000 cells"):
         cells(f"grid: {{model: repvgg_a0, {axes}}}\nexclude: [{rules}]", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["1,5GB", "0", "-1", ".nan", "1e30"])
+def test_a_memory_that_is_no_size_is_refused_and_not_read_in_part(
+    tmp_path: Path, text: str
+) -> None:
+    with pytest.raises(SweepError, match=r"resources\.memory: "):
+        cells(f"grid: {{model: repvgg_a0}}\nresources: {{memory: '{text}'}}\n", tmp_path)
