@@ -103,11 +103,11 @@ def add_version(
         repository: made where it is missing.
         model: what to serve.
         version: its number; None for one more than the highest.
-        keep_config: leave a config.pbtxt that is there and differs, one that was edited perhaps.
+        keep_config: leave a config.pbtxt and a labels.txt that are there and differ, edited ones perhaps.
 
     Raises:
-        RepositoryError: the version exists, the config.pbtxt that is there differs, Triton has no such
-            data type, or the repository is read-only.
+        RepositoryError: the version exists, the config.pbtxt or labels.txt that is there differs, Triton
+            has no such data type, or the repository is read-only.
         WriteError: the disk is full.
     """
     folder, text = _make_folder(repository, model.name), config_text(model)
@@ -116,9 +116,11 @@ def add_version(
         final = folder / str(number)
         if final.exists():
             raise RepositoryError(f"{final}: exists; leave `version` out, or give a free number")
+        labels = "".join(f"{_label(name)}\n" for name in model.classes or ())
+        _require_labels(folder / LABELS, labels, keep_config)
         _write_config(folder, text, _verdict_line(number, model.verdict), keep_config)
-        if model.classes is not None and not (folder / LABELS).exists():
-            _write(folder / LABELS, "".join(f"{_label(name)}\n" for name in model.classes))
+        if labels and not (folder / LABELS).exists():
+            _write(folder / LABELS, labels)
         with writing(final), folder_when_done(final) as partial:
             with replace_when_done(
                 partial / ("model.plan" if model.is_engine else "model.onnx")
@@ -126,6 +128,15 @@ def add_version(
                 shutil.copyfile(model.file, file)
             write_json(model.verdict, partial / VERDICT)
     return final
+
+
+def _require_labels(path: Path, labels: str, keep: bool) -> None:
+    """Refuse other names than those that are there, unless `keep`: all versions share one labels.txt."""
+    if labels and not keep and path.exists() and _read(path) != labels:
+        raise RepositoryError(
+            f"{path}: names other classes than this model has: keep it with `keep_config`, or choose"
+            " another `name`"
+        )
 
 
 def list_versions(folder: Path) -> list[int]:
@@ -198,7 +209,7 @@ def _make_folder(repository: Path, name: str) -> Path:
     return folder
 
 
-def _read_config(path: Path) -> str:
+def _read(path: Path) -> str:
     return read_bytes(path, MAX_SIDECAR_BYTES, RepositoryError).decode(errors="replace")
 
 
@@ -212,7 +223,7 @@ def _verdict_line(version: int, verdict: Verdict) -> str:
 def _write_config(folder: Path, text: str, verdict: str, keep: bool) -> None:
     """Write config.pbtxt, or add the line `verdict` to the one that is there and says the same."""
     path = folder / CONFIG
-    there = _read_config(path) if path.exists() else text
+    there = _read(path) if path.exists() else text
     lines = there.splitlines(keepends=True)
     verdicts = [line for line in lines if line.startswith(_VERDICT_LINE)]
     if "".join(line for line in lines if line not in verdicts) == text:

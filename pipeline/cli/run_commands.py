@@ -187,7 +187,9 @@ def kit(
 @click.option("--name", help="of the model there; default: that of MODEL")
 @click.option("--version", type=click.IntRange(1), help="its number; default: the next")
 @click.option("--instances", type=click.IntRange(1), default=1, help="on each GPU, or on the CPU")
-@click.option("--keep-config", is_flag=True, help="leave a config.pbtxt that was edited")
+@click.option(
+    "--keep-config", is_flag=True, help="leave a config.pbtxt and labels.txt that were edited"
+)
 @json_option
 def triton(
     model: str,

@@ -155,6 +155,20 @@ def test_a_config_that_was_edited_is_kept_or_nothing_happens(model, tmp_path):
     assert list_versions(tmp_path / "net") == [1, 2]
 
 
+def test_labels_of_other_classes_are_kept_or_nothing_happens(model, tmp_path):
+    add_version(tmp_path, model)
+    other = replace(model, classes=("dog", "cat", "bird"))
+    with pytest.raises(
+        RepositoryError, match=r"labels\.txt: names other classes than this model has"
+    ):
+        add_version(tmp_path, other)
+    assert list_versions(tmp_path / "net") == [1]
+    labels = (tmp_path / "net" / "labels.txt").read_bytes()
+    add_version(tmp_path, other, keep_config=True)
+    assert list_versions(tmp_path / "net") == [1, 2]
+    assert (tmp_path / "net" / "labels.txt").read_bytes() == labels
+
+
 @pytest.mark.parametrize("name", ["../net", "a/b", "..", "/net", ""])
 def test_a_name_that_is_no_folder_of_the_repository_is_refused(model, tmp_path, name):
     with pytest.raises(RepositoryError, match="must be the name of a folder"):
