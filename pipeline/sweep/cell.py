@@ -18,15 +18,18 @@ from typing import Literal
 import yaml
 
 from reptrt.engines.artifacts import replace_when_done, write_json
+from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.foreign.ranges import Amount
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.report_schema import Report
 from reptrt.engines.target import UnknownTargetError, resolve_target
 from reptrt.pipeline.sweep.grid import Cell, Resources
-from reptrt.pipeline.workspace.folder import run_folder
+from reptrt.pipeline.workspace.folder import WorkspaceError, read_artifact, run_folder
 from reptrt.pipeline.workspace.records import RecordError, read_record
 
 Status = Literal["done", "gate failed", "failed", "lost"]
 GATE_FAILED = 1
+WAITS = "waits for another process"
 REPORT = "report.json"
 RESULT = "result.json"
 _PROGRESS = re.compile(r"\[(\d+):(\d\d)\] (.+?): (?:(\d+)/(\d+)|started)$")
@@ -65,7 +68,7 @@ class CellResult:
     status: Status
     reason: str = ""
     exit_code: int | None = None
-    seconds: float = 0.0
+    seconds: Amount = 0.0
     node: str = ""
     folder: str | None = None
 
@@ -79,14 +82,25 @@ def cell_folder(workspace: Path, cell: Cell) -> Path:
 
 
 def finished_result(workspace: Path, cell: Cell) -> CellResult | None:
-    """The result that a former sweep left, where it is of this very cell and ended well."""
+    """The result that a former sweep left, where it is of this very cell, ended well, and is as it was written."""
     try:
         result = read_record(cell_folder(workspace, cell) / RESULT, CellResult)
     except RecordError:
         return None
-    is_kept = result.folder is not None and (Path(result.folder) / REPORT).exists()
-    same = result.key == cell.key and result.status in ("done", "gate failed")
-    return result if same and is_kept else None
+    report = report_of(result)
+    if result.key != cell.key or report is None:
+        return None
+    is_own = result.folder == str(_report_of(_root(workspace, cell), cell))
+    return result if is_own and result.status == _status(report) else None
+
+
+def _status(report: Report) -> Status:
+    return "gate failed" if report.verdict.stops else "done"
+
+
+def _root(workspace: Path, cell: Cell) -> Path:
+    """Workspace of the run of `cell`."""
+    return workspace / "runs" / cell.group
 
 
 def run_cell(
@@ -94,8 +108,9 @@ def run_cell(
 ) -> CellResult:
     """Run `reptrt engine` with the recipe of `cell`; whatever happens there is a result.
 
-    The run's own files lie in `workspace/runs/<group>`, so that a cell that is tried again goes on where
-    the last try stopped, and cells of one group share a calibration.
+    Where another sweep in the same folder runs the cell, its result is waited for and taken. The run's own
+    files lie in `workspace/runs/<group>`, so that a cell that is tried again goes on where the last try
+    stopped, and cells of one group share a calibration.
 
     Args:
         cell: what to run.
@@ -106,11 +121,21 @@ def run_cell(
     """
     folder = cell_folder(workspace, cell)
     folder.mkdir(parents=True, exist_ok=True)
+    with hold_lock(folder / ".lock", lambda: watch(CellProgress(cell.name, node, WAITS))):
+        return finished_result(workspace, cell) or _run_cell(
+            cell, workspace, resources, node, watch
+        )
+
+
+def _run_cell(
+    cell: Cell, workspace: Path, resources: Resources, node: str, watch: Watch
+) -> CellResult:
+    folder = cell_folder(workspace, cell)
     recipe = folder / "recipe.yaml"
     with replace_when_done(recipe) as path:
         values = cell.recipe.model_dump(mode="json", exclude_defaults=True, exclude={"model"})
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    root = workspace / "runs" / cell.group
+    root = _root(workspace, cell)
     command = [sys.executable, "-m", "reptrt", "engine", cell.recipe.model, "--recipe", str(recipe),
                "--workspace", str(root), "--json"]  # fmt: skip
     started = time.monotonic()
@@ -130,12 +155,12 @@ def run_cell(
 
 
 def report_of(result: CellResult) -> Report | None:
-    """The report of a cell, where it left one."""
+    """The report of a cell, where it left one that nobody changed."""
     if result.folder is None:
         return None
     try:
-        return read_record(Path(result.folder) / REPORT, Report)
-    except RecordError:
+        return read_artifact(Path(result.folder) / REPORT, "report", Report)
+    except (RecordError, WorkspaceError):
         return None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import pytest
 from pyarrow import parquet
 
 from reptrt.engines.target import resolve_target
-from reptrt.pipeline.sweep.cell import CellProgress, CellResult, _report_of
-from reptrt.pipeline.sweep.grid import Sweep, cells_of
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult, _report_of, finished_result
+from reptrt.pipeline.sweep.grid import Sweep, cells_of, load_sweep
 from reptrt.pipeline.sweep.table import Row, write_tables
 from reptrt.pipeline.workspace.folder import run_folder
 from tests.command_line import Outcome, TinyProject, reptrt
@@ -117,3 +119,40 @@ def test_a_cell_has_the_report_of_its_own_target_whatever_the_clock_says(
     assert _report_of(tmp_path, cell) == own.absolute()
     (own / "report.json").unlink()
     assert _report_of(tmp_path, cell) is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda report, result: edit(report, ("accuracy", "quantized"), 99.0),
+        lambda report, result: report.unlink(),
+        lambda report, result: edit(result, ("status",), "gate failed"),
+        lambda report, result: edit(result, ("folder",), "/elsewhere"),
+        lambda report, result: edit(result, ("key",), "0"),
+        lambda report, result: edit(result, ("seconds",), -1.0),
+        lambda report, result: result.write_text("[" * 5000),
+        lambda report, result: result.write_bytes(b""),
+    ],
+    ids=["report", "no report", "status", "folder", "key", "seconds", "deep", "empty"],
+)
+def test_a_result_or_report_that_was_edited_is_no_result(
+    swept: tuple[Path, Outcome], tmp_path: Path, spoil: Callable[[Path, Path], object]
+) -> None:
+    folder, _ = swept
+    (cell, *_) = cells_of(load_sweep(folder / "sweep.yaml"), folder)
+    shutil.copytree(folder / "out", tmp_path / "out")
+    result = tmp_path / "out" / "cells" / cell.name / "result.json"
+    (report,) = (tmp_path / "out" / "runs" / cell.group).rglob("report.json")
+    edit(result, ("folder",), str(report.parent))
+    assert finished_result(tmp_path / "out", cell) is not None
+    spoil(report, result)
+    assert finished_result(tmp_path / "out", cell) is None
+
+
+def edit(path: Path, keys: tuple[str, ...], value: object) -> None:
+    content = json.loads(path.read_text())
+    owner = content
+    for key in keys[:-1]:
+        owner = owner[key]
+    owner[keys[-1]] = value
+    path.write_text(json.dumps(content))
