@@ -86,6 +86,7 @@ def _load(model: QuantizedModel, path: Path) -> CalibrationResult:
             if not grid.is_legal:
                 raise CalibrationFileError(f"{path}: {name} has no legal codes; calibrate again")
             _quantizers(model)[kind][name].grid = grid
+    require_legal_steps(model, path)
     return _parse_result(metadata["result"])
 
 
@@ -100,6 +101,18 @@ def restore_tensors(model: QuantizedModel, tensors: Mapping[str, torch.Tensor]) 
     state = model.graph_module.state_dict()
     for name, tensor in tensors.items():
         state[name].copy_(tensor)
+
+
+def require_legal_steps(model: QuantizedModel, path: Path) -> None:
+    """Refuse what `path` brought into `model` where a step is no number above 0.
+
+    Raises:
+        CalibrationFileError: there is one.
+    """
+    for quantizers in _quantizers(model).values():
+        for name, quantizer in quantizers.items():
+            if not quantizer.is_legal:
+                raise CalibrationFileError(f"{path}: {name} has no legal step; calibrate again")
 
 
 def read_result(path: Path) -> CalibrationResult:

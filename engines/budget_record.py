@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from reptrt.engines.foreign.ranges import Amount, Count, NotEmpty, Percent
 
 Outcome = Literal["met", "missed", "undecided", "hopeless"]
 """Undecided: too few labelled images to be sure. Hopeless: it is not INT8 that fails, but FP32 or the images."""
@@ -32,17 +34,17 @@ class Attempt:
 
     gain: float | None
     reached: float | None
-    int8_layers: int
-    layers: int
+    int8_layers: Count
+    layers: Count
     outcome: Outcome
     reason: str
     trt_onnx: str
     drop: float | None = None
     drop_at_most: float | None = None
-    agreement: float | None = None
+    agreement: Percent | None = None
     snr_db: float | None = None
-    milliseconds: float | None = None
-    fp16_milliseconds: float | None = None
+    milliseconds: Amount | None = None
+    fp16_milliseconds: Amount | None = None
 
     @property
     def pays(self) -> bool:
@@ -63,7 +65,7 @@ class BudgetSearch:
     """
 
     max_drop: float
-    attempts: tuple[Attempt, ...]
+    attempts: Annotated[tuple[Attempt, ...], NotEmpty()]
     reason: str
 
     def made(self, trt_onnx: str) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from reptrt.engines.foreign.ranges import Amount, Count, NotEmpty, Percent
 
 
 @dataclass(frozen=True)
@@ -11,7 +14,7 @@ class Histogram:
 
     low: float
     high: float
-    counts: tuple[int, ...]
+    counts: Annotated[tuple[Count, ...], NotEmpty()]
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class LayerHistograms:
     """
 
     activation: Histogram
-    step: float
+    step: Amount
     grid: tuple[float, float]
-    clipped: float
+    clipped: Percent
     weights: Histogram
     start: tuple[float, float] | None = None

@@ -15,11 +15,11 @@ from typing import Literal
 
 from reptrt.engines.budget_record import BudgetSearch
 from reptrt.engines.cost.records import Comparison
+from reptrt.engines.foreign.ranges import Amount, Cosine, Count, Percent
 from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.inspection.traffic import Traffic
 
 Deploy = Literal["int8", "fp16", "fp32"]
-
 Reference = Literal["float", "file"]  # what INT8 is compared with: its float model, or its own file
 Interval = tuple[float, float]
 """Lower and upper end, in percent or points."""
@@ -45,14 +45,14 @@ class Accuracy:
     fp32: float | None = None
     quantized: float | None = None
     drop: float | None = None
-    agreement: float | None = None
-    num_images: int | None = None
+    agreement: Percent | None = None
+    num_images: Count | None = None
     extra: Mapping[str, MetricPair] | None = None
     fp32_interval: Interval | None = None
     drop_interval: Interval | None = None
-    chance: float | None = None
-    lost: int | None = None
-    gained: int | None = None
+    chance: Percent | None = None
+    lost: Count | None = None
+    gained: Count | None = None
     divergence: float | None = None
 
     @property
@@ -78,7 +78,7 @@ class OutputNumerics:
     """
 
     snr_db: float | None = None
-    cosine: float | None = None
+    cosine: Cosine | None = None
     largest_fp32: float | None = None
     largest_quantized: float | None = None
     is_background: bool = False
@@ -110,11 +110,11 @@ class BlockLoss:
 
     name: str
     stage: int
-    before: float | None = None
-    after: float | None = None
-    seconds: float | None = None
-    steps: int | None = None
-    batch_size: int | None = None
+    before: Amount | None = None
+    after: Amount | None = None
+    seconds: Amount | None = None
+    steps: Count | None = None
+    batch_size: Count | None = None
     snr_db: float | None = None
     reason: str = ""
 
@@ -123,9 +123,9 @@ class BlockLoss:
 class Percentiles:
     """Latency of one inference, in milliseconds."""
 
-    p50: float | None = None
-    p90: float | None = None
-    p99: float | None = None
+    p50: Amount | None = None
+    p90: Amount | None = None
+    p99: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class OperatorIsland:
     op_types: tuple[str, ...]
     role: str
     reason: str
-    weight_bytes: int = 0
+    weight_bytes: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +183,12 @@ class Fusion:
     `traffic` is None where the kernels have no shapes: a processor's, or an engine for several batches.
     """
 
-    int8_layers: int
-    quantizable_layers: int
-    int8_coverage: float
-    kernels: int
-    attention_blocks: int | None = None
-    fused_attention: int | None = None
+    int8_layers: Count
+    quantizable_layers: Count
+    int8_coverage: Percent
+    kernels: Count
+    attention_blocks: Count | None = None
+    fused_attention: Count | None = None
     float_islands: tuple[FloatIsland, ...] | None = None
     operator_islands: tuple[OperatorIsland, ...] = ()
     traffic: Traffic | None = None
@@ -198,8 +198,8 @@ class Fusion:
 class FusionReport(Fusion):
     """Content of fusion.json; `backend` names the builder and its version."""
 
-    attention_blocks: int
-    fused_attention: int
+    attention_blocks: Count
+    fused_attention: Count
     float_islands: tuple[FloatIsland, ...]
     backend: str = ""
     fused_kernels: tuple[Kernel, ...] = ()
@@ -221,9 +221,9 @@ class End2End:
     score_threshold: float
     iou_threshold: float
     max_detections: int
-    identical: float
-    agreement: float
-    num_images: int
+    identical: Percent
+    agreement: Percent
+    num_images: Count
     backend: str
 
 
@@ -231,9 +231,9 @@ class End2End:
 class FileSizes:
     """Sizes in bytes."""
 
-    fp32_onnx: int | None = None
-    trt_onnx: int | None = None
-    engine: int | None = None
+    fp32_onnx: Count | None = None
+    trt_onnx: Count | None = None
+    engine: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Check:
     reason: str
     measured: float | None = None
     bound: float | None = None
-    images: int | None = None
+    images: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -274,8 +274,8 @@ class Shortfall:
     output: str
     snr_db: float
     bound: float
-    num_short: int
-    num_outputs: int
+    num_short: Count
+    num_outputs: Count
     remedy: str
 
 
@@ -325,8 +325,8 @@ class Validation:
     layers: tuple[LayerSnr, ...] = ()
     latency_ms: ModelLatency | None = None
     end2end: End2End | None = None
-    shown: tuple[tuple[int, int], ...] | None = None
-    changed: tuple[int, ...] = ()
+    shown: tuple[tuple[Count, Count], ...] | None = None
+    changed: tuple[Count, ...] = ()
     is_constant_input: bool = False
     reference: Reference = "float"
     file_numerics: Numerics | None = None
@@ -338,11 +338,11 @@ class ComparisonRow:
 
     calibrator: str
     method: str
-    num_samples: int
+    num_samples: Count
     accuracy: Accuracy | None = None
     numerics: Numerics
-    seconds: float | None = None
-    peak_rss_mb: float | None = None
+    seconds: Amount | None = None
+    peak_rss_mb: Amount | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,8 +358,8 @@ class RunFacts:
     activation_bits: int
     precision: str
     softmax: str
-    num_samples: int
-    seed: int
+    num_samples: Count
+    seed: Count
     accuracy: Accuracy | None = None
     verdict: Verdict = NOT_JUDGED
     versions: Mapping[str, str | None] | None = None
@@ -389,8 +389,8 @@ class Report(RunFacts):
     fusion: Fusion | None = None
     cost: Comparison | None = None
     size_bytes: FileSizes | None = None
-    seconds: Mapping[str, float | None] | None = None
-    peak_rss_mb: float | None = None
+    seconds: Mapping[str, Amount | None] | None = None
+    peak_rss_mb: Amount | None = None
     gate: Gate = Gate()
     budget: BudgetSearch | None = None
     deploy: Deploy | None = None

@@ -48,8 +48,13 @@ from reptrt.pipeline.stated_preprocess import stated_preprocess
 from reptrt.pipeline.validation.remembered import OutputMemory
 from reptrt.pipeline.validation.shards import Spread
 from reptrt.pipeline.validation.validate import ValidationSetup
-from reptrt.pipeline.workspace.folder import Workspace, read_artifact, require
-from reptrt.pipeline.workspace.run_records import Inputs
+from reptrt.pipeline.workspace.folder import (
+    Workspace,
+    has_made,
+    read_optional,
+    require,
+)
+from reptrt.pipeline.workspace.run_records import Inputs, made_from, sha256_or_none
 from reptrt.pipeline.workspace.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -160,20 +165,18 @@ class Run:
     @property
     def priced(self) -> CostPlacement | None:
         """What the stage `placement` found; None where nothing has a price."""
-        path = self.workspace.placement
-        return read_artifact(path, "placement", CostPlacement) if path.exists() else None
+        return read_optional(self.workspace.placement, "placement", CostPlacement)
 
     @property
     def sensitive(self) -> Sensitivity:
         """Layers that stay float, as the stage `sensitivity` found; none where it did not run."""
-        path = self.workspace.sensitivity
-        return read_artifact(path, "sensitivity", Sensitivity) if path.exists() else NOT_SENSITIVE
+        found = read_optional(self.workspace.sensitivity, "sensitivity", Sensitivity)
+        return found or NOT_SENSITIVE
 
     @property
     def apart(self) -> list[str]:
         """Concats whose sources keep their own scales, as the stage `concats` found."""
-        path = self.workspace.concats
-        return read_artifact(path, "concats", list[str]) if path.exists() else []
+        return read_optional(self.workspace.concats, "concats", list[str]) or []
 
     @property
     def facts(self) -> dict[str, object]:
@@ -195,15 +198,25 @@ class Run:
     def channels(self) -> ChannelFactors:
         """Factors of channels in front of their quantizers, as the stage `channels` chose; none without it."""
         path = self.workspace.channels
-        return load_factors(require(path, "channels")) if path.exists() else {}
+        return load_factors(require(path, "channels")) if has_made(path, "channels") else {}
 
     @property
     def engine_onnx(self) -> Path:
-        """What the engine is built from."""
+        """What the engine is built from.
+
+        Raises:
+            WorkspaceError: it is not what was written there.
+        """
         files = self.workspace
         if self.recipe.end2end:
             return files.end2end_onnx
-        return files.cut_onnx if files.cut_onnx.exists() else files.trt_onnx
+        return require(files.cut_onnx, "tail") if self.is_cut else files.trt_onnx
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the engine ends in front of the tail of this very model (`cut_tail`)."""
+        source = made_from(self.workspace.folder, "tail", "trt_onnx")
+        return source is not None and source == sha256_or_none(self.workspace.trt_onnx)
 
     @property
     def validation_setup(self) -> ValidationSetup:

@@ -50,6 +50,7 @@ from reptrt.pipeline.report.examples import find_examples
 from reptrt.pipeline.report.html import write_html
 from reptrt.pipeline.require import require_boxes, require_exported
 from reptrt.pipeline.run import Run, open_labelled
+from reptrt.pipeline.run_recipe import recipe_sha256
 from reptrt.pipeline.validation.validate import (
     engine_can_run,
     find_histograms,
@@ -321,6 +322,19 @@ def report(run: Run) -> Report:
     require_same(workspace.folder, "validate", {"trt_onnx": file_sha256(workspace.trt_onnx)})
     require(workspace.fusion, "build")
     require_same(workspace.folder, "build", {"onnx": file_sha256(run.engine_onnx)})
+    made: list[Report] = []
+    inputs = {
+        "recipe": recipe_sha256(run.recipe, run.target.name),
+        "validation": file_sha256(workspace.validation),
+        "fusion": file_sha256(workspace.fusion),
+    }
+    stage = run.stage("report", inputs, "report_json", "report_html")
+    stage.run_always(lambda: made.append(_write_report(run)))
+    return made[0]
+
+
+def _write_report(run: Run) -> Report:
+    workspace = run.workspace
     content = collect_report(
         workspace, run.plan, run.calibration_result, verdict_of(run), run.command
     )
@@ -328,7 +342,7 @@ def report(run: Run) -> Report:
     validation = read_artifact(workspace.validation, "validate", Validation)
     examples = find_examples(run.validation_setup, card, open_labelled(run, card), validation)
     kernels = read_artifact(workspace.fusion, "build", FusionReport).fused_kernels
-    write_json(content, workspace.report_json)
     histograms = layer_histograms(workspace, run.calibration_result)
+    write_json(content, workspace.report_json)
     write_html(content, kernels, examples, workspace.report_html, histograms)
     return content

@@ -73,6 +73,29 @@ def colours(outlier=0.0):
     return network
 
 
+class Joined(nn.Module):
+    """As `colours`, with a concat in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        network = colours()
+        self.first, self.rest = network[:3], network[3:]
+        self.left, self.right = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        for offset, layer in ((0, self.left), (4, self.right)):
+            layer.weight.data.zero_()
+            layer.bias.data.zero_()
+            for channel in range(4):
+                layer.weight.data[channel, offset + channel] = 1
+
+    def forward(self, images):
+        body = self.first(images)
+        return self.rest(torch.cat([self.left(body), self.right(body)], 1))
+
+
+def joined():
+    return Joined()
+
+
 def collapsing():
     return colours(1000.0)
 

@@ -35,6 +35,13 @@ aten = torch.ops.aten
 
 _FACTORS = "channel_factors"
 
+
+class ChannelFactorError(ValueError):
+    """The factors are of another network."""
+
+    exit_code = 2
+
+
 ChannelFactors = Mapping[str, torch.Tensor]
 """Quantized tensor -> factor [channels] > 0 that its quantizer divides each channel by."""
 
@@ -45,6 +52,9 @@ def scale_channels(model: QuantizedModel, factors: ChannelFactors) -> None:
 
     The float function stays the same. Scales and learned weights must not be set yet. Tensors that are
     not quantized in `model`, or that cannot be scaled there, are left alone.
+
+    Raises:
+        ChannelFactorError: a tensor has another number of channels.
     """
     for name in model.activation_quantizers:
         site = find_site(model, name)
@@ -53,8 +63,19 @@ def scale_channels(model: QuantizedModel, factors: ChannelFactors) -> None:
         tensors = {call: source_of(call).name for call in site.calls}
         own = {call: factors[name] for call, name in tensors.items() if name in factors}
         if own:
+            _require_fit(own)
             _scale(model, site, own)
     model.graph_module.recompile()
+
+
+def _require_fit(own: Mapping[fx.Node, torch.Tensor]) -> None:
+    for call, factor in own.items():
+        source = source_of(call)
+        if factor.shape != source.meta["val"].shape[1:2]:
+            raise ChannelFactorError(
+                f"channels.safetensors: has {len(factor)} factors for {source.name}, which has"
+                f" {source.meta['val'].shape[1]} channels; remove it, and calibrate again"
+            )
 
 
 def scaled_rows(model: QuantizedModel, factors: ChannelFactors) -> dict[str, torch.Tensor]:

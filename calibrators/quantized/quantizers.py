@@ -135,6 +135,13 @@ class TensorQuantizer(nn.Module):
         return self.grid.quant_min - self.zero_point, self.grid.quant_max - self.zero_point
 
     @property
+    def is_legal(self) -> bool:
+        """Whether every step is a number above 0, and every zero point a code's."""
+        scale, zero_point = self.scale.double(), self.zero_point.double()
+        is_whole = zero_point.isfinite() & (zero_point == zero_point.round())
+        return bool((scale.isfinite() & (scale > 0)).all() and is_whole.all())
+
+    @property
     def offset(self) -> int:
         """Subtracted from multiples of the step to store them as int8; 0 but for some 8-bit activations."""
         return self.grid.offset - int(self.zero_point) if self.grid.offset else 0

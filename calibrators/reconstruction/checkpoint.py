@@ -13,7 +13,12 @@ from safetensors.torch import save_file
 
 from reptrt.calibrators.base import BlockFit
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.state import CalibrationFileError, restore_tensors, save_tensors
+from reptrt.calibrators.state import (
+    CalibrationFileError,
+    require_legal_steps,
+    restore_tensors,
+    save_tensors,
+)
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.border import explain, reading, require_file
 from reptrt.models.read_fields import read_fields
@@ -54,7 +59,10 @@ def load_block(model: QuantizedModel, names: Sequence[str], path: Path) -> Block
             tensors = {name: file.get_tensor(name) for name in names}
         if any(_kind(tensors[name]) != _kind(state[name]) for name in names):
             raise ValueError("it is of another block")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("it holds NaN or infinity")
     restore_tensors(model, tensors)
+    require_legal_steps(model, path)
     return fit
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 
+from reptrt.engines.foreign.ranges import Amount
+
 ROUNDS = 5
 """Most engines that rounds price; each has fewer INT8 layers than the one before."""
 
@@ -50,8 +52,8 @@ class Priced:
 class LayerPrice:
     """Why a layer stays FP16: microseconds in INT8, where it was last tried, and in FP16."""
 
-    int8_us: float
-    fp16_us: float
+    int8_us: Amount
+    fp16_us: Amount
 
     @property
     def reason(self) -> str:
@@ -75,9 +77,9 @@ class CostPlacement:
     """
 
     float_layers: Mapping[str, LayerPrice]
-    milliseconds: float
-    int8_milliseconds: float
-    fp16_milliseconds: float
+    milliseconds: Amount
+    int8_milliseconds: Amount
+    fp16_milliseconds: Amount
     pools: bool = False
     savings: Mapping[str, float] = field(default_factory=dict)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from reptrt.engines.foreign.ranges import Amount, Count
 from reptrt.engines.inspection.traffic import Traffic
 
 Bound = Literal["compute", "memory", "launch", "nothing"]
@@ -19,11 +20,11 @@ class PredictedEngine:
     """
 
     traffic: Traffic
-    milliseconds: float
-    low: float
-    high: float
+    milliseconds: Amount
+    low: Amount
+    high: Amount
     bound: Bound
-    engine_bytes: int | None = None
+    engine_bytes: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Comparison:
     """
 
     gpu: str
-    batch: int
+    batch: Count
     origin: str
     int8: PredictedEngine
     fp16: PredictedEngine
-    time_ratio: float
-    byte_ratio: float
-    kernel_ratio: float
+    time_ratio: Amount
+    byte_ratio: Amount
+    kernel_ratio: Amount

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+from reptrt.engines.foreign.ranges import Count
+
 _BITS = {
     "Float": 32, "Half": 16, "BFloat16": 16, "Int8": 8, "UInt8": 8, "FP8": 8, "Int4": 4, "FP4": 4,
     "Int32": 32, "Int64": 64, "Bool": 8,
@@ -108,10 +110,10 @@ class Product:
         stride: of the window, () where it has none or the source gives none.
     """
 
-    rows: int
-    columns: int
-    depth: int
-    groups: int = 1
+    rows: Count
+    columns: Count
+    depth: Count
+    groups: Count = 1
     window: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from reptrt.engines.foreign.ranges import Amount, Count, Percent
 from reptrt.engines.inspection.kernel import Kernel
 
 _FREE = ("noop", "constant", "signal", "wait", "shape_call", "shape call")
@@ -24,11 +25,11 @@ class Traffic:
         int8_writers: percent of the kernels that multiply weights which write INT8.
     """
 
-    kernels: int
-    activation_megabytes: float
-    weight_megabytes: float
-    gigaoperations: Mapping[str, float]
-    int8_writers: float
+    kernels: Count
+    activation_megabytes: Amount
+    weight_megabytes: Amount
+    gigaoperations: Mapping[str, Amount]
+    int8_writers: Percent
 
     @property
     def megabytes(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import fx
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.build.builder import build_engine
 from reptrt.engines.outputs.suppression import Suppression
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.surgery import clean
 from reptrt.engines.target import Backend, load_backend
 from reptrt.models.card import ModelCard
@@ -38,7 +38,7 @@ def make_fp16_engine(run: Run) -> None:
     inputs = {
         "network": run.network_sha256,
         "batch_size": run.plan.batch_size,
-        "cut": workspace.cut_onnx.exists(),
+        "cut": run.is_cut,
         "suppression": None if recipe.suppression is None else asdict(recipe.suppression),
         **build_inputs(recipe, target, run.loaded.inputs),
     }
@@ -51,7 +51,7 @@ def make_fp16_engine(run: Run) -> None:
             onnx,
             recipe.suppression,
             target.backend,
-            None if workspace.cut_onnx.exists() else run.loaded.tail,
+            None if run.is_cut else run.loaded.tail,
         )
         trt, options = load_backend(target), build_options(recipe, target, run.loaded.inputs)
         build_engine(onnx, workspace.fp16_engine, trt, options, run.progress)
@@ -68,7 +68,7 @@ def write_fp16_onnx(
     tail: Tail | None = None,
 ) -> None:
     """Write the network in FP16, with the same surgery and NMS as the INT8 model."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         cleaned = path if suppression is None else Path(folder, "cleaned.onnx")
         with replace_when_done(cleaned) as temporary:
             temporary.write_bytes(_fp16_model(float_graph, card, tail))
@@ -79,7 +79,7 @@ def write_fp16_onnx(
 @functools.lru_cache(maxsize=1)
 def _fp16_model(float_graph: fx.GraphModule, card: ModelCard, tail: Tail | None) -> bytes:
     """The file's content: placement, cost and validation of a run want the same one."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         exported, cleaned = Path(folder, "exported.onnx"), Path(folder, "cleaned.onnx")
         export_float(float_graph, exported, card, card.batch_size, precision="fp16", tail=tail)
         clean(exported, cleaned)

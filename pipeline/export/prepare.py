@@ -14,10 +14,11 @@ from torch import fx
 from reptrt.calibrators.channels.rewrite import ChannelFactors, scale_channels
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.output_parts import find_parts
-from reptrt.calibrators.quantized.placement import place_quantizers
+from reptrt.calibrators.quantized.placement import TRANSPOSED, WEIGHTED, place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.reconstruction.qprep import protect_merged, protect_reparameterization
 from reptrt.calibrators.sensitivity import SENSITIVE
+from reptrt.engines.foreign.text import one_line
 from reptrt.engines.target import resolve_target
 from reptrt.models.branches.merge import describe_merged
 from reptrt.models.card import ModelCard
@@ -27,6 +28,7 @@ from reptrt.models.fuse_check import require_same_function
 from reptrt.models.graph import (
     example_tensors,
     graph_sha256,
+    layer_name,
     merged_layers,
     tensor_bytes,
     trace_inputs,
@@ -36,6 +38,7 @@ from reptrt.models.spec import Task
 from reptrt.models.task import OutputError, count_classes, list_outputs
 from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.recipe import Device, Recipe
+from reptrt.pipeline.workspace.folder import ARTIFACTS
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +120,12 @@ class Choices:
 NO_CHOICES = Choices()
 
 
+class ChoiceError(ValueError):
+    """A file of the run is of another network."""
+
+    exit_code = 2
+
+
 def prepare_network(
     loaded: LoadedModel, plan: Plan, recording: Recording, choices: Choices = NO_CHOICES
 ) -> Network:
@@ -130,10 +139,12 @@ def prepare_network(
 
     Raises:
         OutputError: the network does not do its task.
+        ChoiceError: a choice is of another network.
     """
     graph_module = copy.deepcopy(recording.float_graph)
     if plan.softmax != "float":
         expand_attention(graph_module)
+    _require_known(graph_module.graph, choices)
     placement = place_quantizers(
         graph_module.graph,
         plan.keep_float,
@@ -154,6 +165,24 @@ def prepare_network(
     )
     scale_channels(quantized, choices.channels)
     return Network(recording.float_graph, quantized, describe(loaded, recording.float_graph, plan))
+
+
+def _require_known(graph: fx.Graph, choices: Choices) -> None:
+    """Refuse names that the network does not have: their file was changed, or is of another run."""
+    nodes = {node.name for node in graph.nodes}
+    layers = {layer_name(node) for node in graph.nodes if node.target in (*WEIGHTED, *TRANSPOSED)}
+    for file, names, known in (
+        ("sensitivity", choices.sensitive, layers),
+        ("placement", choices.costly, layers),
+        ("concats", choices.apart, nodes),
+        ("channels", choices.channels, nodes),
+    ):
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise ChoiceError(
+                f"{ARTIFACTS[file]}: names {one_line(unknown[0])!r}, which this network does not have;"
+                " remove it, and calibrate again"
+            )
 
 
 def open_network(loaded: LoadedModel, recipe: Recipe, target: str = "tensorrt-rtx") -> Network:

@@ -12,7 +12,8 @@ from reptrt.engines.report_schema import Report
 from reptrt.pipeline.recipe import RUN_RECIPE, load_recipe, slug
 from reptrt.pipeline.regression.baselines import Baseline, BaselineError, load_baselines
 from reptrt.pipeline.regression.regress import METRICS, place_of
-from reptrt.pipeline.workspace.records import read_record
+from reptrt.pipeline.workspace.folder import read_artifact, require_same
+from reptrt.pipeline.workspace.run_records import sha256_or_none
 
 _IMAGES = 3
 """That may change before accuracy or agreement counts as changed."""
@@ -33,10 +34,12 @@ def record_run(run: Path, baselines: Path, files: Path) -> str:
 
     Raises:
         BaselineError: there is such an entry already, or the run measured nothing that could be kept.
-        RecordError, RecipeError: `run` is not the folder of a finished run.
+        WorkspaceError, RecordError, RecipeError: `run` is not the folder of a finished run, or its
+            report or recipe was changed since.
         WriteError: `baselines` cannot be written.
     """
-    report = read_record(run / "report.json", Report)
+    report = read_artifact(run / "report.json", "report", Report)
+    require_same(run, "report", {"recipe": sha256_or_none(run / RUN_RECIPE)})
     load_recipe(str(run), {}, run / RUN_RECIPE)  # there has to be one
     recipe = load_recipe(str(run), {})
     known = load_baselines(baselines) if baselines.exists() else {}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from reptrt.calibrators.base import CalibrationResult
 from reptrt.engines.artifacts import file_sha256
@@ -27,7 +26,13 @@ from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.report.recommendation import choose_deployment
 from reptrt.pipeline.report.summary import comparison_lines
-from reptrt.pipeline.workspace.folder import Workspace, read_artifact, require, stage_records
+from reptrt.pipeline.workspace.folder import (
+    Workspace,
+    read_artifact,
+    read_optional,
+    require,
+    stage_records,
+)
 from reptrt.pipeline.workspace.run_records import StageRecord, installed_versions
 
 
@@ -90,6 +95,18 @@ def collect_report(
     )
 
 
+@dataclass(frozen=True)
+class _Point:
+    """What of a quantizer in scales.json is shown."""
+
+    read_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Scales:
+    activations: Mapping[str, _Point]
+
+
 def layer_histograms(
     workspace: Workspace, calibration: CalibrationResult | None
 ) -> dict[str, LayerHistograms]:
@@ -98,21 +115,19 @@ def layer_histograms(
     starts = calibration.starts if calibration else {}
     if not starts:
         return found
-    points = read_artifact(workspace.scales, "calibrate", dict[str, Any])["activations"]
+    points = read_artifact(workspace.scales, "calibrate", _Scales).activations
     began = {
         layer: starts[name]
         for name, point in points.items()
         if name in starts
-        for layer in point["read_by"]
+        for layer in point.read_by
     }
     return {name: replace(one, start=began.get(name)) for name, one in found.items()}
 
 
 def predicted_cost(workspace: Workspace) -> Comparison | None:
     """The predicted comparison with FP16; None where the target has no data sheet."""
-    if not workspace.cost.exists():
-        return None
-    return read_artifact(workspace.cost, "cost", Comparison)
+    return read_optional(workspace.cost, "cost", Comparison)
 
 
 def _seconds(records: Mapping[str, StageRecord]) -> dict[str, float]:
@@ -127,9 +142,11 @@ def _seconds(records: Mapping[str, StageRecord]) -> dict[str, float]:
 
 def budget_search(workspace: Workspace, plan: Plan) -> BudgetSearch | None:
     """What was tried to stay within the budget; None where there is none, or the files are of another run."""
-    if plan.max_drop is None or not workspace.budget.exists():
+    found = (
+        None if plan.max_drop is None else read_optional(workspace.budget, "budget", BudgetSearch)
+    )
+    if found is None:
         return None
-    found = read_artifact(workspace.budget, "budget", BudgetSearch)
     is_same = found.made(file_sha256(workspace.trt_onnx))
     return found if is_same and found.max_drop == plan.max_drop else None
 

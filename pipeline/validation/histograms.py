@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from onnx import numpy_helper
 from reptrt.engines.commuting import CARRIED_OPS
 from reptrt.engines.histogram_record import Histogram, LayerHistograms
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.pipeline.validation.compare_outputs import mark_outputs
 
@@ -48,7 +48,7 @@ def layer_histograms(
     if not sources:
         return {}
     tensors = [source.tensor for source in sources.values()]
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         marked = mark_outputs(qdq_onnx, tensors, Path(folder))
         with OnnxRuntimeRunner(marked, optimize=False) as runner:
             values = {**feed, **runner.infer(feed)}
@@ -91,7 +91,9 @@ def _sources(path: Path) -> Iterator[tuple[str, _Source]]:
         quantize = makers[active[0].input[0]]
         known = all(name in constants for name in quantize.input[1:3])
         if quantize.op_type == "QuantizeLinear" and len(quantize.input) == 3 and known:
-            yield node.name, _source(quantize, constants[codes[0].input[0]], constants, makers)
+            source = _source(quantize, constants[codes[0].input[0]], constants, makers)
+            if np.isfinite(source.grid).all():  # else somebody changed the file
+                yield node.name, source
 
 
 def _source(

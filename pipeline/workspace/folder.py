@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from reptrt.engines.artifacts import WriteError, require_file_or_nothing
 from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.partial import remove_leftovers
 from reptrt.pipeline.recipe import Recipe, slug
 from reptrt.pipeline.workspace.records import read_record
 from reptrt.pipeline.workspace.run_records import (
@@ -146,6 +147,7 @@ def open_workspace(root: Path, recipe: Recipe, target: str) -> Workspace:
 def hold_workspace(workspace: Workspace, waiting: Callable[[], None]) -> Iterator[None]:
     """Keep other processes out of the folder of this run; `waiting` is called if one is in it."""
     with hold_lock(workspace.log, waiting):
+        remove_leftovers(workspace.folder)
         _drop_former_sidecars(workspace)
         yield
 
@@ -177,6 +179,21 @@ def read_artifact(path: Path, stage: str, record: type[T]) -> T:
         RecordError: it is no such record.
     """
     return read_record(require(path, stage), record)
+
+
+def read_optional(path: Path, stage: str, record: type[T]) -> T | None:
+    """As `read_artifact`, of a stage that not every run has; None where it wrote nothing.
+
+    Raises:
+        WorkspaceError: it wrote something, and that was changed or removed; or see `require`.
+        RecordError: it is no such record.
+    """
+    return read_artifact(path, stage, record) if has_made(path, stage) else None
+
+
+def has_made(path: Path, stage: str) -> bool:
+    """Whether `stage`, which not every run has, is said to have written `path`, or something lies there."""
+    return stage in read_records(path.parent) or path.is_symlink() or path.exists()
 
 
 def require_same(folder: Path, stage: str, inputs: Inputs) -> None:

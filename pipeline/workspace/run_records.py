@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from reptrt.engines.artifacts import file_sha256, write_json
+from reptrt.engines.foreign.ranges import Amount, Count
 from reptrt.pipeline.workspace.records import read_record
 
 RECORDS = "run.json"
@@ -42,9 +43,9 @@ class StageRecord(BaseModel):
 
     inputs: dict[str, JsonValue]
     artifacts: dict[str, str]
-    seed: int
-    seconds: float
-    peak_rss_mb: float
+    seed: Count
+    seconds: Amount
+    peak_rss_mb: Amount
     versions: dict[str, str]
     command: str
     copied_from: str | None = None

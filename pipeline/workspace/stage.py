@@ -73,11 +73,21 @@ class Stage:
         if self.shared and self._borrow():
             return
         logger.info(STARTED, self.name)
+        seconds = self._work(work)
+        logger.info("%s: finished in %.1f s", self.name, seconds)
+
+    def run_always(self, work: Callable[[], None]) -> None:
+        """As `run`, for what is short and tells of this very command: it is done anew, and said by whoever calls."""
+        forget_stage(self.folder, self.name)
+        self._work(work)
+
+    def _work(self, work: Callable[[], None]) -> float:
+        """Call `work` and record what it wrote; return its seconds."""
         started = time.monotonic()
         work()
         seconds = round(time.monotonic() - started, 2)
         record_stage(self.folder, self.name, self._describe(seconds))
-        logger.info("%s: finished in %.1f s", self.name, seconds)
+        return seconds
 
     @contextmanager
     def unfinished(self) -> Iterator[Path]:

@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 from rich.console import Console
 
+from reptrt.engines.artifacts import file_sha256, write_json
 from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.cost.choose_sheet import choose_sheet
 from reptrt.engines.cost.estimate import estimate_cost
@@ -92,6 +93,7 @@ RECORDS = RunRecords(stages={"export": StageRecord(
     inputs={"a": 1}, artifacts={"model.onnx": "00"}, seed=0, seconds=1.0, peak_rss_mb=1.0,
     versions={"torch": "2"}, command="reptrt export m",
 )}).model_dump(mode="json")  # fmt: skip
+EXPORTED: dict[str, object] = RECORDS["stages"]["export"]
 VALIDATION = asdict(
     Validation(
         accuracy=Accuracy("top1", 80.0, 79.0, 1.0),
@@ -166,10 +168,16 @@ def _read_report(path: Path) -> object:
     write_html(report, (), Examples(), path.with_name("report.html"))
     Console(file=io.StringIO(), width=100).print(terminal_table(report))
     result = CellResult(CELL.name, CELL.key, "done", folder=str(path.parent))
+    (path.parent / "recipe.yaml").write_text("model: repvgg_a0\n")
+    made = {"report.json": file_sha256(path)}
+    recipe = {"recipe": file_sha256(path.with_name("recipe.yaml"))}
+    write_json(
+        {"stages": {"report": {**EXPORTED, "artifacts": made, "inputs": recipe}}},
+        path.with_name("run.json"),
+    )
     rows_of([CELL], [result])
     (path.parent / "baselines.yaml").write_text("a:\n  recipe:\n    model: x\n")
     judge(path.parent / "baselines.yaml", "a", BASELINE, report)
-    (path.parent / "recipe.yaml").write_text("model: repvgg_a0\n")
     (path.parent / "new.yaml").unlink(missing_ok=True)
     return record_run(path.parent, path.parent / "new.yaml", path.parent)
 
@@ -179,8 +187,8 @@ RESULT = asdict(CellResult(CELL.name, CELL.key, "done", folder="."))
 
 def _read_result(path: Path) -> object:
     """A finished cell is asked for again; what is no such result runs anew."""
-    result = finished_result(path.parents[2], CELL)
-    return None if result is None else write_tables(rows_of([CELL], [result]), path.parent, "c")
+    finished_result(path.parents[2], CELL)
+    return write_tables(rows_of([CELL], [read_record(path, CellResult)]), path.parent, "c")
 
 
 MODEL = ServedModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,10 @@ import onnx
 import pytest
 
 import reptrt
+from reptrt.pipeline.open_run import Caller, open_run
+from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.workspace.folder import WorkspaceError
+from reptrt.pipeline.workspace.stage import Stage
 from tests.models.onnx_import.test_islands import CONV
 from tests.onnx_files import from_text
 
@@ -41,6 +46,30 @@ def test_the_engine_ends_in_front_of_nms_and_the_rest_is_a_file(tmp_path: Path) 
     assert whole["count"] == len(whole["y"]) > 0
     for name, values in behind.items():
         np.testing.assert_array_equal(values, whole[name])
+
+
+def test_a_cut_file_of_another_model_is_not_what_the_engine_is_built_from(tmp_path: Path) -> None:
+    path = from_text(BOXES.format(conv=CONV), tmp_path / "m.onnx")
+    recipe = Recipe(model=str(path), target="tensorrt-rtx")
+    with open_run(recipe, tmp_path / "b", Caller("t")) as run:
+        files = run.workspace
+        files.trt_onnx.write_bytes(b"new weights")
+        files.cut_onnx.write_bytes(b"old weights")
+        assert run.engine_onnx == files.trt_onnx
+        made = [files.cut_onnx, files.tail_onnx]
+        files.tail_onnx.touch()
+        for source, expected in (
+            (b"old weights", files.trt_onnx),
+            (b"new weights", files.cut_onnx),
+        ):
+            digest = hashlib.sha256(source).hexdigest()
+            Stage("tail", "t", 0, {"trt_onnx": digest}, made).run(lambda: None)
+            assert run.engine_onnx == expected
+        files.cut_onnx.write_bytes(b"planted")
+        with pytest.raises(
+            WorkspaceError, match=r"model\.cut\.onnx: is not what was written there"
+        ):
+            _ = run.engine_onnx
 
 
 def _operators(path: Path) -> set[str]:
