@@ -5,9 +5,11 @@ The files are those that runs really write, so that a new kind of file is tried 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,25 @@ def test_the_runs_write_every_kind_of_file(runs: tuple[Finished, ...]) -> None:
     assert written == set(NAMES)
 
 
+def deploy(run: Finished) -> Outcome:
+    """`kit` of an engine, `triton` of a file for processors."""
+    if "cpu" in run.options:
+        return run.run("triton", "--output", run.workspace / "repository")
+    return run.run("kit", "--output", run.workspace / "kit.tar.gz")
+
+
+def deployed(run: Finished) -> str:
+    """Digest of the model that left the workspace."""
+    found = next(run.workspace.glob("repository/*/1/model.onnx"), None)
+    if found is not None:
+        return hashlib.sha256(found.read_bytes()).hexdigest()
+    with tarfile.open(run.workspace / "kit.tar.gz") as archive:
+        (name,) = (one for one in archive.getnames() if one.endswith("model.trt.onnx"))
+        content = archive.extractfile(name)
+        assert content is not None
+        return hashlib.sha256(content.read()).hexdigest()
+
+
 def assert_one_line_or_right(run: Finished, outcome: Outcome, reference: Finished) -> None:
     """The command refused on one line, or its report is that of the run which nobody touched."""
     if outcome.code == 0:
@@ -131,9 +152,43 @@ def test_an_edited_file_is_refused_or_made_again(
         run = reference.copy(tmp_path / "build")
         if not PLAIN[edit](run.files / name):
             continue
-        outcome = run.run("report")
-        assert_one_line_or_right(run, outcome, reference)
-        assert_one_line_or_right(run, run.run("engine"), reference)
+        for command in ("report", "engine"):
+            assert_one_line_or_right(run, run.run(command), reference)
+
+
+@pytest.mark.skipif(not ALL, reason="minutes of work: `make regress` runs it")
+@pytest.mark.parametrize("name", NAMES)
+def test_what_leaves_the_folder_after_an_edit_is_what_it_would_have_been(
+    runs: tuple[Finished, ...], tmp_path: Path, name: str
+) -> None:
+    reference = with_file(runs, name).copy(tmp_path / "reference")
+    assert deploy(reference).code == 0
+    for edit in PLAIN:
+        run = with_file(runs, name).copy(tmp_path / "build")
+        if not PLAIN[edit](run.files / name):
+            continue
+        outcome = deploy(run)
+        assert outcome.code in (0, 2), (edit, outcome.err)
+        if outcome.code == 2:
+            (line,) = outcome.complaints
+            assert line.isprintable()
+        else:
+            assert deployed(run) == deployed(reference), edit
+
+
+@pytest.mark.parametrize("name", ["report.json", "recipe.yaml", "run.json"])
+def test_no_baseline_is_recorded_from_an_edited_run(
+    runs: tuple[Finished, ...], tmp_path: Path, name: str
+) -> None:
+    for edit in ("cut", "garbage", "removed", "number", "a dead link"):
+        run = runs[0].copy(tmp_path / "build")
+        if not {**PLAIN, **FORGED}[edit](run.files / name):
+            (run.files / name).write_text("model: repvgg_a0\n")
+        outcome = reptrt("regress", "--record", run.files, "--baselines", tmp_path / "b.yaml")
+        assert outcome.code == 2, outcome.err
+        (line,) = outcome.complaints
+        assert line.isprintable()
+        assert not (tmp_path / "b.yaml").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
