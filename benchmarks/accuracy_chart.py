@@ -76,6 +76,10 @@ def _network(network: dict[str, Any], top: float, colors: dict[str, str]) -> Ite
             f'<text x="{LEFT + max(along(value), along(network["fp32"])) + 8}" y="{y + 14}"{weight}'
             f' fill="{colors["text" if key == "reptrt" else "faint"]}">{value:.1f}</text>'
         )
+    yield (
+        f'<text x="{WIDTH}" y="{top + 20}" text-anchor="end" fill="{colors["faint"]}">'
+        f"FP32 {network['fp32']:.1f}</text>"
+    )
     x, bottom = LEFT + along(network["fp32"]), top + 6 + len(ways) * (BAR + 3)
     yield (
         f'<line x1="{x}" x2="{x}" y1="{top + 2}" y2="{bottom}" stroke="{colors["text"]}"'

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
+from benchmarks.figures import FIGURES
 from benchmarks.result_tables import DOCS, dump, load_tables, read_tables, with_tables
 
 PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
@@ -12,6 +15,12 @@ def test_every_table_of_the_results_is_made_of_its_data() -> None:
     assert with_tables(PAGE, load_tables()) == PAGE, AGAIN
     assert read_tables(PAGE) == load_tables(), AGAIN
     assert sum(map(len, load_tables().values())) > 20
+
+
+def test_figures_are_those_that_the_script_draws() -> None:
+    for name, draw in FIGURES.items():
+        assert (DOCS / "figures" / f"{name}.svg").read_text(encoding="utf-8") == draw()
+        ElementTree.fromstring(draw())
 
 
 def test_numbers_are_numbers_and_every_file_has_a_line_for_each_row() -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from reptrt.engines.cost.estimate import CostError, KernelCost, estimate_cost, scale_batch
+from reptrt.engines.cost.kernel_time import work_of
 from reptrt.engines.foreign.text import visible
 from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.inspection.kernel import Kernel
@@ -99,12 +100,15 @@ def _costs(report: Report, kernels: Sequence[Kernel]) -> dict[str, list[tuple[Ke
     sheet = TARGETS[report.target].data_sheet if report.target in TARGETS else None
     if sheet is None or not kernels:
         return {}
-    single = scale_batch(kernels, 1.0)
+    every = scale_batch(kernels, 1.0)
+    single = [one for one in every if one.has_shapes or work_of(one) == "none"]
     try:
         priced = {one.name: one for one in estimate_cost(single, sheet).kernels}
     except CostError:
         return {}
-    compared = {layer.layer for layer in report.layers}
+    # What is partly in a kernel that an engine for several batches tells nothing of has no price.
+    unknown = {name for one in every if one not in single for name in one.onnx_layers}
+    compared = {layer.layer for layer in report.layers} - unknown
     found: dict[str, list[tuple[KernelCost, int]]] = {}
     for kernel in single:
         inside = [name for name in kernel.onnx_layers if name in compared]

@@ -30,8 +30,11 @@ def _loss_tile(report: Report) -> Tile:
     note = ""
     if accuracy.drop_interval is not None:
         low, high = (number(end, 2) for end in accuracy.drop_interval)
-        note = f"95 % interval {low} to {high}"
-    return Tile(number(accuracy.drop, 2, "points"), f"of {metric_name(accuracy.metric)} lost", note)
+        note = f"95 % interval of the loss: {low} to {high}"
+    drop, metric = round(accuracy.drop, 2), metric_name(accuracy.metric)
+    if drop < 0:
+        return Tile(number(-drop, 2, "points"), f"of {metric} gained", note)
+    return Tile(number(abs(drop), 2, "points"), f"of {metric} lost", note)
 
 
 def _agreement_tile(report: Report) -> Tile:

@@ -266,6 +266,13 @@ def test_the_first_screen_has_three_numbers(tmp_path: Path) -> None:
         assert fact in tiles
 
 
+def test_a_gain_is_no_negative_loss(tmp_path: Path) -> None:
+    accuracy = Accuracy("top1", 79.43, 79.71, -0.28, 99.43, 700, drop_interval=(-1.04, 0.26))
+    text = render(example(accuracy=accuracy), tmp_path).text.replace("\u00a0", " ")
+    tiles = text.partition("Gate passed")[2].partition("Contents")[0]
+    assert "0.28 points of top-1 gained95 % interval of the loss: −1.04 to 0.26" in tiles
+
+
 def test_calibrators_that_were_tried_come_best_first(tmp_path: Path) -> None:
     tried = {"minmax": 20.0, "repapq": 30.5, "mse": 25.0, "exact": float("inf")}
     text = render(example(calibrator="repapq", calibrators_db=tried), tmp_path).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from reptrt.engines.histogram_record import Histogram, LayerHistograms
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor
@@ -36,6 +37,14 @@ def test_a_kernel_is_shared_by_its_layers() -> None:
     assert abs(one.megabytes - (2 * 64 * 56 * 56 + 64 * 64 * 9) / 2e6) < 1e-3
     assert (three.microseconds, three.reason) == (None, "it is the last")
     assert (one.snr_db, three.snr_db) == (40.0, None)
+
+
+def test_a_kernel_without_shapes_leaves_only_its_own_layers_without_a_price() -> None:
+    shapeless = (Tensor("y", "Half"),)
+    other = replace(CONV, name="other", inputs=shapeless, outputs=shapeless, onnx_layers=("two",))
+    one, two, _ = layer_rows(report(), [replace(CONV, onnx_layers=("one",)), other])
+    assert one.microseconds is not None
+    assert two.microseconds is None
 
 
 def test_without_a_data_sheet_or_kernels_there_is_no_time() -> None:
