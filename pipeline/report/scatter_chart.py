@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 from reptrt.pipeline.report.axes import Axis, linear_axis, log_axis
 
 HEIGHT = 340
-# A label has room in a plot of this width. A wider page only moves the points apart.
-_WIDTH = 720
+# A label has room in a plot of the first width, and of the second, a phone's, where that leaves a choice. A wider
+# page only moves the points apart.
+_WIDTHS = (720, 270)
 _LETTER, _LINE, _MARK = 7.5, 15, 6
 _FEWEST_INSIDE = 3
 _OUTLYING = 3.0
@@ -145,19 +146,39 @@ def _place_labels(
     texts: Sequence[str], places: Sequence[tuple[float, float]], level: float | None
 ) -> list[Label]:
     """Give every label the first place where it hides nothing, or the one where it hides least."""
-    pixels = [(x / 100 * _WIDTH, y / 100 * HEIGHT) for x, y in places]
-    taken = [_Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in pixels]
-    if level is not None:
-        line = level / 100 * HEIGHT
-        taken.append(_Box(0, line - 1, _WIDTH, line + 1))
+    plots = [_Plot(width, places, level) for width in _WIDTHS]
     labels = []
-    for text, (x, y) in zip(texts, pixels, strict=True):
-        labels_here = [Label(text, *place) for place in _PLACES]
-        hidden = [_cost(_label_box(label, x, y), taken) for label in labels_here]
-        best = labels_here[hidden.index(min(hidden))]
-        taken.append(_label_box(best, x, y))
+    for index, text in enumerate(texts):
+        here = [Label(text, *place) for place in _PLACES]
+        best = min(here, key=lambda label: [plot.cost(index, label) for plot in plots])
+        for plot in plots:
+            plot.take(index, best)
         labels.append(best)
     return labels
+
+
+class _Plot:
+    """A plot of one width: what is drawn where, in pixels."""
+
+    def __init__(
+        self, width: int, places: Sequence[tuple[float, float]], level: float | None
+    ) -> None:
+        self._width = width
+        self._pixels = [(x / 100 * width, y / 100 * HEIGHT) for x, y in places]
+        self._taken = [_Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in self._pixels]
+        if level is not None:
+            line = level / 100 * HEIGHT
+            self._taken.append(_Box(0, line - 1, width, line + 1))
+
+    def cost(self, index: int, label: Label) -> int:
+        """How much a label of the point at `index` hides there; leaving the plot costs as much."""
+        box = _label_box(label, *self._pixels[index])
+        outside = box.left < 0 or box.top < 0 or box.right > self._width or box.bottom > HEIGHT
+        return outside + sum(box.hides(other) for other in self._taken)
+
+    def take(self, index: int, label: Label) -> None:
+        """Keep others from where the label is."""
+        self._taken.append(_label_box(label, *self._pixels[index]))
 
 
 def _label_box(label: Label, x: float, y: float) -> _Box:
@@ -165,9 +186,3 @@ def _label_box(label: Label, x: float, y: float) -> _Box:
     left = x + label.dx - {"start": 0.0, "middle": width / 2, "end": width}[label.anchor]
     bottom = y + label.dy + 3
     return _Box(left, bottom - _LINE, left + width, bottom)
-
-
-def _cost(box: _Box, taken: Sequence[_Box]) -> int:
-    """How much a label there hides; leaving the plot costs as much."""
-    outside = box.left < 0 or box.top < 0 or box.right > _WIDTH or box.bottom > HEIGHT
-    return outside + sum(box.hides(other) for other in taken)

@@ -9,9 +9,9 @@ def chart(*points: tuple[str, float, float], reference: float | None = None) -> 
     return scatter_chart([Sample(x, y, name, f"{y} %") for name, x, y in points], reference)
 
 
-def text_box(point: Point) -> tuple[float, float, float, float]:
+def text_box(point: Point, plot: int = WIDTH) -> tuple[float, float, float, float]:
     width = 7.0 * len(point.label.text)
-    left = point.x / 100 * WIDTH + point.label.dx
+    left = point.x / 100 * plot + point.label.dx
     left -= {"start": 0.0, "middle": width / 2, "end": width}[point.label.anchor]
     bottom = point.y / 100 * HEIGHT + point.label.dy
     return left, bottom - 11, left + width, bottom
@@ -51,6 +51,18 @@ def test_labels_of_eight_calibrators_do_not_overlap() -> None:
     for a, b in combinations(boxes, 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
     assert all(left >= 0 and right <= WIDTH for left, _, right, _ in boxes)
+
+
+def test_labels_stay_in_a_phones_plot_where_they_can() -> None:
+    drawn = chart(
+        ("percentile", 8.1, 76.86), ("mae", 12.8, 77.14), ("mse", 13.9, 75.71),
+        ("minmax", 10.1, 73.43), ("repapq", 101.8, 78.86), reference=78.86,
+    )  # fmt: skip
+    for width in (WIDTH, 270):
+        boxes = [text_box(point, width) for point in drawn.points]
+        assert all(left >= 0 and right <= width for left, _, right, _ in boxes)
+        for a, b in combinations(boxes, 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
 def test_one_point_is_a_chart() -> None:
