@@ -28,7 +28,6 @@ _MIB = 1 << 10
 
 def empty(
     cell: Cell,
-    workspace: Path,
     resources: Resources,
     node: str,
     watch: Callable[[CellProgress], None],

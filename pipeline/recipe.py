@@ -75,12 +75,12 @@ class Images(Section):
 
     data: Path | None = Field(
         None,
-        description="calibration images: a folder, .npy or .npz; or named feeds: a folder of .npz, JSON or"
-        " a script of Polygraphy's",
+        description="calibration images: a folder, shards, .npy or .npz; or named feeds: a folder of .npz,"
+        " JSON or a script of Polygraphy's",
     )
     evaluation: Path | None = Field(
         None,
-        description="labelled images: ImageFolder, labels.csv, COCO, or images/ and masks/",
+        description="labelled images: ImageFolder, labels.csv, shards, COCO, or images/ and masks/",
         json_schema_extra={"flag": "--eval"},
     )
     image_size: tuple[int, int] | None = Field(None, description="height and width in pixels")

@@ -11,22 +11,23 @@ import torch
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 
 NUM_BINS = 1 << 16
-MIN_LIMIT = 2.0**-100
-"""Smallest upper edge: below it, bins per unit overflow float32."""
+MIN_EXPONENT = -100
+"""Of the smallest upper edge, a power of two: below it, bins per unit overflow float32."""
 
 
 class HistogramObserver:
-    """Histogram of |x| with a range that doubles whenever a larger value arrives.
+    """Histogram of |x| on a grid that all observers share: its range is a power of two.
 
-    Doubling merges neighbouring bins, so counts stay exact and do not depend on how the images are
-    batched, but for the first batch, which sets the bin width. With 2^16 bins an outlier 100 times
-    larger than the bulk still leaves more than 600 bins for the bulk.
+    The range doubles whenever a larger value arrives, which merges neighbouring bins. So counts are exact:
+    they depend neither on how the images are batched nor on their order, and those of several observers
+    add up (`merge`). With 2^16 bins an outlier 100 times larger than the bulk still leaves more than
+    300 bins for the bulk.
 
     Attributes:
         amax: largest |x| seen.
         minimum: smallest x seen.
         counts: [NUM_BINS] float64 number of elements per bin.
-        limit: upper edge of the last bin.
+        limit: upper edge of the last bin, above `amax`; 0 as long as nothing but zeros was seen.
     """
 
     def __init__(self) -> None:
@@ -37,10 +38,11 @@ class HistogramObserver:
 
     def observe(self, x: torch.Tensor) -> None:
         """Add every element of `x`."""
-        low, high = (float(bound) for bound in torch.aminmax(x.detach()))
+        values = x.detach().float()
+        low, high = (float(bound) for bound in torch.aminmax(values))
         amax = max(-low, high)
         if not math.isfinite(amax):
-            finite = x.detach().flatten(1).isfinite().all(1) if x.ndim > 1 else x.isfinite().all()
+            finite = values.flatten(1).isfinite().all(1) if x.ndim > 1 else values.isfinite().all()
             raise ObservationError(
                 "calibration met a NaN or infinite activation; check the weights and the "
                 "preprocessing (mean, std) of the images",
@@ -52,18 +54,32 @@ class HistogramObserver:
         if self.limit == 0:
             self.counts[0] += x.numel()
         else:
-            magnitude = x.detach().flatten().abs().float()
-            index = (magnitude * (NUM_BINS / self.limit)).int().clamp_(max=NUM_BINS - 1)
+            index = (values.flatten().abs() * (NUM_BINS / self.limit)).int()
             self.counts += torch.bincount(index, minlength=NUM_BINS).cpu()
+
+    def merge(self, other: HistogramObserver) -> None:
+        """Add what `other` has seen; the order does not matter."""
+        self._grow(other.amax)
+        same_grid = HistogramObserver()
+        same_grid.counts, same_grid.limit = other.counts, other.limit
+        same_grid._grow(self.amax)
+        self.amax = max(self.amax, other.amax)
+        self.minimum = min(self.minimum, other.minimum)
+        self.counts = self.counts + same_grid.counts
 
     def centers(self) -> torch.Tensor:
         """[NUM_BINS] value at the middle of each bin."""
         return (torch.arange(NUM_BINS, dtype=torch.float64) + 0.5) * (self.limit / NUM_BINS)
 
     def _grow(self, amax: float) -> None:
-        if self.limit == 0 and amax > 0:
-            self.limit = max(amax, MIN_LIMIT)
-        while amax > self.limit:
+        if amax == 0:
+            return
+        limit = 2.0 ** max(
+            math.frexp(amax)[1], MIN_EXPONENT
+        )  # above amax, which may be a power of two
+        if self.limit == 0:
+            self.limit = limit
+        while self.limit < limit:
             half = NUM_BINS // 2
             merged = self.counts.view(half, 2).sum(1)
             self.counts = torch.cat([merged, torch.zeros(half, dtype=torch.float64)])

@@ -62,7 +62,7 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
 
-def print_path(console: Console, path: Path, before: str = "") -> None:
+def print_path(console: Console, path: Path | str, before: str = "") -> None:
     """Print `path` on one line, so that it can be copied."""
     line = visible(f"{before}{path}")
     console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     "--address", help="of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; implies --ray"
 )
 @click.option(
-    "--workspace", type=FILE, default=Path("build/sweep"), help="folder that all nodes see"
+    "--workspace",
+    default="build/sweep",
+    help="folder that all nodes see, or an object store: s3://bucket/folder",
 )
 @click.option("--dry-run", is_flag=True, help="print the cells, hours and memory, and run nothing")
 @click.option("--mlflow", "tracking", help="log each cell there too: MLflow's tracking URI")
@@ -43,7 +45,7 @@ def sweep(
     file: Path,
     on_ray: bool,
     address: str | None,
-    workspace: Path,
+    workspace: str,
     dry_run: bool,
     tracking: str | None,
     as_json: bool,
@@ -73,16 +75,18 @@ def sweep(
         print_json([asdict(row) for row in rows])
     else:
         output.print(_table(rows))
-    print_path(messages, workspace / "sweep.html")
+    print_path(messages, f"{workspace}/sweep.html")
     if any(row.status != "done" for row in rows):
         sys.exit(GATE_FAILED)
 
 
-def _show_plan(loaded: Sweep, cells: Sequence[Cell], workspace: Path, as_json: bool) -> None:
+def _show_plan(loaded: Sweep, cells: Sequence[Cell], workspace: str, as_json: bool) -> None:
     from reptrt.pipeline.cli.console import print_table
+    from reptrt.pipeline.sweep.api import opened
     from reptrt.pipeline.sweep.estimate import estimate, totals
 
-    planned = [estimate(cell, workspace, loaded.resources) for cell in cells]
+    with opened(workspace) as (folder, _):
+        planned = [estimate(cell, folder, loaded.resources) for cell in cells]
     whole = totals(planned, loaded)
     if as_json:
         from dataclasses import asdict

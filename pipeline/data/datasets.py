@@ -33,14 +33,21 @@ from reptrt.pipeline.data.feeds import (
 from reptrt.pipeline.data.folder_images import FolderImages
 from reptrt.pipeline.data.image_folder import (
     IMAGE_SUFFIXES,
+    ImageFile,
     describe_contents,
     find_images,
     fingerprint_files,
 )
 from reptrt.pipeline.data.in_memory import LabelledArrays, MaskedArrays, MetricFunction
-from reptrt.pipeline.data.labels import LABELS_FILE, read_class_folders, read_labels_file
+from reptrt.pipeline.data.labels import (
+    LABELS_FILE,
+    label_shards,
+    read_class_folders,
+    read_labels_file,
+)
 from reptrt.pipeline.data.masks import MaskSet, open_masks
 from reptrt.pipeline.data.preprocess import DataError, Prepared, check_image, prepare, read_image
+from reptrt.pipeline.data.shards import SHARD_SUFFIXES, find_shards, list_images, list_labelled
 from reptrt.pipeline.data.stored_feeds import feed_files, is_feed_source
 
 __all__ = [
@@ -64,8 +71,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _LEGAL = (
-    f"a folder of images ({' '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}), or one .npy or"
-    f" .npz file"
+    f"a folder of images ({' '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}) or of shards"
+    f" ({' '.join(suffix[1:] for suffix in SHARD_SUFFIXES)}), a shard, or one .npy or .npz file"
 )
 
 
@@ -74,12 +81,12 @@ class ClassificationSet:
     """Images and the class that each shows.
 
     Attributes:
-        files: The images.
+        files: The images, in a folder or in shards.
         labels: `[n]` int64, class indices of the model.
         preprocess: What the network expects.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[ImageFile, ...]
     labels: NDArray[np.int64]
     preprocess: Preprocess
 
@@ -170,12 +177,12 @@ EvaluationSet = (
 def open_images(
     path: Path, preprocess: Preprocess, *, limit: int | None = None, seed: int = 0
 ) -> ImageSet:
-    """Open calibration images: a folder, searched recursively, or one `.npy` or `.npz` file.
+    """Open calibration images: a folder, searched recursively, shards, or one `.npy` or `.npz` file.
 
     Unreadable images are left out with one warning each.
 
     Args:
-        path: Folder or array file.
+        path: Folder of images or of shards, one shard, or array file.
         preprocess: What the network expects.
         limit: At most this many images, drawn at random; None takes all.
         seed: Of that draw.
@@ -188,9 +195,10 @@ def open_images(
 
 
 def _open_images(path: Path, preprocess: Preprocess, limit: int | None, seed: int) -> ImageSet:
-    if path.is_dir():
-        files = _readable(path, _sample(len(found := find_images(path)), limit, seed), found)
-        return FolderImages(files, preprocess)
+    shards = find_shards(path)
+    if path.is_dir() or shards:
+        found = list_images(shards) if shards else find_images(path)
+        return FolderImages(_readable(path, _sample(len(found), limit, seed), found), preprocess)
     if not path.exists():
         raise DataError(f"{path}: does not exist; give {_LEGAL}")
     if path.suffix.lower() not in ARRAY_SUFFIXES:
@@ -248,10 +256,10 @@ def open_evaluation(
 def open_classification(
     path: Path, preprocess: Preprocess, num_classes: int, classes: Sequence[str] | None = None
 ) -> ClassificationSet:
-    """Open a folder with `labels.csv` (`file,label`) or with one subfolder of images per class.
+    """Open a folder with `labels.csv` (`file,label`), with one subfolder of images per class, or labelled shards.
 
     Args:
-        path: Folder.
+        path: Folder, or one shard.
         preprocess: What the network expects.
         num_classes: Of the model.
         classes: Names of the classes, where the checkpoint states them.
@@ -259,12 +267,16 @@ def open_classification(
     Raises:
         DataError: No folder, no labels, or labels that the model does not have.
     """
-    if not path.is_dir():
+    shards = find_shards(path)
+    if not path.is_dir() and not shards:
         raise DataError(
-            f"{path}: no such folder; give one with {LABELS_FILE} or one subfolder per class"
+            f"{path}: no such folder; give one with {LABELS_FILE}, one subfolder per class, or labelled shards"
         )
+    labelled: Sequence[tuple[ImageFile, int]]
     if (path / LABELS_FILE).is_file():
         labelled = read_labels_file(path / LABELS_FILE, num_classes, classes)
+    elif shards:
+        labelled = label_shards(list_labelled(shards), num_classes, classes)
     else:
         labelled = read_class_folders(path, num_classes, classes)
     files, labels = zip(*labelled, strict=True)
@@ -304,7 +316,7 @@ def _sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
     return sorted(int(index) for index in drawn)
 
 
-def _readable(folder: Path, chosen: Sequence[int], found: Sequence[Path]) -> list[Path]:
+def _readable(folder: Path, chosen: Sequence[int], found: Sequence[ImageFile]) -> list[ImageFile]:
     """Return the chosen files that can be decoded; warn of the others."""
     if not found:
         raise DataError(f"{folder}: no images; found {describe_contents(folder)}; give {_LEGAL}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.batches import ImageSet, LazyBatches, prepared_batches
-from reptrt.pipeline.data.image_folder import fingerprint_files
+from reptrt.pipeline.data.image_folder import ImageFile, fingerprint_files
 from reptrt.pipeline.data.preprocess import Prepared, prepare, read_image
 
 
@@ -21,7 +20,7 @@ class FolderImages(ImageSet):
         preprocess: What the network expects.
     """
 
-    def __init__(self, files: Sequence[Path], preprocess: Preprocess) -> None:
+    def __init__(self, files: Sequence[ImageFile], preprocess: Preprocess) -> None:
         self.files = tuple(files)
         self._preprocess = preprocess
 
@@ -29,7 +28,7 @@ class FolderImages(ImageSet):
         return len(self.files)
 
     def name_of(self, index: int) -> str:
-        """Path of an image."""
+        """Where an image is."""
         return str(self.files[index])
 
     @cached_property

@@ -7,11 +7,23 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Literal, Protocol
 
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.foreign.text import one_line
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class ImageFile(Protocol):
+    """An encoded image with a name: a path, or a place in a shard. `str()` says where it is."""
+
+    @property
+    def name(self) -> str:
+        """Without folders, most often."""
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
+        """Read its bytes."""
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -35,14 +47,21 @@ def describe_contents(folder: Path) -> str:
     return ", ".join(listed) if listed else "nothing"
 
 
-def fingerprint_files(files: Sequence[Path], *more: bytes) -> str:
+def fingerprint_files(files: Sequence[ImageFile], *more: bytes) -> str:
     """Hex digest of the names and bytes of `files`, in order, and of `more`; folders do not count."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(os.fsencode(path.name) + f"\0{file_sha256(path)}\n".encode())
+        digest.update(os.fsencode(path.name) + f"\0{_sha256(path)}\n".encode())
     for block in more:
         digest.update(block)
     return digest.hexdigest()
+
+
+def _sha256(file: ImageFile) -> str:
+    if isinstance(file, Path):
+        return file_sha256(file)
+    with file.open("rb") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:

@@ -14,9 +14,10 @@ from timm.data.imagenet_info import ImageNetInfo
 
 from reptrt.engines.foreign.border import read_bytes, reading
 from reptrt.engines.foreign.limits import MAX_TABLE_BYTES
-from reptrt.engines.foreign.text import one_line
-from reptrt.pipeline.data.image_folder import find_images
+from reptrt.engines.foreign.text import one_line, visible
+from reptrt.pipeline.data.image_folder import ImageFile, find_images
 from reptrt.pipeline.data.preprocess import DataError
+from reptrt.pipeline.data.shards import Labelled
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,20 @@ def read_class_folders(
         )
     indices = _class_indices(folder, list(found), num_classes, classes)
     return [(image, indices[name]) for name, images in found.items() for image in images]
+
+
+def label_shards(
+    labelled: Sequence[Labelled], num_classes: int, classes: Sequence[str] | None
+) -> list[tuple[ImageFile, int]]:
+    """Class of each image of shards; labels are what they may be in `labels.csv`.
+
+    Raises:
+        DataError: there is no image, or a label is no class of the model.
+    """
+    names = _names_of_classes(num_classes, classes)
+    return [
+        (image, _index(label, num_classes, names, visible(str(image)))) for image, label in labelled
+    ]
 
 
 def _sorted_folders(folder: Path) -> list[Path]:

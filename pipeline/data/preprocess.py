@@ -17,6 +17,7 @@ from reptrt.engines.foreign.limits import MAX_ASPECT_RATIO, MAX_IMAGE_PIXELS
 from reptrt.engines.foreign.text import visible
 from reptrt.engines.outputs.detection import FloatArray, Letterbox, letterbox
 from reptrt.models.spec import Preprocess
+from reptrt.pipeline.data.image_folder import ImageFile
 
 # What people calibrate with; Pillow's other formats start programs, or are read by nobody else.
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -44,7 +45,7 @@ class Prepared:
     source_size: tuple[int, int]
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: ImageFile) -> Image.Image:
     """Decode a file to 8-bit RGB, upright as its EXIF orientation says.
 
     Grey, palette and CMYK images are converted, 16-bit and float samples scaled, and alpha is dropped without
@@ -60,7 +61,7 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(_unreadable(path, error)) from error
 
 
-def check_image(path: Path) -> str | None:
+def check_image(path: ImageFile) -> str | None:
     """Say in one line why a file is no readable image, or None; cheaper than decoding it fully."""
     try:
         with open_image(path) as image:
@@ -160,7 +161,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: ImageFile) -> Image.Image:
     """Read the head of an image file; its size is checked before a pixel is decoded.
 
     Raises:
@@ -168,7 +169,8 @@ def open_image(path: Path) -> Image.Image:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own limit is higher
-        image = Image.open(path, formats=_FORMATS)
+        source = path if isinstance(path, Path) else path.open("rb")
+        image = Image.open(source, formats=_FORMATS)
     try:
         require_size(*image.size)
     except DataError:
@@ -187,7 +189,7 @@ def _to_bytes(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
     return bytes_
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _unreadable(path: ImageFile, error: Exception) -> str:
     shown = visible(str(path))
     if isinstance(error, FileNotFoundError):
         return f"{shown}: no such image"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from reptrt.engines.target import MissingComponentError
-from reptrt.pipeline.sweep.cell import CellProgress, CellResult
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult, run_cell
 from reptrt.pipeline.sweep.grid import Cell, Sweep, cells_of, load_sweep
-from reptrt.pipeline.sweep.run import Executor, SweepWatch, in_processes, run_sweep
+from reptrt.pipeline.sweep.run import Executor, SweepWatch, Work, in_processes, run_sweep
+from reptrt.pipeline.sweep.store import Store, fetch_results, is_url, run_in_store
 from reptrt.pipeline.sweep.table import Row, rows_of, write_tables
 
 
@@ -30,7 +34,8 @@ def sweep(
 
     Args:
         file: with `base`, `grid`, `include`, `exclude` and `resources`.
-        workspace: folder that all nodes see; gets sweep.html, sweep.csv, sweep.parquet.
+        workspace: folder that all nodes see, or the address of an object store (`s3://bucket/folder`); gets
+            sweep.html, sweep.csv, sweep.parquet.
         ray: True starts Ray on this machine, an address uses that cluster; False runs one cell after the
             other in processes.
 
@@ -42,13 +47,13 @@ def sweep(
     cells = cells_of(loaded, Path(file).parent)
     where = (bool(ray), ray if isinstance(ray, str) else None)
     command = f"reptrt.sweep({str(file)!r})"
-    return run_file(loaded, cells, Path(workspace), Silent(), command, where)
+    return run_file(loaded, cells, str(workspace), Silent(), command, where)
 
 
 def run_file(
     loaded: Sweep,
     cells: Sequence[Cell],
-    workspace: Path,
+    workspace: str,
     watch: SweepWatch,
     command: str,
     ray: tuple[bool, str | None] = (False, None),
@@ -59,25 +64,46 @@ def run_file(
     Args:
         loaded: the file's content.
         cells: of it.
-        workspace: folder that all nodes see.
+        workspace: folder that all nodes see, or the address of an object store.
         watch: told as cells advance and end.
         command: what was typed or called.
         ray: whether to use Ray, and its address.
         tracking: URI of MLflow, where each cell becomes a run; None logs nothing.
     """
-    execute: Executor = in_processes
-    if any(ray):
-        from reptrt.pipeline.sweep.on_ray import on_ray
-
-        execute = on_ray(ray[1])
     client = None if tracking is None else _mlflow(tracking)
-    results = run_sweep(cells, workspace, loaded.resources, watch, execute)
-    rows = rows_of(cells, results)
-    write_tables(rows, workspace, command)
+    with opened(workspace) as (folder, store):
+        work = partial(run_cell, folder) if store is None else partial(run_in_store, store.url)
+        results = run_sweep(cells, folder, loaded.resources, watch, _executor(work, ray))
+        if store is not None:
+            fetch_results(store, folder)
+        rows = rows_of(cells, results, folder, str(folder) if store is None else store.url)
+        write_tables(rows, folder, command)
+        if store is not None:
+            store.send(folder)
     if client is not None:
         for cell, row in zip(cells, rows, strict=True):
             _log(client, cell, row)
     return rows
+
+
+@contextmanager
+def opened(workspace: str) -> Iterator[tuple[Path, Store | None]]:
+    """The folder of results and tables, which for an object store is a copy that is gone afterwards."""
+    if not is_url(workspace):
+        yield Path(workspace).absolute(), None
+        return
+    with TemporaryDirectory(prefix="reptrt-sweep-") as folder:
+        store = Store(workspace)
+        fetch_results(store, Path(folder))
+        yield Path(folder), store
+
+
+def _executor(work: Work, ray: tuple[bool, str | None]) -> Executor:
+    if not any(ray):
+        return in_processes(work)
+    from reptrt.pipeline.sweep.on_ray import on_ray
+
+    return on_ray(ray[1], work)
 
 
 def _mlflow(uri: str) -> Any:

@@ -60,7 +60,7 @@ class CellResult:
         exit_code: of the run; None where it has none.
         seconds: from its start to its end, by the clock on the wall.
         node: where it ran.
-        folder: of the run, with its report; None where there is none.
+        folder: of the run, with its report, from the sweep's workspace; None where there is none.
     """
 
     cell: str
@@ -87,11 +87,15 @@ def finished_result(workspace: Path, cell: Cell) -> CellResult | None:
         result = read_record(cell_folder(workspace, cell) / RESULT, CellResult)
     except RecordError:
         return None
-    report = report_of(result)
+    report = report_of(result, workspace)
     if result.key != cell.key or report is None:
         return None
-    is_own = result.folder == str(_report_of(_root(workspace, cell), cell))
+    is_own = result.folder == _relative(_report_of(_root(workspace, cell), cell), workspace)
     return result if is_own and result.status == _status(report) else None
+
+
+def _relative(folder: Path | None, workspace: Path) -> str | None:
+    return None if folder is None else folder.relative_to(workspace).as_posix()
 
 
 def _status(report: Report) -> Status:
@@ -104,7 +108,7 @@ def _root(workspace: Path, cell: Cell) -> Path:
 
 
 def run_cell(
-    cell: Cell, workspace: Path, resources: Resources, node: str, watch: Watch
+    workspace: Path, cell: Cell, resources: Resources, node: str, watch: Watch
 ) -> CellResult:
     """Run `reptrt engine` with the recipe of `cell`; whatever happens there is a result.
 
@@ -113,8 +117,8 @@ def run_cell(
     stopped, and cells of one group share a calibration.
 
     Args:
+        workspace: of the sweep; all nodes see it under this path.
         cell: what to run.
-        workspace: of the sweep; all nodes see it.
         resources: threads that the run may use, and hours that it may take.
         node: name of this machine.
         watch: called as work advances.
@@ -123,12 +127,12 @@ def run_cell(
     folder.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder / ".lock", lambda: watch(CellProgress(cell.name, node, WAITS))):
         return finished_result(workspace, cell) or _run_cell(
-            cell, workspace, resources, node, watch
+            workspace, cell, resources, node, watch
         )
 
 
 def _run_cell(
-    cell: Cell, workspace: Path, resources: Resources, node: str, watch: Watch
+    workspace: Path, cell: Cell, resources: Resources, node: str, watch: Watch
 ) -> CellResult:
     folder = cell_folder(workspace, cell)
     recipe = folder / "recipe.yaml"
@@ -144,7 +148,7 @@ def _run_cell(
     result = CellResult(
         cell.name, cell.key, "done", exit_code=code, node=node,
         seconds=round(time.monotonic() - started, 2),
-        folder=None if made is None else str(made),
+        folder=_relative(made, workspace),
     )  # fmt: skip
     if code == GATE_FAILED and made is not None:
         result = replace(result, status="gate failed")
@@ -154,12 +158,12 @@ def _run_cell(
     return result
 
 
-def report_of(result: CellResult) -> Report | None:
-    """The report of a cell, where it left one that nobody changed."""
+def report_of(result: CellResult, workspace: Path) -> Report | None:
+    """The report of a cell in `workspace`, where it left one that nobody changed."""
     if result.folder is None:
         return None
     try:
-        return read_artifact(Path(result.folder) / REPORT, "report", Report)
+        return read_artifact(workspace / result.folder / REPORT, "report", Report)
     except (RecordError, WorkspaceError):
         return None
 
@@ -204,7 +208,7 @@ def _report_of(root: Path, cell: Cell) -> Path | None:
         target = resolve_target(cell.recipe.target).name
     except UnknownTargetError:  # which the run has said
         return None
-    folder = run_folder(root, cell.recipe, target).absolute()
+    folder = run_folder(root, cell.recipe, target)
     return folder if (folder / REPORT).exists() else None
 
 

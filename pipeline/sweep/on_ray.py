@@ -6,29 +6,26 @@ nodes see, holds what a lost try has finished. Nothing here schedules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from reptrt.pipeline.cluster import ANSWER_SECONDS, connect
-from reptrt.pipeline.sweep.cell import CellProgress, CellResult, run_cell
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult
 from reptrt.pipeline.sweep.grid import Cell, Resources
 from reptrt.pipeline.sweep.memory import memory_of
-from reptrt.pipeline.sweep.run import Executor, SweepWatch
+from reptrt.pipeline.sweep.run import Executor, SweepWatch, Work
 
 _AHEAD = 4
 """Tasks that wait for each one that could run: enough to keep nodes busy, few enough to stay small."""
 _POLL_SECONDS = 0.5
 
-Work = Callable[[Cell, Path, Resources, str, Callable[[CellProgress], None]], CellResult]
 
-
-def on_ray(address: str | None, work: Work = run_cell) -> Executor:
+def on_ray(address: str | None, work: Work) -> Executor:
     """An executor on the cluster at `address`; None starts Ray on this machine.
 
     Args:
         address: `auto`, `HOST:PORT` or `ray://HOST:PORT`.
-        work: what a task does; for measurements of the overhead.
+        work: what a task does.
 
     Raises:
         MissingComponentError: Ray is not installed, or nothing answers at `address`.
@@ -36,7 +33,7 @@ def on_ray(address: str | None, work: Work = run_cell) -> Executor:
     ray = connect(address)
 
     def execute(
-        cells: Sequence[Cell], workspace: Path, resources: Resources, watch: SweepWatch
+        cells: Sequence[Cell], resources: Resources, watch: SweepWatch
     ) -> Iterator[CellResult]:
         board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
         task = ray.remote(max_retries=resources.retries, retry_exceptions=[OSError])(_task)
@@ -52,9 +49,7 @@ def on_ray(address: str | None, work: Work = run_cell) -> Executor:
                         "memory": memory_of(cell, resources),
                         "name": cell.name,
                     }
-                    reference = task.options(**options).remote(
-                        work, cell, workspace.absolute(), resources, board
-                    )
+                    reference = task.options(**options).remote(work, cell, resources, board)
                     running[reference] = cell
                 ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
                 for reference in ended:
@@ -82,11 +77,11 @@ class _Board:
         return latest
 
 
-def _task(work: Work, cell: Cell, workspace: Path, resources: Resources, board: Any) -> CellResult:
+def _task(work: Work, cell: Cell, resources: Resources, board: Any) -> CellResult:
     from ray.util import get_node_ip_address
 
     node = str(get_node_ip_address())  # type: ignore[no-untyped-call]
-    return work(cell, workspace, resources, node, lambda progress: board.post.remote(progress))
+    return work(cell, resources, node, lambda progress: board.post.remote(progress))
 
 
 def _show(ray: Any, board: Any, watch: SweepWatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from reptrt.pipeline.sweep.cell import CellProgress, CellResult, finished_result, run_cell
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult, Watch, finished_result
 from reptrt.pipeline.sweep.grid import Cell, Resources
 
 
@@ -21,7 +21,9 @@ class SweepWatch(Protocol):
         """A cell has ended."""
 
 
-Executor = Callable[[Sequence[Cell], Path, Resources, SweepWatch], Iterator[CellResult]]
+Work = Callable[[Cell, Resources, str, Watch], CellResult]
+"""Runs one cell, on the node of that name: `run_cell` in a folder, `run_in_store` in an object store."""
+Executor = Callable[[Sequence[Cell], Resources, SweepWatch], Iterator[CellResult]]
 """Runs cells, in any order, and yields the result of each as it ends."""
 
 
@@ -36,10 +38,10 @@ def run_sweep(
 
     Args:
         cells: what to run.
-        workspace: of the sweep; every node sees it under this path.
+        workspace: folder that holds the results of former sweeps.
         resources: of each cell.
         watch: told as cells advance and end.
-        execute: `in_processes`, or `reptrt.pipeline.sweep.on_ray.on_ray(address)`.
+        execute: `in_processes(work)`, or `reptrt.pipeline.sweep.on_ray.on_ray(address, work)`.
     """
     found: dict[str, CellResult] = {}
     for cell in cells:
@@ -48,16 +50,20 @@ def run_sweep(
             found[cell.name] = result
             watch.finished(result)
     left = [cell for cell in cells if cell.name not in found]
-    for result in execute(left, workspace, resources, watch):
+    for result in execute(left, resources, watch):
         found[result.cell] = result
         watch.finished(result)
     return [found[cell.name] for cell in cells]
 
 
-def in_processes(
-    cells: Sequence[Cell], workspace: Path, resources: Resources, watch: SweepWatch
-) -> Iterator[CellResult]:
-    """Run one cell after the other on this machine."""
-    node = socket.gethostname()
-    for cell in cells:
-        yield run_cell(cell, workspace, resources, node, watch.progress)
+def in_processes(work: Work) -> Executor:
+    """An executor that runs one cell after the other on this machine."""
+
+    def execute(
+        cells: Sequence[Cell], resources: Resources, watch: SweepWatch
+    ) -> Iterator[CellResult]:
+        node = socket.gethostname()
+        for cell in cells:
+            yield work(cell, resources, node, watch.progress)
+
+    return execute

@@ -54,9 +54,20 @@ class Row:
     folder: str = ""
 
 
-def rows_of(cells: Sequence[Cell], results: Sequence[CellResult]) -> list[Row]:
-    """One row a cell, in the order of the cells."""
-    return [_row(cell, result) for cell, result in zip(cells, results, strict=True)]
+def rows_of(
+    cells: Sequence[Cell], results: Sequence[CellResult], workspace: Path, place: str
+) -> list[Row]:
+    """One row a cell, in the order of the cells.
+
+    Args:
+        cells: of the sweep.
+        results: one of each.
+        workspace: folder that holds their reports.
+        place: what rows call that folder: its path, or the address of its store.
+    """
+    return [
+        _row(cell, result, workspace, place) for cell, result in zip(cells, results, strict=True)
+    ]
 
 
 def write_tables(rows: Sequence[Row], folder: Path, command: str) -> Path:
@@ -88,12 +99,12 @@ def write_tables(rows: Sequence[Row], folder: Path, command: str) -> Path:
     return page
 
 
-def _row(cell: Cell, result: CellResult) -> Row:
-    recipe, report = cell.recipe, report_of(result)
+def _row(cell: Cell, result: CellResult, workspace: Path, place: str) -> Row:
+    recipe, report = cell.recipe, report_of(result, workspace)
     row = Row(
         cell.name, recipe.model, recipe.calibrator, recipe.weight_bits, recipe.activation_bits,
         recipe.target, recipe.seed, result.status, result.reason,
-        seconds=result.seconds, node=result.node, folder=result.folder or "",
+        seconds=result.seconds, node=result.node, folder=f"{place}/{result.folder}" if result.folder else "",
     )  # fmt: skip
     if report is None or result.status in ("failed", "lost"):
         return row

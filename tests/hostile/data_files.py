@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import tarfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from hypothesis import strategies as st
 from PIL import Image
@@ -157,6 +160,51 @@ def _stored_tensor(is_new: bool) -> bytes:
 
 
 @st.composite
+def tar_shards(draw: st.DrawFn) -> bytes:
+    """Samples of WebDataset; sizes and kinds that headers claim, too."""
+    names = st.sampled_from(
+        ["a.png", "a.cls", "b.jpg", "b.cls", "../c.png", "x" * 300, PLANTED, ""]
+    )
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "png")
+    contents = st.sampled_from([picture.getvalue(), b"0", b"1", b"9" * 5000, b"", b"\xff"])
+    kinds = st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE, b"Z"])
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in draw(st.lists(st.tuples(names, contents), max_size=5)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.type = draw(st.one_of(st.just(tarfile.REGTYPE), kinds))
+            if draw(st.integers(0, 9)) == 0:
+                member.pax_headers = {"size": draw(st.sampled_from(["9" * 30, "-1", "x"]))}
+            archive.addfile(member, io.BytesIO(content))
+    return draw(damaged(stream.getvalue()))
+
+
+@st.composite
+def parquet_shards(draw: st.DrawFn) -> bytes:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "png")
+    images: list[object] = [picture.getvalue(), b"", None]
+    rows = draw(st.integers(0, 4))
+    cells = [draw(st.sampled_from(images)) for _ in range(rows)]
+    structs: list[object] = [{"bytes": cell, "path": PLANTED} for cell in cells]
+    labels = st.sampled_from([0, 1, -1, 1 << 60])
+    columns: dict[str, list[object]] = {
+        "image": draw(st.sampled_from([cells, structs])),
+        draw(st.sampled_from(["label", "class", PLANTED])): [draw(labels) for _ in range(rows)],
+    }
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), stream)
+    return draw(damaged(stream.getvalue()))
+
+
+def _read_shard(path: Path) -> object:
+    calibration = list(open_images(path, PREPROCESS).batches(2))
+    return calibration, list(open_evaluation(path, "classification", PREPROCESS, 2).batches(2))
+
+
+@st.composite
 def polygraphy_files(draw: st.DrawFn) -> bytes:
     image = _npy(np.ones((1, 3, 2, 2)), "float32")
     claims = [image.replace(b"(1, 3, 2, 2)", claim) for claim in (b"(9**9,)     ", b"(1<<60, 2)  ")]
@@ -205,6 +253,8 @@ BORDERS: dict[str, Border] = {
     "labels.csv": Border("set/labels.csv", label_files(), _read_labels),
     "image": Border("images/x.png", image_files(), _read_images),
     "mask": Border("set/masks/x.png", mask_files(), _read_mask),
+    "tar shard": Border("x.tar", tar_shards(), _read_shard),
+    "Parquet shard": Border("x.parquet", parquet_shards(), _read_shard),
     ".npy": Border("x.npy", array_files(is_archive=False), _read_array),
     ".npz": Border("x.npz", array_files(is_archive=True), _read_array),
     "feeds": Border("feeds.npz", feed_archives(), _read_feeds),

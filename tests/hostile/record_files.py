@@ -175,7 +175,7 @@ def _read_report(path: Path) -> object:
         {"stages": {"report": {**EXPORTED, "artifacts": made, "inputs": recipe}}},
         path.with_name("run.json"),
     )
-    rows_of([CELL], [result])
+    rows_of([CELL], [result], path.parent, "")
     (path.parent / "baselines.yaml").write_text("a:\n  recipe:\n    model: x\n")
     judge(path.parent / "baselines.yaml", "a", BASELINE, report)
     (path.parent / "new.yaml").unlink(missing_ok=True)
@@ -188,7 +188,7 @@ RESULT = asdict(CellResult(CELL.name, CELL.key, "done", folder="."))
 def _read_result(path: Path) -> object:
     """A finished cell is asked for again; what is no such result runs anew."""
     finished_result(path.parents[2], CELL)
-    return write_tables(rows_of([CELL], [read_record(path, CellResult)]), path.parent, "c")
+    return write_tables(rows_of([CELL], [read_record(path, CellResult)], path.parent, ""), path.parent, "c")
 
 
 MODEL = ServedModel(

@@ -26,31 +26,48 @@ def normal(count: int, seed: int = 0) -> torch.Tensor:
 def test_every_element_lands_in_the_bin_of_its_magnitude() -> None:
     x = torch.tensor([0.0, -1.0, 2.0, 4.0])
     observer = observe(x)
-    assert observer.limit == 4.0
+    assert observer.limit == 8.0  # above the largest value, which is a power of two
     assert observer.counts.nonzero().flatten().tolist() == [
-        *(0, NUM_BINS // 4, NUM_BINS // 2, NUM_BINS - 1)
+        *(0, NUM_BINS // 8, NUM_BINS // 4, NUM_BINS // 2)
     ]
     assert (observer.amax, observer.minimum) == (4.0, -1.0)
-    assert float(observer.centers()[0]) == 2.0 / NUM_BINS
-    assert float(observer.centers()[-1]) == pytest.approx(4.0 - 2.0 / NUM_BINS)
+    assert float(observer.centers()[0]) == 4.0 / NUM_BINS
+    assert float(observer.centers()[-1]) == 8.0 - 4.0 / NUM_BINS
 
 
 def test_a_larger_value_doubles_the_range_and_loses_no_count() -> None:
     bulk = normal(10000).clamp(-2.9, 2.9)
     observer = observe(torch.tensor([3.0]), bulk, torch.tensor([20.0]))
-    assert observer.limit == 24.0
-    # The same numbers into bins of the final width; 3.0 is the upper edge of its bin.
-    index = (torch.cat([bulk.abs(), torch.tensor([2.9999, 20.0])]) * (NUM_BINS / 24.0)).long()
+    assert observer.limit == 32.0
+    # The same numbers into bins of the final width.
+    index = (torch.cat([bulk.abs(), torch.tensor([3.0, 20.0])]) * (NUM_BINS / 32.0)).long()
     assert torch.equal(observer.counts, torch.bincount(index, minlength=NUM_BINS).double())
 
 
+def assert_same(one: HistogramObserver, other: HistogramObserver) -> None:
+    assert torch.equal(one.counts, other.counts)
+    assert (one.limit, one.amax, one.minimum) == (other.limit, other.amax, other.minimum)
+
+
 @pytest.mark.parametrize("size", [1, 7, 100, 999])
-def test_the_histogram_does_not_depend_on_how_later_images_are_batched(size: int) -> None:
-    first, rest = normal(100), normal(1000, seed=1) * torch.linspace(0.1, 30, 1000)
-    whole, pieces = observe(first, rest), observe(first, *rest.split(size))
-    assert torch.equal(whole.counts, pieces.counts)
-    assert (whole.limit, whole.amax, whole.minimum) == (pieces.limit, pieces.amax, pieces.minimum)
-    assert whole.limit > 4 * float(first.abs().max())
+def test_the_histogram_depends_neither_on_batches_nor_on_their_order(size: int) -> None:
+    values = torch.cat([normal(100), normal(1000, seed=1) * torch.linspace(0.1, 30, 1000)])
+    values[500] = 64.0  # a power of two, which the range has to exceed
+    whole, pieces = observe(values), observe(*values.split(size))
+    assert_same(whole, pieces)
+    assert_same(whole, observe(*reversed(values.split(size))))
+    assert whole.counts.sum() == 1100
+
+
+@pytest.mark.parametrize("scales", [(1, 1), (1, 300), (300, 1), (0, 1), (1, 0), (0, 0), (1e-40, 1)])
+def test_observers_of_parts_add_up_to_the_one_of_all(scales: tuple[float, float]) -> None:
+    parts = [normal(1000, seed) * scale for seed, scale in enumerate(scales)]
+    merged = observe(parts[0])
+    other = observe(parts[1])
+    before = other.counts.clone()
+    merged.merge(other)
+    assert_same(merged, observe(*parts))
+    assert torch.equal(other.counts, before)  # what was merged is left as it was
 
 
 def test_memory_does_not_grow_with_the_images() -> None:
@@ -70,7 +87,7 @@ def test_values_of_any_magnitude_are_counted(factor: float) -> None:
     observer = observe(x)
     assert observer.counts.sum() == 3
     assert observer.amax == float(x[0])
-    assert factor < 1e-30 or observer.counts[-1] == 2
+    assert factor < 1e-30 or observer.counts.max() == 2
 
 
 def test_zeros_before_the_first_value_are_counted() -> None:

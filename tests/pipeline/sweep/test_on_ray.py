@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ class Watch:
 
 
 def work(
-    cell: Cell,
     workspace: Path,
+    cell: Cell,
     resources: Resources,
     node: str,
     watch: Callable[[CellProgress], None],
@@ -80,7 +81,7 @@ def cells(*names: str) -> list[Cell]:
 def test_killed_workers_and_a_lost_node_lose_no_cell(cluster, tmp_path: Path) -> None:
     second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
     cluster.wait_for_nodes()
-    execute = on_ray(cluster.address, work)
+    execute = on_ray(cluster.address, partial(work, tmp_path))
     watch = Watch()
     names = ("slow-1", "killed", "bad", "doomed", "slow-2", "plain")
     removed = False

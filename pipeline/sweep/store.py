@@ -1,0 +1,154 @@
+"""Cells whose files lie in an object store: fetched before a try, sent as it advances.
+
+A worker needs nothing but the store's address: each try gets an empty folder, into which it fetches what earlier tries
+have sent, so a lost node's cell goes on at its last finished block. fsspec knows the stores (s3, gs, az, and `file`).
+Files are whole before they are sent, and `run.json` holds their hashes: what arrived only in part is made again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+from reptrt.engines.artifacts import WriteError
+from reptrt.engines.foreign.text import one_line, visible
+from reptrt.engines.target import MissingComponentError
+from reptrt.pipeline.sweep.cell import REPORT, RESULT, CellResult, Watch, run_cell
+from reptrt.pipeline.sweep.grid import Cell, Resources
+
+SEND_SECONDS = 20.0
+"""Between two looks at what a cell has finished: so much of its work a lost node can cost."""
+_UNFINISHED = (".partial", ".lock")
+
+
+def is_url(workspace: str) -> bool:
+    """Whether that names an object store, and no folder."""
+    return "://" in workspace
+
+
+class Store:
+    """A folder of an object store.
+
+    Args:
+        url: as fsspec has it: `s3://bucket/folder`.
+
+    Raises:
+        MissingComponentError: nothing that is installed knows such stores.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        try:
+            from fsspec.core import url_to_fs
+
+            self._system, self._root = url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise MissingComponentError(
+                f"{visible(url)}: {one_line(error)}; install fsspec's package for such stores (s3fs, gcsfs,"
+                " adlfs), or give a folder"
+            ) from None
+        self._sent: dict[str, tuple[int, int]] = {}
+
+    def fetch(self, folder: Path, wanted: Callable[[str], bool]) -> None:
+        """Copy the files whose relative path is `wanted` into `folder`.
+
+        Raises:
+            WriteError: the store does not answer, or names a file outside of `folder`.
+        """
+        with self._answering():
+            self._system.invalidate_cache()
+            found = self._system.find(self._root)
+        names = [path[len(self._root.rstrip("/")) + 1 :] for path in found]
+        for name in filter(wanted, names):
+            parts = PurePosixPath(name)
+            if parts.is_absolute() or ".." in parts.parts:
+                raise WriteError(f"{self.url}: names a file outside of itself: {visible(name)}")
+            own = folder / name
+            own.parent.mkdir(parents=True, exist_ok=True)
+            with self._answering():
+                self._system.get_file(f"{self._root}/{name}", str(own))
+            self._sent[name] = _version(own)
+
+    def send(self, folder: Path) -> None:
+        """Copy what is new or changed in `folder` to the store, `run.json` and results last.
+
+        Raises:
+            WriteError: the store does not answer or takes no file.
+        """
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda one: (one.name in ("run.json", RESULT), one)):
+            name = path.relative_to(folder).as_posix()
+            if path.name.endswith(_UNFINISHED):
+                continue
+            try:
+                version = _version(path)
+                if self._sent.get(name) != version:
+                    with self._answering():
+                        self._system.makedirs(
+                            f"{self._root}/{PurePosixPath(name).parent}", exist_ok=True
+                        )
+                        self._system.put_file(str(path), f"{self._root}/{name}")
+                    self._sent[name] = version
+            except FileNotFoundError:  # replaced meanwhile: the next look finds the new one
+                continue
+
+    @contextmanager
+    def sending(self, folder: Path) -> Iterator[None]:
+        """Send what is finished every `SEND_SECONDS`, and at the end."""
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(SEND_SECONDS):
+                try:
+                    self.send(folder)
+                except (
+                    WriteError
+                ):  # a store that does not answer now may do so later, or at the end
+                    continue
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.send(folder)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each store has errors of its own
+            raise WriteError(
+                f"{visible(self.url)}: the store does not answer: {one_line(error, 300)}"
+            ) from None
+
+
+def run_in_store(url: str, cell: Cell, resources: Resources, node: str, watch: Watch) -> CellResult:
+    """`run_cell` whose workspace is the object store at `url`.
+
+    Raises:
+        WriteError: the store does not answer.
+    """
+    own = (f"runs/{cell.group}/", f"cells/{cell.name}/")
+    with TemporaryDirectory(prefix="reptrt-cell-") as name:
+        folder, store = Path(name), Store(url)
+        store.fetch(folder, lambda path: path.startswith(own))
+        with store.sending(folder):
+            return run_cell(folder, cell, resources, node, watch)
+
+
+def fetch_results(store: Store, folder: Path) -> None:
+    """Copy the results and reports of all cells into `folder`."""
+    store.fetch(folder, lambda path: PurePosixPath(path).name in (RESULT, REPORT, "run.json"))
+
+
+def _version(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
