@@ -26,6 +26,7 @@ from reptrt.calibrators.auto import choose_calibrator
 from reptrt.calibrators.base import no_progress
 from reptrt.calibrators.names import AUTO
 from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.reconstruction import effort as rules
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.settings import Settings
 from reptrt.engines.outputs.snr import SignalNoise
@@ -60,6 +61,7 @@ class Case:
     vary: str
     softmax: str = "float"
     effort: str = "auto"
+    constants: str = ""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -132,6 +134,12 @@ def parse_options() -> argparse.Namespace:
         default=[],
         help="choices of `reconstruction`, as loss=l2,stage_weight=0; repeat for more rows",
     )
+    parser.add_argument(
+        "--constants",
+        action="append",
+        default=[],
+        help="of calibrators/reconstruction/effort.py, as POSITIONS=65536,HELD_OUT=16; repeat for more rows",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
     parser.add_argument("--output", type=Path, default=Path("build/ablation.jsonl"))
     return parser.parse_args()
@@ -141,24 +149,27 @@ def all_cases(options: argparse.Namespace) -> Iterator[Case]:
     """Every combination, seeds innermost."""
     given = [count for count in options.num_samples.split(",") if count]
     counts: list[int | None] = [int(count) for count in given] or [None]
-    for effort, calibrator, bits, softmax, count, vary, seed in itertools.product(
+    for effort, calibrator, bits, softmax, count, vary, constants, seed in itertools.product(
         options.efforts.split(","),
         options.calibrators.split(","),
         options.bits.split(","),
         options.softmax.split(","),
         counts,
         options.vary or [""],
+        options.constants or [""],
         map(int, options.seeds.split(",")),
     ):
         yield Case(
             options.model, options.weights, options.data, options.eval,
-            calibrator, bits, count, seed, vary, softmax, effort,
+            calibrator, bits, count, seed, vary, softmax, effort, constants,
         )  # fmt: skip
 
 
 def run(case: Case, threads: int) -> dict[str, Any]:
     """Calibrate and evaluate one case; accuracy in percent, SNR in dB, seconds, MB."""
     torch.set_num_threads(threads)
+    for name, value in (pair.split("=") for pair in case.constants.split(",") if pair):
+        setattr(rules, name, type(getattr(rules, name))(value))
     recipe = load_recipe(case.model, case.options)
     loaded = load_model(
         recipe.model, recipe.weights, PreprocessOverrides(None, None, None), lambda *_: None
@@ -236,7 +247,8 @@ def table(cases: list[Case], done: Mapping[str, dict[str, Any]]) -> str:
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for case in cases:
         images = case.num_samples or "default"
-        row = (case.calibrator, case.effort, case.bits, case.softmax, images, case.vary or "–")
+        choice = ",".join(filter(None, (case.vary, case.constants))) or "–"
+        row = (case.calibrator, case.effort, case.bits, case.softmax, images, choice)
         rows.setdefault(row, []).append(done[key(case)])
     columns = (
         *("fp32", "quantized", "drop", "agreement", "divergence", "snr_db"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from reptrt.engines.foreign.text import one_line, visible
@@ -11,11 +12,12 @@ from reptrt.engines.target import MissingComponentError
 ANSWER_SECONDS = 5.0
 
 
-def connect(address: str | None) -> Any:
+def connect(address: str | None, say: Callable[[str], None] = lambda _: None) -> Any:
     """Ray's module, connected to the cluster at `address`; None starts Ray on this machine.
 
     Args:
         address: `auto`, `HOST:PORT` or `ray://HOST:PORT`.
+        say: told where the cluster's dashboard is, if it has one.
 
     Raises:
         MissingComponentError: Ray is not installed, or nothing answers at `address`.
@@ -32,11 +34,13 @@ def connect(address: str | None) -> Any:
     settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     try:
         if address is not None:
-            ray.init(address=address, **settings)
+            context = ray.init(address=address, **settings)
         else:
-            ray.init(include_dashboard=False, **settings)
+            context = ray.init(include_dashboard=False, **settings)
     except Exception as error:  # Ray has no common class for it
         raise _no_cluster(address, error) from None
+    if context.dashboard_url:
+        say(f"Ray's dashboard: http://{visible(context.dashboard_url)}")
     return ray
 
 

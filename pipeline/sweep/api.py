@@ -20,6 +20,9 @@ from reptrt.pipeline.sweep.table import Row, rows_of, write_tables
 class Silent:
     """Looks at nothing."""
 
+    def say(self, line: str) -> None:
+        """Do nothing."""
+
     def progress(self, progress: CellProgress) -> None:
         """Do nothing."""
 
@@ -73,7 +76,7 @@ def run_file(
     client = None if tracking is None else _mlflow(tracking)
     with opened(workspace) as (folder, store):
         work = partial(run_cell, folder) if store is None else partial(run_in_store, store.url)
-        results = run_sweep(cells, folder, loaded.resources, watch, _executor(work, ray))
+        results = run_sweep(cells, folder, loaded.resources, watch, _executor(work, ray, watch))
         if store is not None:
             fetch_results(store, folder)
         rows = rows_of(cells, results, folder, str(folder) if store is None else store.url)
@@ -98,12 +101,12 @@ def opened(workspace: str) -> Iterator[tuple[Path, Store | None]]:
         yield Path(folder), store
 
 
-def _executor(work: Work, ray: tuple[bool, str | None]) -> Executor:
+def _executor(work: Work, ray: tuple[bool, str | None], watch: SweepWatch) -> Executor:
     if not any(ray):
         return in_processes(work)
     from reptrt.pipeline.sweep.on_ray import on_ray
 
-    return on_ray(ray[1], work)
+    return on_ray(ray[1], work, watch.say)
 
 
 def _mlflow(uri: str) -> Any:

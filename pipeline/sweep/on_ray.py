@@ -6,7 +6,7 @@ nodes see, holds what a lost try has finished. Nothing here schedules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from reptrt.pipeline.cluster import ANSWER_SECONDS, connect
@@ -20,17 +20,20 @@ _AHEAD = 4
 _POLL_SECONDS = 0.5
 
 
-def on_ray(address: str | None, work: Work) -> Executor:
+def on_ray(
+    address: str | None, work: Work, say: Callable[[str], None] = lambda _: None
+) -> Executor:
     """An executor on the cluster at `address`; None starts Ray on this machine.
 
     Args:
         address: `auto`, `HOST:PORT` or `ray://HOST:PORT`.
         work: what a task does.
+        say: told where Ray's dashboard is, if it has one.
 
     Raises:
         MissingComponentError: Ray is not installed, or nothing answers at `address`.
     """
-    ray = connect(address)
+    ray = connect(address, say)
 
     def execute(
         cells: Sequence[Cell], resources: Resources, watch: SweepWatch

@@ -14,6 +14,9 @@ from reptrt.pipeline.sweep.grid import Cell, Resources
 class SweepWatch(Protocol):
     """Who looks at a sweep."""
 
+    def say(self, line: str) -> None:
+        """Something about all of it."""
+
     def progress(self, progress: CellProgress) -> None:
         """A cell has advanced."""
 

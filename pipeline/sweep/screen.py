@@ -40,6 +40,10 @@ class Screen:
     ) -> None:
         self._live.stop()
 
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self._console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
     def progress(self, progress: CellProgress) -> None:
         """Show where a cell is."""
         self._running[progress.cell] = progress

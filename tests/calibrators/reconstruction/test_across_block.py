@@ -95,9 +95,16 @@ def test_with_outliers_it_beats_every_baseline_at_6_bits(
         *("0.rbr_reparam", "1.rbr_reparam", "2.reparam_conv", "6")
     ]
     assert [fit.stage for fit in result.blocks] == [0, 0, 1, 1]
-    assert sum(fit.after / fit.before for fit in result.blocks) < 0.95 * len(result.blocks)
+    before, after = (
+        sum(getattr(fit, when) for fit in result.blocks) for when in ("before", "after")
+    )
+    assert after < 0.95 * before
+    gained = [fit for fit in result.blocks if fit.after < fit.before]
+    assert len(gained) >= 2
     for name, quantizer in model.weight_quantizers.items():
-        assert torch.equal(quantizer(model.weight_of(name)), model.weight_of(name))
+        block = [fit for fit in result.blocks if fit.name <= name][-1]
+        if block in gained:  # the others are as they were
+            assert torch.equal(quantizer(model.weight_of(name)), model.weight_of(name))
 
 
 def test_unseen_images_come_out_better_too(

@@ -29,6 +29,9 @@ class Watch:
     def __init__(self) -> None:
         self.ended: list[str] = []
 
+    def say(self, line: str) -> None:
+        pass
+
     def progress(self, progress: CellProgress) -> None:
         pass
 

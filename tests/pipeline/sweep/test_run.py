@@ -28,6 +28,9 @@ class Watch:
     works: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
 
+    def say(self, line: str) -> None:
+        pass
+
     def progress(self, progress: CellProgress) -> None:
         self.works.append(progress.work)
 
