@@ -202,14 +202,18 @@ def _run(
     return process.returncode, one_line(said.removeprefix("reptrt: "), 300)
 
 
+def folder_of_run(root: Path, cell: Cell) -> Path | None:
+    """Folder of the run of `cell` below `root`; None where its target is none, which the run says."""
+    try:
+        return run_folder(root, cell.recipe, resolve_target(cell.recipe.target).name)
+    except UnknownTargetError:
+        return None
+
+
 def _report_of(root: Path, cell: Cell) -> Path | None:
     """Folder of the run of `cell` below `root`, where it left a report."""
-    try:
-        target = resolve_target(cell.recipe.target).name
-    except UnknownTargetError:  # which the run has said
-        return None
-    folder = run_folder(root, cell.recipe, target)
-    return folder if (folder / REPORT).exists() else None
+    folder = folder_of_run(root, cell)
+    return folder if folder is not None and (folder / REPORT).exists() else None
 
 
 def _die_with_parent() -> None:

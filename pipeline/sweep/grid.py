@@ -20,6 +20,17 @@ from reptrt.pipeline.recipe import Recipe, load_recipe, slug
 MAX_CELLS, MAX_MATCHES = 100_000, 10_000_000
 BITS = "bits"
 """An axis that sets the bits of weights and of activations at once."""
+_APART = {
+    "calibrator",
+    BITS,
+    "weight_bits",
+    "activation_bits",
+    "seed",
+    "num_samples",
+    "precision",
+    "target",
+}
+"""Fields that a run's folder tells apart (`run_folder`): cells that differ in nothing else share a workspace."""
 _SHORT = {"calibrator": "", "model": "", "target": "", BITS: "w", "seed": "s", "num_samples": "n"}
 
 Fields = dict[str, Any]
@@ -79,7 +90,8 @@ class Cell:
 
     Attributes:
         name: unique; also a folder's name.
-        group: of cells that differ in the target alone: they share a workspace, and so a calibration.
+        group: of cells that share a workspace, and so what their runs lend each other: exports, the placement,
+            sensitivities, and a calibration where only the target differs.
         recipe: what to do.
         axes: what of it the sweep varies, field -> value as text.
     """
@@ -179,7 +191,9 @@ def _cell(base: Fields, varied: Fields, root: Path) -> Cell:
     axes = {field: _text(value) for field, value in varied.items() if not _is_file(field)}
     parts = {field: _part(field, value) for field, value in ({"model": model} | axes).items()}
     name = path_part("-".join(part for part in parts.values() if part))
-    group = path_part("-".join(part for field, part in parts.items() if field != "target" and part))
+    group = path_part(
+        "-".join(part for field, part in parts.items() if field not in _APART and part)
+    )
     return Cell(name, group, recipe, axes)
 
 

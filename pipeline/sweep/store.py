@@ -16,12 +16,27 @@ from tempfile import TemporaryDirectory
 from reptrt.engines.artifacts import WriteError
 from reptrt.engines.foreign.text import one_line, visible
 from reptrt.engines.target import MissingComponentError
-from reptrt.pipeline.sweep.cell import REPORT, RESULT, CellResult, Watch, run_cell
+from reptrt.pipeline.sweep.cell import REPORT, RESULT, CellResult, Watch, folder_of_run, run_cell
 from reptrt.pipeline.sweep.grid import Cell, Resources
+from reptrt.pipeline.workspace.folder import ARTIFACTS
+from reptrt.pipeline.workspace.run_records import RECORDS
 
 SEND_SECONDS = 20.0
 """Between two looks at what a cell has finished: so much of its work a lost node can cost."""
 _UNFINISHED = (".partial", ".lock")
+_LENT = {RECORDS} | {
+    ARTIFACTS[name]
+    for name in (
+        "concats",
+        "placement",
+        "channels",
+        "sensitivity",
+        "calibration",
+        "scales",
+        "fp32_onnx",
+    )
+}
+"""What runs of a group lend each other."""
 
 
 def is_url(workspace: str) -> bool:
@@ -73,13 +88,13 @@ class Store:
             self._sent[name] = _version(own)
 
     def send(self, folder: Path) -> None:
-        """Copy what is new or changed in `folder` to the store, `run.json` and results last.
+        """Copy what is new or changed in `folder` to the store, records and results last.
 
         Raises:
             WriteError: the store does not answer or takes no file.
         """
         files = [path for path in folder.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda one: (one.name in ("run.json", RESULT), one)):
+        for path in sorted(files, key=lambda one: (one.name in (RECORDS, RESULT), one)):
             name = path.relative_to(folder).as_posix()
             if path.name.endswith(_UNFINISHED):
                 continue
@@ -136,10 +151,18 @@ def run_in_store(url: str, cell: Cell, resources: Resources, node: str, watch: W
     Raises:
         WriteError: the store does not answer.
     """
-    own = (f"runs/{cell.group}/", f"cells/{cell.name}/")
+    group, run = Path("runs") / cell.group, folder_of_run(Path("runs") / cell.group, cell)
+    own = (f"{run}/", f"cells/{cell.name}/")
+    lent = f"{group}/"
     with TemporaryDirectory(prefix="reptrt-cell-") as name:
         folder, store = Path(name), Store(url)
-        store.fetch(folder, lambda path: path.startswith(own))
+        store.fetch(
+            folder,
+            lambda path: (
+                path.startswith(own)
+                or (path.startswith(lent) and PurePosixPath(path).name in _LENT)
+            ),
+        )
         with store.sending(folder):
             return run_cell(folder, cell, resources, node, watch)
 

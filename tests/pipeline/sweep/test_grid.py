@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from reptrt.pipeline.recipe import RecipeError
+from reptrt.pipeline.sweep.cell import folder_of_run
 from reptrt.pipeline.sweep.grid import Cell, SweepError, cells_of, load_sweep
 
 
@@ -51,10 +52,22 @@ def test_cells_are_left_out_and_added(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_cells_that_differ_in_the_target_share_a_workspace(tmp_path: Path) -> None:
-    found = cells("grid: {model: repvgg_a0, seed: [0, 1], target: [cpu, tensorrt-rtx]}", tmp_path)
-    assert len({cell.name for cell in found}) == 4
-    assert [cell.group for cell in found] == ["repvgg_a0-s0"] * 2 + ["repvgg_a0-s1"] * 2
+def test_cells_of_one_workspace_have_folders_of_their_own(tmp_path: Path) -> None:
+    found = cells(
+        "grid: {model: repvgg_a0, calibrator: [mse, repapq], bits: [8, 6], seed: [0, 1], num_samples: [64, 128],"
+        " precision: [fp16, fp32], target: [cpu, tensorrt-rtx]}",
+        tmp_path,
+    )
+    assert {cell.group for cell in found} == {"repvgg_a0"}
+    assert len({folder_of_run(tmp_path, cell) for cell in found}) == len(found) == 64
+
+
+def test_cells_that_differ_in_anything_else_share_nothing(tmp_path: Path) -> None:
+    found = cells("grid: {model: repvgg_a0, seed: [0, 1], quantize: [pays, all]}", tmp_path)
+    assert [cell.group for cell in found] == [
+        "repvgg_a0-quantize_pays",
+        "repvgg_a0-quantize_all",
+    ] * 2
 
 
 def test_a_key_is_of_the_recipe(tmp_path: Path) -> None:
