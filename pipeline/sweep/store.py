@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -117,12 +117,8 @@ class Store:
 
         def follow() -> None:
             while not ended.wait(SEND_SECONDS):
-                try:
+                with suppress(WriteError):  # a store that does not answer now may do so at the end
                     self.send(folder)
-                except (
-                    WriteError
-                ):  # a store that does not answer now may do so later, or at the end
-                    continue
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -151,25 +147,23 @@ def run_in_store(url: str, cell: Cell, resources: Resources, node: str, watch: W
     Raises:
         WriteError: the store does not answer.
     """
-    group, run = Path("runs") / cell.group, folder_of_run(Path("runs") / cell.group, cell)
-    own = (f"{run}/", f"cells/{cell.name}/")
-    lent = f"{group}/"
+    group = Path("runs") / cell.group
+    own = (f"{folder_of_run(group, cell)}/", f"cells/{cell.name}/")
+
+    def is_needed(path: str) -> bool:
+        is_lent = path.startswith(f"{group}/") and PurePosixPath(path).name in _LENT
+        return is_lent or path.startswith(own)
+
     with TemporaryDirectory(prefix="reptrt-cell-") as name:
         folder, store = Path(name), Store(url)
-        store.fetch(
-            folder,
-            lambda path: (
-                path.startswith(own)
-                or (path.startswith(lent) and PurePosixPath(path).name in _LENT)
-            ),
-        )
+        store.fetch(folder, is_needed)
         with store.sending(folder):
             return run_cell(folder, cell, resources, node, watch)
 
 
 def fetch_results(store: Store, folder: Path) -> None:
     """Copy the results and reports of all cells into `folder`."""
-    store.fetch(folder, lambda path: PurePosixPath(path).name in (RESULT, REPORT, "run.json"))
+    store.fetch(folder, lambda path: PurePosixPath(path).name in (RESULT, REPORT, RECORDS))
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -188,7 +188,9 @@ RESULT = asdict(CellResult(CELL.name, CELL.key, "done", folder="."))
 def _read_result(path: Path) -> object:
     """A finished cell is asked for again; what is no such result runs anew."""
     finished_result(path.parents[2], CELL)
-    return write_tables(rows_of([CELL], [read_record(path, CellResult)], path.parent, ""), path.parent, "c")
+    return write_tables(
+        rows_of([CELL], [read_record(path, CellResult)], path.parent, ""), path.parent, "c"
+    )
 
 
 MODEL = ServedModel(

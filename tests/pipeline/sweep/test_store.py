@@ -150,7 +150,8 @@ def test_a_sweep_in_a_store_goes_on_at_its_last_finished_stage(
     # A node that was lost behind calibration has left this.
     (run,) = store.rglob("run.json")
     records = json.loads(run.read_text())
-    first = {name: value for name, value in records["stages"].items() if name != "validate"}
+    behind = ("validate", "report")
+    first = {name: value for name, value in records["stages"].items() if name not in behind}
     run.write_text(json.dumps({**records, "stages": first}))
     for gone in ("report.json", "result.json", "validation.json"):
         next(store.rglob(gone)).unlink()
