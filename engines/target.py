@@ -75,10 +75,11 @@ def load_backend(target: Target) -> ModuleType:
         MissingComponentError: the module is not installed or too old, or a classic TensorRT target
             finds no GPU, or not its GPU.
     """
+    if target.backend == "tensorrt":
+        _require_gpu(target)  # before TensorRT, which is of no use without it
     backend = require_module(target.backend, INSTALL_HINTS[target.backend])
     if target.backend == "tensorrt":
         _require_version(backend)
-        _require_gpu(target)
     return backend
 
 
@@ -127,6 +128,6 @@ def _require_gpu(target: Target) -> None:
         wanted = " or ".join(f"{major}.{minor}" for major, minor in target.compute_capabilities)
         raise MissingComponentError(
             f"target '{target.name}' needs a GPU of compute capability {wanted}, and {gpu.name} "
-            f"has {gpu.compute_capability[0]}.{gpu.compute_capability[1]}: build on the device, or "
-            'choose `target="tensorrt"` for this GPU'
+            f"has {gpu.compute_capability[0]}.{gpu.compute_capability[1]}: build on the device, pack a kit "
+            'that does (`reptrt kit`), or choose `target="tensorrt"` for this GPU'
         )

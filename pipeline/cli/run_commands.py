@@ -16,7 +16,7 @@ import click
 from reptrt.calibrators.names import require_calibrator
 from reptrt.engines.artifacts import write_json
 from reptrt.engines.foreign.log_format import VisibleFormatter
-from reptrt.engines.target import resolve_target
+from reptrt.engines.target import load_backend, resolve_target
 from reptrt.models.names import require_model_name
 from reptrt.pipeline.cli.console import (
     GATE_FAILED,
@@ -70,6 +70,7 @@ def engine(
     if dry_run:
         show_dry_run(recipe, workspace, as_json)
         return
+    load_backend(resolve_target(recipe.target))  # what is missing is said before PyTorch is there
     from reptrt.pipeline.road import run_pipeline
 
     with open_run(recipe, workspace) as run:
