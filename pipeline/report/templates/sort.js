@@ -31,3 +31,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
   });
 }
+// On paper nothing stays folded.
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});
