@@ -114,8 +114,10 @@ class AcrossBlockCalibrator(Calibrator):
         chosen: Reconstruction,
     ) -> list[Budget]:
         images, fixed = _most_images(batches), fixed_batch(model.graph_module)
+        quantizers = (*model.weight_quantizers.values(), *model.activation_quantizers.values())
+        bits = min((quantizer.grid.num_bits for quantizer in quantizers), default=8)
         return [
-            budget_of(blocks, index, images, fixed, self.settings, chosen)
+            budget_of(blocks, index, images, fixed, self.settings, chosen, bits)
             for index in range(len(blocks))
         ]
 

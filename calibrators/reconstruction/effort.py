@@ -3,7 +3,8 @@
 Our own; the constants are the winners of docs/effort.md. A step holds as many images as have `POSITIONS`, for a
 gradient is a mean over positions, not over images. A block whose own SNR on held-out images reaches its share of
 what the outputs need does not learn at all: noises of blocks add up, so each of n blocks may make 1/n of it. Others
-learn in rounds, each with a learning rate that falls to 0, until one gains too little on the held-out images.
+learn in rounds, each with a learning rate that falls to 0, until one gains too little on the held-out images. Below
+8 bits, where learning gains slowly and for long, all steps are one round.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def budget_of(
     fixed: int | None,
     settings: Settings,
     chosen: Reconstruction,
+    bits: int,
 ) -> Budget:
     """What block `index` of `blocks` may spend.
 
@@ -79,6 +81,7 @@ def budget_of(
         fixed: images that the graph takes at once; None for any number.
         settings: effort, and the SNR that the outputs need.
         chosen: most steps, most images of a step, and whether the stage takes part.
+        bits: the fewest of the network's codes.
     """
     if settings.effort == "high":
         return Budget(fixed or chosen.batch_size, 0, (chosen.iterations,), closed_forms=False)
@@ -91,7 +94,7 @@ def budget_of(
     return Budget(
         fixed or min(chosen.batch_size, enough),
         held_out if 2 * held_out <= num_samples else 0,
-        () if settings.effort == "low" else rounds_of(chosen),
+        () if settings.effort == "low" else rounds_of(chosen, bits),
         RARELY if long_suffix else 1,
         math.inf if is_soft else enough_snr(settings.target_snr, len(blocks)),
         closed_forms=not is_soft,
@@ -103,10 +106,10 @@ def enough_snr(target_snr: float, num_blocks: int) -> float:
     return target_snr + 10 * math.log10(num_blocks) - MARGIN_DB
 
 
-def rounds_of(chosen: Reconstruction) -> tuple[int, ...]:
-    """Steps of each round, none of them 0; AdaRound's variables settle in one only."""
-    if chosen.rounding == "adaround":
-        return (chosen.iterations,)
+def rounds_of(chosen: Reconstruction, bits: int) -> tuple[int, ...]:
+    """Steps of each round, none of them 0; below 8 bits there is one, and AdaRound's variables settle in one only."""
+    if bits < 8 or chosen.rounding == "adaround":
+        return (chosen.iterations,) if chosen.iterations else ()
     ends = [round(sum(ROUNDS[: n + 1]) * chosen.iterations) for n in range(len(ROUNDS))]
     steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     return tuple(count for count in steps if count)

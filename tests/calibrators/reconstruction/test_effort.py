@@ -39,8 +39,9 @@ def budget(blocks: list[Block], index: int, count: int = 256, **choices: object)
     settings = Settings(
         **{key: choices.pop(key) for key in ("effort", "target_snr") if key in choices}
     )
-    fixed = choices.pop("fixed", None)
-    return budget_of(blocks, index, count, fixed, settings, DEFAULT.model_copy(update=choices))
+    fixed, bits = choices.pop("fixed", None), choices.pop("bits", 8)
+    chosen = DEFAULT.model_copy(update=choices)
+    return budget_of(blocks, index, count, fixed, settings, chosen, bits)
 
 
 def test_work_and_positions_by_hand() -> None:
@@ -78,13 +79,20 @@ def test_low_effort_has_no_rounds() -> None:
 
 
 def test_rounds_add_up_to_the_steps_and_none_is_empty() -> None:
-    assert rounds_of(DEFAULT) == (10, 15, 25)
+    assert rounds_of(DEFAULT, 8) == (10, 15, 25)
     for steps in range(12):
-        rounds = rounds_of(DEFAULT.model_copy(update={"iterations": steps}))
+        rounds = rounds_of(DEFAULT.model_copy(update={"iterations": steps}), 8)
         assert sum(rounds) == steps
         assert 0 not in rounds
     soft = DEFAULT.model_copy(update={"rounding": "adaround"})
-    assert rounds_of(soft) == (50,)
+    assert rounds_of(soft, 8) == (50,)
+
+
+def test_below_8_bits_all_steps_are_one_round() -> None:
+    assert [budget(blocks_of(16), 0, bits=bits).rounds for bits in (8, 6, 4)] == [
+        *((10, 15, 25), (50,), (50,))
+    ]
+    assert rounds_of(DEFAULT.model_copy(update={"iterations": 0}), 6) == ()
 
 
 def test_weights_that_are_not_decided_are_not_judged_by_their_snr() -> None:
