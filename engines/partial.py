@@ -77,7 +77,10 @@ def temporary_folder() -> Iterator[Path]:
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what is partial in `folder` and held by no process; of `name` alone, where it is given."""
-    for entry in os.listdir(folder):  # noqa: PTH208  # names that are no UTF-8 too
+    entries: list[str] = []
+    with suppress(OSError):  # what cannot be listed stays; whoever writes there says what is wrong
+        entries = os.listdir(folder)  # noqa: PTH208  # names that are no UTF-8 too
+    for entry in entries:
         found = _NAME.fullmatch(entry)
         if found is None or name not in (None, found["stem"]):
             continue

@@ -119,3 +119,14 @@ def test_no_other_module_makes_temporary_names() -> None:
         if ELSEWHERE.search(path.read_text(encoding="utf-8"))
     }
     assert found <= ALLOWED
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root lists every folder")
+def test_a_folder_that_cannot_be_listed_takes_files_all_the_same(tmp_path: Path) -> None:
+    tmp_path.chmod(0o300)
+    try:
+        with replace_when_done(tmp_path / "a.json") as temporary:
+            temporary.write_text("{}")
+        assert (tmp_path / "a.json").read_text() == "{}"
+    finally:
+        tmp_path.chmod(0o700)
