@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -80,8 +81,9 @@ def require_file(path: Path, refuse: Callable[[str], Exception]) -> None:
 def read_bytes(path: Path, limit: int, refuse: Callable[[str], Exception]) -> bytes:
     """Return the content of a file of at most `limit` bytes; see `require_file`."""
     require_file(path, refuse)
-    with path.open("rb") as stream:
-        content = stream.read(limit + 1)
+    with path.open("rb") as stream:  # which asks for as much memory as it may read
+        size = os.fstat(stream.fileno()).st_size or limit
+        content = stream.read(min(size, limit) + 1)
     if len(content) > limit:
         raise refuse(f"{visible(str(path))}: is larger than the {limit / 1e6:.0f} MB that are read")
     return content

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,13 @@ def test_only_files_are_read_and_no_more_of_them_than_the_limit(tmp_path: Path) 
     with pytest.raises(BadFileError, match="is no file"):
         read_bytes(tmp_path / "pipe", 10, BadFileError)
     assert read_bytes(tmp_path / "x", 11, BadFileError) == bytes(11)
+
+
+def test_a_small_file_takes_little_whatever_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(1000))
+    tracemalloc.start()
+    try:
+        assert len(read_bytes(tmp_path / "x", 64 << 20, BadFileError)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
