@@ -31,17 +31,13 @@ def partial_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder takes no file.
     """
-    remove_leftovers(path.parent)
 
     def make(name: Path) -> int:
         return os.open(name, _OPEN | os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
 
+    remove_leftovers(path.parent)
     with _held(path.parent, _stem(path.name), make) as partial:
-        try:
-            yield partial
-        finally:
-            with suppress(OSError):
-                partial.unlink()
+        yield partial
 
 
 @contextmanager
@@ -53,10 +49,7 @@ def partial_folder(parent: Path, name: str) -> Iterator[Path]:
     """
     remove_leftovers(parent)
     with _held(parent, _stem(name), _make_folder) as partial:
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        yield partial
 
 
 @contextmanager
@@ -69,10 +62,7 @@ def temporary_folder() -> Iterator[Path]:
     parent, name = Path(tempfile.gettempdir()), f"reptrt-{os.getuid()}"
     remove_leftovers(parent, name)
     with _held(parent, name, _make_folder) as folder:
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield folder
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
@@ -89,28 +79,38 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             descriptor = os.open(leftover, _OPEN | os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-                    shutil.rmtree(leftover)
-                else:
-                    leftover.unlink()
+                _remove(leftover)
             finally:
                 os.close(descriptor)
 
 
 @contextmanager
 def _held(folder: Path, stem: str, make: Callable[[Path], int]) -> Iterator[Path]:
-    """Yield a new partial file or folder that `make` opens, locked until the end."""
+    """Yield a new partial file or folder that `make` opens, locked; what still has its name at the end is removed."""
     while True:
         partial = folder / f".{stem}.{secrets.token_hex(8)}.partial"
-        descriptor = make(partial)
         try:
-            with suppress(OSError):  # a file system without locks keeps what was killed
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_there(partial, descriptor):  # else somebody took it for a leftover just before
-                yield partial
-                return
+            descriptor = make(partial)
+            try:
+                with suppress(OSError):  # a file system without locks keeps what was killed
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if _is_there(
+                    partial, descriptor
+                ):  # else somebody took it for a leftover just before
+                    yield partial
+                    return
+            finally:
+                os.close(descriptor)
         finally:
-            os.close(descriptor)
+            _remove(partial)
+
+
+def _remove(partial: Path) -> None:
+    with suppress(OSError):
+        if stat.S_ISDIR(partial.lstat().st_mode):
+            shutil.rmtree(partial)
+        else:
+            partial.unlink()
 
 
 def _is_there(partial: Path, descriptor: int) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,24 @@ def test_what_somebody_holds_stays(tmp_path: Path) -> None:
         remove_leftovers(tmp_path)
         assert file.exists()
         assert (folder / "c").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_a_folder_is_opened_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, done = os.open, []
+
+    def interrupt(*arguments: Any, **options: Any) -> int:
+        if not done:
+            done.append(True)
+            raise KeyboardInterrupt
+        return usual(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", interrupt)
+        with pytest.raises(KeyboardInterrupt), partial_folder(tmp_path, "a"):
+            pass
     assert not list(tmp_path.iterdir())
 
 
