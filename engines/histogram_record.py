@@ -28,6 +28,7 @@ class LayerHistograms:
         clipped: percent of the values that lie outside.
         weights: codes of the weights, -128 to 127.
         start: `grid` before it was learned; None where nothing was.
+        bits: of the weights, and of the activations; None where a file brought its own scales.
     """
 
     activation: Histogram
@@ -36,3 +37,4 @@ class LayerHistograms:
     clipped: Percent
     weights: Histogram
     start: tuple[float, float] | None = None
+    bits: tuple[int, int] | None = None

@@ -9,6 +9,7 @@ from reptrt.calibrators.base import CalibrationResult
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.budget_record import BudgetSearch
 from reptrt.engines.cost.records import Comparison
+from reptrt.engines.foreign.ranges import Count
 from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.report_schema import (
     Accuracy,
@@ -99,30 +100,31 @@ def collect_report(
 class _Point:
     """What of a quantizer in scales.json is shown."""
 
-    read_by: tuple[str, ...]
+    num_bits: Count
+    read_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Scales:
     activations: Mapping[str, _Point]
+    weights: Mapping[str, _Point]
 
 
 def layer_histograms(
     workspace: Workspace, calibration: CalibrationResult | None
 ) -> dict[str, LayerHistograms]:
-    """What the quantizers in front of the layers see, and the grids with which learning began."""
+    """What the quantizers in front of the layers see, their bits, and the grids with which learning began."""
     found = read_artifact(workspace.histograms, "validate", dict[str, LayerHistograms])
-    starts = calibration.starts if calibration else {}
-    if not starts:
+    if calibration is None:
         return found
-    points = read_artifact(workspace.scales, "calibrate", _Scales).activations
-    began = {
-        layer: starts[name]
-        for name, point in points.items()
-        if name in starts
-        for layer in point.read_by
-    }
-    return {name: replace(one, start=began.get(name)) for name, one in found.items()}
+    scales = read_artifact(workspace.scales, "calibrate", _Scales)
+    for name, point in scales.activations.items():
+        for layer in point.read_by:
+            if layer in found and layer in scales.weights:
+                bits = (scales.weights[layer].num_bits, point.num_bits)
+                start = calibration.starts.get(name)
+                found[layer] = replace(found[layer], start=start, bits=bits)
+    return found
 
 
 def predicted_cost(workspace: Workspace) -> Comparison | None:

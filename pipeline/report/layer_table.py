@@ -31,6 +31,8 @@ class LayerRow(NamedTuple):
     microseconds: float | None
     megabytes: float | None
     reason: str
+    bits: str = ""
+    """Of weights and activations, as `w4a6`; "" where the layer is float, or nothing says it."""
     detail: str = ""
     """JSON of its histograms and kernels, which the page shows on request; "" where nothing is known."""
 
@@ -58,7 +60,7 @@ def layer_rows(
             if layer.layer in floats
             else "INT8"
         )
-        shares = costs.get(layer.layer)
+        shares, seen = costs.get(layer.layer), (histograms or {}).get(layer.layer)
         rows.append(
             LayerRow(
                 layer.layer,
@@ -68,17 +70,22 @@ def layer_rows(
                 None if shares is None else sum(one.microseconds / of for one, of in shares),
                 None if shares is None else sum(one.megabytes / of for one, of in shares),
                 floats.get(layer.layer, ""),
-                _detail(layer.layer, kernels, (histograms or {}).get(layer.layer)),
+                _bits(seen),
+                _detail(layer.layer, kernels, seen),
             )
         )
     return rows
+
+
+def _bits(seen: LayerHistograms | None) -> str:
+    return f"w{seen.bits[0]}a{seen.bits[1]}" if seen and seen.bits else ""
 
 
 def describe(row: LayerRow) -> str:
     """One line on a layer, for who points at it."""
     parts = [f"{row.layer} ({row.op}): {decibel(row.snr_db)}"]
     if row.runs:
-        parts.append(f"runs in {row.runs}")
+        parts.append(f"runs in {row.runs} {row.bits}".rstrip())
     if row.microseconds is not None and row.megabytes is not None:
         parts.append(f"{number(row.microseconds, 1)} µs, {number(row.megabytes, 2)} MB, predicted")
     return "; ".join([*parts, row.reason] if row.reason else parts)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from reptrt.engines.histogram_record import Histogram, LayerHistograms
 from reptrt.engines.inspection.kernel import Kernel, Product, Tensor
 from reptrt.engines.report_schema import FloatIsland, Fusion, LayerSnr
-from reptrt.pipeline.report.layer_table import layer_rows
+from reptrt.pipeline.report.layer_table import describe, layer_rows
 from reptrt.pipeline.report.next_steps import next_steps
 from tests.reports import make_report
 
@@ -67,12 +67,13 @@ def test_next_steps_are_those_of_the_target() -> None:
 
 def test_a_layer_carries_its_histograms_and_kernels_for_the_page() -> None:
     histogram = Histogram(-1.0, 1.0, (3, 4))
-    found = LayerHistograms(histogram, 0.5, (-1.0, 0.5), 2.0, histogram, start=(-1.5, 0.75))
+    found = LayerHistograms(histogram, 0.5, (-1.0, 0.5), 2.0, histogram, (-1.5, 0.75), (4, 6))
     one, two, three = layer_rows(report(), [CONV], {"one": found})
     detail = json.loads(one.detail)
     assert detail["activation"] == {"low": -1.0, "high": 1.0, "counts": [3, 4]}
     assert (detail["grid"], detail["kernels"]) == ([-1.0, 0.5], ["conv"])
-    assert detail["start"] == [-1.5, 0.75]
+    assert (detail["start"], one.bits, two.bits) == ([-1.5, 0.75], "w4a6", "")
+    assert "runs in INT8 w4a6" in describe(one)
     assert json.loads(two.detail) == {"kernels": ["conv"]}
     assert json.loads(three.detail) == {"kernels": []}
     assert {row.detail for row in layer_rows(report(), [])} == {""}
