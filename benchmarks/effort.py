@@ -33,7 +33,7 @@ from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.datasets import open_images
 
 STATISTICS_IMAGES = 16
-SIZES, COUNTS = (160, 224, 320, 448, 640), (32, 64, 128)
+SIZES, COUNTS = (160, 224, 320, 448, 640), (32, 64)
 WIDTH, HEIGHT, MARGIN = 420, 300, 60
 COLORS = ("#2b6cb0", "#2f855a", "#b7791f", "#805ad5", "#c53030")
 
@@ -142,12 +142,13 @@ def print_twice(name: str, data: Path, folder: Path) -> None:
 
 
 def draw_chart(path: Path, data: Path, folder: Path) -> None:
-    """Processor seconds of calibrating YOLOv6-N against pixels of an image, a line per number of images."""
+    """Processor seconds of calibrating every layer of YOLOv6-N against pixels, a line per number of images."""
     lines: list[list[float]] = []
     for count in COUNTS:
         lines.append([])
         for size in SIZES:
-            more = ("--num-samples", str(count), "--image-size", str(size), "--min-snr", "0")
+            sizes = ("--num-samples", str(count), "--image-size", str(size))
+            more = (*sizes, *ALL, "--min-snr", "0")
             command = engine_command(ROWS["yolov6n"], data, folder, more)
             command[1] = "calibrate"
             lines[-1].append(run([command], folder)[0].processor)

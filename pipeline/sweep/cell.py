@@ -19,7 +19,7 @@ import yaml
 
 from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.file_lock import hold_lock
-from reptrt.engines.foreign.ranges import Amount
+from reptrt.engines.foreign.ranges import Amount, Count
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.report_schema import Report
 from reptrt.engines.target import UnknownTargetError, resolve_target
@@ -61,6 +61,7 @@ class CellResult:
         seconds: from its start to its end, by the clock on the wall.
         node: where it ran.
         folder: of the run, with its report, from the sweep's workspace; None where there is none.
+        peak_bytes: most memory of the run; None where that is not known.
     """
 
     cell: str
@@ -71,6 +72,7 @@ class CellResult:
     seconds: Amount = 0.0
     node: str = ""
     folder: str | None = None
+    peak_bytes: Count | None = None
 
 
 Watch = Callable[[CellProgress], None]
@@ -150,6 +152,9 @@ def _run_cell(
         seconds=round(time.monotonic() - started, 2),
         folder=_relative(made, workspace),
     )  # fmt: skip
+    report = report_of(result, workspace)
+    if report is not None and report.peak_rss_mb is not None:
+        result = replace(result, peak_bytes=int(1e6 * report.peak_rss_mb))
     if code == GATE_FAILED and made is not None:
         result = replace(result, status="gate failed")
     elif code != 0 or made is None:

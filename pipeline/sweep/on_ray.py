@@ -6,6 +6,7 @@ nodes see, holds what a lost try has finished. Nothing here schedules.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from reptrt.pipeline.sweep.run import Executor, SweepWatch, Work
 _AHEAD = 4
 """Tasks that wait for each one that could run: enough to keep nodes busy, few enough to stay small."""
 _POLL_SECONDS = 0.5
+_REMEMBERED = 100
+"""Cells that have ended, whose memory says what others of their kind need."""
 
 
 def on_ray(
@@ -42,6 +45,7 @@ def on_ray(
         task = ray.remote(max_retries=resources.retries, retry_exceptions=[OSError])(_task)
         waiting = list(reversed(cells))
         running: dict[Any, Cell] = {}
+        ended: deque[tuple[Cell, CellResult]] = deque(maxlen=_REMEMBERED)
         try:
             while waiting or running:
                 while waiting and len(running) < _AHEAD * _slots(ray, resources):
@@ -49,15 +53,17 @@ def on_ray(
                     options = {
                         "num_cpus": resources.cpus,
                         "num_gpus": resources.gpus,
-                        "memory": memory_of(cell, resources),
+                        "memory": memory_of(cell, resources, ended),
                         "name": cell.name,
                     }
                     reference = task.options(**options).remote(work, cell, resources, board)
                     running[reference] = cell
-                ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-                for reference in ended:
-                    yield _result(ray, reference, running.pop(reference))
-                if not ended:
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+                for reference in ready:
+                    cell = running.pop(reference)
+                    ended.append((cell, _result(ray, reference, cell)))
+                    yield ended[-1][1]
+                if not ready:
                     _show(ray, board, watch)
         finally:
             for reference in running:
