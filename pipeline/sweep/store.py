@@ -8,7 +8,7 @@ Files are whole before they are sent, and `run.json` holds their hashes: what ar
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -67,15 +67,18 @@ class Store:
             ) from None
         self._sent: dict[str, tuple[int, int]] = {}
 
-    def fetch(self, folder: Path, wanted: Callable[[str], bool]) -> None:
-        """Copy the files whose relative path is `wanted` into `folder`.
+    def fetch(
+        self, folder: Path, wanted: Callable[[str], bool], below: Sequence[str] = ("",)
+    ) -> None:
+        """Copy the files in the folders `below` whose relative path is `wanted` into `folder`.
 
         Raises:
             WriteError: the store does not answer, or names a file outside of `folder`.
         """
         with self._answering():
             self._system.invalidate_cache()
-            found = self._system.find(self._root)
+            roots = [f"{self._root}/{part}".rstrip("/") for part in below]
+            found = [path for root in roots for path in self._system.find(root)]
         names = [path[len(self._root.rstrip("/")) + 1 :] for path in found]
         for name in filter(wanted, names):
             parts = PurePosixPath(name)
@@ -156,7 +159,7 @@ def run_in_store(url: str, cell: Cell, resources: Resources, node: str, watch: W
 
     with TemporaryDirectory(prefix="reptrt-cell-") as name:
         folder, store = Path(name), Store(url)
-        store.fetch(folder, is_needed)
+        store.fetch(folder, is_needed, (str(group), f"cells/{cell.name}"))
         with store.sending(folder):
             return run_cell(folder, cell, resources, node, watch)
 
