@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.target import MissingComponentError
 from reptrt.pipeline.sweep.cell import CellProgress, CellResult, run_cell
 from reptrt.pipeline.sweep.grid import Cell, Sweep, cells_of, load_sweep
@@ -95,10 +95,10 @@ def opened(workspace: str) -> Iterator[tuple[Path, Store | None]]:
     if not is_url(workspace):
         yield Path(workspace).absolute(), None
         return
-    with TemporaryDirectory(prefix="reptrt-sweep-") as folder:
+    with temporary_folder() as folder:
         store = Store(workspace)
-        fetch_results(store, Path(folder))
-        yield Path(folder), store
+        fetch_results(store, folder)
+        yield folder, store
 
 
 def _executor(work: Work, ray: tuple[bool, str | None], watch: SweepWatch) -> Executor:

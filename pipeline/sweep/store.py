@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
 from reptrt.engines.artifacts import WriteError
 from reptrt.engines.foreign.text import one_line, visible
+from reptrt.engines.partial import temporary_folder
 from reptrt.engines.target import MissingComponentError
 from reptrt.pipeline.sweep.cell import REPORT, RESULT, CellResult, Watch, folder_of_run, run_cell
 from reptrt.pipeline.sweep.grid import Cell, Resources
@@ -157,8 +157,8 @@ def run_in_store(url: str, cell: Cell, resources: Resources, node: str, watch: W
         is_lent = path.startswith(f"{group}/") and PurePosixPath(path).name in _LENT
         return is_lent or path.startswith(own)
 
-    with TemporaryDirectory(prefix="reptrt-cell-") as name:
-        folder, store = Path(name), Store(url)
+    with temporary_folder() as folder:
+        store = Store(url)
         store.fetch(folder, is_needed, (str(group), f"cells/{cell.name}"))
         with store.sending(folder):
             return run_cell(folder, cell, resources, node, watch)
