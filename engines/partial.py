@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+PARTIAL = ".partial"
+"""How the names of such files and folders end."""
 _NAME = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{16}\.partial", re.DOTALL)
 _LONGEST_NAME = 200  # bytes of what a partial name is made of, for it is longer
 _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from reptrt.engines.artifacts import WriteError
 from reptrt.engines.foreign.text import one_line, visible
-from reptrt.engines.partial import temporary_folder
+from reptrt.engines.partial import PARTIAL, temporary_folder
 from reptrt.engines.target import MissingComponentError
 from reptrt.pipeline.sweep.cell import REPORT, RESULT, CellResult, Watch, folder_of_run, run_cell
 from reptrt.pipeline.sweep.grid import Cell, Resources
@@ -23,7 +23,7 @@ from reptrt.pipeline.workspace.run_records import RECORDS
 
 SEND_SECONDS = 20.0
 """Between two looks at what a cell has finished: so much of its work a lost node can cost."""
-_UNFINISHED = (".partial", ".lock")
+_UNFINISHED = (PARTIAL, ".lock")
 _LENT = {RECORDS} | {
     ARTIFACTS[name]
     for name in (
@@ -99,7 +99,7 @@ class Store:
         files = [path for path in folder.rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda one: (one.name in (RECORDS, RESULT), one)):
             name = path.relative_to(folder).as_posix()
-            if path.name.endswith(_UNFINISHED):
+            if any(part.endswith(_UNFINISHED) for part in PurePosixPath(name).parts):
                 continue
             try:
                 version = _version(path)
