@@ -97,7 +97,7 @@ def test_python_m_reptrt_runs_a_users_network_from_a_wheel(tmp_path: Path, wheel
 def test_what_was_searched_is_said_where_a_module_is_missing(tmp_path: Path) -> None:
     user_folder(tmp_path, "models/mynet.py")
     outcome = subprocess.run(
-        [sys.executable, "-m", "reptrt", "calibrate", "models.mynett:build", "--data", "x"],
+        [sys.executable, "-m", "reptrt", "calibrate", "models.mynett:build", "--data", "."],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
