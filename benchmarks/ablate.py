@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from reptrt.calibrators.auto import choose_calibrator
-from reptrt.calibrators.base import no_progress
 from reptrt.calibrators.names import AUTO
+from reptrt.calibrators.progress import no_progress
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.reconstruction import effort as rules
 from reptrt.calibrators.registry import create_calibrator

@@ -23,7 +23,7 @@ from command import run_command
 from quantize_with_modelopt import REQUIREMENTS, ensure_modelopt, quantize_with_modelopt
 from quantize_with_onnxruntime import CALIBRATION_METHODS, quantize_with_onnxruntime
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.build.builder import BuildOptions, build_engine
 from reptrt.engines.device import cpu_name

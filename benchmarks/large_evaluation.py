@@ -3,7 +3,8 @@
     python benchmarks/large_evaluation.py --images 50000 --workers 1,2
 
 Images are drawn noise in tar shards, labels are drawn too; the two networks are one with random weights and a copy
-whose weights are rounded to 6 bits. Each evaluation has a process of its own.
+whose weights are rounded to 6 bits. Each evaluation has a process of its own. Workers read this file too, so what
+only drawing needs is imported there.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.data.datasets import open_classification
 from reptrt.pipeline.validation.evaluate import evaluate
 from reptrt.pipeline.validation.shards import Spread, evaluate_in_parts
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SIZE, CLASSES, A_SHARD = 64, 100, 5_000
 PREPROCESS = Preprocess((SIZE, SIZE), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -63,6 +65,9 @@ def main() -> None:
 
 def write_networks(folder: Path) -> None:
     """fp32.onnx and int8.onnx."""
+    import torch
+    from torch import nn
+
     torch.manual_seed(0)
     widths = (3, 16, 32, 64)
     layers: list[nn.Module] = []
@@ -81,6 +86,8 @@ def write_networks(folder: Path) -> None:
 
 def export(network: nn.Module, path: Path) -> None:
     """Write `network` for any batch."""
+    import torch
+
     torch.onnx.export(
         network, (torch.zeros(1, 3, SIZE, SIZE),), path, dynamo=False,
         input_names=["images"], output_names=["logits"], dynamic_axes={"images": {0: "batch"}},

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from reptrt.calibrators.feed import Batch
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.settings import Settings
 
 DEFAULT_SETTINGS = Settings()
-PER_MILLE = 1000
-
-Progress = Callable[[str, int, int], None]
-"""`progress(description, done, total)`: called as work advances."""
 
 
 class Batches(Protocol):
@@ -26,20 +23,6 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Batch]:
         """Images [N, 3, H, W], preprocessed, or what a network with other inputs reads."""
-
-
-def no_progress(description: str, done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def share_of(progress: Progress, description: str, first: float, last: float) -> Progress:
-    """A progress that fills the part `first`..`last` (0..1) of the bar `description`."""
-
-    def show(_: str, done: int, total: int) -> None:
-        share = first + (last - first) * done / max(1, total)
-        progress(description, round(PER_MILLE * share), PER_MILLE)
-
-    return show
 
 
 @dataclass(frozen=True)

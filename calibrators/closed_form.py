@@ -10,14 +10,8 @@ from __future__ import annotations
 
 import copy
 
-from reptrt.calibrators.base import (
-    Batches,
-    CalibrationResult,
-    Calibrator,
-    Progress,
-    no_progress,
-    share_of,
-)
+from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator
+from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.reconstruction.baseline_guard import start_at_best_baseline
 from reptrt.calibrators.registry import register_calibrator

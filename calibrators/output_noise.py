@@ -8,12 +8,9 @@ from itertools import islice
 
 import torch
 
-from reptrt.calibrators.base import (
-    Batches,
-    Progress,
-    no_progress,
-)
+from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.output_parts import find_parts, split_parts
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 

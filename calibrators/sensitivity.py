@@ -19,12 +19,13 @@ from itertools import islice
 
 import torch
 
-from reptrt.calibrators.base import Batches, Progress, no_progress, share_of
+from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch, num_pixels
 from reptrt.calibrators.first_order import sample_noise
 from reptrt.calibrators.histogram.best import baseline_scales
 from reptrt.calibrators.histogram.methods import observe_activations, scale_weights
 from reptrt.calibrators.output_noise import compare_scales, decibel, set_activation_scales
+from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.moving import MOVING
 from reptrt.calibrators.quantized.placement import QuantizationPoint
 from reptrt.calibrators.quantized.pools import AVERAGES

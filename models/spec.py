@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from reptrt.engines.foreign.limits import MAX_INPUT_PIXELS
 from reptrt.engines.foreign.text import one_line
 from reptrt.models.inputs import NetworkInput, image_input
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Task = Literal["classification", "detection", "segmentation", "generic"]
 Layout = Literal["crop", "letterbox"]

@@ -18,8 +18,8 @@ from typing import Any, TypeAlias, TypeGuard
 from rich.console import Console
 from torch import nn
 
-from reptrt.calibrators.base import Progress, no_progress
 from reptrt.calibrators.names import require_calibrator
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.engines.lint import Finding, lint_file
 from reptrt.engines.report_schema import ComparisonRow, Report, Verdict
 from reptrt.models.load import LoadedModel, load_model, load_module

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from reptrt.calibrators.base import Progress, no_progress
 from reptrt.calibrators.names import require_calibrator
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.engines.foreign.log_format import VisibleFormatter
 from reptrt.engines.target import resolve_target
 from reptrt.models.load import LoadedModel

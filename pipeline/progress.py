@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from reptrt.engines.foreign.text import visible
-from reptrt.pipeline.workspace.stage import STARTED
+from reptrt.pipeline.workspace.stage import STARTED, WAITS
 
 _LOG_SECONDS = 30.0
 """Between two lines on the same work in a log."""
@@ -113,13 +113,13 @@ class ProgressBars:
 
 
 class StageLines(logging.Handler):
-    """Lets a log of `progress` show when a stage begins, as that stage's own log record says."""
+    """Lets a log of `progress` show when a stage begins or waits, as that stage's own log record says."""
 
     def __init__(self, progress: ProgressBars) -> None:
         super().__init__(logging.INFO)
         self._progress = progress
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show the record where a stage begins."""
-        if record.msg == STARTED:
+        """Show the record where a stage begins or waits."""
+        if record.msg in (STARTED, WAITS):
             self._progress.say(record.getMessage())

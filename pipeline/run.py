@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from reptrt.calibrators.base import CalibrationResult, Progress
+from reptrt.calibrators.base import CalibrationResult
 from reptrt.calibrators.channels.file import load_factors
 from reptrt.calibrators.channels.rewrite import ChannelFactors
+from reptrt.calibrators.progress import Progress
 from reptrt.calibrators.sensitivity import Sensitivity
 from reptrt.calibrators.state import read_result
 from reptrt.engines.artifacts import file_sha256

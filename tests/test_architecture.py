@@ -32,6 +32,7 @@ SHARED_PREFIXES = tuple(f"{name}." for name in SHARED)
 GPU_MODULES = ("tensorrt", "tensorrt_rtx", "polygraphy.backend.trt", "pycuda", "cuda")
 WITHOUT_TORCH = (
     "reptrt.engines", "reptrt.pipeline.recipe", "reptrt.pipeline.workspace.folder", "reptrt.pipeline.cli.main",
+    "reptrt.pipeline.validation.shards",
 )  # fmt: skip
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from reptrt.calibrators.base import Batches, Progress, no_progress
+from reptrt.calibrators.base import Batches
 from reptrt.calibrators.channels.sites import (
     ChannelSite,
     find_producer,
@@ -32,6 +32,7 @@ from reptrt.calibrators.channels.sites import (
 )
 from reptrt.calibrators.feed import Batch, num_pixels, tensors_of
 from reptrt.calibrators.histogram.methods import observe_activations
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
 from reptrt.models.graph import get_tensor

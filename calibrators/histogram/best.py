@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator, Progress, no_progress
+from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator
 from reptrt.calibrators.histogram.methods import (
     EntropyCalibrator,
     HistogramCalibrator,
@@ -29,6 +29,7 @@ from reptrt.calibrators.output_noise import (
     describe_noise,
     set_activation_scales,
 )
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import float_copy
 from reptrt.calibrators.registry import register_calibrator

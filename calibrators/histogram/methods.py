@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 import torch
 
-from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator, Progress, no_progress
+from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator
 from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.histogram.observers import (
     NUM_BINS,
@@ -27,6 +27,7 @@ from reptrt.calibrators.histogram.observers import (
     ObservationError,
     observing,
 )
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer
 from reptrt.calibrators.registry import register_calibrator

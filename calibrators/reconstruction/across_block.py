@@ -22,14 +22,8 @@ from pathlib import Path
 
 import torch
 
-from reptrt.calibrators.base import (
-    Batches,
-    BlockFit,
-    CalibrationResult,
-    Calibrator,
-    Progress,
-    no_progress,
-)
+from reptrt.calibrators.base import Batches, BlockFit, CalibrationResult, Calibrator
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from reptrt.calibrators.base import Batches, Progress, share_of
+from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.histogram.best import baseline_scales
 from reptrt.calibrators.histogram.methods import clip_weights, observe_activations, scale_weights
@@ -20,6 +20,7 @@ from reptrt.calibrators.output_noise import (
     output_noise,
     set_activation_scales,
 )
+from reptrt.calibrators.progress import Progress, share_of
 from reptrt.calibrators.quantized.half_range import shiftable_points
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reptrt.calibrators.base import PER_MILLE, Progress, share_of
+from reptrt.calibrators.progress import PER_MILLE, Progress, share_of
 from reptrt.calibrators.reconstruction.blocks import Block, rest_of_stage
 from reptrt.calibrators.reconstruction.effort import Budget
 from reptrt.calibrators.reconstruction.work import work

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from reptrt.calibrators.base import Batches, Progress, no_progress
+from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch, num_values
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.second_order.fit_layer import fit_read_layer
 from reptrt.calibrators.second_order.node_inputs import NodeInputs

@@ -22,14 +22,9 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from reptrt.calibrators.base import (
-    Batches,
-    CalibrationResult,
-    Calibrator,
-    Progress,
-    no_progress,
-)
+from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator
 from reptrt.calibrators.histogram.methods import PercentileCalibrator, channel_amax
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.half_range import has_shiftable_readers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer

@@ -16,8 +16,9 @@ from dataclasses import replace
 
 import torch
 
-from reptrt.calibrators.base import DEFAULT_SETTINGS, Batches, Progress
+from reptrt.calibrators.base import DEFAULT_SETTINGS, Batches
 from reptrt.calibrators.output_noise import guard_images, output_noise
+from reptrt.calibrators.progress import Progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, float_copy, float_overrides

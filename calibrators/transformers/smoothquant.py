@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import torch
 
-from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator, Progress, no_progress
+from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator
 from reptrt.calibrators.histogram.methods import MinMaxCalibrator
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.transformers.scale_reparam import NormSite, find_norm_sites, move_channels

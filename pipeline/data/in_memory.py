@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from reptrt.engines.artifacts import replace_when_done
@@ -29,6 +29,9 @@ from reptrt.pipeline.data.batches import Batch, ImageSet, LazyBatches
 from reptrt.pipeline.data.masks import VOID
 from reptrt.pipeline.data.preprocess import DataError
 from reptrt.pipeline.data.stored_feeds import store_feeds
+
+if TYPE_CHECKING:
+    import torch
 
 ImageSource: TypeAlias = "str | Path | NDArray[Any] | torch.Tensor | Iterable[Any]"
 """A folder or file, an array or tensor, a DataLoader, or any iterable of batches."""
@@ -145,7 +148,7 @@ def store_images(images: ImageSource, folder: Path, limit: int | None = None) ->
     """
     if isinstance(images, (str, Path)):
         return Path(images)
-    if not isinstance(images, (np.ndarray, torch.Tensor)) and isinstance(images, Iterable):
+    if not _is_one_batch(images) and isinstance(images, Iterable):
         batches = iter(images)
         first = next(batches, None)
         images = [] if first is None else chain([first], batches)
@@ -251,7 +254,7 @@ def _as_masks(value: Any, shape: tuple[int, ...], num_classes: int) -> NDArray[n
 
 def _read_batches(source: Any) -> Iterator[tuple[NDArray[Any], Any]]:
     """Images of each batch, and what stands behind them, or None."""
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    if _is_one_batch(source):
         source = [source]
     if not isinstance(source, Iterable):
         raise DataError(
@@ -300,12 +303,22 @@ def _as_labels(value: Any) -> NDArray[np.int64]:
 
 
 def _as_array(value: Any) -> NDArray[Any]:
-    if isinstance(value, torch.Tensor):
+    if _is_tensor(value):
         return value.detach().cpu().numpy()
     try:
         return np.asarray(value)
     except ValueError as error:
         raise DataError(f"images: a batch that is no array: {error}") from None
+
+
+def _is_one_batch(value: object) -> bool:
+    return isinstance(value, np.ndarray) or _is_tensor(value)
+
+
+def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Of PyTorch, which is imported by whoever made one: workers that read images start without."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _store(batches: Iterator[NDArray[Any]], folder: Path, limit: int | None) -> Path:
@@ -352,15 +365,16 @@ def as_predict(infer: Callable[[Feed], Mapping[str, NDArray[Any]]]) -> Predict:
 
     def predict(images: Any) -> Any:
         values = list(images.values()) if isinstance(images, Mapping) else [images]
-        wants_tensors = isinstance(values[0], torch.Tensor)
+        wants_tensors = _is_tensor(values[0])
         if isinstance(images, Mapping):
             outputs = infer({str(name): _as_array(value) for name, value in images.items()})
         else:
             outputs = infer({IMAGES: _as_images(images)})
-        found = {
-            name: torch.from_numpy(value) if wants_tensors else value
-            for name, value in outputs.items()
-        }
+        found: dict[str, Any] = dict(outputs)
+        if wants_tensors:
+            import torch
+
+            found = {name: torch.from_numpy(value) for name, value in outputs.items()}
         return next(iter(found.values())) if len(found) == 1 else found
 
     return predict

@@ -8,9 +8,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from timm.data.imagenet_info import ImageNetInfo
+from typing import TYPE_CHECKING, Any
 
 from reptrt.engines.foreign.border import read_bytes, reading
 from reptrt.engines.foreign.limits import MAX_TABLE_BYTES
@@ -18,6 +16,9 @@ from reptrt.engines.foreign.text import one_line, visible
 from reptrt.pipeline.data.image_folder import ImageFile, find_images
 from reptrt.pipeline.data.preprocess import DataError
 from reptrt.pipeline.data.shards import Labelled
+
+if TYPE_CHECKING:
+    from timm.data.imagenet_info import ImageNetInfo
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def class_titles(
         return tuple(f"class {index}" for index in range(num_classes))
     if not all(_WNID.fullmatch(name) for name in classes):
         return tuple(classes)
-    known: Any = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    known: Any = _imagenet("imagenet-22k").label_descriptions(as_dict=True)
     return tuple(str(known.get(name, name)).partition(",")[0] for name in classes)
 
 
@@ -151,8 +152,14 @@ def _names_of_classes(num_classes: int, classes: Sequence[str] | None) -> dict[s
 def _imagenet_wnids(num_classes: int) -> list[str]:
     if num_classes != _IMAGENET_CLASSES:
         return []
-    info = ImageNetInfo("imagenet-1k")
+    info = _imagenet("imagenet-1k")
     return [info.index_to_label_name(index) for index in range(num_classes)]
+
+
+def _imagenet(subset: str) -> ImageNetInfo:
+    from timm.data.imagenet_info import ImageNetInfo  # here: it brings PyTorch, which takes seconds
+
+    return ImageNetInfo(subset)
 
 
 def _index(label: str | None, num_classes: int, names: Mapping[str, int], where: str) -> int:

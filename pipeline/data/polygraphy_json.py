@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from reptrt.engines.foreign.border import read_json, reading
 from reptrt.engines.foreign.limits import MAX_JSON_BYTES
 from reptrt.engines.foreign.text import one_line
-from reptrt.models.weights.torch_files.pickled_module import read_torch_tensor
 from reptrt.pipeline.data.array_images import read_npy_header
 from reptrt.pipeline.data.preprocess import DataError
 
@@ -59,6 +58,8 @@ def _array(name: str, value: object) -> NDArray[Any]:
     if kind == "ndarray":
         return _npy(base64.b64decode(value["array"], validate=True))
     if kind == "Tensor":
+        from reptrt.models.weights.torch_files.pickled_module import read_torch_tensor
+
         tensor = read_torch_tensor(base64.b64decode(value["tensor"], validate=True))
         found: NDArray[Any] = tensor.numpy()
         return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reptrt.calibrators.base import Progress
+from reptrt.calibrators.progress import Progress
 from reptrt.engines.build.builder import BuildOptions, ShapeRange, build_engine
 from reptrt.engines.build.timing_cache import default_folder
 from reptrt.engines.device import find_gpu

@@ -76,7 +76,8 @@ def run_file(
     client = None if tracking is None else _mlflow(tracking)
     with opened(workspace) as (folder, store):
         work = partial(run_cell, folder) if store is None else partial(run_in_store, store.url)
-        results = run_sweep(cells, folder, loaded.resources, watch, _executor(work, ray, watch))
+        execute = _executor(work, ray, watch, has_locks=store is None)
+        results = run_sweep(cells, folder, loaded.resources, watch, execute)
         if store is not None:
             fetch_results(store, folder)
         rows = rows_of(cells, results, folder, str(folder) if store is None else store.url)
@@ -101,12 +102,14 @@ def opened(workspace: str) -> Iterator[tuple[Path, Store | None]]:
         yield folder, store
 
 
-def _executor(work: Work, ray: tuple[bool, str | None], watch: SweepWatch) -> Executor:
+def _executor(
+    work: Work, ray: tuple[bool, str | None], watch: SweepWatch, has_locks: bool
+) -> Executor:
     if not any(ray):
         return in_processes(work)
     from reptrt.pipeline.sweep.on_ray import on_ray
 
-    return on_ray(ray[1], work, watch.say)
+    return on_ray(ray[1], work, watch.say, one_first=not has_locks)
 
 
 def _mlflow(uri: str) -> Any:

@@ -32,7 +32,9 @@ GATE_FAILED = 1
 WAITS = "waits for another process"
 REPORT = "report.json"
 RESULT = "result.json"
-_PROGRESS = re.compile(r"\[(\d+):(\d\d)\] (.+?): (?:(\d+)/(\d+)|started)$")
+_PROGRESS = re.compile(
+    r"\[(\d+):(\d\d)\] (?:still at work: )?(.+?): (?:(\d+)/(\d+)|started|waits .*)$"
+)
 _LAST_LINES = 20
 _PR_SET_PDEATHSIG = 1
 

@@ -1,13 +1,14 @@
 """The cells of a sweep as tasks of Ray: placed by what they need, tried again where a node is lost.
 
-Ray decides where a cell runs, counts its resources and starts it again elsewhere; the workspace, which all
-nodes see, holds what a lost try has finished. Nothing here schedules.
+Ray decides where a cell runs and counts its resources; the workspace, which all nodes see, holds what a lost
+try has finished. Tries follow each other with growing pauses, which Ray's own retries do not have.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from reptrt.pipeline.cluster import ANSWER_SECONDS, connect
@@ -15,6 +16,7 @@ from reptrt.pipeline.sweep.cell import CellProgress, CellResult
 from reptrt.pipeline.sweep.grid import Cell, Resources
 from reptrt.pipeline.sweep.memory import memory_of
 from reptrt.pipeline.sweep.run import Executor, SweepWatch, Work
+from reptrt.pipeline.sweep.waiting import Waiting
 
 _AHEAD = 4
 """Tasks that wait for each one that could run: enough to keep nodes busy, few enough to stay small."""
@@ -24,7 +26,10 @@ _REMEMBERED = 100
 
 
 def on_ray(
-    address: str | None, work: Work, say: Callable[[str], None] = lambda _: None
+    address: str | None,
+    work: Work,
+    say: Callable[[str], None] = lambda _: None,
+    one_first: bool = False,
 ) -> Executor:
     """An executor on the cluster at `address`; None starts Ray on this machine.
 
@@ -32,6 +37,8 @@ def on_ray(
         address: `auto`, `HOST:PORT` or `ray://HOST:PORT`.
         work: what a task does.
         say: told where Ray's dashboard is, if it has one.
+        one_first: start the cells of a group when its first one has ended: for a workspace without locks, which
+            would keep them from making what they share at the same time.
 
     Raises:
         MissingComponentError: Ray is not installed, or nothing answers at `address`.
@@ -42,27 +49,30 @@ def on_ray(
         cells: Sequence[Cell], resources: Resources, watch: SweepWatch
     ) -> Iterator[CellResult]:
         board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
-        task = ray.remote(max_retries=resources.retries, retry_exceptions=[OSError])(_task)
-        waiting = list(reversed(cells))
+        task = ray.remote(max_retries=0)(_task)
+        waiting = Waiting(cells, resources.retries, one_first)
         running: dict[Any, Cell] = {}
         ended: deque[tuple[Cell, CellResult]] = deque(maxlen=_REMEMBERED)
         try:
             while waiting or running:
-                while waiting and len(running) < _AHEAD * _slots(ray, resources):
+                while len(running) < _AHEAD * _slots(ray, resources):
                     cell = waiting.pop()
-                    options = {
-                        "num_cpus": resources.cpus,
-                        "num_gpus": resources.gpus,
-                        "memory": memory_of(cell, resources, ended),
-                        "name": cell.name,
-                    }
-                    reference = task.options(**options).remote(work, cell, resources, board)
-                    running[reference] = cell
+                    if cell is None:
+                        break
+                    options = _options(cell, resources, ended)
+                    running[task.options(**options).remote(work, cell, resources, board)] = cell
+                if not running:  # all pause
+                    time.sleep(_POLL_SECONDS)
+                    continue
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
                 for reference in ready:
                     cell = running.pop(reference)
-                    ended.append((cell, _result(ray, reference, cell)))
-                    yield ended[-1][1]
+                    result, is_lost = _result(ray, reference, cell)
+                    if is_lost and _try_again(waiting, cell, result, watch):
+                        continue
+                    waiting.release(cell)
+                    ended.append((cell, result))
+                    yield result
                 if not ready:
                     _show(ray, board, watch)
         finally:
@@ -70,6 +80,24 @@ def on_ray(
                 ray.cancel(reference, force=True)
 
     return execute
+
+
+def _options(
+    cell: Cell, resources: Resources, ended: Iterable[tuple[Cell, CellResult]]
+) -> dict[str, object]:
+    return {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus,
+        "memory": memory_of(cell, resources, ended),
+        "name": cell.name,
+    }
+
+
+def _try_again(waiting: Waiting, cell: Cell, result: CellResult, watch: SweepWatch) -> bool:
+    pause = waiting.again(cell)
+    if pause is not None:
+        watch.progress(CellProgress(cell.name, "", f"again in {pause:.0f} s: {result.reason}"))
+    return pause is not None
 
 
 class _Board:
@@ -112,12 +140,14 @@ def _slots(ray: Any, resources: Resources) -> int:
     return max(int(slots), 1)
 
 
-def _result(ray: Any, reference: Any, cell: Cell) -> CellResult:
+def _result(ray: Any, reference: Any, cell: Cell) -> tuple[CellResult, bool]:
+    """How the task ended, and whether another try may end otherwise: its worker, node or files were lost."""
     try:
         result: CellResult = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        return CellResult(cell.name, cell.key, "failed", str(error.cause)[:300])
+        failed = CellResult(cell.name, cell.key, "failed", str(error.cause)[:300])
+        return failed, isinstance(error.cause, OSError)
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0][:300]
-        return CellResult(cell.name, cell.key, "lost", reason or type(error).__name__)
-    return result
+        return CellResult(cell.name, cell.key, "lost", reason or type(error).__name__), True
+    return result, False

@@ -2,7 +2,8 @@
 
 A worker needs nothing but the store's address: each try gets an empty folder, into which it fetches what earlier tries
 have sent, so a lost node's cell goes on at its last finished block. fsspec knows the stores (s3, gs, az, and `file`).
-Files are whole before they are sent, and `run.json` holds their hashes: what arrived only in part is made again.
+Files are whole before they are sent, and arrive whole or not at all: an object store sees to that itself, and in a
+folder (`file`) they get their name when they are whole. `run.json` holds their hashes: what does not fit is made again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from reptrt.engines.artifacts import WriteError
 from reptrt.engines.foreign.text import one_line, visible
-from reptrt.engines.partial import PARTIAL, temporary_folder
+from reptrt.engines.partial import PARTIAL, partial_file, temporary_folder
 from reptrt.engines.target import MissingComponentError
 from reptrt.pipeline.sweep.cell import REPORT, RESULT, CellResult, Watch, folder_of_run, run_cell
 from reptrt.pipeline.sweep.grid import Cell, Resources
@@ -58,8 +59,10 @@ class Store:
         self.url = url.rstrip("/")
         try:
             from fsspec.core import url_to_fs
+            from fsspec.implementations.local import LocalFileSystem
 
             self._system, self._root = url_to_fs(self.url)
+            self._is_folder = isinstance(self._system, LocalFileSystem)
         except (ImportError, ValueError) as error:
             raise MissingComponentError(
                 f"{visible(url)}: {one_line(error)}; install fsspec's package for such stores (s3fs, gcsfs,"
@@ -82,6 +85,8 @@ class Store:
         names = [path[len(self._root.rstrip("/")) + 1 :] for path in found]
         for name in filter(wanted, names):
             parts = PurePosixPath(name)
+            if _is_unfinished(parts):
+                continue
             if parts.is_absolute() or ".." in parts.parts:
                 raise WriteError(f"{self.url}: names a file outside of itself: {visible(name)}")
             own = folder / name
@@ -99,7 +104,7 @@ class Store:
         files = [path for path in folder.rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda one: (one.name in (RECORDS, RESULT), one)):
             name = path.relative_to(folder).as_posix()
-            if any(part.endswith(_UNFINISHED) for part in PurePosixPath(name).parts):
+            if _is_unfinished(PurePosixPath(name)):
                 continue
             try:
                 version = _version(path)
@@ -108,10 +113,18 @@ class Store:
                         self._system.makedirs(
                             f"{self._root}/{PurePosixPath(name).parent}", exist_ok=True
                         )
-                        self._system.put_file(str(path), f"{self._root}/{name}")
+                        self._put(path, f"{self._root}/{name}")
                     self._sent[name] = version
             except FileNotFoundError:  # replaced meanwhile: the next look finds the new one
                 continue
+
+    def _put(self, own: Path, there: str) -> None:
+        if not self._is_folder:
+            self._system.put_file(str(own), there)
+            return
+        with partial_file(Path(there)) as partial:
+            self._system.put_file(str(own), str(partial))
+            partial.rename(there)
 
     @contextmanager
     def sending(self, folder: Path) -> Iterator[None]:
@@ -167,6 +180,10 @@ def run_in_store(url: str, cell: Cell, resources: Resources, node: str, watch: W
 def fetch_results(store: Store, folder: Path) -> None:
     """Copy the results and reports of all cells into `folder`."""
     store.fetch(folder, lambda path: PurePosixPath(path).name in (RESULT, REPORT, RECORDS))
+
+
+def _is_unfinished(path: PurePosixPath) -> bool:
+    return any(part.endswith(_UNFINISHED) for part in path.parts)
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reptrt.calibrators.base import Progress
+from reptrt.calibrators.progress import Progress
 from reptrt.engines.outputs.box_agreement import detection_agreement
 from reptrt.engines.outputs.detection import NMS_OUTPUTS, Detections, FloatArray, read_nms_outputs
 from reptrt.engines.outputs.detection import detect as detect_in_maps

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reptrt.engines.outputs.detection import FloatArray
 from reptrt.engines.report_schema import Accuracy, Interval, MetricPair
 from reptrt.engines.runtime.runners import Runner
-from reptrt.models.graph import INPUT_NAME
+from reptrt.models.inputs import IMAGES
 from reptrt.pipeline.validation.intervals import FEWEST_RESAMPLED, resampled_intervals
 
 Pair = tuple[float, float]
@@ -32,7 +32,7 @@ def pad_batch(images: FloatArray, batch_size: int | None) -> FloatArray:
 
 def infer(runner: Runner, images: FloatArray, batch_size: int | None) -> dict[str, Any]:
     """Outputs for `images` `[n, 3, h, w]`; padded with zeros where the model has a larger, fixed batch."""
-    outputs = runner.infer({INPUT_NAME: pad_batch(images, batch_size)})
+    outputs = runner.infer({IMAGES: pad_batch(images, batch_size)})
     return {name: value[: len(images)] for name, value in outputs.items()}
 
 

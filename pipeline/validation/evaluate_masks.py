@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reptrt.calibrators.base import Progress
+from reptrt.calibrators.progress import Progress
 from reptrt.engines.report_schema import Accuracy
 from reptrt.engines.runtime.runners import Runner
 from reptrt.models.card import ModelCard

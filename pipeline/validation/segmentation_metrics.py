@@ -1,15 +1,19 @@
-"""Mean intersection over union of class maps, image by image, so that images can be drawn again."""
+"""Mean intersection over union of class maps, image by image, so that images can be drawn again.
+
+PyTorch is imported by who enlarges maps: workers that evaluate classifiers and detectors start without it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from reptrt.pipeline.data.masks import VOID
+
+if TYPE_CHECKING:
+    import torch
 
 Classes = NDArray[np.uint8]
 
@@ -59,6 +63,9 @@ def read_classes(output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint
     Returns:
         Classes `[n, height, width]`.
     """
+    import torch
+    import torch.nn.functional as F
+
     if not np.issubdtype(output.dtype, np.floating):
         maps = torch.from_numpy(
             output.reshape(len(output), 1, *output.shape[-2:]).astype(np.float32)
@@ -75,5 +82,5 @@ def read_classes(output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint
 
 
 def _bytes(classes: torch.Tensor) -> NDArray[np.uint8]:
-    found: NDArray[np.uint8] = classes.to(torch.uint8).numpy()
+    found: NDArray[np.uint8] = classes.numpy().astype(np.uint8)
     return found

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from reptrt.calibrators.base import Progress, no_progress
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.engines.processors import available_processors
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard

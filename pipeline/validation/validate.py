@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reptrt.calibrators.base import Progress
+from reptrt.calibrators.progress import Progress
 from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.device import find_gpu
 from reptrt.engines.histogram_record import LayerHistograms

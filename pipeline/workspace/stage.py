@@ -1,4 +1,4 @@
-"""One step of the road: skipped where it is fresh, borrowed where another run has done it, recorded."""
+"""One step of the road: skipped where it is fresh, borrowed where another run has done it or is at it, recorded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reptrt.engines.artifacts import file_sha256, replace_when_done
+from reptrt.engines.file_lock import hold_lock
 from reptrt.pipeline.workspace.records import RecordError
 from reptrt.pipeline.workspace.run_records import (
     Inputs,
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 STARTED = "%s: started"
 """Logged with the name of a stage when its work begins."""
+WAITS = "%s: waits for another run that makes it"
+"""Likewise when it waits."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Stage:
         seed: of the run.
         inputs: everything that the result depends on; JSON values, files by their hash.
         artifacts: files that the stage writes, all in the folder of the run.
-        shared: other runs of the model may lend theirs, in `<root>/<model>/<calibrator>/<target>`.
+        shared: other runs of the model may lend theirs, in `<root>/<model>/<calibrator>/<target>`; of those that
+            want it at the same time one makes it, and the others wait.
     """
 
     name: str
@@ -70,8 +74,16 @@ class Stage:
             logger.info("%s: fresh, skipped", self.name)
             return
         forget_stage(self.folder, self.name)  # a killed run must not look finished
-        if self.shared and self._borrow():
+        if not self.shared:
+            self._make(work)
             return
+        lock = self.folder.parents[1] / f".{self.name}-{self._digest}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(lock, lambda: logger.info(WAITS, self.name)):
+            if not self._borrow():
+                self._make(work)
+
+    def _make(self, work: Callable[[], None]) -> None:
         logger.info(STARTED, self.name)
         seconds = self._work(work)
         logger.info("%s: finished in %.1f s", self.name, seconds)
@@ -96,9 +108,14 @@ class Stage:
         It goes when the work is done, and with it those that other inputs left.
         """
         parent = self.folder / f"{self.name}.unfinished"
-        facts = json.dumps([dict(self.inputs), installed_versions()], sort_keys=True)
-        yield parent / hashlib.sha256(facts.encode()).hexdigest()[:16]
+        yield parent / self._digest
         shutil.rmtree(parent, ignore_errors=True)
+
+    @property
+    def _digest(self) -> str:
+        """Of the inputs: stages that share it make the same."""
+        facts = json.dumps([dict(self.inputs), installed_versions()], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def _describe(self, seconds: float) -> StageRecord:
         return StageRecord(

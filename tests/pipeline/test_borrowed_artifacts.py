@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,48 @@ def test_a_second_target_takes_what_the_first_one_made(
         f"calibrate: same inputs as in {lender.first.parent}, copied from there",
         "calibrate: fresh, skipped",
     ]
+
+
+def test_of_two_that_want_it_at_the_same_time_one_makes_it_and_the_other_waits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Work(tmp_path / "m" / one / "cpu") for one in ("mae-w8a8", "mse-w8a8"))
+    begun = threading.Event()
+    waits = "calibrate: waits for another run that makes it"
+
+    def slowly() -> None:
+        begun.set()
+        until = time.monotonic() + 20
+        while waits not in caplog.messages and time.monotonic() < until:
+            time.sleep(0.01)
+        first()
+
+    with caplog.at_level(logging.INFO, "reptrt"), ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first.stage.run, slowly)
+        assert begun.wait(20)
+        pool.submit(second.stage.run, second).result()
+        one.result()
+    assert waits in caplog.messages
+    assert (first.calls, second.calls) == (1, 0)
+    assert second.second.read_text() == "content of second.bin"
+
+
+def test_who_waited_for_one_that_failed_makes_it(tmp_path: Path) -> None:
+    first, second = (Work(tmp_path / "m" / one / "cpu") for one in ("mae-w8a8", "mse-w8a8"))
+    begun = threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        time.sleep(0.1)
+        raise ValueError("no")
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first.stage.run, fail)
+        assert begun.wait(20)
+        pool.submit(second.stage.run, second).result()
+        with pytest.raises(ValueError, match="no"):
+            one.result()
+    assert second.calls == 1
 
 
 def test_the_record_of_a_copy_says_who_made_it_and_where_it_is_from(

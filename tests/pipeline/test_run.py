@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.calibrators.settings import Reconstruction
 from reptrt.engines.target import TARGETS
 from reptrt.models.load import LoadedModel

@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from reptrt.calibrators.base import no_progress
 from reptrt.calibrators.histogram.best import CANDIDATES
 from reptrt.calibrators.histogram.methods import scale_weights
 from reptrt.calibrators.output_noise import GUARD_BATCHES, guard_images, output_noise
+from reptrt.calibrators.progress import no_progress
 from reptrt.calibrators.quantized.half_range import shiftable_points
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid

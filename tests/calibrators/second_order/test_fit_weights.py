@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.reconstruction.baseline_guard import start_at_best_baseline
 from reptrt.calibrators.registry import create_calibrator

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.engines.device import Gpu
 from reptrt.engines.outputs.detection import NMS_OUTPUTS
 from reptrt.engines.outputs.snr import SignalNoise

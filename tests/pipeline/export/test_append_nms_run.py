@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.target import TARGETS
 from reptrt.models.card import ModelCard

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from reptrt.pipeline.recipe import Recipe
+from reptrt.pipeline.sweep import waiting
 from reptrt.pipeline.sweep.cell import CellProgress, CellResult
 from reptrt.pipeline.sweep.grid import Cell, Resources
 from reptrt.pipeline.sweep.on_ray import on_ray
@@ -58,6 +59,12 @@ def work(
         time.sleep(2)
     if cell.name.startswith("bad"):
         raise ValueError("a fault")
+    if cell.name.startswith("late") and tries == 1:
+        raise OSError("the store does not answer")
+    if cell.name.startswith("turn"):
+        (workspace / "order").open("a").write(f"{cell.name} begins\n")
+        time.sleep(0.3)
+        (workspace / "order").open("a").write(f"{cell.name} ends\n")
     watch(CellProgress(cell.name, node, "work", 1.0))
     return CellResult(cell.name, cell.key, "done", seconds=float(tries))
 
@@ -81,12 +88,17 @@ def cells(*names: str) -> list[Cell]:
     return [Cell(name, name, Recipe(model=name), {}) for name in names]
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "PAUSE_SECONDS", 0.1)
+
+
 def test_killed_workers_and_a_lost_node_lose_no_cell(cluster, tmp_path: Path) -> None:
     second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
     cluster.wait_for_nodes()
     execute = on_ray(cluster.address, partial(work, tmp_path))
     watch = Watch()
-    names = ("slow-1", "killed", "bad", "doomed", "slow-2", "plain")
+    names = ("slow-1", "killed", "bad", "doomed", "slow-2", "plain", "late")
     removed = False
 
     class Removing(Watch):
@@ -105,9 +117,27 @@ def test_killed_workers_and_a_lost_node_lose_no_cell(cluster, tmp_path: Path) ->
     assert sorted(watch.ended) == sorted(names)
     found = {one.cell: one.status for one in results}
     assert found == {"slow-1": "done", "killed": "done", "bad": "failed", "doomed": "lost",
-                     "slow-2": "done", "plain": "done"}  # fmt: skip
+                     "slow-2": "done", "plain": "done", "late": "done"}  # fmt: skip
     assert "a fault" in results[2].reason
-    assert (tmp_path / "killed").read_text().count("try") >= 2
+    tries = {name: (tmp_path / name).read_text().count("try") for name in names}
+    assert tries["killed"] >= 2
+    assert (tries["bad"], tries["doomed"]) == (1, 3)
+    assert tries["late"] >= 2
+
+
+def test_without_locks_the_first_cell_of_a_group_ends_before_the_others_begin(
+    cluster, tmp_path: Path
+) -> None:
+    second = cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+    cluster.wait_for_nodes()
+    execute = on_ray(cluster.address, partial(work, tmp_path), one_first=True)
+    wanted = [Cell(name, "one", Recipe(model="m"), {}) for name in ("turn-1", "turn-2", "turn-3")]
+    results = run_sweep(wanted, tmp_path, RESOURCES, Watch(), execute)
+    cluster.remove_node(second)
+    assert [one.status for one in results] == ["done"] * 3
+    order = (tmp_path / "order").read_text().splitlines()
+    assert order[:2] == ["turn-1 begins", "turn-1 ends"]
+    assert len(order) == 6
 
 
 def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:

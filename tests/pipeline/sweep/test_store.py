@@ -76,6 +76,24 @@ def test_only_what_has_changed_is_sent_and_records_come_last(
     assert sent == []  # what was fetched is there already
 
 
+def test_a_file_that_arrives_in_part_has_not_its_name(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put_half(own: str, there: str) -> None:
+        Path(there).write_text(Path(own).read_text()[:2])
+        raise KeyboardInterrupt
+
+    write(tmp_path / "a" / "block-1", "whole")
+    monkeypatch.setattr(store._system, "put_file", put_half)
+    with pytest.raises(KeyboardInterrupt):
+        store.send(tmp_path / "a")
+    assert "block-1" not in files_of(tmp_path / "store")
+    # A process that is killed there leaves this behind, which nobody fetches.
+    write(tmp_path / "store" / ".block-1.0123456789abcdef.partial", "wh")
+    store.fetch(tmp_path / "b", everything)
+    assert not (tmp_path / "b").exists()
+
+
 def test_what_is_finished_is_sent_while_the_cell_runs(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Two processes with one sweep.yaml and one folder: each cell runs once, and both end with all rows."""
+"""Two processes in one folder: each cell runs once, both end with all rows, and what cells share is made once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import csv
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
+from reptrt.pipeline.sweep.cell import CellProgress, CellResult, run_cell
+from reptrt.pipeline.sweep.grid import Cell, Resources, cells_of, load_sweep
 from tests.command_line import TinyProject, reptrt
 from tests.pipeline.test_shared_workspace import PAIR
 
@@ -50,3 +53,28 @@ def test_two_sweeps_of_one_file_run_each_cell_once_and_agree(
     assert len(logs) == 2
     for log in logs:
         assert log.read_text().count("command: ") == 1
+
+
+@pytest.mark.slow
+def test_two_cells_at_the_same_time_make_what_they_share_once(
+    tiny: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), str(tiny.folder)]))
+    base = {"model": tiny.model, "data": str(tiny.data), "image_size": [32, 32], "target": "cpu"}
+    content = {"base": base, "grid": {"calibrator": ["minmax", "mse"]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    cells = cells_of(load_sweep(tmp_path / "sweep.yaml"), tmp_path)
+    seen: list[CellProgress] = []
+
+    def start(cell: Cell) -> CellResult:
+        return run_cell(tmp_path / "out", cell, Resources(), "here", seen.append)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(start, cells))
+    assert [one.status for one in results] == ["done", "done"], results
+    logs = [path.read_text() for path in (tmp_path / "out").rglob("run.log")]
+    assert len(logs) == 2
+    for stage in ("channels", "fp32"):
+        assert sum(log.count(f"{stage}: started") for log in logs) == 1, stage
+        assert sum(log.count(f"{stage}: same inputs as in") for log in logs) == 1, stage
+    assert all(log.count("calibrate: started") == 1 for log in logs)

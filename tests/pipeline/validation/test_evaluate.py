@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.engines.report_schema import Accuracy, MetricPair
 from reptrt.engines.tensor_spec import TensorSpec
 from reptrt.models.card import ModelCard

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.pipeline.data.datasets import ClassificationSet
 from reptrt.pipeline.validation import shards
@@ -59,6 +61,20 @@ def test_two_processes_count_as_one_does(tmp_path: Path) -> None:
     assert together == alone
     assert 0 < alone.accuracy.agreement < 100
     assert seen == [("evaluate FP32 and INT8", done, 6) for done in range(1, 7)]
+
+
+def test_a_worker_starts_without_pytorch(tmp_path: Path) -> None:
+    images = ClassificationSet(grey_images(tmp_path, 3), np.array([0, 1, 2]), PLAIN)
+    runner = classifier(tmp_path / "a.onnx", 0.004)
+    job = shards._Job(
+        {"fp32": runner, "quantized": runner.copy(1)}, card("classification", ("logits",)), None
+    )
+    with ProcessPoolExecutor(1, get_context("spawn")) as worker:
+        votes = worker.submit(shards._run_part, job, images).result()
+        loaded = worker.submit(eval, "sorted(__import__('sys').modules)").result()
+    assert len(votes.labels) == 3
+    assert "onnxruntime" in loaded
+    assert "torch" not in loaded  # which takes as long to import as a thousand images take
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.engines.device import find_gpu
 from reptrt.engines.outputs.suppression import Suppression
 from reptrt.engines.report_schema import End2End

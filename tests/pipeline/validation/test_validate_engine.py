@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reptrt.calibrators.base import no_progress
+from reptrt.calibrators.progress import no_progress
 from reptrt.engines.report_schema import Percentiles
 from reptrt.engines.target import TARGETS
 from reptrt.models.card import ModelCard
