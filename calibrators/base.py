@@ -83,6 +83,7 @@ class Calibrator(ABC):
         name: key on the command line.
         summary: one line for `reptrt calibrators`.
         default_num_samples: calibration images that it uses unless told otherwise.
+        reads_histograms: of the network as it comes, which `Settings.histograms` may bring.
         passes: how often it goes through the images, roughly and as time counts: for a forecast.
         settings: chosen by the user.
     """
@@ -90,6 +91,7 @@ class Calibrator(ABC):
     name: str
     summary: str
     default_num_samples = 128
+    reads_histograms = False
     passes = 6
 
     def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:

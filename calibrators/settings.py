@@ -83,6 +83,7 @@ class Settings:
             learning where they do not suffice, or all steps of all blocks.
         target_snr: dB at the outputs, of which every block has its share; with effort "auto" those that
             reach it do not learn.
+        histograms: of baselines: file that holds what they would observe; None observes it.
     """
 
     seed: int = 0
@@ -91,3 +92,4 @@ class Settings:
     checkpoint: Path | None = None
     effort: Effort = "auto"
     target_snr: float = ENOUGH_SNR
+    histograms: Path | None = None

@@ -23,6 +23,7 @@ from reptrt.calibrators.sensitivity import compared_images
 from reptrt.calibrators.settings import ENOUGH_SNR, NO_CALIBRATOR, Settings
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network
+from reptrt.pipeline.observations import observed
 from reptrt.pipeline.run import Run
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,10 @@ def _calibrate(run: Run, name: str, checkpoint: Path) -> Calibrated:
         *(plan.seed, plan.reconstruction, int(plan.max_memory), checkpoint, plan.effort),
         max(plan.min_snr, ENOUGH_SNR),
     )
-    result = create_calibrator(name, settings).calibrate(network.quantized, batches, run.progress)
+    calibrator = create_calibrator(name, settings)
+    if calibrator.reads_histograms:
+        calibrator.settings = replace(settings, histograms=observed(run, network, batches))
+    result = calibrator.calibrate(network.quantized, batches, run.progress)
     if run.channels:
         result.notes["Channels scaled"] = describe_factors(network.quantized, run.channels)
     round_biases(network.quantized)

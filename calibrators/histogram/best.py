@@ -18,7 +18,7 @@ from reptrt.calibrators.histogram.methods import (
     MinMaxCalibrator,
     MseCalibrator,
     PercentileCalibrator,
-    observe_activations,
+    read_or_observe,
     scale_weights,
 )
 from reptrt.calibrators.histogram.observers import HistogramObserver
@@ -52,6 +52,7 @@ class BestBaselineCalibrator(Calibrator):
 
     name = "best"
     summary = "the baseline whose outputs are closest to float on the calibration images"
+    reads_histograms = True
 
     def calibrate(
         self,
@@ -61,7 +62,8 @@ class BestBaselineCalibrator(Calibrator):
     ) -> CalibrationResult:
         """See `Calibrator.calibrate`."""
         scale_weights(model)
-        scales = baseline_scales(model, observe_activations(model, batches, progress))
+        observers = read_or_observe(model, batches, self.settings.histograms, progress)
+        scales = baseline_scales(model, observers)
         noise = compare_scales(model, batches, scales, float_copy(model), progress)
         best = min(noise, key=lambda name: noise[name])
         set_activation_scales(model, scales[best])

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator
 from reptrt.calibrators.feed import Batch
+from reptrt.calibrators.histogram.file import load_observers
 from reptrt.calibrators.histogram.observers import (
     NUM_BINS,
     HistogramObserver,
@@ -41,6 +43,8 @@ NUM_WEIGHT_CLIPS = 71
 class HistogramCalibrator(Calibrator):
     """Observe every activation once, then choose each amax from its histogram."""
 
+    reads_histograms = True
+
     def calibrate(
         self,
         model: QuantizedModel,
@@ -49,7 +53,8 @@ class HistogramCalibrator(Calibrator):
     ) -> CalibrationResult:
         """See `Calibrator.calibrate`."""
         scale_weights(model)
-        self.scale_activations(model, observe_activations(model, batches, progress))
+        observers = read_or_observe(model, batches, self.settings.histograms, progress)
+        self.scale_activations(model, observers)
         return CalibrationResult(self.name)
 
     def scale_activations(
@@ -115,11 +120,30 @@ def observe_activations(
                 raise _blame(model, batch, seen, error) from error
             seen += len(batch)
             progress("observe activations", done, len(batches))
+    _fit_grids(model, observers)
+    return observers
+
+
+def read_or_observe(
+    model: QuantizedModel, batches: Batches, stored: Path | None, progress: Progress
+) -> dict[str, HistogramObserver]:
+    """`observe_activations`, or what `stored` holds of it.
+
+    Raises:
+        HistogramFileError: `stored` is damaged, or of another network.
+    """
+    if stored is None:
+        return observe_activations(model, batches, progress)
+    observers = load_observers(stored, model.activation_quantizers)
+    _fit_grids(model, observers)
+    return observers
+
+
+def _fit_grids(model: QuantizedModel, observers: Mapping[str, HistogramObserver]) -> None:
     for name, quantizer in model.activation_quantizers.items():
         if not isinstance(quantizer, LogSqrt2Quantizer):
             signed = observers[name].minimum < 0
             quantizer.grid = IntegerGrid.for_activations(quantizer.grid.num_bits, signed=signed)
-    return observers
 
 
 @register_calibrator

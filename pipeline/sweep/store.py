@@ -19,13 +19,13 @@ from reptrt.engines.partial import PARTIAL, partial_file, temporary_folder
 from reptrt.engines.target import MissingComponentError
 from reptrt.pipeline.sweep.cell import REPORT, RESULT, CellResult, Watch, folder_of_run, run_cell
 from reptrt.pipeline.sweep.grid import Cell, Resources
-from reptrt.pipeline.workspace.folder import ARTIFACTS
+from reptrt.pipeline.workspace.folder import ARTIFACTS, OBSERVATIONS
 from reptrt.pipeline.workspace.run_records import RECORDS
 
 SEND_SECONDS = 20.0
 """Between two looks at what a cell has finished: so much of its work a lost node can cost."""
 _UNFINISHED = (PARTIAL, ".lock")
-_LENT = {RECORDS} | {
+_LENT = {RECORDS, OBSERVATIONS} | {
     ARTIFACTS[name]
     for name in (
         "concats",

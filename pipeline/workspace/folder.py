@@ -42,6 +42,8 @@ COMMANDS = {
     "fp16": "validate",
 }
 """Stages that a command of another name walks."""
+OBSERVATIONS = "observations.safetensors"
+"""In a folder of its own that all runs of a model read: `reptrt.pipeline.observations`."""
 ARTIFACTS = {
     "concats": "concats.json",
     "placement": "placement.json",

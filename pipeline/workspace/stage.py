@@ -72,18 +72,17 @@ class Stage:
         """Call `work`, which writes the artifacts, unless they are fresh; then record it."""
         if self._fresh_record(self.folder) is not None:
             logger.info("%s: fresh, skipped", self.name)
-            return
-        forget_stage(self.folder, self.name)  # a killed run must not look finished
-        if not self.shared:
+        elif self.shared:
+            lock = self.folder.parents[1] / f".{self.name}-{self.digest}.lock"
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with hold_lock(lock, lambda: logger.info(WAITS, self.name)):
+                if not self._borrow():
+                    self._make(work)
+        else:
             self._make(work)
-            return
-        lock = self.folder.parents[1] / f".{self.name}-{self._digest}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with hold_lock(lock, lambda: logger.info(WAITS, self.name)):
-            if not self._borrow():
-                self._make(work)
 
     def _make(self, work: Callable[[], None]) -> None:
+        forget_stage(self.folder, self.name)  # a killed run must not look finished
         logger.info(STARTED, self.name)
         seconds = self._work(work)
         logger.info("%s: finished in %.1f s", self.name, seconds)
@@ -108,12 +107,12 @@ class Stage:
         It goes when the work is done, and with it those that other inputs left.
         """
         parent = self.folder / f"{self.name}.unfinished"
-        yield parent / self._digest
+        yield parent / self.digest
         shutil.rmtree(parent, ignore_errors=True)
 
     @property
-    def _digest(self) -> str:
-        """Of the inputs: stages that share it make the same."""
+    def digest(self) -> str:
+        """Of the inputs and the installed versions: what shares it is the same."""
         facts = json.dumps([dict(self.inputs), installed_versions()], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
@@ -129,7 +128,13 @@ class Stage:
         )
 
     def _borrow(self) -> bool:
-        """Copy what another run of the model made of the same inputs; False where there is none."""
+        """Copy what another run of the model made of the same inputs; False where there is none.
+
+        One that all runs keep in the same place may have been made there meanwhile.
+        """
+        if self._fresh_record(self.folder) is not None:
+            return True
+        forget_stage(self.folder, self.name)
         for folder, record in self._lenders():
             if self._copy(folder, record):
                 logger.info("%s: same inputs as in %s, copied from there", self.name, folder)

@@ -74,7 +74,10 @@ def test_two_cells_at_the_same_time_make_what_they_share_once(
     assert [one.status for one in results] == ["done", "done"], results
     logs = [path.read_text() for path in (tmp_path / "out").rglob("run.log")]
     assert len(logs) == 2
-    for stage in ("channels", "fp32"):
+    for stage in ("channels", "fp32", "observe"):
         assert sum(log.count(f"{stage}: started") for log in logs) == 1, stage
-        assert sum(log.count(f"{stage}: same inputs as in") for log in logs) == 1, stage
     assert all(log.count("calibrate: started") == 1 for log in logs)
+    alone = run_cell(tmp_path / "alone", cells[1], Resources(), "here", seen.append)
+    folders = (tmp_path / "out" / str(results[1].folder), tmp_path / "alone" / str(alone.folder))
+    one, other = ((folder / "scales.json").read_bytes() for folder in folders)
+    assert one == other
