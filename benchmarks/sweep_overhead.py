@@ -1,12 +1,13 @@
 """What Ray adds to a cell, and how long a sweep takes on nodes that are lost.
 
 python benchmarks/sweep_overhead.py --cells 1000,10000
-python benchmarks/sweep_overhead.py --simulate --cell-seconds 60,600 --cells 1000
+python benchmarks/sweep_overhead.py --simulate --cells 1000 --measured build/sweep/sweep.csv
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import heapq
 import random
 import resource
@@ -81,21 +82,33 @@ def simulate(
     return latest / 3600, sum(lengths) / alive
 
 
+def read_seconds(path: Path) -> list[float]:
+    """What the cells of a sweep took that ended well."""
+    with path.open(newline="") as file:
+        return [float(row["seconds"]) for row in csv.DictReader(file) if row["status"] == "done"]
+
+
 def main() -> None:
     """Measure, or simulate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", default="1000")
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--cell-seconds", default="60,600", help="shortest and longest cell")
+    parser.add_argument(
+        "--measured", type=Path, help="sweep.csv of a sweep whose cells' seconds are drawn"
+    )
     options = parser.parse_args()
     counts = [int(part) for part in options.cells.split(",")]
     if not options.simulate:
         for count in counts:
             measure(count)
         return
-    low, high = (float(part) for part in options.cell_seconds.split(","))
     rng = random.Random(0)
-    lengths = [rng.uniform(low, high) for _ in range(counts[0])]
+    if options.measured:
+        lengths = rng.choices(read_seconds(options.measured), k=counts[0])
+    else:
+        low, high = (float(part) for part in options.cell_seconds.split(","))
+        lengths = [rng.uniform(low, high) for _ in range(counts[0])]
     print("nodes, lost, hours, efficiency")
     for nodes in NODES:
         for lost in (0, max(nodes // 10, 1)) if nodes > 1 else (0,):

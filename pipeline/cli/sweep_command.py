@@ -24,15 +24,20 @@ if TYPE_CHECKING:
     from reptrt.pipeline.sweep.grid import Cell, Sweep
     from reptrt.pipeline.sweep.table import Row
 
+LOCAL = "local"
+"""Ray's name of a cluster that it starts on this machine."""
+
 
 @click.command()
 @click.argument("file", type=FILE)
 @click.option(
-    "--ray", "on_ray", is_flag=True, help="run cells as tasks of Ray, on this machine or --address"
+    "--ray",
+    is_flag=False,
+    flag_value=LOCAL,
+    metavar="[ADDRESS]",
+    help="run cells as tasks of Ray, on this machine or the cluster at auto, HOST:PORT or ray://HOST:PORT",
 )
-@click.option(
-    "--address", help="of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; implies --ray"
-)
+@click.option("--address", help="of a Ray cluster, as behind --ray")
 @click.option(
     "--workspace",
     default="build/sweep",
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
 @json_option
 def sweep(
     file: Path,
-    on_ray: bool,
+    ray: str | None,
     address: str | None,
     workspace: str,
     dry_run: bool,
@@ -66,9 +71,9 @@ def sweep(
     from reptrt.pipeline.sweep.screen import Screen
 
     with Screen(messages, len(cells)) as screen:
-        rows = run_file(
-            loaded, cells, workspace, screen, command_line(), (on_ray, address), tracking
-        )
+        cluster = address or ray
+        where = (cluster is not None, None if cluster == LOCAL else cluster)
+        rows = run_file(loaded, cells, workspace, screen, command_line(), where, tracking)
     if as_json:
         from dataclasses import asdict
 
@@ -83,18 +88,19 @@ def sweep(
 def _show_plan(loaded: Sweep, cells: Sequence[Cell], workspace: str, as_json: bool) -> None:
     from reptrt.pipeline.cli.console import print_table
     from reptrt.pipeline.sweep.api import opened
-    from reptrt.pipeline.sweep.estimate import estimate, totals
+    from reptrt.pipeline.sweep.estimate import plan_cells, totals
 
     with opened(workspace) as (folder, _):
-        planned = [estimate(cell, folder, loaded.resources) for cell in cells]
+        planned = plan_cells(cells, folder, loaded.resources)
     whole = totals(planned, loaded)
     if as_json:
         from dataclasses import asdict
 
         print_json({"cells": [asdict(one) for one in planned], "totals": whole})
         return
-    print_table(("cell", "state", "hours", "memory"), [
-        (one.cell, one.state, "?" if one.hours is None else f"{one.hours:.2f}", f"{one.memory / 2**30:.1f} GiB")
+    print_table(("cell", "state", "hours", "memory", "known from"), [
+        (one.cell, one.state, "?" if one.hours is None else f"{one.hours:.2f}",
+         f"{one.memory / 2**30:.1f} GiB", one.known_from)
         for one in planned
     ])  # fmt: skip
     output.print()

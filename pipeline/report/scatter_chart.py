@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from reptrt.pipeline.report.axes import Axis, linear_axis, log_axis
@@ -61,6 +62,15 @@ class ScatterChart(NamedTuple):
     rows: list[Line]
     reference: float | None
     height: int = HEIGHT
+
+    @property
+    def front(self) -> list[tuple[Point, Point]]:
+        """Neighbours on the Pareto front: points that no other one beats in both, from left to right."""
+        best: list[Point] = []
+        for point in sorted(self.points, key=lambda one: (one.sample.x, -one.sample.y)):
+            if not best or point.sample.y > best[-1].sample.y:
+                best.append(point)
+        return list(pairwise(best))
 
 
 class _Box(NamedTuple):

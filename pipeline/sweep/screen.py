@@ -23,6 +23,7 @@ class Screen:
     def __init__(self, console: Console, total: int) -> None:
         self._console, self._total = console, total
         self._running: dict[str, CellProgress] = {}
+        self._begun: dict[str, float] = {}
         self._ended: list[CellResult] = []
         self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, transient=True)
@@ -46,6 +47,9 @@ class Screen:
 
     def progress(self, progress: CellProgress) -> None:
         """Show where a cell is."""
+        before = self._running.get(progress.cell)
+        if before is None or before.work != progress.work:
+            self._begun[progress.cell] = progress.seconds
         self._running[progress.cell] = progress
         self._draw()
 
@@ -67,13 +71,20 @@ class Screen:
     def _draw(self) -> None:
         if not self._console.is_terminal:
             return
-        table = Table("cell", "node", "work", "done", "for", box=None, pad_edge=False)
+        table = Table("cell", "node", "work", "done", "left", "for", box=None, pad_edge=False)
         for one in list(self._running.values())[:_SHOWN]:
             share = "" if one.share is None else f"{100 * one.share:.0f} %"
             table.add_row(
                 *(
                     Text(visible(part))
-                    for part in (one.cell, one.node, one.work, share, duration(one.seconds))
+                    for part in (
+                        one.cell,
+                        one.node,
+                        one.work,
+                        share,
+                        self._left(one),
+                        duration(one.seconds),
+                    )
                 )
             )
         left = self._time_left()
@@ -81,6 +92,13 @@ class Screen:
             f", about {left} left" if left else ""
         )
         self._live.update(Group(table, Text(line)))
+
+    def _left(self, progress: CellProgress) -> str:
+        """Time that the present work of a cell will take, by its pace so far."""
+        spent = progress.seconds - self._begun[progress.cell]
+        if not progress.share or spent <= 0:
+            return ""
+        return duration(spent * (1 - progress.share) / progress.share)
 
     def _time_left(self) -> str:
         """By the pace so far; finished ones of a former sweep took no time and do not count."""

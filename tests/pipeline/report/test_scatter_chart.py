@@ -28,6 +28,15 @@ def test_the_reference_lies_on_the_same_axis_as_the_points() -> None:
     assert drawn.reference == drawn.points[1].y
 
 
+def test_the_pareto_front_joins_what_no_other_point_beats_in_both() -> None:
+    drawn = chart(
+        ("slow", 9, 80), ("fast", 2, 70), ("beaten", 5, 69), ("even", 2, 65), ("mid", 4, 75)
+    )
+    joined = [(left.sample.label, right.sample.label) for left, right in drawn.front]
+    assert joined == [("fast", "mid"), ("mid", "slow")]
+    assert chart(("alone", 1, 70), ("worse", 2, 60)).front == []
+
+
 def test_a_collapsed_calibrator_does_not_press_the_others_together() -> None:
     drawn = chart(("minmax", 9, 18.3), ("mae", 11, 76), ("brecq", 150, 77.9), ("repapq", 200, 79))
     assert [point.is_below for point in drawn.points] == [True, False, False, False]

@@ -140,17 +140,12 @@ def test_without_locks_the_first_cell_of_a_group_ends_before_the_others_begin(
     assert len(order) == 6
 
 
-def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--ray", "--address"])
+def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path, option: str) -> None:
     ray.shutdown()
     (tmp_path / "sweep.yaml").write_text("grid: {model: repvgg_a0}")
-    outcome = reptrt(
-        "sweep",
-        tmp_path / "sweep.yaml",
-        "--address",
-        "127.0.0.1:1",
-        "--workspace",
-        tmp_path / "out",
-    )
+    cluster = (option, "127.0.0.1:1")
+    outcome = reptrt("sweep", tmp_path / "sweep.yaml", *cluster, "--workspace", tmp_path / "out")
     assert outcome.code == 4
     (line,) = outcome.complaints
     assert "no Ray cluster answers at 127.0.0.1:1" in line

@@ -100,6 +100,17 @@ def test_the_tables_say_the_same(swept: tuple[Path, Outcome]) -> None:
     assert page.count("<script>") == 1
 
 
+def test_the_chart_of_a_model_joins_its_pareto_front(tmp_path: Path) -> None:
+    cells = (("a", 80.0, 2.0), ("b", 70.0, 1.0), ("c", 60.0, 3.0))
+    rows = [
+        Row(name, "m", name, 8, 8, "cpu", 0, "done", accuracy=accuracy, milliseconds=milliseconds)
+        for name, accuracy, milliseconds in cells
+    ]
+    page = write_tables(rows, tmp_path, "reptrt sweep").read_text()
+    assert page.count('<line class="front"') == 1
+    assert "Pareto front" in page
+
+
 def test_names_of_others_are_text(tmp_path: Path) -> None:
     row = Row("<script>", "m", "=1+1", 8, 8, "cpu", 0, "failed", "\x1b]0;title\n", folder="")
     page = write_tables([row], tmp_path, "reptrt sweep").read_text()
