@@ -13,8 +13,11 @@ ENV PIP_CONSTRAINT=/etc/pip-constraint.txt
 # Dependencies are one large layer that changes with pyproject.toml only; the code is a small one.
 WORKDIR /src
 COPY pyproject.toml ./
-RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        print(*project['dependencies'], *project['optional-dependencies']['tensorrt'], sep='\n')" \
+# With --build-arg EXTRAS="tensorrt cluster" it is a node of a Ray cluster too (docs/how-to/sweep.md).
+ARG EXTRAS="tensorrt"
+RUN python3 -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        extras = [project['optional-dependencies'][name] for name in os.environ['EXTRAS'].split()]; \
+        print(*project['dependencies'], *sum(extras, []), sep='\n')" \
         > requirements.txt \
     && pip install --requirement requirements.txt
 COPY README.md LICENSE ./

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -98,12 +99,16 @@ def test_the_server_image_brings_the_code_and_the_tensorrt_of_its_title() -> Non
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is new in Python 3.11")
-def test_the_server_image_installs_what_the_project_asks_for() -> None:
+@pytest.mark.parametrize("extras", [(), ("tensorrt", "cluster")])
+def test_the_server_image_installs_what_the_project_asks_for(extras: tuple[str, ...]) -> None:
     (path,) = [path for path in DOCKERFILES if path.name.startswith("server")]
     (run,) = [run for run in all_of(path, "RUN") if "tomllib" in run]
     script = run.partition(" > requirements.txt")[0].replace("python3", sys.executable)
+    (default,) = [line.partition("=")[2].strip('"') for line in all_of(path, "ARG")]
     listed = subprocess.run(
-        ["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        ["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "EXTRAS": " ".join(extras) or default},
+    )  # fmt: skip
     names = [re.split(r"[<>=;\[ ]", line)[0] for line in listed.stdout.splitlines()]
     assert {"torch", "onnx", "tensorrt", "cuda-bindings"} <= set(names)
+    assert ("ray" in names) == ("cluster" in extras)
