@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from reptrt.pipeline.cluster import ANSWER_SECONDS, connect
 from reptrt.pipeline.sweep.cell import CellProgress, CellResult
@@ -23,6 +23,29 @@ _AHEAD = 4
 _POLL_SECONDS = 0.5
 _REMEMBERED = 100
 """Cells that have ended, whose memory says what others of their kind need."""
+
+
+class Asked(NamedTuple):
+    """What a cell asks Ray for; names are Ray's."""
+
+    num_cpus: int
+    num_gpus: float
+    memory: int
+
+    def fits(self, nodes: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether one of `ray.nodes()` could ever run it."""
+        return any(
+            node["Resources"].get("CPU", 0) >= self.num_cpus
+            and node["Resources"].get("GPU", 0) >= self.num_gpus
+            and node["Resources"].get("memory", 0) >= self.memory
+            for node in nodes
+            if node["Alive"]
+        )
+
+    def describe(self) -> str:
+        """For people."""
+        gpus = f", {self.num_gpus:g} GPUs" if self.num_gpus else ""
+        return f"{self.num_cpus} CPUs{gpus} and {self.memory / 2**30:.1f} GiB"
 
 
 def on_ray(
@@ -52,6 +75,7 @@ def on_ray(
         task = ray.remote(max_retries=0)(_task)
         waiting = Waiting(cells, resources.retries, one_first)
         running: dict[Any, Cell] = {}
+        seen: set[Asked] = set()
         ended: deque[tuple[Cell, CellResult]] = deque(maxlen=_REMEMBERED)
         try:
             while waiting or running:
@@ -59,8 +83,12 @@ def on_ray(
                     cell = waiting.pop()
                     if cell is None:
                         break
-                    options = _options(cell, resources, ended)
-                    running[task.options(**options).remote(work, cell, resources, board)] = cell
+                    asked = Asked(resources.cpus, resources.gpus, memory_of(cell, resources, ended))
+                    if asked not in seen and not asked.fits(ray.nodes()):
+                        watch.say(f"{cell.name}: waits for a node with {asked.describe()}")
+                    seen.add(asked)
+                    placed = task.options(**asked._asdict(), name=cell.name)
+                    running[placed.remote(work, cell, resources, board)] = cell
                 if not running:  # all pause
                     time.sleep(_POLL_SECONDS)
                     continue
@@ -80,17 +108,6 @@ def on_ray(
                 ray.cancel(reference, force=True)
 
     return execute
-
-
-def _options(
-    cell: Cell, resources: Resources, ended: Iterable[tuple[Cell, CellResult]]
-) -> dict[str, object]:
-    return {
-        "num_cpus": resources.cpus,
-        "num_gpus": resources.gpus,
-        "memory": memory_of(cell, resources, ended),
-        "name": cell.name,
-    }
 
 
 def _try_again(waiting: Waiting, cell: Cell, result: CellResult, watch: SweepWatch) -> bool:

@@ -16,7 +16,7 @@ from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.sweep import waiting
 from reptrt.pipeline.sweep.cell import CellProgress, CellResult
 from reptrt.pipeline.sweep.grid import Cell, Resources
-from reptrt.pipeline.sweep.on_ray import on_ray
+from reptrt.pipeline.sweep.on_ray import Asked, on_ray
 from reptrt.pipeline.sweep.run import run_sweep
 from tests.command_line import reptrt
 
@@ -123,6 +123,15 @@ def test_killed_workers_and_a_lost_node_lose_no_cell(cluster, tmp_path: Path) ->
     assert tries["killed"] >= 2
     assert (tries["bad"], tries["doomed"]) == (1, 3)
     assert tries["late"] >= 2
+
+
+def test_a_cell_that_is_too_large_for_every_node_is_seen() -> None:
+    small = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 8.0 * 2**30}}
+    large = {"Alive": False, "Resources": {"CPU": 64.0, "memory": 512.0 * 2**30, "GPU": 8.0}}
+    assert Asked(4, 0, 8 * 2**30).fits([small, large])
+    for asked in (Asked(5, 0, 1), Asked(1, 0.5, 1), Asked(1, 0, 9 * 2**30)):
+        assert not asked.fits([small, large])
+    assert Asked(5, 0.5, 3 * 2**29).describe() == "5 CPUs, 0.5 GPUs and 1.5 GiB"
 
 
 def test_without_locks_the_first_cell_of_a_group_ends_before_the_others_begin(
