@@ -71,43 +71,69 @@ def on_ray(
     def execute(
         cells: Sequence[Cell], resources: Resources, watch: SweepWatch
     ) -> Iterator[CellResult]:
-        board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
-        task = ray.remote(max_retries=0)(_task)
         waiting = Waiting(cells, resources.retries, one_first)
-        running: dict[Any, Cell] = {}
-        seen: set[Asked] = set()
-        ended: deque[tuple[Cell, CellResult]] = deque(maxlen=_REMEMBERED)
+        tasks = _Tasks(ray, work, resources, watch)
         try:
-            while waiting or running:
-                while len(running) < _AHEAD * _slots(ray, resources):
-                    cell = waiting.pop()
-                    if cell is None:
-                        break
-                    asked = Asked(resources.cpus, resources.gpus, memory_of(cell, resources, ended))
-                    if asked not in seen and not asked.fits(ray.nodes()):
-                        watch.say(f"{cell.name}: waits for a node with {asked.describe()}")
-                    seen.add(asked)
-                    placed = task.options(**asked._asdict(), name=cell.name)
-                    running[placed.remote(work, cell, resources, board)] = cell
-                if not running:  # all pause
-                    time.sleep(_POLL_SECONDS)
-                    continue
-                ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-                for reference in ready:
-                    cell = running.pop(reference)
-                    result, is_lost = _result(ray, reference, cell)
+            while waiting or tasks.running:
+                while tasks.have_room and (cell := waiting.pop()) is not None:
+                    tasks.start(cell)
+                for cell, result, is_lost in tasks.wait():
                     if is_lost and _try_again(waiting, cell, result, watch):
                         continue
                     waiting.release(cell)
-                    ended.append((cell, result))
                     yield result
-                if not ready:
-                    _show(ray, board, watch)
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+            tasks.cancel()
 
     return execute
+
+
+class _Tasks:
+    """Cells that run as tasks of Ray, or are queued there."""
+
+    def __init__(self, ray: Any, work: Work, resources: Resources, watch: SweepWatch) -> None:
+        self._ray, self._work, self._resources, self._watch = ray, work, resources, watch
+        self._board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+        self._task = ray.remote(max_retries=0)(_task)
+        self._ended: deque[tuple[Cell, CellResult]] = deque(maxlen=_REMEMBERED)
+        self._asked: set[Asked] = set()
+        self.running: dict[Any, Cell] = {}
+
+    @property
+    def have_room(self) -> bool:
+        """Whether another one would not wait for long."""
+        return len(self.running) < _AHEAD * _slots(self._ray, self._resources)
+
+    def start(self, cell: Cell) -> None:
+        """Queue `cell`, with what it asks for."""
+        own = self._resources
+        asked = Asked(own.cpus, own.gpus, memory_of(cell, own, self._ended))
+        if asked not in self._asked and not asked.fits(self._ray.nodes()):
+            self._watch.say(f"{cell.name}: waits for a node with {asked.describe()}")
+        self._asked.add(asked)
+        placed = self._task.options(**asked._asdict(), name=cell.name)
+        self.running[placed.remote(self._work, cell, own, self._board)] = cell
+
+    def wait(self) -> list[tuple[Cell, CellResult, bool]]:
+        """Those that have ended, and whether they were lost; none where none does so within a moment."""
+        if not self.running:  # all pause
+            time.sleep(_POLL_SECONDS)
+            return []
+        ready, _ = self._ray.wait(list(self.running), num_returns=1, timeout=_POLL_SECONDS)
+        if not ready:
+            _show(self._ray, self._board, self._watch)
+        found = []
+        for reference in ready:
+            cell = self.running.pop(reference)
+            result, is_lost = _result(self._ray, reference, cell)
+            self._ended.append((cell, result))
+            found.append((cell, result, is_lost))
+        return found
+
+    def cancel(self) -> None:
+        """Stop all."""
+        for reference in self.running:
+            self._ray.cancel(reference, force=True)
 
 
 def _try_again(waiting: Waiting, cell: Cell, result: CellResult, watch: SweepWatch) -> bool:
