@@ -59,7 +59,7 @@ class Waiting:
         self._tries[cell.name] += 1
         if self._tries[cell.name] > self._retries:
             return None
-        pause = min(LONGEST_PAUSE, PAUSE_SECONDS * 2 ** (self._tries[cell.name] - 1))
+        pause = min(LONGEST_PAUSE, PAUSE_SECONDS * (1 << self._tries[cell.name] - 1))
         self._pausing.append((self._clock() + pause, cell))
         return pause
 
