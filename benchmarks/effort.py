@@ -207,7 +207,7 @@ def run(commands: Sequence[list[str]], folder: Path) -> list[Spent]:
         if os.waitstatus_to_exitcode(status) not in (0, 1):
             raise SystemExit((folder / f"log-{index}").read_text(encoding="utf-8")[-2000:])
         processor = usage.ru_utime + usage.ru_stime
-        run_json = next((folder / f"workspace-{index}").glob("*/*/*/run.json"))
+        run_json = next((folder / f"workspace-{index}").glob("*/*-w*/*/run.json"))
         seconds = json.loads(run_json.read_text())["stages"]["calibrate"]["seconds"]
         validation, accuracy = run_json.with_name("validation.json"), {}
         if validation.exists():

@@ -48,6 +48,32 @@ def hold_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
         os.close(descriptor)
 
 
+@contextmanager
+def hold_passing_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """As `hold_lock`, on a file that serves for nothing else: it is gone when nobody wants it any more.
+
+    Raises:
+        LockError: `path` is a link.
+        OSError: `path` cannot be opened for writing.
+    """
+    while True:
+        with hold_lock(path, waiting) as descriptor:
+            if not _is_file_of(descriptor, path):
+                continue  # whoever held it has removed it: others may hold a new one
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_file_of(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
 def _lock(descriptor: int, path: Path, waiting: Callable[[], None] | None) -> None:
     try:
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reptrt.engines.artifacts import file_sha256, replace_when_done
-from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.file_lock import hold_passing_lock
 from reptrt.pipeline.workspace.records import RecordError
 from reptrt.pipeline.workspace.run_records import (
     Inputs,
@@ -75,7 +75,7 @@ class Stage:
         elif self.shared:
             lock = self.folder.parents[1] / f".{self.name}-{self.digest}.lock"
             lock.parent.mkdir(parents=True, exist_ok=True)
-            with hold_lock(lock, lambda: logger.info(WAITS, self.name)):
+            with hold_passing_lock(lock, lambda: logger.info(WAITS, self.name)):
                 if not self._borrow():
                     self._make(work)
         else:

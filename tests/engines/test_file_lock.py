@@ -4,11 +4,13 @@ import fcntl
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from reptrt.engines.file_lock import hold_lock
+from reptrt.engines.file_lock import hold_lock, hold_passing_lock
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
@@ -69,3 +71,28 @@ def test_a_process_that_inherits_the_lock_holds_it_too(tmp_path: Path) -> None:
         child.wait()
     with hold_lock(path, lambda: pytest.fail("still held")):
         pass
+
+
+def test_a_passing_lock_is_held_by_one_at_a_time_and_leaves_no_file(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "lock", [0], [0]
+
+    def work(_: int) -> None:
+        with hold_passing_lock(path):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.001)
+            inside[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(200)))
+    assert most == [1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_passing_lock_that_a_killed_process_left_is_free_and_goes(tmp_path: Path) -> None:
+    first = holder(tmp_path / "lock", 60)
+    first.send_signal(signal.SIGKILL)
+    first.wait(timeout=10)
+    with hold_passing_lock(tmp_path / "lock", lambda: pytest.fail("still held")):
+        assert (tmp_path / "lock").exists()
+    assert not (tmp_path / "lock").exists()

@@ -43,7 +43,7 @@ class Finished:
 
     @property
     def files(self) -> Path:
-        (found,) = self.workspace.glob("tiny_models-*/*/*")
+        (found,) = self.workspace.glob("tiny_models-*/*-w*/*")
         return found
 
     def run(self, command: str, *more: object) -> Outcome:
