@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,24 @@ def write_dataset(folder: Path, seeds: Sequence[int], size: int = IMAGE_SIZE) ->
     return folder / ANNOTATIONS
 
 
+@contextmanager
+def written_ahead(folder: Path, seeds: range) -> Iterator[None]:
+    """Let a second process call `write_dataset` during the block.
+
+    The block does not depend on it: its own `write_dataset` of that folder waits while the other process
+    writes, and writes what is missing.
+    """
+    if folder.exists():
+        yield
+        return
+    command = [sys.executable, "-m", __name__, str(folder), str(seeds.start), str(seeds.stop)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as writer:
+        try:
+            yield
+        finally:
+            writer.terminate()
+
+
 def _is_complete(folder: Path, info: dict[str, object]) -> bool:
     """Tell whether `folder` holds exactly this dataset."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -75,7 +97,7 @@ def _write_scenes(folder: Path, seeds: Sequence[int], size: int, info: dict[str,
     for image_id, seed in enumerate(seeds, start=1):
         scene = generate_scene(seed, size)
         name = f"{seed:08d}.png"
-        Image.fromarray(scene.image).save(folder / name, compress_level=1)
+        Image.fromarray(scene.image).save(folder / name, compress_level=0)
         images.append({"id": image_id, "file_name": name, "width": size, "height": size})
         for annotation in _annotate(scene, image_id):
             annotations.append({"id": len(annotations) + 1, **annotation})
@@ -100,3 +122,8 @@ def _annotate(scene: Scene, image_id: int) -> list[dict[str, object]]:
             }
         )
     return found
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no unfinished folder behind
+    write_dataset(Path(sys.argv[1]), range(int(sys.argv[2]), int(sys.argv[3])))

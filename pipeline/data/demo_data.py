@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reptrt.models.demo import scenes
-from reptrt.models.demo.dataset import write_dataset
+from reptrt.models.demo.dataset import write_dataset, written_ahead
 from reptrt.models.names import DEMO
 from reptrt.pipeline.data.preprocess import DataError
 
+if TYPE_CHECKING:
+    from reptrt.pipeline.recipe import Recipe
+
 NUM_EVALUATION = 200
+_CALIBRATION = "calibration"
 
 
 def calibration_scenes(model: str, folder: Path) -> Path:
@@ -25,7 +31,14 @@ def calibration_scenes(model: str, folder: Path) -> Path:
             f"(make: DATA=folder), a folder of unlabelled images or an .npy file; only {DEMO} "
             "has its own"
         )
-    return _write(folder / "calibration", scenes.CALIBRATION)
+    return _write(folder / _CALIBRATION, scenes.CALIBRATION)
+
+
+def scenes_ahead(recipe: Recipe, folder: Path) -> AbstractContextManager[None]:
+    """Let a second process draw `calibration_scenes` during the block, where `recipe` needs them."""
+    if recipe.model != DEMO or recipe.data is not None:
+        return nullcontext()
+    return written_ahead(folder / _CALIBRATION, scenes.CALIBRATION)
 
 
 def evaluation_scenes(model: str, folder: Path) -> Path | None:

@@ -63,20 +63,28 @@ class Matches:
         """The matches by class, as COCO makes them at one IoU threshold after the other."""
         evaluator, boxes = self._evaluator, self._best_boxes()
         crowds = {key for key, one in evaluator.cocoGt.anns.items() if one["iscrowd"]}
+        ids, last = (
+            np.array([box["id"] for box in boxes], dtype=np.int64),
+            len(evaluator.cocoDt.anns),
+        )
         thresholds, hits, ignored = evaluator.params.iouThrs, [], []
         evaluator.evaluate()
         overlaps = evaluator.ious
         evaluator.computeIoU = lambda image, label: overlaps[image, label]
+        evaluator._prepare = lambda: None  # the boxes stay the same
         for threshold in thresholds:
             evaluator.params.iouThrs = np.array([threshold])
             evaluator.evaluate()
             evaluator.accumulate()
-            pairs = [map(int, pair.split("_", 1)) for pair in evaluator.eval["matched"]]
-            matched = {box: truth not in crowds for box, truth in pairs}
-            hits.append([matched.get(box["id"], False) for box in boxes])
-            ignored.append([not matched.get(box["id"], True) for box in boxes])
+            found = np.zeros((2, last + 1), dtype=bool)
+            for pair in evaluator.eval["matched"]:
+                box, truth = map(int, pair.split("_", 1))
+                found[int(truth in crowds), box] = True
+            hits.append(found[0, ids])
+            ignored.append(found[1, ids])
         evaluator.params.iouThrs = thresholds
-        return self._by_class(boxes, np.array(hits, dtype=bool), np.array(ignored, dtype=bool))
+        del evaluator.computeIoU, evaluator._prepare
+        return self._by_class(boxes, np.array(hits), np.array(ignored))
 
     def _by_class(
         self,

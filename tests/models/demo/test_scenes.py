@@ -2,13 +2,15 @@
 
 import json
 import math
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from reptrt.models.demo import scenes
-from reptrt.models.demo.dataset import DatasetFolderError, write_dataset
+from reptrt.models.demo.dataset import DatasetFolderError, write_dataset, written_ahead
 from reptrt.models.demo.scenes import CALIBRATION, EVALUATION, TRAIN, generate_scene
 from reptrt.models.demo.shapes import CLASSES, shape_mask
 
@@ -107,6 +109,27 @@ def test_a_complete_dataset_is_not_written_again(tmp_path):
     write_dataset(tmp_path / "scenes", range(2), 64)
     assert image.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".scenes.lock", "scenes"]
+
+
+def test_a_dataset_can_be_written_by_a_second_process_meanwhile(tmp_path):
+    with written_ahead(tmp_path / "ahead", range(3)):
+        _wait_for(tmp_path / "ahead")
+    write_dataset(tmp_path / "here", range(3))
+    for one in (tmp_path / "here").iterdir():
+        assert one.read_bytes() == (tmp_path / "ahead" / one.name).read_bytes()
+
+
+def test_who_writes_ahead_ends_with_the_block_and_leaves_nothing(tmp_path):
+    with written_ahead(tmp_path / "scenes", range(1_000_000)):
+        _wait_for(tmp_path / ".scenes.lock")
+    assert [path.name for path in tmp_path.iterdir()] == [".scenes.lock"]
+
+
+def _wait_for(path: Path) -> None:
+    limit = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
