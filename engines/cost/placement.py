@@ -1,7 +1,8 @@
 """Which layers pay in INT8: those that make the engine faster on the target, as it is predicted.
 
 What a layer costs depends on its neighbours, which pay for quantizers and fuse or do not, so whole
-engines are priced. The first has every layer in INT8. Then rounds take out each layer that costs more
+engines are priced. The first has every layer in INT8 that the target's form has there (`reptrt.engines.form`;
+depthwise convolutions may be FP16). Then rounds take out each layer that costs more
 in it than in the FP16 engine, with what its quantizers cost the layers around it. What stands between
 layers has no owner that is always right, so all layers of one kind, such as the projections of a
 transformer, are taken out together, too, where the whole engine is faster without.
@@ -69,7 +70,7 @@ class CostPlacement:
     Attributes:
         float_layers: layers that stay FP16, and why.
         milliseconds: predicted for this choice.
-        int8_milliseconds: predicted with every layer in INT8.
+        int8_milliseconds: predicted for the first engine, of all layers.
         fp16_milliseconds: predicted for the FP16 engine.
         pools: whether average pools between INT8 layers are INT8 too.
         savings: microseconds less than in the FP16 engine, of each layer that is INT8 in this choice; what
