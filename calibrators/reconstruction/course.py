@@ -19,7 +19,8 @@ START_PASSES = 1.5
 """Of all images, before the first block: every activation is observed, and the baselines are compared."""
 
 EXPECTED = 0.4
-"""Share of the allowed steps that a block takes, before there is a block that tells."""
+"""Share of the allowed steps that a block of several rounds takes, before there is a block that tells; one round
+takes them all."""
 
 
 class Course:
@@ -58,6 +59,7 @@ class Course:
         self._allowed = [
             sum(budget.rounds) * step for budget, step in zip(budgets, self._step, strict=True)
         ]
+        self._expected = EXPECTED if any(len(one.rounds) > 1 for one in budgets) else 1.0
         self._finished = self._steps = 0
         self._learned = 0.0
         before = START_PASSES * num_samples * sum(costs)
@@ -81,7 +83,7 @@ class Course:
     def _left(self) -> float:
         """Work that is expected of the blocks from the present one on."""
         behind, weight = sum(self._allowed[: self._finished]), max(self._allowed, default=0)
-        share = (self._learned + EXPECTED * weight) / (behind + weight or 1)
+        share = (self._learned + self._expected * weight) / (behind + weight or 1)
         return sum(self._passes[self._finished :]) + share * sum(self._allowed[self._finished :])
 
     def _show(self) -> None:

@@ -135,10 +135,10 @@ def test_no_more_images_are_judged_than_a_step_has() -> None:
     assert judged_images(256, found).tolist() == [253, 254, 255]
 
 
-def shown(blocks: list[Block], steps: int) -> list[int]:
-    """Per mille that the bar shows while every block takes `steps` of 10."""
+def shown(blocks: list[Block], steps: int, rounds: tuple[int, ...] = (4, 6)) -> list[int]:
+    """Per mille that the bar shows while every block takes `steps` of those of its `rounds`."""
     seen: list[int] = []
-    budgets = [Budget(4, 8, (10,), stage_every=1_000_000) for _ in blocks]
+    budgets = [Budget(4, 8, rounds, stage_every=1_000_000) for _ in blocks]
     course = Course(blocks, budgets, 32, "x", lambda _, done, total: seen.append(done))
     course.start("", 1, 1)
     for _ in blocks:
@@ -156,7 +156,10 @@ def test_progress_rises_to_the_end_whatever_blocks_take(steps: int) -> None:
     assert seen[-1] == 1000
 
 
-def test_progress_is_even_where_blocks_take_what_is_expected() -> None:
+@pytest.mark.parametrize(("steps", "rounds"), [(4, (4, 6)), (10, (10,))])
+def test_progress_is_even_where_blocks_take_what_is_expected(
+    steps: int, rounds: tuple[int, ...]
+) -> None:
     blocks = blocks_of(64)
-    seen, costs = shown(blocks, 4), [work(block.nodes) for block in blocks]
-    assert seen[5] == pytest.approx(seen[0] + (1000 - seen[0]) * costs[0] / sum(costs), abs=5)
+    seen, costs = shown(blocks, steps, rounds), [work(block.nodes) for block in blocks]
+    assert seen[1 + steps] == pytest.approx(seen[0] + (1000 - seen[0]) * costs[0] / sum(costs), abs=5)
