@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from reptrt.engines.artifacts import replace_when_done
+from reptrt.engines.artifacts import replace_when_done, writing
 from reptrt.engines.file_lock import hold_lock
 from reptrt.engines.report_schema import Accuracy, ModelLatency, Percentiles, Report, Verdict
 from reptrt.engines.target import resolve_target
@@ -152,9 +152,13 @@ def _run(model: str, folder: Path, lock: int) -> int:
     holds `lock` too: where this process is killed, the next one waits for it.
     """
     run = folder / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    for name in _KEPT:
-        (folder / name).unlink(missing_ok=True)
+    with writing(run):
+        if run.is_symlink():  # what it leads to is somebody else's
+            run.unlink()
+        elif run.exists():
+            shutil.rmtree(run)
+        for name in _KEPT:
+            (folder / name).unlink(missing_ok=True)
     recipe = str(folder / "recipe.yaml")
     options = ["--recipe", recipe, "--workspace", str(run)]
     command = [sys.executable, "-m", "reptrt", "engine", model, *options]

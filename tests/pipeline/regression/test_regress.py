@@ -204,8 +204,12 @@ def test_recipes_run_and_are_judged_and_what_tells_about_them_is_kept(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tiny.folder))
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "job.md"))
-    stale = tmp_path / "build" / "regress" / "tiny" / "run" / "stale"
+    entries = tmp_path / "build" / "regress"
+    stale, elsewhere = entries / "tiny" / "run" / "stale", tmp_path / "elsewhere"
     stale.mkdir(parents=True)
+    elsewhere.mkdir()
+    (entries / "broken").mkdir()
+    (entries / "broken" / "run").symlink_to(elsewhere)
     coverage = {"value": 50, "tolerance": 1}
     outcome = regress(
         tiny, tmp_path,
@@ -232,6 +236,8 @@ def test_recipes_run_and_are_judged_and_what_tells_about_them_is_kept(
         *("run", ".lock"),
     }
     assert not stale.exists()
+    assert not list(elsewhere.iterdir())
+    assert not (folder / "broken" / "run").is_symlink()
     recipe = yaml.safe_load((folder / "tiny" / "recipe.yaml").read_text())
     assert recipe["target"] == "tensorrt-rtx"
     page = (folder / "summary.md").read_text()
