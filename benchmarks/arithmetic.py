@@ -148,7 +148,11 @@ def count_operations(options: argparse.Namespace) -> Iterator[str]:
         f"| {options.model}, {options.bits}, {len(images)} images | {done:,.0f} | {spent:.0f} | {done / spent:.0f} "
         f"| {peak:.0f} | {100 * done / spent / peak:.0f} % | {half:.0f} |"
     )
-    yield from ("", "| share of the time | share shown | left, as promised | left |", "|---" * 4 + "|")
+    yield from (
+        "",
+        "| share of the time | share shown | left, as promised | left |",
+        "|---" * 4 + "|",
+    )
     for share in (0.1, 0.25, 0.5, 0.75):
         at, shown = next(one for one in seen if one[0] >= share * spent and one[1])
         left, promised = spent - at, at / shown - at

@@ -162,4 +162,6 @@ def test_progress_is_even_where_blocks_take_what_is_expected(
 ) -> None:
     blocks = blocks_of(64)
     seen, costs = shown(blocks, steps, rounds), [work(block.nodes) for block in blocks]
-    assert seen[1 + steps] == pytest.approx(seen[0] + (1000 - seen[0]) * costs[0] / sum(costs), abs=5)
+    assert seen[1 + steps] == pytest.approx(
+        seen[0] + (1000 - seen[0]) * costs[0] / sum(costs), abs=5
+    )
