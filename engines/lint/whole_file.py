@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from reptrt.engines.foreign.contributed import is_contributed
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
 from reptrt.engines.lint.layers import WEIGHTED
 from reptrt.engines.surgery.dialects.dynamic import is_dynamic
@@ -15,6 +16,7 @@ from reptrt.engines.surgery.dialects.quantize_arithmetic import (
     QuantizeArithmetic,
     find_fake_quantization,
 )
+from reptrt.engines.surgery.dialects.write_contributed import WriteContributed
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at
 from reptrt.engines.surgery.repair.state_zero_points import is_operator_format
 
@@ -36,6 +38,22 @@ class OperatorFormat(Rule):
         for node in model.nodes:
             if is_operator_format(node) and not is_dynamic(node.op):
                 yield model.site(node, node.op, can_expand(node))
+
+
+class RuntimeOperator(Rule):
+    """Seen: TensorRT-RTX 1.7.1 knows none of them, but for those that ONNX has by the same name."""
+
+    name = "runtime-operator"
+    severity = Severity.ERROR
+    reason = "ONNX Runtime's optimizer wrote it, and TensorRT 10 and 11 have ONNX's operators only"
+    remedy = "take the file from before, or turn that optimization off"
+    repaired_by = (WriteContributed,)
+
+    def find(self, model: LintedModel) -> Iterator[Site]:
+        """Yield the operators of ONNX Runtime's own that do not compute on codes."""
+        for node in model.nodes:
+            if is_contributed(node.op, node.domain or "", model.opset):
+                yield model.site(node, node.op)
 
 
 class DynamicQuantization(Rule):
@@ -189,6 +207,7 @@ class ControlFlow(Rule):
 
 FILE_RULES: tuple[Rule, ...] = (
     OperatorFormat(),
+    RuntimeOperator(),
     DynamicQuantization(),
     FakeQuantization(),
     PerChannelOpset(),

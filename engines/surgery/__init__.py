@@ -20,6 +20,7 @@ from reptrt.engines.surgery.dialects.imply_float import ImplyFloat, UndoDynamic
 from reptrt.engines.surgery.dialects.lift_codes import LiftCodes
 from reptrt.engines.surgery.dialects.quantize_arithmetic import ROUND, QuantizeArithmetic
 from reptrt.engines.surgery.dialects.quantize_grid_weights import QuantizeGridWeights
+from reptrt.engines.surgery.dialects.write_contributed import WriteContributed
 from reptrt.engines.surgery.forms.float_depthwise import FloatDepthwise
 from reptrt.engines.surgery.forms.fold_factors import FoldFactors
 from reptrt.engines.surgery.forms.halve_scales import HalveScales
@@ -56,6 +57,7 @@ AS_PAIRS: tuple[Pass, ...] = (
     FoldConstants(
         kept=(ROUND,)
     ),  # first: the others look for constants, not for what computes them
+    WriteContributed(),
     ExpandOperators(),
     StateZeroPoints(),  # then every node says its type and zero
     LiftCodes(),

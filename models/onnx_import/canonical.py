@@ -21,6 +21,7 @@ from reptrt.models.onnx_import.constant_ifs import fold_once
 from reptrt.models.onnx_import.constant_loops import unroll_once
 from reptrt.models.onnx_import.data import list_graphs, list_tensors
 from reptrt.models.onnx_import.file_inputs import OnnxFile
+from reptrt.models.onnx_import.for_tensorrt import write_for_tensorrt
 from reptrt.models.onnx_import.freeze import freeze
 from reptrt.models.onnx_import.layers import HANDLED
 from reptrt.models.onnx_import.upgrade import inline_newer
@@ -83,6 +84,9 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     graph = sort_nodes(frozen.graph.cleanup())
     shapes = infer_shapes(graph, frozen.batch_size or 1)
     shapes |= {name: value.shape for name, value in frozen.seen.items()}
+    if not any(one.open_sides for one in own) and write_for_tensorrt(graph, shapes):
+        graph = sort_nodes(graph.cleanup())
+        shapes |= infer_shapes(graph, frozen.batch_size or 1)
     return CanonicalGraph(
         graph, frozen.reference, roots, shapes, frozen.batch_size, graph.opset, own, frozen.reason
     )

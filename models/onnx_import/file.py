@@ -7,6 +7,7 @@ has are refused here.
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto, inliner, numpy_helper
 
 from reptrt.engines.foreign.border import reading
+from reptrt.engines.foreign.contributed import write_contributed
 from reptrt.engines.foreign.graphs import GraphError, require_small_functions
 from reptrt.models.onnx_import.data import (
     OnnxFileError,
@@ -24,7 +26,10 @@ from reptrt.models.onnx_import.data import (
     num_bytes,
 )
 from reptrt.models.onnx_import.file_inputs import FLOATS, OnnxFile, describe_inputs
+from reptrt.models.onnx_import.plugins import cut_plugins
 from reptrt.models.onnx_import.values import open_session
+
+logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 2**31 - 1  # of a protobuf message
 _MIN_OPSET = 7
@@ -75,10 +80,17 @@ def _read_checked(path: Path) -> OnnxFile:
         sha256 = load_external_data(path, proto)
         _check_tensors(proto.graph)
         _check_order(proto.graph)
+        write_contributed(proto)
+        plugins = cut_plugins(proto)
         _state_output_shapes(proto.graph)
         proto.ir_version = max(proto.ir_version, _FIRST_IR_OF_WEIGHTS)
         onnx.checker.check_model(proto)
         _check_domains(proto)
+        if plugins:
+            logger.warning(
+                "%s: ONNX Runtime does not have %s: the network ends in front of it, at %s",
+                path, ", ".join(plugins), ", ".join(value.name for value in proto.graph.output),
+            )  # fmt: skip
         return describe_inputs(path, proto, sha256)
     except OnnxFileError as error:
         raise error.at(path) from None

@@ -19,6 +19,7 @@ from reptrt.models.inputs import NetworkInput, other_sizes, random_feed, resize_
 from reptrt.models.onnx_import.cut import find_tail
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file_inputs import OnnxFile
+from reptrt.models.onnx_import.for_tensorrt import SHAPED
 from reptrt.models.onnx_import.open_batch import open_batch
 from reptrt.models.onnx_import.pieces import batch_source, pixel_tensors
 from reptrt.models.onnx_import.values import BATCH, Array, range_error, run_onnx
@@ -103,7 +104,7 @@ def _needs_shapes(node: gs.Node) -> bool:
     pads = node.attrs.get("pads", [])
     one_sided = pads[: len(pads) // 2] != pads[len(pads) // 2 :]
     return (
-        node.op in ("Reshape", "Resize", "Upsample", "Softmax", "LogSoftmax")
+        node.op in ("Reshape", "Resize", "Upsample", "Softmax", "LogSoftmax", *SHAPED)
         or node.attrs.get("auto_pad", "NOTSET") != "NOTSET"
         or one_sided
     )

@@ -169,6 +169,10 @@ ERRORS = [
         GRID,
     ),
     Case(
+        "runtime-operator",
+        PAIR.replace("y = Relu(d)", "y = com.microsoft.QuickGelu(d)"), GRID, PAIR, GRID,
+    ),
+    Case(
         "operator-format",
         PAIR.replace("d = Deq", "m = QLinearMatMul(q, s, z, w, s, z, s, z)\n d = Deq")
         .replace("DequantizeLinear(q", "DequantizeLinear(m"),

@@ -187,4 +187,5 @@ def test_the_graphs_give_every_pass_something_to_do(operate_model):
         "FloorScales",
         "RecentreWeights",
         "DropOutputQdq",
+        "WriteContributed",
     }
