@@ -24,6 +24,7 @@ from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.for_tensorrt import write_for_tensorrt
 from reptrt.models.onnx_import.freeze import freeze
 from reptrt.models.onnx_import.layers import HANDLED
+from reptrt.models.onnx_import.small_recurrent import widen_small_recurrent
 from reptrt.models.onnx_import.upgrade import inline_newer
 from reptrt.models.onnx_import.values import BATCH, infer_shapes
 
@@ -84,7 +85,10 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     graph = sort_nodes(frozen.graph.cleanup())
     shapes = infer_shapes(graph, frozen.batch_size or 1)
     shapes |= {name: value.shape for name, value in frozen.seen.items()}
-    if not any(one.open_sides for one in own) and write_for_tensorrt(graph, shapes):
+    changed = widen_small_recurrent(graph)
+    if not any(one.open_sides for one in own):
+        changed += write_for_tensorrt(graph, shapes)
+    if changed:
         graph = sort_nodes(graph.cleanup())
         shapes |= infer_shapes(graph, frozen.batch_size or 1)
     return CanonicalGraph(

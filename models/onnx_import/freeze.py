@@ -259,11 +259,30 @@ def _constant(graph: gs.Graph, tensor: gs.Tensor, seen: Sequence[Mapping[str, Ar
         return tensor
     if alone.shape == together.shape and np.array_equal(alone, together):
         return gs.Constant(f"{name}_frozen", alone)
-    if not alone.ndim or not np.array_equal(np.concatenate([alone, alone]), together):
+    axis = _repeated_axis(alone, together)
+    if axis is None:
         return tensor
-    repeated = gs.Variable(f"{name}_repeated", alone.dtype, list(alone.shape))
+    first = np.moveaxis(alone, axis, 0)
+    repeated = gs.Variable(f"{name}_repeated", alone.dtype, list(first.shape))
     node = gs.Node("RepeatBatch", f"{name}_repeat", domain="reptrt")
-    node.inputs = [batch_source(graph), gs.Constant(f"{name}_frozen", alone)]
+    node.inputs = [batch_source(graph), gs.Constant(f"{name}_frozen", first)]
     node.outputs = [repeated]
     graph.nodes.insert(0, node)
-    return repeated
+    if axis == 0:
+        return repeated
+    turned = gs.Variable(f"{name}_turned", alone.dtype, list(alone.shape))
+    order = [*range(1, axis + 1), 0, *range(axis + 1, alone.ndim)]
+    turn = gs.Node("Transpose", f"{name}_turn", {"perm": order}, [repeated], [turned])
+    graph.nodes.insert(1, turn)
+    return turned
+
+
+def _repeated_axis(alone: Array, together: Array) -> int | None:
+    """The axis along which `together` is twice `alone`; behind the first one, it has a side of 1."""
+    if alone.ndim != together.ndim:
+        return None
+    for axis, (one, two) in enumerate(zip(alone.shape, together.shape, strict=True)):
+        may_count = two == 2 * one and (axis == 0 or one == 1)
+        if may_count and np.array_equal(np.concatenate([alone, alone], axis), together):
+            return axis
+    return None

@@ -367,6 +367,19 @@ def test_what_counts_images_stays_computed(tmp_path: Path) -> None:
     assert "Range" in imported.islands[0].op_types
 
 
+def test_what_is_repeated_for_every_image_is_constant_whichever_axis_counts_them(
+    tmp_path: Path,
+) -> None:
+    body = """m = ReduceMean<axes = [2], keepdims = 0>(c) t = Transpose<perm = [1, 0, 2]>(m)
+        h = Shape(c) n = Gather(h, zero) s = Concat<axis = 0>(four, n, eight) e = Expand(q, s)
+        u = Exp(e) y = Add(t, u)"""
+    constants = "int64[1] zero = {0}, int64[1] four = {4}, int64[1] eight = {8}"
+    imported = network(tmp_path, body, constants, weight("q", 4, 1, 8))
+    assert imported.islands == ()
+    assert imported.batch_size is None
+    assert imported.relative_error < 1e-5
+
+
 def test_outputs_in_sequence_order_leave_the_batch_open(tmp_path: Path) -> None:
     imported = network(tmp_path, "y = Transpose<perm = [3, 0, 1, 2]>(c)")
     assert imported.batch_size is None
