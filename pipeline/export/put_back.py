@@ -89,7 +89,7 @@ def put_islands_back(proto: onnx.ModelProto) -> None:
         )
         inputs = zip((value.name for value in piece.graph.input), node.input[:-1], strict=True)
         outputs = zip((value.name for value in piece.graph.output), node.output, strict=True)
-        nodes += _open(proto, piece, {**dict(inputs), **dict(outputs)})
+        nodes += _open(proto, piece, {**dict(inputs), **dict(outputs)}, nodes)
     _replace(graph.node, nodes)
     _replace(graph.initializer, [t for t in graph.initializer if t.name not in models])
     _replace(graph.value_info, [v for v in graph.value_info if v.name not in models])
@@ -116,13 +116,19 @@ def put_tail_back(
 
 
 def _open(
-    proto: onnx.ModelProto, piece: onnx.ModelProto, names: Mapping[str, str]
+    proto: onnx.ModelProto,
+    piece: onnx.ModelProto,
+    names: Mapping[str, str],
+    opened: Sequence[onnx.NodeProto] = (),
 ) -> list[onnx.NodeProto]:
-    """Nodes of `piece` with tensors that `proto` does not have yet; its weights go to `proto`."""
+    """Nodes of `piece` with tensors that `proto` and the nodes `opened` do not have yet.
+
+    Its weights go to `proto`.
+    """
     graph = proto.graph
     taken = {t.name for t in graph.initializer} | {v.name for v in graph.input}
-    taken |= {name for node in graph.node for name in (*node.input, *node.output)}
-    node_names = {node.name for node in graph.node}
+    taken |= {name for node in (*graph.node, *opened) for name in (*node.input, *node.output)}
+    node_names = {node.name for node in (*graph.node, *opened)}
     renamed = dict(names)
     local = [t.name for t in piece.graph.initializer]
     local += [name for node in piece.graph.node for name in node.output if name]
