@@ -140,6 +140,20 @@ def require_small_tensors(path: Path, batch: int, most: int = MAX_TENSOR_BYTES) 
             )
 
 
+def state_output_shapes(model: onnx.ModelProto) -> bool:
+    """Give outputs without a shape the one that follows from the inputs, in place; return whether any had none.
+
+    Runtimes take such files, ONNX's checker does not.
+    """
+    missing = [one for one in model.graph.output if not one.type.tensor_type.HasField("shape")]
+    if missing:
+        inferred = onnx.shape_inference.infer_shapes(model)
+        types = {value.name: value.type for value in inferred.graph.output}
+        for value in missing:
+            value.type.CopyFrom(types[value.name])
+    return bool(missing)
+
+
 def require_data_beside(model: onnx.ModelProto, path: Path) -> None:
     """Check that the external data of `model` are files in the folder of `path`, or below.
 

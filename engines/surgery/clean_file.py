@@ -16,6 +16,7 @@ from reptrt.engines.foreign.graphs import (
     require_data_beside,
     require_small_functions,
     sort_nodes,
+    state_output_shapes,
 )
 from reptrt.engines.foreign.opset import OpsetError, raise_for_pairs
 from reptrt.engines.foreign.text import one_line
@@ -74,6 +75,7 @@ def _load(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, onnx.checker.ValidationError, GraphError) as error:
         raise SurgeryError(f"{path}: its external data cannot be read: {error}") from None
+    state_output_shapes(model)
     _require_valid(model, f"{path}: not a valid ONNX model", full_check=False)
     return model
 

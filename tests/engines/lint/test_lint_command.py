@@ -230,3 +230,14 @@ def test_equal_findings_stand_on_one_line(save):
     assert "9 nodes: QuantizeLinear_0 (zero point 1), " in line
     assert line.endswith(", and 6 more")
     assert len(json.loads(reptrt("lint", path, "--no-build", "--json").out)["findings"]) >= 9
+
+
+def test_an_output_without_a_shape_is_linted_and_repaired(save, tmp_path):
+    path, fixed = save(CONV, **CONSTANTS), tmp_path / "fixed.onnx"
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    outcome = reptrt("lint", str(path), "--fix", str(fixed), "--no-build")
+    assert outcome.code == 0
+    shape = onnx.load(fixed).graph.output[0].type.tensor_type.shape
+    assert [side.dim_value for side in shape.dim] == [1, 32, 8, 8]
