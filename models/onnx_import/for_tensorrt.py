@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from reptrt.engines.surgery.names import Names
+from reptrt.models.onnx_import.pieces import Fresh
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -43,11 +43,11 @@ class _Writer:
     """Puts nodes in the place of one, and names them after it."""
 
     def __init__(self, graph: gs.Graph, node: gs.Node) -> None:
-        self._graph, self._node, self._names = graph, node, Names(graph)
+        self._graph, self._node, self._fresh = graph, node, Fresh(graph)
 
     def add(self, op: str, *inputs: gs.Tensor, dtype: type = np.float32, **attrs: object) -> Any:
         """Put a node of one output in front; return that."""
-        name = self._names.fresh(f"{self._node.name}_{op.lower()}")
+        name = self._fresh(f"{self._node.name}_{op.lower()}")
         output = gs.Variable(name, np.dtype(dtype))
         made = gs.Node(op, name, dict(attrs), list(inputs), [output])
         self._graph.nodes.insert(self._graph.nodes.index(self._node), made)
@@ -59,7 +59,7 @@ class _Writer:
 
     def constant(self, values: Array) -> gs.Constant:
         """A constant."""
-        return gs.Constant(self._names.fresh(f"{self._node.name}_constant"), values)
+        return gs.Constant(self._fresh(f"{self._node.name}_constant"), values)
 
     @property
     def opset(self) -> int:

@@ -47,6 +47,22 @@ def tensors_read(node: gs.Node) -> list[gs.Tensor]:
     return found
 
 
+class Fresh:
+    """Names that a graph does not use: called with a wish, it returns that or the first free one after it."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._taken = set(graph.tensors()) | {node.name for node in graph.nodes}
+
+    def __call__(self, wish: str) -> str:
+        """`wish`, or `wish_2`, ...; taken from now on."""
+        name, count = wish, 1
+        while name in self._taken:
+            count += 1
+            name = f"{wish}_{count}"
+        self._taken.add(name)
+        return name
+
+
 def makers(graph: gs.Graph) -> dict[str, gs.Node]:
     """Tensor -> the node that makes it."""
     return {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}

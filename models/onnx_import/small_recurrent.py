@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from reptrt.engines.surgery.names import Names
+from reptrt.models.onnx_import.pieces import Fresh
 
 Array = NDArray[Any]
 _FEWEST = 8
@@ -41,7 +41,7 @@ def _is_small(node: gs.Node) -> bool:
 
 
 def _widen(graph: gs.Graph, node: gs.Node) -> None:
-    names, gates, units = Names(graph), _GATES[node.op], int(node.attrs["hidden_size"])
+    fresh, gates, units = Fresh(graph), _GATES[node.op], int(node.attrs["hidden_size"])
     missing = _FEWEST - units
     for index, tensor in enumerate(node.inputs):
         if index in (0, 4) or not isinstance(tensor, gs.Constant):
@@ -52,10 +52,10 @@ def _widen(graph: gs.Graph, node: gs.Node) -> None:
             values = _pad_rows(values, count, missing)
         if index in (2, 5, 6):  # what is read of the units themselves
             values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
-        node.inputs[index] = gs.Constant(names.fresh(f"{tensor.name}_widened"), values)
+        node.inputs[index] = gs.Constant(fresh(f"{tensor.name}_widened"), values)
     node.attrs["hidden_size"] = _FEWEST
     for output in [output for output in node.outputs if output.name]:
-        _cut(graph, node, output, units, names)
+        _cut(graph, node, output, units, fresh)
 
 
 def _pad_rows(values: Array, count: int, missing: int) -> Array:
@@ -66,15 +66,15 @@ def _pad_rows(values: Array, count: int, missing: int) -> Array:
     return padded.reshape(directions, -1, *rest)
 
 
-def _cut(graph: gs.Graph, node: gs.Node, output: gs.Tensor, units: int, names: Names) -> None:
+def _cut(graph: gs.Graph, node: gs.Node, output: gs.Tensor, units: int, fresh: Fresh) -> None:
     """Cut `output` out of what `node` makes in its place."""
-    whole = gs.Variable(names.fresh(f"{output.name}_widened"), output.dtype)
+    whole = gs.Variable(fresh(f"{output.name}_widened"), output.dtype)
     limits: Sequence[tuple[str, int]] = (("start", 0), ("end", units), ("axis", -1))
     constants = [
-        gs.Constant(names.fresh(f"{output.name}_{what}"), np.array([value], np.int64))
+        gs.Constant(fresh(f"{output.name}_{what}"), np.array([value], np.int64))
         for what, value in limits
     ]
-    name = names.fresh(f"{output.name}_cut")
+    name = fresh(f"{output.name}_cut")
     cut = gs.Node("Slice", name, inputs=[whole, *constants], outputs=[])
     at = next(index for index, one in enumerate(graph.nodes) if one is node)
     node.outputs = [whole if tensor is output else tensor for tensor in node.outputs]
