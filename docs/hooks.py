@@ -1,4 +1,5 @@
-"""What the site makes of the pages: links to files outside docs/, and the command line's own help."""
+"""What the site makes of the pages: links to files outside docs/, the command line's own help, names for readers
+of screens."""
 
 from __future__ import annotations
 
@@ -25,6 +26,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"]({config.repo_url}/blob/main/{path}{found[2] or ''})"
 
     return _LINK.sub(outside, markdown.replace("<!-- commands -->", _commands()))
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Name the theme's search dialog."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
 
 
 def _commands() -> str:

@@ -18,6 +18,21 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class FloatWeights:
+    """Weights before they were quantized, in steps of the grid of their channel.
+
+    Attributes:
+        values: in steps.
+        end: the largest code, so the grid is -end to end.
+        clipped: percent of the weights that lie outside.
+    """
+
+    values: Histogram
+    end: Amount
+    clipped: Percent
+
+
+@dataclass(frozen=True)
 class LayerHistograms:
     """One quantized layer.
 
@@ -29,6 +44,7 @@ class LayerHistograms:
         weights: codes of the weights, -128 to 127.
         start: `grid` before it was learned; None where nothing was.
         bits: of the weights, and of the activations; None where a file brought its own scales.
+        float_weights: None where the float network has no weight that became these codes: channels were divided.
     """
 
     activation: Histogram
@@ -38,3 +54,4 @@ class LayerHistograms:
     weights: Histogram
     start: tuple[float, float] | None = None
     bits: tuple[int, int] | None = None
+    float_weights: FloatWeights | None = None

@@ -13,9 +13,10 @@ from pathlib import Path
 
 ONNX_SUFFIX = ".onnx"
 TIMM_PREFIX = "timm:"
+TORCHVISION_PREFIX = "torchvision:"
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
-_REGISTERED = re.compile(r"^@register_model\ndef (\w+)\(", re.MULTILINE)
+_REGISTERED = re.compile(r"^@register_model(?:\(\))?\n(?:[@ )].*\n)*?def (\w+)\(", re.MULTILINE)
 
 
 class UnknownModelError(LookupError):
@@ -109,6 +110,8 @@ def require_model_name(name: str) -> None:
         return
     elif name.startswith(TIMM_PREFIX):
         _require_in_timm(name)
+    elif name.startswith(TORCHVISION_PREFIX):
+        _require_in_torchvision(name)
     elif ":" not in name and name not in ZOO:
         raise UnknownModelError(_explain(name))
 
@@ -121,16 +124,34 @@ def did_you_mean(nearest: Iterable[str]) -> str:
 
 def timm_names() -> list[str]:
     """Models that the source of timm registers; importing it takes seconds."""
-    return _REGISTERED.findall(_timm_source())
+    return _REGISTERED.findall(_source_of_models("timm"))
+
+
+def torchvision_names() -> list[str]:
+    """Classifiers that the source of torchvision registers; its detectors stand in folders of their own."""
+    return _REGISTERED.findall(_source_of_models("torchvision"))
 
 
 def _require_in_timm(name: str) -> None:
     bare = name.removeprefix(TIMM_PREFIX).partition(".")[0]
-    source = _timm_source()
+    source = _source_of_models("timm")
     is_there = any(form in source for form in (f"def {bare}(", f"'{bare}'", f'"{bare}"'))
     if source and not is_there:  # former names are quoted there
         nearest = [f"{TIMM_PREFIX}{one}" for one in get_close_matches(bare, timm_names())]
         raise UnknownModelError(f"timm {version('timm')} has no {name!r}{did_you_mean(nearest)}")
+
+
+def _require_in_torchvision(name: str) -> None:
+    bare, names = name.removeprefix(TORCHVISION_PREFIX), torchvision_names()
+    if names and bare not in names:
+        raise UnknownModelError(no_classifier(name, names))
+
+
+def no_classifier(name: str, names: Iterable[str]) -> str:
+    """What is said where torchvision has `names`, and none is behind the prefix of `name`."""
+    bare = name.removeprefix(TORCHVISION_PREFIX)
+    nearest = [f"{TORCHVISION_PREFIX}{one}" for one in get_close_matches(bare, list(names))]
+    return f"torchvision has no classifier {name!r}{did_you_mean(nearest)}"
 
 
 def _explain(name: str) -> str:
@@ -145,15 +166,15 @@ def _explain(name: str) -> str:
         nearest.append(f"{TIMM_PREFIX}{name}")
     return (
         f"unknown model {name!r}: MODEL is a zoo name (`reptrt models` lists them), timm:NAME,"
-        " torchvision:NAME, hf-hub:OWNER/NAME, package.module:callable or file.onnx"
+        " torchvision:NAME, hf-hub:OWNER/NAME, package.module:callable, file.onnx or the folder of a run"
         f"{did_you_mean(nearest)}"
     )
 
 
 @cache
-def _timm_source() -> str:
-    """Text of all of timm's models; "" where it is not there as files."""
-    spec = find_spec("timm")
+def _source_of_models(library: str) -> str:
+    """Text of a library's `models/*.py`; "" where it is not there as files."""
+    spec = find_spec(library)
     folders = (spec.submodule_search_locations if spec else None) or ()
     files = sorted(path for one in folders for path in Path(one, "models").glob("*.py"))
     return "\n".join(path.read_text(encoding="utf-8") for path in files)

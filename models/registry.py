@@ -23,8 +23,10 @@ from reptrt.models.names import (
     ONNX_SUFFIX,
     TIMM,
     TIMM_PREFIX,
+    TORCHVISION_PREFIX,
     UnknownModelError,
     did_you_mean,
+    no_classifier,
     require_model_name,
 )
 from reptrt.models.onnx_import.file import read_onnx
@@ -68,7 +70,7 @@ def find_model(name: str) -> ModelSpec:
         return _find_onnx(name)
     if timm_zoo.is_hub_name(name):
         return _find_on_hub(name)
-    if name.startswith(torchvision_zoo.PREFIX):
+    if name.startswith(TORCHVISION_PREFIX):
         return _find_torchvision(name)
     if name.startswith(TIMM_PREFIX):
         return _find_timm(name)
@@ -102,17 +104,11 @@ def _find_on_hub(name: str) -> ModelSpec:
 
 
 def _find_torchvision(name: str) -> ModelSpec:
-    architecture, names = (
-        name.removeprefix(torchvision_zoo.PREFIX),
-        torchvision_zoo.list_classifiers(),
-    )
+    architecture = name.removeprefix(TORCHVISION_PREFIX)
+    names = torchvision_zoo.list_classifiers()
     if architecture in names:
         return torchvision_zoo.torchvision_spec(architecture)
-    nearest = [
-        f"{torchvision_zoo.PREFIX}{match}"
-        for match in difflib.get_close_matches(architecture, names)
-    ]
-    raise UnknownModelError(f"torchvision has no classifier {name!r}{did_you_mean(nearest)}")
+    raise UnknownModelError(no_classifier(name, names))
 
 
 def _find_onnx(name: str) -> ModelSpec:

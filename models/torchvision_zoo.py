@@ -7,10 +7,10 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from reptrt.models.names import TORCHVISION_PREFIX
 from reptrt.models.spec import ModelSpec, Preprocess, PublishedWeights
 from reptrt.models.timm_zoo import digest_in
 
-PREFIX = "torchvision:"
 _CLASSES = 1000
 
 
@@ -33,7 +33,7 @@ def torchvision_spec(architecture: str) -> ModelSpec:
     preset = weights.transforms()
     (side,), resize = preset.crop_size, preset.resize_size[0]
     return ModelSpec(
-        name=f"{PREFIX}{architecture}",
+        name=f"{TORCHVISION_PREFIX}{architecture}",
         task="classification",
         build=build,
         num_classes=len(weights.meta["categories"]),

@@ -54,8 +54,6 @@ Evaluate: TypeAlias = "str | Path | Iterable[Any] | Metric | MetricFunction"
 ProgressOption: TypeAlias = "bool | Progress | None"
 """None: bars in a terminal or a notebook; True: bars; False: silence; or a function of one's own."""
 
-"""Images of an iterable that are kept, where the calibrator chooses how many it wants."""
-
 
 @dataclass(frozen=True)
 class Result:

@@ -27,6 +27,7 @@ _LOG_SECONDS = 30.0
 """Between two lines on the same work in a log."""
 _QUIET_SECONDS = 45.0
 """After which a log says that work goes on: it is never silent for a minute."""
+_STILL = "still at work"
 
 
 class ProgressBars:
@@ -97,8 +98,8 @@ class ProgressBars:
 
     def say_if_quiet(self) -> None:
         """Repeat the last line where nothing has been written for 45 s."""
-        if self._last and self._clock() - self._last_at >= _QUIET_SECONDS:
-            self._write(f"still at work: {self._last}")
+        if self._clock() - self._last_at >= _QUIET_SECONDS:
+            self._write(f"{_STILL}: {self._last}" if self._last else _STILL)
 
     def say(self, text: str) -> None:
         """Write a line, in a log only: on a terminal bars tell."""
@@ -106,7 +107,7 @@ class ProgressBars:
             self._write(text)
 
     def _write(self, text: str) -> None:
-        self._last, self._last_at = text.removeprefix("still at work: "), self._clock()
+        self._last, self._last_at = text.removeprefix(_STILL).removeprefix(": "), self._clock()
         minutes, seconds = divmod(int(self._clock() - self._start), 60)
         line = f"[{minutes}:{seconds:02}] {visible(text)}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -213,6 +213,7 @@ class Gate(Section):
 
     max_drop: float | None = Field(
         None,
+        ge=0,
         description="most points of accuracy that INT8 may lose; layers stay float until it is kept",
     )
     min_accuracy: float | None = Field(

@@ -14,6 +14,7 @@ from rich.table import Table
 from reptrt.engines.foreign.text import one_line
 from reptrt.engines.target import resolve_target
 from reptrt.pipeline.cli.console import json_option, output, print_json
+from reptrt.pipeline.cli.options import FILE
 
 if TYPE_CHECKING:
     from reptrt.engines.cost.estimate import EngineCost
@@ -26,11 +27,11 @@ _LONGEST_NAME = 60
 
 
 @click.command("cost")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FILE)
 @click.option("--target", "target_name", help="GPU to predict for (`reptrt targets`)")
 @click.option(
     "--device-info",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="profile.metadata.json that describes the GPU, instead of a target's data sheet",
 )
 @click.option("--batch", type=click.IntRange(1, 4096), help="images at once; default: the file's")

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from reptrt.calibrators.names import MODULES
 from reptrt.calibrators.settings import Reconstruction
 from reptrt.engines.target_table import TARGETS
-from reptrt.models.names import TIMM_PREFIX, ZOO, timm_names
+from reptrt.models.names import TIMM_PREFIX, TORCHVISION_PREFIX, ZOO, timm_names, torchvision_names
 from reptrt.pipeline.recipe import (
     AUTO,
     RUN_RECIPE,
@@ -114,15 +114,16 @@ _PARSERS: dict[object, Any] = {
 
 
 def _complete_models(ctx: click.Context, param: click.Parameter, typed: str) -> list[Any]:
-    """Names of the zoo, or of timm behind `timm:`, then files."""
+    """Names of the zoo, or of a library behind its prefix, then files."""
     names = [name for name in _known_models(typed) if name.startswith(typed)]
     return [*names, CompletionItem(typed, type="file")]
 
 
 def _known_models(typed: str) -> Iterable[str]:
-    return (
-        (f"{TIMM_PREFIX}{name}" for name in timm_names()) if typed.startswith(TIMM_PREFIX) else ZOO
-    )
+    for prefix, names in ((TIMM_PREFIX, timm_names), (TORCHVISION_PREFIX, torchvision_names)):
+        if typed.startswith(prefix):
+            return [f"{prefix}{name}" for name in names()]
+    return ZOO
 
 
 def _complete_calibrators(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,12 +59,24 @@ SHOWN_CHOICES = (
 """Fields of a plan that a dry run shows; `--json` has all."""
 
 
-@click.command(cls=RecipeCommand)
+junit_option = click.option(
+    "--junit", type=FILE, help="write the gate's checks there, as JUnit's XML for a CI"
+)
+
+
+@click.command(cls=RecipeCommand, short_help="Checkpoint in, validated engine and report out.")
 @recipe_options()
 @click.option("--dry-run", is_flag=True, help="say what would run, for how long, and run nothing")
+@junit_option
 @json_option
 def engine(
-    model: str, workspace: Path, recipe_file: Path, dry_run: bool, as_json: bool, **options: Any
+    model: str,
+    workspace: Path,
+    recipe_file: Path,
+    dry_run: bool,
+    junit: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Walk the whole road: checkpoint in, validated engine and report out."""
     recipe = read_recipe(model, options, recipe_file)
@@ -75,7 +88,7 @@ def engine(
 
     with open_run(recipe, workspace) as run:
         report = run_pipeline(run)
-    show_report(report, run.workspace, as_json)
+    show_report(report, run.workspace, as_json, junit)
 
 
 def stage_command(stage: str, summary: str, *unheeded: type[Section]) -> click.Command:
@@ -115,15 +128,23 @@ STAGES = (
 
 @click.command(cls=RecipeCommand)
 @recipe_options()
+@junit_option
 @json_option
-def report(model: str, workspace: Path, recipe_file: Path, as_json: bool, **options: Any) -> None:
+def report(
+    model: str,
+    workspace: Path,
+    recipe_file: Path,
+    junit: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Write report.json and report.html, and show the table."""
     recipe = read_recipe(model, options, recipe_file)
     from reptrt.pipeline import stages
 
     with open_run(recipe, workspace) as run:
         content = stages.report(run)
-    show_report(content, run.workspace, as_json)
+    show_report(content, run.workspace, as_json, junit)
 
 
 @click.command(cls=RecipeCommand)
@@ -158,7 +179,9 @@ def compare(
     print_path(messages, page)
 
 
-@click.command(cls=RecipeCommand)
+@click.command(
+    cls=RecipeCommand, short_help="Pack what builds, checks and installs the engine there."
+)
 @recipe_options()
 @click.option("--output", "archive", type=FILE, help="a .tar.gz; default: in the workspace")
 @json_option
@@ -182,7 +205,7 @@ def kit(
     show_written(written, as_json)
 
 
-@click.command(cls=RecipeCommand)
+@click.command(cls=RecipeCommand, short_help="Add the engine to a model repository of Triton.")
 @recipe_options()
 @click.option("--output", "repository", type=FILE, required=True, help="Triton's model repository")
 @click.option("--name", help="of the model there; default: that of MODEL")
@@ -213,7 +236,7 @@ def triton(
     show_written(folder, as_json)
 
 
-@click.command()
+@click.command(short_help="Run models again, and compare with what was measured.")
 @click.argument("entries", nargs=-1)
 @click.option(
     "--record", type=FILE, help="folder of a finished run: append its entry to --baselines"
@@ -238,7 +261,12 @@ def regress(
     build/regress gets summary.md, results.json and junit.xml.
     """
     from reptrt.pipeline.regression.regress import exit_code, run_entries
-    from reptrt.pipeline.regression.summary import RESULTS, regression_table, write_summary
+    from reptrt.pipeline.regression.summary import (
+        RESULTS,
+        annotations,
+        regression_table,
+        write_summary,
+    )
 
     if record is not None:
         from reptrt.pipeline.regression.record import record_run
@@ -257,6 +285,8 @@ def regress(
     else:
         output.print(regression_table(findings))
         print_path(output, summary)
+    for line in annotations(findings) if os.environ.get("GITHUB_ACTIONS") else ():
+        messages.print(line, markup=False, highlight=False, soft_wrap=True)
     sys.exit(exit_code(findings))
 
 
@@ -334,10 +364,13 @@ def show_dry_run(recipe: Recipe, root: Path, as_json: bool) -> None:
     )
 
 
-def show_report(report: Report, workspace: Workspace, as_json: bool) -> None:
+def show_report(report: Report, workspace: Workspace, as_json: bool, junit: Path | None) -> None:
     """Print the report; leave with 1 when the gate failed."""
+    from reptrt.pipeline.report.junit import gate_cases, write_junit
     from reptrt.pipeline.report.terminal import terminal_table
 
+    if junit is not None:
+        write_junit("reptrt", list(gate_cases(report)), junit)
     if as_json:
         print(workspace.report_json.read_text(), end="")
     else:

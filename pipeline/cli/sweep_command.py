@@ -28,7 +28,7 @@ LOCAL = "local"
 """Ray's name of a cluster that it starts on this machine."""
 
 
-@click.command()
+@click.command(short_help="Run models, calibrators, bits, targets, seeds; one page.")
 @click.argument("file", type=FILE)
 @click.option(
     "--ray",

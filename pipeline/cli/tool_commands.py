@@ -21,7 +21,7 @@ from reptrt.pipeline.cli.flags import in_flags
 from reptrt.pipeline.cli.options import FILE
 
 
-@click.command()
+@click.command(short_help="Measure latency and throughput of an engine or ONNX file.")
 @click.argument("file", type=FILE)
 @click.option("--batch", type=click.IntRange(1), default=1, help="images per inference")
 @click.option("--seconds", type=float, default=5.0, help="how long to measure")
@@ -38,7 +38,7 @@ def bench(file: Path, batch: int, seconds: float, trusted: bool, as_json: bool) 
         output.print(bench_table(file, measured))
 
 
-@click.command()
+@click.command(short_help="Say what TensorRT refuses or runs slowly in an ONNX file.")
 @click.argument("file", type=FILE)
 @click.option("--fix", "fixed", type=FILE, help="write a file with all repaired that can be")
 @click.option("--no-build", is_flag=True, help="do not ask TensorRT-RTX, though it is installed")
@@ -97,7 +97,7 @@ def calibrators(as_json: bool) -> None:
     ], as_json)  # fmt: skip
 
 
-@click.command()
+@click.command(short_help="List the build targets, or all that is known about one.")
 @click.argument("name", required=False)
 @json_option
 def targets(name: str | None, as_json: bool) -> None:
@@ -113,7 +113,7 @@ def targets(name: str | None, as_json: bool) -> None:
         print_table(("", ""), target_facts(chosen))
 
 
-@click.command()
+@click.command(short_help="Say what this machine has, and what works on it.")
 @json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine has, what works on it, and what to install for the rest."""

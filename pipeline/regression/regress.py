@@ -38,6 +38,7 @@ Outcome = Literal["ok", "regression", "improvement", "error", "skipped"]
 REGRESSION, IMPROVEMENT, NOTHING_CHECKED = 1, 3, 4
 GATE_FAILED = 1
 _ROUNDING = 1e-9
+_STDERR = 2
 _KEPT = ("report.json", "report.html", "run.log")
 
 
@@ -148,7 +149,7 @@ def _gate(entry: str, verdict: Verdict) -> list[BaselineCheck]:
 def _run(model: str, folder: Path, lock: int) -> int:
     """Walk the whole road and keep what tells about it; return the exit code.
 
-    An earlier run goes first: its stages would count as fresh although our code has changed. The run
+    All that it says goes to stderr: stdout is for the result of all entries. An earlier run goes first: its stages would count as fresh although our code has changed. The run
     holds `lock` too: where this process is killed, the next one waits for it.
     """
     run = folder / "run"
@@ -162,7 +163,7 @@ def _run(model: str, folder: Path, lock: int) -> int:
     recipe = str(folder / "recipe.yaml")
     options = ["--recipe", recipe, "--workspace", str(run)]
     command = [sys.executable, "-m", "reptrt", "engine", model, *options]
-    code = subprocess.run(command, check=False, pass_fds=(lock,)).returncode
+    code = subprocess.run(command, check=False, pass_fds=(lock,), stdout=_STDERR).returncode
     for name in _KEPT:
         for made in run.rglob(name):
             with replace_when_done(folder / name) as file:

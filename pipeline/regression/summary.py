@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from xml.etree import ElementTree
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from reptrt.engines.artifacts import replace_when_done, write_json
-from reptrt.engines.foreign.text import visible
 from reptrt.pipeline.regression.regress import BaselineCheck
+from reptrt.pipeline.report.junit import Case, Tag, write_junit
 from reptrt.pipeline.report.number_format import MISSING
 
 RESULTS = "results.json"
@@ -48,8 +47,7 @@ def write_summary(findings: Sequence[BaselineCheck], folder: Path) -> Path:
         WriteError: `folder` cannot be written.
     """
     write_json([_as_json(finding) for finding in findings], folder / RESULTS)
-    with replace_when_done(folder / "junit.xml") as file:
-        file.write_bytes(junit(findings))
+    write_junit("reptrt regress", list(junit_cases(findings)), folder / "junit.xml")
     summary = folder / "summary.md"
     with replace_when_done(summary) as file:
         file.write_text(markdown(findings), encoding="utf-8")
@@ -60,22 +58,27 @@ def write_summary(findings: Sequence[BaselineCheck], folder: Path) -> Path:
     return summary
 
 
-def junit(findings: Sequence[BaselineCheck]) -> bytes:
-    """The findings as JUnit's XML, which every CI shows: an entry is a class, a metric a case."""
-    suite = ElementTree.Element("testsuite", name="reptrt regress", tests=str(len(findings)))
+def junit_cases(findings: Sequence[BaselineCheck]) -> Iterator[Case]:
+    """The findings as cases of JUnit: an entry is their subject."""
+    tags: dict[str, Tag | None] = {"ok": None, "skipped": "skipped", "error": "error"}
     for finding in findings:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=finding.entry, name=finding.metric or "all"
-        )
-        tag = {"ok": None, "skipped": "skipped", "error": "error"}.get(finding.outcome, "failure")
-        if tag is not None:
-            ElementTree.SubElement(
-                case, tag, message=visible(finding.message), type=finding.outcome
-            )
-    for tag, name in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-        suite.set(name, str(len(suite.findall(f"testcase/{tag}"))))
-    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
-    return written
+        tag = tags.get(finding.outcome, "failure")
+        name = finding.metric or "all"
+        yield Case(finding.entry, name, tag, finding.message, finding.outcome)
+
+
+def annotations(findings: Sequence[BaselineCheck]) -> list[str]:
+    """What a job of GitHub shows beside its steps: a line for each finding that fails."""
+    return [
+        f"::error title=reptrt regress::{_escape(line)}"
+        for finding in findings
+        if finding.outcome not in ("ok", "skipped")
+        for line in explanations([finding])
+    ]
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def finding_rows(findings: Sequence[BaselineCheck]) -> list[tuple[str, ...]]:

@@ -33,7 +33,7 @@ WAITS = "waits for another process"
 REPORT = "report.json"
 RESULT = "result.json"
 _PROGRESS = re.compile(
-    r"\[(\d+):(\d\d)\] (?:still at work: )?(.+?): (?:(\d+)/(\d+)|started|waits .*)$"
+    r"\[(\d+):(\d\d)\] (?:still at work: )?(.+?)(?:: (?:(\d+)/(\d+)|started|waits .*|\d+))?$"
 )
 _LAST_LINES = 20
 _PR_SET_PDEATHSIG = 1

@@ -1,8 +1,9 @@
-"""A sweep on the terminal: a line for each cell that runs, and a line in a log when one ends."""
+"""A sweep on the terminal: a line for each cell that runs; in a log, a line now and then and when one ends."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -15,17 +16,27 @@ from reptrt.pipeline.report.number_format import duration
 from reptrt.pipeline.sweep.cell import CellProgress, CellResult
 
 _SHOWN = 12
+_LOG_SECONDS = 10.0
+"""Between two lines of a log on where cells are; each cell says it every 45 s at least."""
 
 
 class Screen:
-    """Watches a sweep of `total` cells."""
+    """Watches a sweep of `total` cells.
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total = console, total
+    Args:
+        console: where to.
+        total: cells.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, console: Console, total: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console, self._total, self._clock = console, total, clock
         self._running: dict[str, CellProgress] = {}
         self._begun: dict[str, float] = {}
         self._ended: list[CellResult] = []
-        self._started = time.monotonic()
+        self._started = self._said_at = clock()
         self._live = Live(console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Screen:
@@ -51,6 +62,9 @@ class Screen:
         if before is None or before.work != progress.work:
             self._begun[progress.cell] = progress.seconds
         self._running[progress.cell] = progress
+        if not self._console.is_terminal and self._clock() - self._said_at >= _LOG_SECONDS:
+            share = "" if progress.share is None else f" {100 * progress.share:.0f} %"
+            self._write(f"{progress.cell}: {progress.work}{share}")
         self._draw()
 
     def finished(self, result: CellResult) -> None:
@@ -58,15 +72,14 @@ class Screen:
         self._running.pop(result.cell, None)
         self._ended.append(result)
         if not self._console.is_terminal:
-            line = f"{len(self._ended)}/{self._total} {visible(result.cell)}: {result.status}"
-            reason = f": {visible(result.reason)}" if result.reason else ""
-            self._console.print(
-                f"{line}, {duration(result.seconds)}{reason}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            reason = f": {result.reason}" if result.reason else ""
+            self._write(f"{result.cell}: {result.status}, {duration(result.seconds)}{reason}")
         self._draw()
+
+    def _write(self, line: str) -> None:
+        self._said_at = self._clock()
+        text = visible(f"{len(self._ended)}/{self._total} {line}")
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self) -> None:
         if not self._console.is_terminal:
@@ -105,5 +118,5 @@ class Screen:
         ran = sum(result.seconds > 0 for result in self._ended)
         if not ran:
             return ""
-        pace = (time.monotonic() - self._started) / ran
+        pace = (self._clock() - self._started) / ran
         return duration(pace * (self._total - len(self._ended)))

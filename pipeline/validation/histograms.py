@@ -1,4 +1,4 @@
-"""Histograms of what each quantized layer reads, beside its grid, and of its codes: histograms.json."""
+"""Histograms of what each quantized layer reads and of its weights, beside their grids: histograms.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from reptrt.engines.commuting import CARRIED_OPS
-from reptrt.engines.histogram_record import Histogram, LayerHistograms
+from reptrt.engines.histogram_record import FloatWeights, Histogram, LayerHistograms
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.partial import temporary_folder
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
@@ -23,39 +23,51 @@ BINS = 64
 SAMPLES = 2
 """Images that activations are counted on: all inputs of layers are held at once."""
 _FIRST_CODE, _LAST_CODE = -128, 127
+_SAME = (0.7, 1.4)
+"""Slope of codes over float weights in a channel whose weights were not multiplied before."""
+_LEAST_ENERGY = 1e-4
+"""Of the largest channel's, for a slope to count."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What stands in front of a layer: the tensor that is quantized, its grid, and the weight's codes."""
+    """What stands in front of a layer: the tensor that is quantized, its grid, the weight's codes and their steps."""
 
     tensor: str
     step: float
     grid: tuple[float, float]
     codes: NDArray[np.int8]
+    steps: NDArray[np.float32]
 
 
 def layer_histograms(
-    qdq_onnx: Path, feed: Mapping[str, NDArray[Any]]
+    qdq_onnx: Path, feed: Mapping[str, NDArray[Any]], float_onnx: Path | None = None
 ) -> dict[str, LayerHistograms]:
     """Histograms by layer, of the layers whose activation has one grid and whose weight is codes.
 
     Args:
         qdq_onnx: the Q/DQ model as exported, with scales per channel.
         feed: its inputs by name; graph optimizations are off.
+        float_onnx: the float model, whose layers have the same names; None where there is none.
     """
     sources = dict(_sources(qdq_onnx))
     if not sources:
         return {}
+    weights = {} if float_onnx is None else _float_weights(float_onnx)
     tensors = [source.tensor for source in sources.values()]
     with temporary_folder() as folder:
         marked = mark_outputs(qdq_onnx, tensors, Path(folder))
         with OnnxRuntimeRunner(marked, optimize=False) as runner:
             values = {**feed, **runner.infer(feed)}
-    return {name: _histograms(one, values[one.tensor]) for name, one in sources.items()}
+    return {
+        name: _histograms(one, values[one.tensor], weights.get(name))
+        for name, one in sources.items()
+    }
 
 
-def _histograms(source: _Source, values: NDArray[Any]) -> LayerHistograms:
+def _histograms(
+    source: _Source, values: NDArray[Any], weight: NDArray[Any] | None
+) -> LayerHistograms:
     finite = values[np.isfinite(values)].astype(np.float32)
     low, high = source.grid
     clipped = np.count_nonzero((finite < low) | (finite > high)) / max(1, finite.size)
@@ -67,7 +79,32 @@ def _histograms(source: _Source, values: NDArray[Any]) -> LayerHistograms:
         grid=source.grid,
         clipped=round(100 * clipped, 4),
         weights=_count(source.codes, edges),
+        float_weights=None if weight is None else _in_steps(weight, source),
     )
+
+
+def _in_steps(weight: NDArray[Any], source: _Source) -> FloatWeights | None:
+    """`weight` beside the grid of its codes; None where another weight became these codes."""
+    codes, steps = source.codes.astype(np.float32), source.steps
+    if weight.shape != codes.shape or not _became(codes * steps, weight):
+        return None
+    values, end = weight / steps, float(np.abs(codes).max(initial=1))
+    clipped = np.count_nonzero(np.abs(values) > end + 0.5) / values.size
+    span = (min(-end, values.min()), max(end, values.max()))
+    return FloatWeights(_count(values, span), end, round(100 * clipped, 4))
+
+
+def _became(quantized: NDArray[Any], weight: NDArray[Any]) -> bool:
+    """Whether rows and columns have the slope of rounding, and not a factor of a channel that was divided."""
+    slopes = []
+    for axis in (0, 1):
+        others = tuple(at for at in range(weight.ndim) if at != axis)
+        energy = (weight**2).sum(others)
+        is_known = energy > _LEAST_ENERGY * energy.max()
+        slopes.append((quantized * weight).sum(others)[is_known] / energy[is_known])
+    low, high = _SAME
+    found = np.concatenate(slopes)
+    return bool(found.size and found.min() > low and found.max() < high)
 
 
 def _count(values: NDArray[Any], span: tuple[float, float]) -> Histogram:
@@ -91,14 +128,14 @@ def _sources(path: Path) -> Iterator[tuple[str, _Source]]:
         quantize = makers[active[0].input[0]]
         known = all(name in constants for name in quantize.input[1:3])
         if quantize.op_type == "QuantizeLinear" and len(quantize.input) == 3 and known:
-            source = _source(quantize, constants[codes[0].input[0]], constants, makers)
+            source = _source(quantize, codes[0], constants, makers)
             if np.isfinite(source.grid).all():  # else somebody changed the file
                 yield node.name, source
 
 
 def _source(
     quantize: onnx.NodeProto,
-    codes: NDArray[Any],
+    weight: onnx.NodeProto,
     constants: Mapping[str, NDArray[Any]],
     makers: Mapping[str, onnx.NodeProto],
 ) -> _Source:
@@ -112,7 +149,35 @@ def _source(
         bounds = [constants.get(name) for name in maker.input[1:]]
         if bounds[0] is not None and bounds[1] is not None:
             low, high, tensor = float(bounds[0].min()), float(bounds[1].max()), maker.input[0]
-    return _Source(tensor, float(scale.max()), (low, high), codes)
+    codes, steps = constants[weight.input[0]], constants[weight.input[1]].astype(np.float32)
+    if steps.size > 1:
+        axis = next((one.i for one in weight.attribute if one.name == "axis"), 1)
+        steps = steps.reshape([-1 if at == axis % codes.ndim else 1 for at in range(codes.ndim)])
+    return _Source(tensor, float(scale.max()), (low, high), codes, steps)
+
+
+def _float_weights(path: Path) -> dict[str, NDArray[Any]]:
+    """Constant weights of the layers of a float model, as its file holds them."""
+    graph = onnx.load(path).graph
+    names = {layer.name for layer in read_weighted_layers(path)}
+    constants = {one.name: one for one in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    found = {}
+    for node in graph.node:
+        roots = [_root(name, makers) for name in node.input[:2]] if node.name in names else []
+        held = [constants[name] for name in roots if name in constants]
+        if len(held) == 1:
+            found[node.name] = numpy_helper.to_array(held[0])
+    return found
+
+
+def _root(tensor: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """What reaches `tensor` through operators that only move it."""
+    node = makers.get(tensor)
+    while node is not None and node.op_type in CARRIED_OPS:
+        tensor = node.input[0]
+        node = makers.get(tensor)
+    return tensor
 
 
 def _dequantize(tensor: str, makers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:

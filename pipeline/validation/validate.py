@@ -336,7 +336,8 @@ def find_histograms(setup: ValidationSetup, samples: FeedSet) -> dict[str, Layer
             one.name: feed[one.name][:SAMPLES] if one.batched else feed[one.name]
             for one in samples.inputs
         }
-    return layer_histograms(setup.workspace.qdq_onnx, feed)
+    fp32 = setup.workspace.fp32_onnx
+    return layer_histograms(setup.workspace.qdq_onnx, feed, fp32 if fp32.exists() else None)
 
 
 def _is_constant(feeds: Feeds) -> bool:

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import timm
 
-from reptrt.models.names import ZOO, UnknownModelError, require_model_name, timm_names
+from reptrt.models import torchvision_zoo
+from reptrt.models.names import (
+    ZOO,
+    UnknownModelError,
+    require_model_name,
+    timm_names,
+    torchvision_names,
+)
 from reptrt.models.registry import list_models
 
 
@@ -23,9 +30,14 @@ def test_no_model_of_timm_is_refused_and_none_of_its_former_names() -> None:
         require_model_name(f"timm:{name}")
 
 
+def test_classifiers_of_torchvision_are_those_that_it_registers() -> None:
+    assert sorted(torchvision_names()) == sorted(torchvision_zoo.list_classifiers())
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("timm:resnet19", "no 'timm:resnet19'; did you mean timm:resnet18"),
+     ("torchvision:resnet81", "no classifier 'torchvision:resnet81'; did you mean torchvision:resnet18"),
      ("resnet18", "did you mean timm:resnet18?"),
      ("yolov8n.pt", "yolo export model=FILE format=onnx"),
      ("none.onnx", "none.onnx: no such file")],
@@ -40,7 +52,6 @@ def test_what_only_an_import_can_tell_is_not_refused(tmp_path: Path) -> None:
     (tmp_path / "Net.ONNX").touch()
     for name in (
         "nets:build",
-        "torchvision:none",
         "hf-hub:a/b",
         "timm:hf-hub:a/b",
         f"{tmp_path}/Net.ONNX",

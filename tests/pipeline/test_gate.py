@@ -101,8 +101,9 @@ def test_what_is_wrong_fails_everywhere_with_its_reason(
     flags = [f"--{name}" if at == 0 else value for name, found in python.items()
              for at, value in enumerate(("", ",".join(map(str, found)) if name == "mean" else found))]  # fmt: skip
     case = Case(model, choose(red_and_blue, tmp_path), tmp_path / "build", *flags)
-    outcome = case.engine()
+    outcome = case.engine("--junit", tmp_path / "junit.xml")
     assert outcome.code == 1, outcome.err
+    assert "<failure" in (tmp_path / "junit.xml").read_text()
     verdict = json.loads(outcome.out)["verdict"]
     assert verdict["decision"] == "failed"
     assert reason in verdict["reason"]

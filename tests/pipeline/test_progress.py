@@ -54,6 +54,14 @@ def test_a_log_is_never_silent_for_a_minute(screen: io.StringIO) -> None:
     ]  # fmt: skip
 
 
+def test_a_log_says_that_work_goes_on_before_any_is_named(screen: io.StringIO) -> None:
+    clock = Clock()
+    with ProgressBars(Console(file=screen), clock=clock) as progress:
+        for clock.now in (44.0, 45.0, 46.0, 90.0):
+            progress.say_if_quiet()
+    assert screen.getvalue().splitlines() == ["[0:45] still at work", "[1:30] still at work"]
+
+
 def test_quiet_shows_nothing(screen: io.StringIO) -> None:
     for console in (Console(file=screen), Console(file=screen, force_terminal=True)):
         with ProgressBars(console, quiet=True) as progress:

@@ -1,5 +1,6 @@
 // Opens a layer of the table: what its quantizer reads beside the grid, now and before learning, its codes, its kernels.
 const [WIDTH, HEIGHT] = [360, 90];
+const CODES = "Codes of the weights, −128 to 127";
 const short = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
 
 function histogram({ low, high, counts }, title, ends = {}) {
@@ -32,6 +33,12 @@ function learned({ grid, step, start }) {
   return `; learning changed the step from ${short(before)}, by ${sign}${Math.abs(change).toFixed(1)} %`;
 }
 
+function floatWeights({ values, end, clipped }) {
+  const reads = `Weights in float, in steps of their channel: ${short(values.low)} to ${short(values.high)}`;
+  const holds = `the grid holds ${short(-end)} to ${short(end)}, ${short(clipped)} % lie outside`;
+  return histogram(values, `${reads}; ${holds}`, { clip: [-end - 0.5, end + 0.5] });
+}
+
 function detail(found) {
   const parts = [];
   if (found.activation) {
@@ -41,7 +48,7 @@ function detail(found) {
     const holds = `the grid holds ${low} to ${high} in steps of ${short(step)}, ${short(clipped)} % lie outside`;
     const ends = start ? { clip: grid, start } : { clip: grid };
     parts.push(histogram(activation, `${reads}; ${holds}${start ? learned(found) : ""}`, ends));
-    parts.push(histogram(weights, "Codes of the weights, −128 to 127"));
+    parts.push(found.float_weights ? floatWeights(found.float_weights) : histogram(weights, CODES));
   }
   const kernels = document.createElement("p");
   kernels.className = "mono name";
@@ -64,5 +71,17 @@ for (const row of document.querySelectorAll("tr[data-detail]")) {
     cell.colSpan = row.cells.length;
     cell.append(...detail(JSON.parse(row.dataset.detail)));
     row.after(below);
+  });
+}
+// A press on the strip opens the layer below it in the table.
+for (const strip of document.querySelectorAll("svg[data-layers]")) {
+  strip.addEventListener("click", (press) => {
+    const { left, width } = strip.getBoundingClientRect();
+    const count = Number(strip.dataset.layers);
+    const place = Math.floor(((press.clientX - left) / width) * count);
+    const row = document.getElementById(`layer-${Math.min(Math.max(place, 0), count - 1)}`);
+    row.hidden = false;
+    row.querySelector('button[aria-expanded="false"]')?.click();
+    row.scrollIntoView({ block: "center" });
   });
 }

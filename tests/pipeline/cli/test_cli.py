@@ -87,6 +87,12 @@ def test_a_shell_completes_names(typed: list[str], offered: str) -> None:
     assert offered in [item.value for item in complete.get_completions(before, last)]
 
 
+def test_the_list_of_commands_says_each_in_one_whole_line() -> None:
+    shown = reptrt("--help").out
+    assert "  engine " in shown
+    assert "..." not in shown.partition("The whole road")[2]
+
+
 def test_help_answers_without_loading_torch() -> None:
     check = "import sys; from reptrt.pipeline.cli.main import cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
@@ -100,6 +106,7 @@ def test_help_answers_without_loading_torch() -> None:
      ("engine nope", "nope"),
      ("engine yolov6n_demo --target jetson-orin-nx", "`reptrt kit`"),
      ("kit timm:nope", "timm:nope"),
+     ("engine torchvision:resnet81", "torchvision:resnet18"),
      ("compare nope.onnx --calibrators minmax", "nope.onnx"),
      ("engine yolov6n_demo --data nope", "nope: does not exist; give a path for --data that does"),
      ("validate yolov6n_demo --eval nope", "for --eval"),
@@ -122,7 +129,17 @@ def test_every_field_of_a_recipe_that_is_one_value_has_an_option() -> None:
     options = {option for one in cli.commands["engine"].params for option in one.opts}
     flags = {flag(name) for name in Recipe.model_fields if name != "model"}
     assert flags - options == set()
-    own = {"--recipe", "--workspace", "--json", "--dry-run", "-v", "--verbose", "-q", "--quiet"}
+    own = {
+        "--recipe",
+        "--workspace",
+        "--json",
+        "--dry-run",
+        "--junit",
+        "-v",
+        "--verbose",
+        "-q",
+        "--quiet",
+    }
     assert options - flags == {"model", *own}
 
 

@@ -11,7 +11,7 @@ from reptrt.engines.report_schema import Report
 from reptrt.pipeline.regression.baselines import BaselineError, load_baselines
 from reptrt.pipeline.regression.record import record_run
 from reptrt.pipeline.regression.regress import BaselineCheck, judge
-from reptrt.pipeline.regression.summary import junit
+from reptrt.pipeline.regression.summary import annotations, write_summary
 from reptrt.pipeline.workspace.records import read_record
 from tests.command_line import TinyProject, reptrt
 
@@ -61,13 +61,24 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "b.yaml").exists()
 
 
-def test_junit_counts_what_failed() -> None:
+def test_junit_counts_what_failed(tmp_path: Path) -> None:
     outcomes = ("ok", "regression", "improvement", "skipped", "error")
     findings = [BaselineCheck("net", one, one, message=f"<{one}>") for one in outcomes]
-    suite = ElementTree.fromstring(junit(findings))
+    write_summary(findings, tmp_path)
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
     assert counts == {"tests": "5", "failures": "2", "errors": "1", "skipped": "1"}
     assert [one.get("message") for one in suite.iter("failure")] == [
         "<regression>",
         "<improvement>",
     ]
+
+
+def test_every_finding_that_fails_is_an_annotation() -> None:
+    findings = [
+        BaselineCheck("net", "accuracy", "ok"),
+        BaselineCheck("net", "kernels", "regression", message="90 %\nmore"),
+        BaselineCheck("other", "", "skipped", message="no weights"),
+    ]
+    said = "regression: net: 90 %25%0Amore"
+    assert annotations(findings) == [f"::error title=reptrt regress::{said}"]

@@ -246,6 +246,21 @@ def test_recipes_run_and_are_judged_and_what_tells_about_them_is_kept(
     assert "skipped: yolov6s.yaml: no baseline in" in page
 
 
+def test_json_is_all_that_goes_to_stdout(
+    tiny: TinyProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tiny.folder))
+    entries = {"tiny": tiny_entry(tiny, accuracy=near(50, 50))}
+    outcome = regress(tiny, tmp_path, entries, "tiny", "--target", "tensorrt-rtx", "--json")
+    assert [one["metric"] for one in json.loads(outcome.out)] == ["accuracy"]
+    of_the_run = capfd.readouterr()
+    assert of_the_run.out == ""
+    assert "layers in INT8" in of_the_run.err
+
+
 def test_that_nothing_was_checked_is_said_and_is_no_success(
     tiny: TinyProject, tmp_path: Path
 ) -> None:

@@ -48,3 +48,19 @@ def test_a_log_gets_a_line_for_each_cell_that_ends() -> None:
         "1/3 net-mae: done, 5.0 s",
         "2/3 net-mse: failed, 1 min 01 s: no? such image",
     ]
+
+
+def test_a_log_says_where_cells_are_and_how_they_end() -> None:
+    log, now = io.StringIO(), [0.0]
+    with Screen(Console(file=log), 2, lambda: now[0]) as screen:
+        for now[0] in (5.0, 12.0, 15.0, 30.0):
+            screen.progress(CellProgress("a/minmax", "node", "calibrate", now[0] / 100))
+        screen.finished(CellResult("a/minmax", "key", "failed", "no\x1b memory", seconds=31.0))
+        now[0] = 45.0
+        screen.progress(CellProgress("b/mse", "node", "still at work"))
+    assert log.getvalue().replace("\u00a0", " ").splitlines() == [
+        "0/2 a/minmax: calibrate 12 %",
+        "0/2 a/minmax: calibrate 30 %",
+        "1/2 a/minmax: failed, 31.0 s: no? memory",
+        "1/2 b/mse: still at work",
+    ]

@@ -11,6 +11,8 @@ from tests.onnx_files import from_text
 HEAD = """<ir_version: 9, opset_import: ["": 19]> net (float[N,2] x) => (float[N,2] y)
     <float s = {0.5}, int8 z = {0}, float t = {0.25}, float low = {-3.5}, float high = {3.5},
      int8[2,2] codes = {1, -127, 127, 0}>"""
+FLOAT = """<ir_version: 9, opset_import: ["": 19]> net (float[N,2] x) => (float[N,2] y)
+    <float[2,2] w = {WEIGHTS}> { [fc] y = MatMul(x, w) }"""
 TAIL = """
     w = DequantizeLinear(codes, t, z)
     [fc] y = MatMul(d, w) }"""
@@ -58,3 +60,23 @@ def test_codes_are_followed_through_what_carries_them(tmp_path: Path) -> None:
 )
 def test_a_float_layer_has_none(tmp_path: Path, body: str) -> None:
     assert layer_histograms(from_text(HEAD + body + TAIL, tmp_path / "m.onnx"), {"x": X}) == {}
+
+
+def float_weights(weights: str, folder: Path):  # type: ignore[no-untyped-def]
+    """Of codes 1, -127, 127, 0 in steps of 0.25."""
+    body = "{ q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+    qdq = from_text(HEAD + body + TAIL, folder / "qdq.onnx")
+    fp32 = from_text(FLOAT.replace("WEIGHTS", weights), folder / "fp32.onnx")
+    return layer_histograms(qdq, {"x": X}, fp32)["fc"].float_weights
+
+
+def test_weights_in_float_are_counted_in_steps_beside_their_grid(tmp_path: Path) -> None:
+    found = float_weights("0.25, -31.75, 37.5, 0.1", tmp_path)
+    assert (found.end, found.clipped) == (127.0, 25.0)  # 150 of four values
+    assert (found.values.low, found.values.high) == (-127.0, 150.0)
+    assert sum(found.values.counts) == 4
+    assert (found.values.counts[0], found.values.counts[-1]) == (1, 1)
+
+
+def test_weights_of_which_a_column_was_multiplied_before_are_not_shown(tmp_path: Path) -> None:
+    assert float_weights("0.25, -7.9, 31.75, 0.1", tmp_path) is None
