@@ -1,5 +1,4 @@
-"""What the site makes of the pages: links to files outside docs/, the command line's own help, names for readers
-of screens."""
+"""What the site makes of the pages: links to files outside docs/, help of commands, names for screen readers."""
 
 from __future__ import annotations
 

@@ -41,6 +41,8 @@ class Tab:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        forget = "try { localStorage.clear(); } catch {}"  # each page is the first one
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=forget)
 
     def call(self, method: str, **parameters: Any) -> Any:
         """Ask the browser, wait for its answer, and note what it says in between."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import re
@@ -9,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import reptrt
 from benchmarks import accuracy_chart
+from reptrt.pipeline.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -42,11 +46,26 @@ def test_every_page_stands_in_the_navigation() -> None:
 
 
 def test_readme_is_short_and_its_links_are_absolute_and_resolve() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 125
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert all(link.startswith("https://") for link in links)
     assert len(FILES.findall(README)) > 10
     assert [path for path in FILES.findall(README) if not (ROOT / path).exists()] == []
+
+
+def test_python_in_readme_calls_what_there_is() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    calls = [
+        node
+        for block in blocks
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("reptrt.")
+    ]
+    assert len(calls) == 3
+    for call in calls:
+        known = inspect.signature(getattr(reptrt, ast.unparse(call.func).partition(".")[2]))
+        named = {one.arg for one in call.keywords}
+        assert named <= {*known.parameters, *Recipe.model_fields}, ast.unparse(call)
 
 
 def test_the_chart_is_that_of_its_data_and_its_data_stand_in_the_results() -> None:
