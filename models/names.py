@@ -15,6 +15,7 @@ ONNX_SUFFIX = ".onnx"
 TIMM_PREFIX = "timm:"
 TORCHVISION_PREFIX = "torchvision:"
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+PREFIXES = (TIMM_PREFIX, TORCHVISION_PREFIX, *HUB_PREFIXES)
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 _REGISTERED = re.compile(r"^@register_model(?:\(\))?\n(?:[@ )].*\n)*?def (\w+)\(", re.MULTILINE)
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from reptrt.calibrators.channels.rewrite import scaled_rows
 from reptrt.calibrators.names import AUTO
@@ -304,13 +309,19 @@ def validate(run: Run) -> None:
     def work() -> None:
         setup = run.validation_setup
         if run.channels and not run.plan.is_quantized:
-            rows = scaled_rows(run.make_network().quantized, run.channels)
-            setup = replace(setup, rows={name: one.numpy() for name, one in rows.items()})
+            model = run.make_network().quantized
+            rows = scaled_rows(model, run.channels)
+            weights = {name: model.weight_of(name) for name in model.weight_quantizers}
+            setup = replace(setup, rows=_as_arrays(rows), weights=_as_arrays(weights))
         results = validate_files(setup, card, samples, evaluation, run.progress, others)
         write_json(results, workspace.validation)
         write_json(find_histograms(setup, samples), workspace.histograms)
 
     run.stage("validate", inputs, "validation", "histograms").run(work)
+
+
+def _as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[np.float32]]:
+    return {name: one.detach().float().numpy() for name, one in tensors.items()}
 
 
 def report(run: Run) -> Report:

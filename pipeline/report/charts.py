@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import NamedTuple, TypeGuard
 
 from reptrt.engines.report_schema import BlockLoss, LayerSnr
-from reptrt.pipeline.report.axes import log_axis
+from reptrt.pipeline.report.axes import linear_axis, log_axis
 
 _DOT_ROOM = 0.6  # of what is shown, on either side of its middle
 _LEAST_HALF = 1.0  # percent: an axis is never narrower than two
@@ -59,6 +59,22 @@ class DotRow(NamedTuple):
     band: tuple[float, float] | None
     ends: tuple[float, float]
     text: str
+
+
+class Level(NamedTuple):
+    """A value at `x` percent of an axis that others share, on a line of its own."""
+
+    label: str
+    series: str
+    x: float
+    text: str
+
+
+class LevelChart(NamedTuple):
+    """Values on one axis that need not begin at zero; `ticks` are (percent from the left, value)."""
+
+    levels: list[Level]
+    ticks: list[tuple[float, float]]
 
 
 class Column(NamedTuple):
@@ -139,6 +155,20 @@ def bar_chart(
         placed.append(BarGroup(label, (top + y - 3) / 2, row))
         y += gap
     return BarChart(placed, max(y - gap, bar))
+
+
+def level_chart(values: Sequence[tuple[str, str, float, str]], least: float) -> LevelChart:
+    """Lay out (label, series, value, text), one or more, on an axis around the values.
+
+    Args:
+        values: from the top down, all finite.
+        least: the axis spans at least so much.
+    """
+    axis = linear_axis([value for _, _, value, _ in values], least)
+    levels = [
+        Level(label, series, axis.place(value), text) for label, series, value, text in values
+    ]
+    return LevelChart(levels, [(axis.place(tick), tick) for tick in axis.ticks])
 
 
 def dot_row(

@@ -15,9 +15,11 @@ from reptrt.pipeline.report.budget_view import attempt_rows, budget_chart
 from reptrt.pipeline.report.charts import (
     BarChart,
     DotRow,
+    LevelChart,
     bar_chart,
     dot_row,
     is_finite,
+    level_chart,
     loss_chart,
     snr_strip,
     worst_layers,
@@ -31,6 +33,7 @@ from reptrt.pipeline.report.precision import engine_precision
 from reptrt.pipeline.report.tiles import tiles
 
 _WORST_LAYERS = 15
+_LEAST_DECIBELS = 6.0
 _PNG_MAGIC = b"\x89PNG"
 
 
@@ -176,18 +179,18 @@ def _accuracy_chart(report: Report) -> list[DotRow]:
     return [row for row in rows if row is not None]
 
 
-def _calibrators_chart(report: Report) -> BarChart | None:
+def _calibrators_chart(report: Report) -> LevelChart | None:
     """SNR of each calibrator that was tried, best first; the one that was kept stands out."""
     tried = {
         name: value for name, value in (report.calibrators_db or {}).items() if is_finite(value)
     }
     if not tried:
         return None
-    groups = []
+    rows = []
     for name in sorted(tried, key=lambda name: -tried[name]):
         series = "quantized" if name == report.calibrator else "fp32"
-        groups.append((name, [(series, tried[name], number_format.decibel(tried[name]))]))
-    return bar_chart(groups, gap=4)
+        rows.append((name, series, tried[name], number_format.decibel(tried[name])))
+    return level_chart(rows, _LEAST_DECIBELS)
 
 
 def _latency_chart(report: Report) -> BarChart | None:

@@ -6,14 +6,15 @@ import shlex
 
 from reptrt.engines.report_schema import Report
 from reptrt.engines.target_table import TARGETS
+from reptrt.models.names import PREFIXES
 from reptrt.pipeline.recipe import flag
 
 
 def next_steps(report: Report) -> list[tuple[str, str]]:
-    """What to do next, and the command, typed in the folder of the run."""
+    """What to do next, and the command, typed in the folder of the run, which stands for MODEL where it can."""
     known = TARGETS.get(report.target)
     backend = "onnxruntime" if known is None else known.backend
-    model, target = shlex.quote(report.model), flag("target")
+    model, target = _model_of(report), flag("target")
     steps = []
     if backend == "tensorrt":
         steps += [
@@ -34,3 +35,10 @@ def next_steps(report: Report) -> list[tuple[str, str]]:
         ("Look at the graph", "netron model.trt.onnx"),
         ("See what it would cost elsewhere", f"reptrt cost model.trt.onnx {target} server-t4"),
     ]  # fmt: skip
+
+
+def _model_of(report: Report) -> str:
+    """The folder, which brings its options; not of a network in memory, nor of one that Python finds elsewhere only."""
+    is_own = ":" in report.model and not report.model.startswith(PREFIXES)
+    has_recipe = (report.command or "").startswith("reptrt ")
+    return "." if has_recipe and not is_own else shlex.quote(report.model)

@@ -48,10 +48,14 @@ def _speed_tile(report: Report) -> Tile:
     alone = report.latency_ms.device_only if report.latency_ms else None
     if alone is not None and alone.fp16 and alone.quantized:
         times = (alone.fp16.p50, alone.quantized.p50)
-        return Tile(ratio(*times, "faster", "slower"), "beside FP16", "measured")
+        return _beside_fp16(*times, "measured")
     if report.cost is not None:
         times = (report.cost.fp16.milliseconds, report.cost.int8.milliseconds)
-        return Tile(
-            ratio(*times, "faster", "slower"), "beside FP16", f"predicted, {report.cost.gpu}"
-        )
+        return _beside_fp16(*times, f"predicted, {report.cost.gpu}")
     return Tile(MISSING, "speed beside FP16", "neither measured nor predicted")
+
+
+def _beside_fp16(fp16: float | None, int8: float | None, note: str) -> Tile:
+    text = ratio(fp16, int8, "faster", "slower")
+    is_close = not text.endswith(("faster", "slower"))
+    return Tile(text, "speed as FP16" if is_close else "than FP16", note)

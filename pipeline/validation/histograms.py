@@ -41,26 +41,27 @@ class _Source:
 
 
 def layer_histograms(
-    qdq_onnx: Path, feed: Mapping[str, NDArray[Any]], float_onnx: Path | None = None
+    qdq_onnx: Path,
+    feed: Mapping[str, NDArray[Any]],
+    weights: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, LayerHistograms]:
     """Histograms by layer, of the layers whose activation has one grid and whose weight is codes.
 
     Args:
         qdq_onnx: the Q/DQ model as exported, with scales per channel.
         feed: its inputs by name; graph optimizations are off.
-        float_onnx: the float model, whose layers have the same names; None where there is none.
+        weights: by layer, in float; what did not become the codes of its layer is left out.
     """
     sources = dict(_sources(qdq_onnx))
     if not sources:
         return {}
-    weights = {} if float_onnx is None else _float_weights(float_onnx)
     tensors = [source.tensor for source in sources.values()]
     with temporary_folder() as folder:
         marked = mark_outputs(qdq_onnx, tensors, Path(folder))
         with OnnxRuntimeRunner(marked, optimize=False) as runner:
             values = {**feed, **runner.infer(feed)}
     return {
-        name: _histograms(one, values[one.tensor], weights.get(name))
+        name: _histograms(one, values[one.tensor], (weights or {}).get(name))
         for name, one in sources.items()
     }
 
@@ -86,7 +87,9 @@ def _histograms(
 def _in_steps(weight: NDArray[Any], source: _Source) -> FloatWeights | None:
     """`weight` beside the grid of its codes; None where another weight became these codes."""
     codes, steps = source.codes.astype(np.float32), source.steps
-    if weight.shape != codes.shape or not _became(codes * steps, weight):
+    if weight.ndim == 2 and not _became(codes * steps, weight):
+        weight = weight.T  # of a linear layer, whose file may hold either
+    if not _became(codes * steps, weight):
         return None
     values, end = weight / steps, float(np.abs(codes).max(initial=1))
     clipped = np.count_nonzero(np.abs(values) > end + 0.5) / values.size
@@ -96,6 +99,8 @@ def _in_steps(weight: NDArray[Any], source: _Source) -> FloatWeights | None:
 
 def _became(quantized: NDArray[Any], weight: NDArray[Any]) -> bool:
     """Whether rows and columns have the slope of rounding, and not a factor of a channel that was divided."""
+    if quantized.shape != weight.shape:
+        return False
     slopes = []
     for axis in (0, 1):
         others = tuple(at for at in range(weight.ndim) if at != axis)
@@ -156,7 +161,7 @@ def _source(
     return _Source(tensor, float(scale.max()), (low, high), codes, steps)
 
 
-def _float_weights(path: Path) -> dict[str, NDArray[Any]]:
+def read_float_weights(path: Path) -> dict[str, NDArray[Any]]:
     """Constant weights of the layers of a float model, as its file holds them."""
     graph = onnx.load(path).graph
     names = {layer.name for layer in read_weighted_layers(path)}

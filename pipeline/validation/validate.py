@@ -52,7 +52,7 @@ from reptrt.pipeline.validation.compare_outputs import (
 )
 from reptrt.pipeline.validation.evaluate import Evaluation, detections, evaluate
 from reptrt.pipeline.validation.evaluate_batches import BATCH, pad_batch
-from reptrt.pipeline.validation.histograms import SAMPLES, layer_histograms
+from reptrt.pipeline.validation.histograms import SAMPLES, layer_histograms, read_float_weights
 from reptrt.pipeline.validation.remembered import OutputMemory, RememberingRunner
 from reptrt.pipeline.validation.shards import ONE_PROCESS, Spread, evaluate_in_parts
 from reptrt.pipeline.workspace.folder import Workspace
@@ -74,6 +74,7 @@ class ValidationSetup:
         is_quantized_file: the Q/DQ model is a file that brought its own scales, as it came.
         reference: what the quantized model is compared with.
         rows: layer -> what the channels of its output were divided by [channels].
+        weights: layer -> its weight before it was quantized, where channels were divided; else the float model has it.
         memory: what the float network answered already.
     """
 
@@ -86,6 +87,7 @@ class ValidationSetup:
     is_quantized_file: bool = False
     reference: Reference = "float"
     rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     memory: OutputMemory = field(default_factory=OutputMemory)
 
     @property
@@ -336,8 +338,10 @@ def find_histograms(setup: ValidationSetup, samples: FeedSet) -> dict[str, Layer
             one.name: feed[one.name][:SAMPLES] if one.batched else feed[one.name]
             for one in samples.inputs
         }
-    fp32 = setup.workspace.fp32_onnx
-    return layer_histograms(setup.workspace.qdq_onnx, feed, fp32 if fp32.exists() else None)
+    fp32, weights = setup.workspace.fp32_onnx, setup.weights
+    if not weights and fp32.exists():
+        weights = read_float_weights(fp32)
+    return layer_histograms(setup.workspace.qdq_onnx, feed, weights)
 
 
 def _is_constant(feeds: Feeds) -> bool:

@@ -33,6 +33,13 @@ function learned({ grid, step, start }) {
   return `; learning changed the step from ${short(before)}, by ${sign}${Math.abs(change).toFixed(1)} %`;
 }
 
+function paragraph(text, kind) {
+  const made = document.createElement("p");
+  made.className = kind;
+  made.textContent = text;
+  return made;
+}
+
 function floatWeights({ values, end, clipped }) {
   const reads = `Weights in float, in steps of their channel: ${short(values.low)} to ${short(values.high)}`;
   const holds = `the grid holds ${short(-end)} to ${short(end)}, ${short(clipped)} % lie outside`;
@@ -49,11 +56,11 @@ function detail(found) {
     const ends = start ? { clip: grid, start } : { clip: grid };
     parts.push(histogram(activation, `${reads}; ${holds}${start ? learned(found) : ""}`, ends));
     parts.push(found.float_weights ? floatWeights(found.float_weights) : histogram(weights, CODES));
+    const dotted = start ? ", dotted where they were before learning" : "";
+    parts.push(paragraph(`Dashed: the ends of the grid${dotted}. Heights are logarithmic.`, "soft"));
   }
-  const kernels = document.createElement("p");
-  kernels.className = "mono name";
-  kernels.textContent = found.kernels.length ? `Runs in ${found.kernels.join(", ")}` : "In no kernel of its own";
-  return [...parts, kernels];
+  const runs = found.kernels.length ? `Runs in ${found.kernels.join(", ")}` : "In no kernel of its own";
+  return [...parts, paragraph(runs, "mono name")];
 }
 
 for (const row of document.querySelectorAll("tr[data-detail]")) {

@@ -3,7 +3,14 @@ import math
 import pytest
 
 from reptrt.engines.report_schema import BlockLoss, LayerSnr
-from reptrt.pipeline.report.charts import bar_chart, dot_row, loss_chart, snr_strip, worst_layers
+from reptrt.pipeline.report.charts import (
+    bar_chart,
+    dot_row,
+    level_chart,
+    loss_chart,
+    snr_strip,
+    worst_layers,
+)
 
 
 def layers(*values: float | None) -> list[LayerSnr]:
@@ -98,3 +105,14 @@ def test_an_axis_of_accuracy_stays_within_percent_and_has_a_width() -> None:
     assert row is not None
     assert (row.ends, row.band) == ((99, 100), None)
     assert dot_row("top-1", [("fp32", None), ("quantized", 1.0)], None, "") is None
+
+
+def test_levels_lie_on_an_axis_around_them() -> None:
+    chart = level_chart([("one", "quantized", 65.0, "65 dB"), ("two", "fp32", 60.0, "60 dB")], 6.0)
+    low, high = chart.ticks[0][1], chart.ticks[-1][1]
+    assert (low, high) == (59.0, 66.0)
+    assert [level.x for level in chart.levels] == [
+        pytest.approx(100 * 6 / 7, abs=1e-3),
+        pytest.approx(100 / 7, abs=1e-3),
+    ]
+    assert [place for place, _ in chart.ticks][:2] == [0.0, pytest.approx(100 / 7, abs=1e-3)]

@@ -65,6 +65,19 @@ def test_next_steps_are_those_of_the_target() -> None:
     ]
 
 
+def test_the_folder_of_a_run_stands_for_its_model_where_it_can() -> None:
+    typed = "reptrt engine x --data images"
+    for model, stated in (("timm:resnet18", "."), ("net.onnx", "."), ("nets:build", "nets:build")):
+        lines = [line for _, line in next_steps(report("cpu", model=model, command=typed))]
+        assert f"reptrt triton {stated} --target cpu --output models" in lines
+    (line,) = (
+        line
+        for _, line in next_steps(report("cpu", model="Net", command="reptrt.quantize(Net)"))
+        if "triton" in line
+    )
+    assert "triton Net " in line
+
+
 def test_a_layer_carries_its_histograms_and_kernels_for_the_page() -> None:
     histogram = Histogram(-1.0, 1.0, (3, 4))
     found = LayerHistograms(histogram, 0.5, (-1.0, 0.5), 2.0, histogram, (-1.5, 0.75), (4, 6))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reptrt.pipeline.validation.histograms import BINS, layer_histograms
+from reptrt.pipeline.validation.histograms import BINS, layer_histograms, read_float_weights
 from tests.onnx_files import from_text
 
 HEAD = """<ir_version: 9, opset_import: ["": 19]> net (float[N,2] x) => (float[N,2] y)
@@ -67,7 +67,7 @@ def float_weights(weights: str, folder: Path):  # type: ignore[no-untyped-def]
     body = "{ q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
     qdq = from_text(HEAD + body + TAIL, folder / "qdq.onnx")
     fp32 = from_text(FLOAT.replace("WEIGHTS", weights), folder / "fp32.onnx")
-    return layer_histograms(qdq, {"x": X}, fp32)["fc"].float_weights
+    return layer_histograms(qdq, {"x": X}, read_float_weights(fp32))["fc"].float_weights
 
 
 def test_weights_in_float_are_counted_in_steps_beside_their_grid(tmp_path: Path) -> None:
