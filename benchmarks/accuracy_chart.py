@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 150, 70, 64, 84, 18
+WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 600, 112, 72, 60, 84, 18
 LIGHT = {
     "text": "#1f2328", "faint": "#656d76", "grid": "#d0d7de", "minmax": "#c9d1d9", "other": "#8c959f",
     "reptrt": "#2f81f7",
@@ -25,7 +25,7 @@ def draw(facts: dict[str, Any], colors: dict[str, str]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"'
         f' aria-label="{escape(describe(facts))}"'
-        ' font-family="-apple-system,Segoe UI,Helvetica,Arial,sans-serif" font-size="13">',
+        ' font-family="-apple-system,Segoe UI,Helvetica,Arial,sans-serif" font-size="14">',
         *_legend(facts, colors),
     ]
     for index, network in enumerate(facts["networks"]):
@@ -45,7 +45,7 @@ def describe(facts: dict[str, Any]) -> str:
 
 def _legend(facts: dict[str, Any], colors: dict[str, str]) -> Iterable[str]:
     yield (
-        f'<text x="0" y="16" font-size="15" font-weight="600" fill="{colors["text"]}">'
+        f'<text x="0" y="16" font-size="16" font-weight="600" fill="{colors["text"]}">'
         f"{escape(facts['title'])}, %</text>"
     )
     x = 0
@@ -53,7 +53,7 @@ def _legend(facts: dict[str, Any], colors: dict[str, str]) -> Iterable[str]:
         text = facts["legend"][key]
         yield f'<rect x="{x}" y="32" width="12" height="12" rx="2" fill="{colors[key]}"/>'
         yield f'<text x="{x + 18}" y="43" fill="{colors["faint"]}">{escape(text)}</text>'
-        x += 40 + 7 * len(text)
+        x += 34 + 6.5 * len(text)
     yield f'<line x1="{x + 6}" x2="{x + 6}" y1="30" y2="46" stroke="{colors["text"]}" stroke-dasharray="3 3"/>'
     yield f'<text x="{x + 18}" y="43" fill="{colors["faint"]}">{escape(facts["legend"]["fp32"])}</text>'
 

@@ -8,8 +8,11 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,8 +61,8 @@ class Tab:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
-    def open(self, page: Path, width: int = 1400, dark: bool = False) -> None:
-        """Load a file, and wait until all of it is there."""
+    def open(self, page: Path | str, width: int = 1400, dark: bool = False) -> None:
+        """Load a file or an address, and wait until all of it is there."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=900, deviceScaleFactor=1, mobile=False,
@@ -67,7 +70,7 @@ class Tab:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._loaded = False
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self._loaded:
             self._read()
 
@@ -113,6 +116,20 @@ class Tab:
             self.errors.append(said["exceptionDetails"]["exception"]["description"])
         if event == "Log.entryAdded" and said["entry"]["level"] == "error":
             self.errors.append(said["entry"]["text"])
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Address of a server of the files in `folder`, on this machine alone: from files a site's search is not there."""
+
+    class Silent(SimpleHTTPRequestHandler):
+        def log_message(self, *message: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @contextmanager

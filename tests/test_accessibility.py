@@ -45,21 +45,23 @@ def chromium() -> Iterator[browser.Tab]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     folder = tmp_path_factory.mktemp("site")
     subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", folder],
         cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}, check=True,
     )  # fmt: skip
-    return sorted(folder.rglob("index.html"))
+    pages = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("index.html"))
+    with browser.served(folder) as address:
+        yield [f"{address}/{page}" for page in pages]
 
 
-def findings(tab: browser.Tab, page: Path, width: int, dark: bool) -> list[str]:
+def findings(tab: browser.Tab, page: Path | str, width: int, dark: bool) -> list[str]:
     tab.open(page, width, dark)
     tab.run(Path(str(AXE)).read_text(encoding="utf-8") + ";0")
     tab.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     tab.run("document.querySelectorAll('tr[data-detail] button').forEach((one) => one.click())")
-    return [f"{page.parent.name}: {one}" for one in tab.run(FINDINGS)]
+    return [f"{page}: {one}" for one in tab.run(FINDINGS)]
 
 
 @each_look
@@ -86,7 +88,7 @@ def test_a_report_has_no_finding(
 
 @each_look
 def test_the_site_has_no_finding(
-    chromium: browser.Tab, site: list[Path], width: int, dark: bool
+    chromium: browser.Tab, site: list[str], width: int, dark: bool
 ) -> None:
     assert len(site) > 20
     assert [one for page in site for one in findings(chromium, page, width, dark)] == []
