@@ -263,7 +263,7 @@ def regress(
     from reptrt.pipeline.regression.regress import exit_code, run_entries
     from reptrt.pipeline.regression.summary import (
         RESULTS,
-        annotations,
+        job_annotations,
         regression_table,
         write_summary,
     )
@@ -285,7 +285,7 @@ def regress(
     else:
         output.print(regression_table(findings))
         print_path(output, summary)
-    for line in annotations(findings) if os.environ.get("GITHUB_ACTIONS") else ():
+    for line in job_annotations(findings) if os.environ.get("GITHUB_ACTIONS") else ():
         messages.print(line, markup=False, highlight=False, soft_wrap=True)
     sys.exit(exit_code(findings))
 

@@ -67,7 +67,7 @@ def junit_cases(findings: Sequence[BaselineCheck]) -> Iterator[Case]:
         yield Case(finding.entry, name, tag, finding.message, finding.outcome)
 
 
-def annotations(findings: Sequence[BaselineCheck]) -> list[str]:
+def job_annotations(findings: Sequence[BaselineCheck]) -> list[str]:
     """What a job of GitHub shows beside its steps: a line for each finding that fails."""
     return [
         f"::error title=reptrt regress::{_escape(line)}"

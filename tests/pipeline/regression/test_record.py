@@ -11,7 +11,7 @@ from reptrt.engines.report_schema import Report
 from reptrt.pipeline.regression.baselines import BaselineError, load_baselines
 from reptrt.pipeline.regression.record import record_run
 from reptrt.pipeline.regression.regress import BaselineCheck, judge
-from reptrt.pipeline.regression.summary import annotations, write_summary
+from reptrt.pipeline.regression.summary import job_annotations, write_summary
 from reptrt.pipeline.workspace.records import read_record
 from tests.command_line import TinyProject, reptrt
 
@@ -81,4 +81,4 @@ def test_every_finding_that_fails_is_an_annotation() -> None:
         BaselineCheck("other", "", "skipped", message="no weights"),
     ]
     said = "regression: net: 90 %25%0Amore"
-    assert annotations(findings) == [f"::error title=reptrt regress::{said}"]
+    assert job_annotations(findings) == [f"::error title=reptrt regress::{said}"]
