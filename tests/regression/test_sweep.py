@@ -27,15 +27,15 @@ def learned(log: Path) -> list[str]:
     return re.findall(r"block (\d+) of", log.read_text())
 
 
-def worker_of_a_run() -> int:
-    """Process of Ray that waits for a `reptrt engine`."""
+def worker_of_a_run(workspace: Path) -> int:
+    """Process of Ray that waits for a `reptrt engine` in `workspace`."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_text().split("\0")
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if "reptrt" in words and "engine" in words:
+        if "engine" in words and any(word.startswith(str(workspace)) for word in words):
             return parent
     raise AssertionError("no cell runs")
 
@@ -58,7 +58,7 @@ def test_a_killed_worker_and_a_lost_node_change_nothing(
 
     def disturb() -> None:
         time.sleep(10)
-        os.kill(worker_of_a_run(), signal.SIGKILL)
+        os.kill(worker_of_a_run(tmp_path / "together"), signal.SIGKILL)
         time.sleep(10)
         cluster.remove_node(second, allow_graceful=False)
 
