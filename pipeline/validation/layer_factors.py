@@ -21,8 +21,13 @@ _BETWEEN = ("Cast", "Transpose")
 
 
 def behind_factors(layer: onnx.NodeProto, readers: Readers, constants: Constants) -> str:
-    """The tensor behind the Mul that alone reads the product of `layer`; else the product."""
+    """The tensor behind the Mul that alone reads the product of `layer`; else the product.
+
+    A layer whose weight is float has no factors: a Mul behind it is one in front of a quantizer.
+    """
     tensor = layer.output[0]
+    if layer.input[1] in constants:
+        return str(tensor)
     found = readers.get(tensor, [])
     if layer.op_type == "MatMul" and [node.op_type for node in found] == ["Reshape"]:
         found = readers.get(found[0].output[0], [])

@@ -15,6 +15,7 @@ from reptrt.calibrators.histogram.methods import (
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.reconstruction.baseline_guard import use_all_codes
 from reptrt.calibrators.registry import create_calibrator
+from reptrt.engines.form import write_form
 from reptrt.engines.report_schema import OutputNumerics
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.engines.surgery import clean
@@ -148,3 +149,19 @@ def test_layers_are_compared_with_what_their_bias_gives_back(tmp_path: Path) -> 
     rows = compare_layers(tmp_path / "fp32.onnx", tmp_path / "trt.onnx", feeds)
     assert len(rows) == 10
     assert min(row.snr_db for row in rows) > 20
+
+
+def test_channels_that_are_divided_behind_a_float_layer_are_no_factors_of_it(
+    tmp_path: Path,
+) -> None:
+    reference, divided = network(tmp_path / "fp32.onnx", 0.5, 2.0), tmp_path / "qdq.onnx"
+    model = onnx.load(network(divided, 0.5, 20.0))
+    model.graph.node[1].input[0] = "small"
+    product = onnx.helper.make_node("Mul", ["half", "tenth"], ["small"])
+    model.graph.node.insert(1, product)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "tenth"))
+    write_form(model, "multiplier")
+    onnx.save(model, divided)
+    found = compare_layers(reference, divided, FEEDS, divided)
+    assert [layer.layer for layer in found] == ["stem", "head"]
+    assert all(layer.snr_db is None or layer.snr_db > 120 for layer in found)
