@@ -21,6 +21,20 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "FP32 and FP16 meet there: export the whole float part in one type (`precision`)",
     ),
     (
+        r"(ROIAlign|NonZero|DeformConv).*plugin",
+        "TensorRT-RTX has no plugins, and this is one of TensorRT's: choose a target of classic TensorRT,"
+        " or cut the model in front of it",
+    ),
+    (
+        r"antialiasing is not supported|transformationMode ==",
+        "TensorRT has no such interpolation: export the Resize without antialiasing, with `half_pixel`,"
+        " `align_corners` or `asymmetric` coordinates",
+    ),
+    (
+        r"than 1 outputs for MaxPool",
+        "TensorRT's MaxPool does not say where its largest values are: export the model without them",
+    ),
+    (
         r"(no importer registered|unsupported operator|plugin not found|getPluginCreator)",
         "TensorRT has no such operator: export the model without it",
     ),

@@ -33,6 +33,11 @@ def test_source_positions_and_noise_are_left_out():
         ("Serialization assertion magicTagRead == kMAGIC_TAG failed.Magic tag does not match",
          "build it again here"),
         ("No importer registered for op: Foo", "no such operator"),
+        ("plugin != nullptr: ROIAlign plugin was not found in the plugin registry!",
+         "a target of classic TensorRT"),
+        ('(antialias == 0) && "Antialiasing is not supported currently."', "without antialiasing"),
+        ("This version of TensorRT doesn't support mode than 1 outputs for MaxPool nodes!",
+         "does not say where its largest values are"),
     ],
 )  # fmt: skip
 def test_a_known_refusal_says_what_to_do(message, remedy):
