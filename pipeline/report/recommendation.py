@@ -134,7 +134,10 @@ def _loss(report: Report) -> str:
     accuracy = report.accuracy
     if accuracy is None or accuracy.drop is None:
         return "its accuracy was not measured"
-    metric = metric_name(accuracy.metric)
+    metric, interval = metric_name(accuracy.metric), ""
+    if accuracy.drop_interval is not None:
+        low, high = (number(end, 2) for end in accuracy.drop_interval)
+        interval = f" (95 %: {low} to {high})"
     if round(accuracy.drop, 2) <= 0:
-        return f"loses no {metric}"
-    return f"loses {number(accuracy.drop, 2)} points of {metric}"
+        return f"loses no {metric}{interval}"
+    return f"loses {number(accuracy.drop, 2)} points of {metric}{interval}"

@@ -65,6 +65,12 @@ def test_on_a_gpu_int8_must_beat_fp16(content: Report, deploy: Deploy, reason: s
     assert reason in chosen.reason.replace("\u00a0", " ")
 
 
+def test_a_loss_is_said_with_its_interval() -> None:
+    accuracy = Accuracy("top1", drop=0.2, drop_interval=(-0.31, 0.74))
+    reason = choose_deployment(replace(report(0.2, 0.3), accuracy=accuracy)).reason
+    assert "loses 0.20 points of top-1 (95 %: −0.31 to 0.74)" in reason.replace("\u00a0", " ")
+
+
 def test_where_no_layer_pays_in_int8_fp16_is_deployed() -> None:
     content = replace(report(0.2, 0.3), calibrator="none")
     assert choose_deployment(content) == ("fp16", "INT8 is not predicted to be faster on any layer")
