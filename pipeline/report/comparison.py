@@ -36,11 +36,30 @@ def write_comparison(
         "precision": precision_name(recipe),
         "metric": summary.metric_name(accuracy.metric) if accuracy else None,
         "sample_note": summary.sample_note(accuracy),
+        "conclusion": _conclusion(rows),
         "chart": _chart(rows),
         "rows": [_cells(row) for row in rows],
         "command": command,
     }
     write_page("comparison.html.j2", view, path)
+
+
+def _conclusion(rows: Sequence[ComparisonRow]) -> str:
+    """Which one is the closest to FP32: by agreement, or where there are no labels by SNR; "" where none is known."""
+    agreeing = [
+        (row.accuracy.agreement, row)
+        for row in rows
+        if row.accuracy is not None and is_finite(row.accuracy.agreement)
+    ]
+    if agreeing:
+        agreement, row = max(agreeing, key=lambda pair: pair[0])
+        return f"{summary.calibrator_name(row)} is the closest to FP32: agreement {number_format.percent(agreement)}"
+    levels = [(summary.worst_snr(row.numerics), row) for row in rows]
+    known = [(level, row) for level, row in levels if is_finite(level)]
+    if not known:
+        return ""
+    level, row = max(known, key=lambda pair: pair[0])
+    return f"{summary.calibrator_name(row)} is the closest to FP32: {number_format.decibel(level)}"
 
 
 def _cells(row: ComparisonRow) -> dict[str, str]:

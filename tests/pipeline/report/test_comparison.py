@@ -52,6 +52,15 @@ def test_the_chart_has_one_named_point_per_calibrator_and_fp32(tmp_path: Path) -
     assert text.count('class="level"') == 1
 
 
+def test_the_page_begins_with_who_is_the_closest(tmp_path: Path) -> None:
+    rows = [row("mae", 76.0, 11.0), row("repapq", 79.0, 18.9)]
+    rows[1] = replace(rows[1], accuracy=replace(rows[1].accuracy, agreement=94.71))
+    assert "repapq is the closest to FP32: agreement 94.71 %" in page(rows, tmp_path)
+    unlabelled = [row("mae", None, 11.0), row("mse", None, 9.5)]
+    assert "mae is the closest to FP32: 11.0 dB" in page(unlabelled, tmp_path)
+    assert "closest" not in page([row("mae", None, None)], tmp_path)
+
+
 def test_without_labels_the_chart_shows_the_worst_output(tmp_path: Path) -> None:
     text = page([row("mae", None, 11.0), row("mse", None, None)], tmp_path)
     assert "<title>mae: 11.0 dB after 10.0 s</title>" in text
