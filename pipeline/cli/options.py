@@ -116,7 +116,7 @@ _PARSERS: dict[object, Any] = {
 def _complete_models(ctx: click.Context, param: click.Parameter, typed: str) -> list[Any]:
     """Names of the zoo, or of a library behind its prefix, then files."""
     names = [name for name in _known_models(typed) if name.startswith(typed)]
-    return [*names, CompletionItem(typed, type="file")]
+    return [*map(CompletionItem, names), CompletionItem(typed, type="file")]
 
 
 def _known_models(typed: str) -> Iterable[str]:

@@ -77,6 +77,7 @@ def test_a_stage_has_no_option_that_it_does_not_heed() -> None:
     [
         (["engine", "mobile"], "mobileone_s0"),
         (["engine", "timm:vit_so150m"], "timm:vit_so150m_patch16_reg4_gap_256"),
+        (["engine", "torchvision:resnet1"], "torchvision:resnet152"),
         (["engine", "m", "--target", "server-l"], "server-l40s"),
         (["calibrate", "m", "--calibrator", "repq"], "repq-vit"),
     ],
@@ -84,7 +85,9 @@ def test_a_stage_has_no_option_that_it_does_not_heed() -> None:
 def test_a_shell_completes_names(typed: list[str], offered: str) -> None:
     complete = ShellComplete(cli, {}, "reptrt", "_REPTRT_COMPLETE")
     *before, last = typed
-    assert offered in [item.value for item in complete.get_completions(before, last)]
+    items = complete.get_completions(before, last)
+    assert offered in [item.value for item in items]
+    assert {type(item.value) for item in items} == {str}
 
 
 def test_the_list_of_commands_says_each_in_one_whole_line() -> None:
