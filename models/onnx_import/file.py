@@ -178,6 +178,11 @@ def describe_node(node: onnx.NodeProto, index: int) -> str:
 def _reason_to_refuse(node: onnx.NodeProto) -> str:
     if node.op_type == "Constant" and any(a.name in _NO_ARRAYS for a in node.attribute):
         return "holds text or sparse values, which no image model needs"
+    if node.domain == "com.microsoft.nchwc":
+        return (
+            "is laid out for one processor, as ONNX Runtime's ORT_ENABLE_ALL writes it: take the file from"
+            " before, or save it with ORT_ENABLE_EXTENDED"
+        )
     if node.op_type in _RANDOM:
         return "draws random numbers: export the model in evaluation mode"
     return ""

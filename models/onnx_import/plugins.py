@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import onnx
 
-_RUN = ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml", "ai.onnx.contrib")
+_RUN = ("", "ai.onnx", "com.microsoft", "ai.onnx.ml", "ai.onnx.contrib")
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
 
 

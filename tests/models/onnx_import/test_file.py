@@ -84,6 +84,7 @@ def test_first_axes_that_count_samples_are_told_by_their_sides(
     ("body", "expected"),
     [
         ("y = RandomNormalLike(x)", "draws random numbers"),
+        ("y = com.microsoft.nchwc.ReorderInput(x)", "save it with ORT_ENABLE_EXTENDED"),
         ("y = Add(x, w)", "Add (node 0) reads 'w', which nothing before it makes"),
     ],
 )
