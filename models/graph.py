@@ -25,6 +25,7 @@ from reptrt.models.inputs import IMAGES, NetworkInput, image_input
 from reptrt.models.parameters import free_path, get_tensor, set_parameter
 
 __all__ = [
+    "EXAMPLE_BATCH",
     "INPUT_NAME",
     "TraceError",
     "aten",
@@ -47,6 +48,9 @@ logger = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 INPUT_NAME = IMAGES
+EXAMPLE_BATCH = 2
+"""Samples that an open batch is traced with: no other open side is usually that long."""
+
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 _MERGED = "reptrt_merged_layers"
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
@@ -109,9 +113,11 @@ def trace_inputs(
 def example_tensors(
     inputs: Sequence[NetworkInput], batch_size: int | None, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, ...]:
-    """Zeros for every input; two samples where the batch is open."""
+    """Zeros for every input; `EXAMPLE_BATCH` samples where the batch is open."""
     return tuple(
-        torch.zeros(one.shape(batch_size or 2), dtype=getattr(torch, one.dtype), device=device)
+        torch.zeros(
+            one.shape(batch_size or EXAMPLE_BATCH), dtype=getattr(torch, one.dtype), device=device
+        )
         for one in inputs
     )
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from reptrt.calibrators.feed import Batch, tensors_of
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
-from reptrt.models.graph import get_tensor
+from reptrt.models.graph import EXAMPLE_BATCH, get_tensor
 
 Overrides = Mapping[fx.Node, Callable[..., torch.Tensor]]
 """Node -> function of its arguments that stands in for it."""
@@ -121,8 +121,13 @@ def _constant(tensor: torch.Tensor) -> Callable[..., torch.Tensor]:
 
 
 def concrete_size(symbol: int | torch.SymInt, batch_size: int) -> int:
-    """Value of a size that depends on the batch alone."""
+    """Value of a size that depends on the batch; open sides of images count as they were traced, the usual ones."""
     if isinstance(symbol, int):
         return symbol
-    expression = symbol.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch_size)))
+    expression, shapes = symbol.node.expr, symbol.node.shape_env
+    assert shapes is not None  # `torch.export` made the symbol
+    is_new = hasattr(shapes, "backed_var_to_val")  # of PyTorch, which renamed it
+    traced = shapes.backed_var_to_val if is_new else shapes.var_to_val
+    usual = {free: int(traced.get(free, EXAMPLE_BATCH)) for free in expression.free_symbols}
+    known = {free: batch_size if side == EXAMPLE_BATCH else side for free, side in usual.items()}
+    return int(expression.subs(known))
