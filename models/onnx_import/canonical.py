@@ -23,6 +23,7 @@ from reptrt.models.onnx_import.data import list_graphs, list_tensors
 from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.for_tensorrt import write_for_tensorrt
 from reptrt.models.onnx_import.freeze import freeze
+from reptrt.models.onnx_import.infinite_pads import absorb_infinite_pads
 from reptrt.models.onnx_import.layers import HANDLED
 from reptrt.models.onnx_import.small_recurrent import widen_small_recurrent
 from reptrt.models.onnx_import.upgrade import inline_newer
@@ -85,7 +86,7 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     graph = sort_nodes(frozen.graph.cleanup())
     shapes = infer_shapes(graph, frozen.batch_size or 1)
     shapes |= {name: value.shape for name, value in frozen.seen.items()}
-    changed = widen_small_recurrent(graph)
+    changed = widen_small_recurrent(graph) + absorb_infinite_pads(graph)
     if not any(one.open_sides for one in own):
         changed += write_for_tensorrt(graph, shapes)
     if changed:
