@@ -44,7 +44,6 @@ def clean_file(
 
 def _clean(source: Path, target: Path, passes: Sequence[Pass], form: Form | None) -> dict[str, int]:
     model = _load(source)
-    require_small_functions(model)
     try:
         model = raise_for_pairs(model)
     except OpsetError as error:
@@ -75,6 +74,7 @@ def _load(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, onnx.checker.ValidationError, GraphError) as error:
         raise SurgeryError(f"{path}: its external data cannot be read: {error}") from None
+    require_small_functions(model)
     state_output_shapes(model)
     _require_valid(model, f"{path}: not a valid ONNX model", full_check=False)
     return model

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from reptrt.engines.commuting import commutes
+from reptrt.engines.commuting import CARRIED_OPS, commutes
 from reptrt.engines.surgery.base import Pass
 from reptrt.engines.surgery.names import Names
 from reptrt.engines.surgery.qdq import (
@@ -24,13 +24,17 @@ from reptrt.engines.surgery.qdq import (
 )
 from reptrt.engines.surgery.rewire import is_any, replace_reads
 
+_RANKING = ("ArgMax", "ArgMin")
+_MOVING_PADS = ("reflect", "edge", "wrap")
+
 
 class LiftCodes(Pass):
     """Let operators that move, join or clip codes work on the values of those codes.
 
     Q -> MaxPool -> Reshape -> DQ becomes Q -> DQ -> MaxPool -> Reshape, across which compilers carry the
-    pair. A Clip goes before the pair: rounding to a grid and taking one of two bounds on the grid may be
-    done in either order. Every code stays.
+    pair; behind a Resize or a reflecting Pad, across which they do not, it stands again. A Clip goes before
+    the pair: rounding to a grid and taking one of two bounds on the grid may be done in either order. Every
+    code stays, but for those between which a Resize interpolates.
     """
 
     def apply(self, graph: gs.Graph) -> int:
@@ -49,8 +53,16 @@ class _Lifting:
         quantize = _quantizer(node.inputs[0]) if node.inputs else None
         if quantize is None:
             return False
-        moves = commutes(node)
-        if moves or node.op == "Concat":
+        if node.op in _RANKING:
+            node.inputs = [self._values(quantize)]
+            return True
+        moves = commutes(node) or (node.op == "Pad" and node.attrs.get("mode") in _MOVING_PADS)
+        if node.op == "Resize" and not moves:  # between codes; who mixes them rounds again
+            node.inputs[0] = self._values(quantize)
+        elif node.op == "Pad" and not moves:
+            if not self._pad_values(node, quantize):
+                return False
+        elif moves or node.op == "Concat":
             count = 1 if moves else len(node.inputs)
             writers = [_quantizer(tensor) for tensor in node.inputs[:count]]
             if not all(one is not None and same_grid(one, quantize) for one in writers):
@@ -67,8 +79,22 @@ class _Lifting:
                 for name, bound in zip(("low", "high"), bounds, strict=True)
             ]
             node.op, node.inputs = "Clip", [quantize.inputs[0], *limits]
-        is_on_grid = moves or node.op == "Concat"
+        is_moving_pad = node.op == "Pad" and moves
+        is_on_grid = node.op == "Concat" or (node.op in CARRIED_OPS and not is_moving_pad)
         node.outputs = [self._requantize(quantize, one, is_on_grid) for one in node.outputs]
+        return True
+
+    def _pad_values(self, node: gs.Node, quantize: gs.Node) -> bool:
+        """Let a Pad by a constant code pad the values of codes by its value; False if it is not known."""
+        code, zero_point = constant_at(node, 2), zero_point_of(quantize)
+        if zero_point is None or (code is None and input_at(node, 2) is not None):
+            return False
+        step, dtype = scale_of(quantize), scale_of(quantize).dtype
+        steps = (0.0 if code is None else float(code.item())) - float(zero_point.item())
+        value = np.asarray(steps * float(step.item()), dtype)
+        name = f"{node.outputs[0].name}_padding"
+        pads, axes = node.inputs[1], node.inputs[3:]
+        node.inputs = [self._values(quantize), pads, self.names.constant(name, value), *axes]
         return True
 
     def _values(self, quantize: gs.Node) -> gs.Tensor:
