@@ -24,7 +24,12 @@ from reptrt.calibrators.feed import Batch, num_pixels
 from reptrt.calibrators.first_order import sample_noise
 from reptrt.calibrators.histogram.best import baseline_scales
 from reptrt.calibrators.histogram.methods import observe_activations, scale_weights
-from reptrt.calibrators.output_noise import compare_scales, decibel, set_activation_scales
+from reptrt.calibrators.output_noise import (
+    compare_scales,
+    decibel,
+    set_activation_scales,
+    worst_noise,
+)
 from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.moving import MOVING
 from reptrt.calibrators.quantized.placement import QuantizationPoint
@@ -41,6 +46,8 @@ SENSITIVE = "INT8 costs the outputs too many dB here"
 
 _MOST = 0.5
 """Share of the activations that may be left out; a network that needs more is not for INT8."""
+_MARGIN = 1.0
+"""dB more than the worst output needs: what FP16 in the rest, and other images, cost."""
 _BATCHES = 4
 _FEWEST, _MOST_IMAGES, _PIXELS = 4, 16, 16 * 320 * 320
 """Images that are compared: as many as `_PIXELS`, for a large map tells as much as several small ones."""
@@ -53,7 +60,7 @@ class Sensitivity:
     Attributes:
         layers: layer -> SNR at the outputs, in dB, when nothing but its input and what reads it is
             quantized; None where that was not measured, or nothing is lost.
-        snr_db: at the outputs, mean over them, with all other layers in INT8 by the best baseline.
+        snr_db: at the outputs, as the aim measures it, with all other layers in INT8 by the best baseline.
         int8_snr_db: the same with every layer in INT8.
     """
 
@@ -67,16 +74,19 @@ class Aim:
     """How close the outputs have to be with the best baseline.
 
     Attributes:
-        min_snr: SNR at the outputs, mean over them, in dB.
+        min_snr: SNR at the outputs in dB, mean over them, or of the worst.
         gain: dB more than with every layer in INT8, in place of `min_snr`; 0 takes that.
     """
 
     min_snr: float
     gain: float = 0.0
+    of_worst: bool = False
+    """Whether the worst part of the outputs has to be as close as that."""
 
     def noise(self, in_int8: float) -> float:
         """Most noise-to-signal power, where all layers in INT8 have `in_int8`."""
         least = decibel(in_int8) + self.gain if self.gain else self.min_snr
+        least += _MARGIN if self.of_worst and not self.gain else 0.0
         return float(10 ** (-least / 10))
 
 
@@ -111,13 +121,17 @@ def find_sensitive_layers(
     noise = compare_scales(model, images, scales, lambda _: expected)
     best = min(noise, key=lambda name: noise[name])
 
+    set_activation_scales(model, scales[best])
+
     def measure() -> float:
+        if aim.of_worst:
+            return worst_noise(model, images, lambda _: expected)
         return compare_scales(model, images, {"": scales[best]}, lambda _: expected)[""]
 
-    budget, all_int8 = aim.noise(noise[best]), decibel(noise[best])
-    if noise[best] <= budget:
+    in_int8 = measure() if aim.of_worst else noise[best]
+    budget, all_int8 = aim.noise(in_int8), decibel(in_int8)
+    if in_int8 <= budget:
         return Sensitivity({}, all_int8, all_int8)
-    set_activation_scales(model, scales[best])
     samples = sample_noise(model, images[0])
     readers = {point.name: _layers_behind(model, point) for point in model.placement.points}
     alone = {name: samples.noise({name, *layers}) for name, layers in readers.items()}

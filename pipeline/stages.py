@@ -92,7 +92,7 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
         aim: where to stop; an infinite gain leaves everything float.
     """
     plan, workspace = run.plan, run.workspace
-    if aim == Aim(0.0) or run.is_float:
+    if not (aim.min_snr or aim.gain) or run.is_float:
         discard(workspace.sensitivity)
         return
     savings = run.priced.savings if run.priced else None
@@ -150,7 +150,8 @@ def calibrate(run: Run, aim: Aim | None = None) -> None:
     choose_apart_concats(run)
     place(run)
     choose_channel_factors(run)
-    choose_float_layers(run, aim or Aim(run.plan.min_snr))
+    of_worst = run.loaded.task != "detection"  # of whose maps every part has its share in the boxes
+    choose_float_layers(run, aim or Aim(run.plan.min_snr, of_worst=of_worst))
     calibrate_once(run)
 
 

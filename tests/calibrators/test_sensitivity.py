@@ -10,7 +10,7 @@ from torch import nn
 
 from reptrt.calibrators.histogram.best import BestBaselineCalibrator
 from reptrt.calibrators.histogram.methods import MseCalibrator
-from reptrt.calibrators.output_noise import decibel, output_noise
+from reptrt.calibrators.output_noise import decibel, output_noise, worst_noise
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.quantized.run_nodes import float_copy
@@ -225,3 +225,31 @@ def test_a_shortcut_that_costs_too_much_is_float_with_the_convolution_that_write
     assert "shortcut" in found
     placement = quantized(WideShortcut(), found).placement
     assert [point.name for point in placement.points if point.name in skips] == []
+
+
+class CalmAndWide(nn.Module):
+    """Two outputs: of a convolution that reads the image, and of one behind a wide channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calm = nn.Conv2d(3, 4, 1)
+        self.wide = OneWideChannel()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.calm(x), self.wide(x)
+
+
+def test_the_worst_output_has_to_be_as_close_where_that_is_the_aim() -> None:
+    model = quantized(CalmAndWide(), {})
+    reference = float_copy(model)
+    BestBaselineCalibrator().calibrate(model, IMAGES[:1])
+    mean = decibel(output_noise(model, IMAGES[:1], reference))
+    worst = decibel(worst_noise(model, IMAGES[:1], reference))
+    assert worst < mean - 2
+    between = (mean + worst) / 2
+    fresh = [quantized(CalmAndWide(), {}) for _ in range(2)]
+    assert find_sensitive_layers(fresh[0], IMAGES[:1], Aim(between)).layers == {}
+    found = find_sensitive_layers(fresh[1], IMAGES[:1], Aim(between, of_worst=True))
+    assert list(found.layers) == ["wide.sensitive"]
+    assert found.snr_db is not None
+    assert found.snr_db > between > (found.int8_snr_db or 0.0)
