@@ -4,7 +4,7 @@ Our own; the constants are the winners of docs/effort.md. A step holds as many i
 gradient is a mean over positions, not over images. A block whose own SNR on held-out images reaches its share of
 what the outputs need does not learn at all: noises of blocks add up, so each of n blocks may make 1/n of it. Others
 learn in rounds, each with a learning rate that falls to 0, until one gains too little on the held-out images. Below
-8 bits, where learning gains slowly and for long, all steps are one round.
+8 bits, where learning gains slowly and for long, all steps are one round; below 6 a step has more images, too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ FEWEST_IMAGES = 3
 
 HELD_OUT = 8
 """Images that no step sees: they say when to stop."""
+
+FEW_BITS, MORE = 6, 4
+"""With fewer bits a step has that many times the positions, and that many times the images are held out: codes lie far
+apart there, and what a few images say does not hold for others."""
 
 ROUNDS = (Fraction(1, 5), Fraction(3, 10), Fraction(1, 2))
 """Shares of the steps; a block's first round is short, since it may be the last."""
@@ -86,8 +90,9 @@ def budget_of(
     if settings.effort == "high":
         return Budget(fixed or chosen.batch_size, 0, (chosen.iterations,), closed_forms=False)
     block = blocks[index]
-    enough = max(FEWEST_IMAGES, math.ceil(POSITIONS / positions(block.nodes)))
-    held_out = fixed or min(HELD_OUT, num_samples // 4)
+    more = MORE if bits < FEW_BITS else 1
+    enough = max(FEWEST_IMAGES, math.ceil(more * POSITIONS / positions(block.nodes)))
+    held_out = fixed or min(more * HELD_OUT, num_samples // 4)
     rest = rest_of_stage(blocks, index) if chosen.stage_weight else None
     is_soft = chosen.rounding == "adaround"  # its weights are float until they are decided
     long_suffix = rest is not None and work(rest.nodes) > LONG_SUFFIX * work(block.nodes)

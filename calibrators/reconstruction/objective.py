@@ -75,8 +75,7 @@ class BlockDistances:
         self._block_inputs, self._block = block_inputs, block_inputs.blocks[index]
         self._chosen, self._generator = chosen, generator
         self._rest = rest_of_stage(block_inputs.blocks, index) if chosen.stage_weight else None
-        # The suffix only steers: its rounding does not reach the engine.
-        self._is_autocast = block_inputs.device.type == "cuda"
+        self._is_autocast = has_fast_bf16(block_inputs.device)
         self._suffix: Overrides = block_inputs.float_network
         if self._rest is not None and chosen.suffix == "quantized":
             self._suffix = straight_through(model, self._rest.nodes)
@@ -125,9 +124,9 @@ class BlockDistances:
         assert sample.stage is not None
         known = {node: values[node] for node in self._rest.inputs if node in values}
         known.update(sample.others)
-        with torch.autocast(
-            self._block_inputs.device.type, torch.bfloat16, enabled=self._is_autocast
-        ):
+        # In a step the suffix only steers, and may be rounded; a judgement is exact.
+        rounds = self._is_autocast and torch.is_grad_enabled()
+        with torch.autocast(self._block_inputs.device.type, torch.bfloat16, enabled=rounds):
             run_nodes(self._graph_module, self._rest.nodes, known, self._suffix, sample.count)
         return distance(self._chosen.loss, known, sample.stage)
 
@@ -143,6 +142,14 @@ def distance(loss: Loss, found: Values, expected: Values) -> torch.Tensor:
     errors = [found[node] - target for node, target in expected.items()]
     means = [e.abs().mean() if loss == "l1" else e.square().mean() for e in errors]
     return torch.stack(means).sum()
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 faster than FP32: a GPU, or a processor with AVX512-BF16 or AMX."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older PyTorch
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def straight_through(model: QuantizedModel, nodes: Sequence[fx.Node]) -> Overrides:

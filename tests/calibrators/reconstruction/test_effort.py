@@ -95,6 +95,14 @@ def test_below_8_bits_all_steps_are_one_round() -> None:
     assert rounds_of(DEFAULT.model_copy(update={"iterations": 0}), 6) == ()
 
 
+def test_below_6_bits_steps_and_judgements_have_four_times_the_images() -> None:
+    for bits, images, held_out in ((8, 4, 8), (6, 4, 8), (5, 16, 32), (4, 16, 32)):
+        found = budget(blocks_of(64), 0, bits=bits)
+        assert (found.batch_size, found.held_out) == (images, held_out)
+    assert budget(blocks_of(64), 0, 60, bits=4).held_out == 15
+    assert budget(blocks_of(16), 0, bits=4).batch_size == DEFAULT.batch_size
+
+
 def test_weights_that_are_not_decided_are_not_judged_by_their_snr() -> None:
     soft = budget(blocks_of(16), 0, rounding="adaround")
     assert not soft.closed_forms

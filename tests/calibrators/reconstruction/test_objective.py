@@ -48,10 +48,35 @@ def test_a_block_whose_quantizers_are_off_is_its_float_self() -> None:
         stand.chosen,
         torch.Generator(),
     )
-    found = distances(ROWS)
+    with torch.no_grad():
+        found = distances(ROWS)
     assert float(found.block) == 0
     assert found.stage is not None
     assert float(found.stage) == 0
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
+def test_a_step_rounds_the_rest_of_the_stage_to_bf16_and_a_judgement_does_not(
+    monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    found = {}
+    for able in (False, True):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda able=able: {flag: able}, raising=False
+        )
+        stand = Stand.before(traced("reparameterized"), 0, Reconstruction())
+        distances = stand.distances(stand.learned())
+        in_step = distances(ROWS)
+        with torch.no_grad():
+            judged = distances(ROWS)
+        assert in_step.stage is not None
+        assert judged.stage is not None
+        assert torch.equal(in_step.block.detach(), judged.block)
+        found[able] = float(in_step.stage.detach()), float(judged.stage)
+    exact, judged_exactly = found[False]
+    assert exact == judged_exactly == found[True][1]
+    assert found[True][0] != exact
+    assert found[True][0] == pytest.approx(exact, rel=0.02)
 
 
 def test_the_stage_is_measured_behind_its_last_block() -> None:
