@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -87,6 +88,9 @@ def start_at_best_baseline(
 ) -> Guard:
     """Calibrate `model` by every baseline, and leave it at the best.
 
+    Behind weights of fewer than 8 bits all baselines are far from float, and chance would choose. The scales of
+    activations from which learning starts are those that are the best behind weights of 8 bits then.
+
     Args:
         model: its float network, as it is now, is the reference.
         batches: calibration images.
@@ -105,7 +109,27 @@ def start_at_best_baseline(
         model, images, scales, reference, share_of(progress, "baselines", 0.6, 1.0)
     )
     set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
-    return Guard(model, reference, images, noise)
+    guard = Guard(model, reference, images, noise)
+    if any(one.grid.num_bits < 8 for one in model.weight_quantizers.values()):
+        with weights_of_8_bits(model):
+            noise = compare_scales(model, images, scales, reference)
+        set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
+    return guard
+
+
+@contextmanager
+def weights_of_8_bits(model: QuantizedModel) -> Iterator[None]:
+    """Let all weights have 8 bits during the block."""
+    before = {one: (one.grid, one.scale.clone()) for one in model.weight_quantizers.values()}
+    for one in before:
+        one.grid = IntegerGrid.for_weights(8)
+    scale_weights(model)
+    try:
+        yield
+    finally:
+        for one, (grid, scale) in before.items():
+            one.grid = grid
+            one.scale.copy_(scale)
 
 
 def use_all_codes(model: QuantizedModel) -> None:

@@ -16,6 +16,7 @@ from reptrt.calibrators.reconstruction.baseline_guard import (
     Guard,
     start_at_best_baseline,
     use_all_codes,
+    weights_of_8_bits,
 )
 from reptrt.calibrators.settings import Reconstruction
 from tests.reconstructing import baseline, batches, differing, state_of, with_outliers
@@ -44,10 +45,21 @@ def best_of_all(bits: tuple[int, int] = (6, 6)) -> str:
     return min(noise, key=lambda name: noise[name])
 
 
-@pytest.mark.parametrize("bits", [(6, 6), (4, 4)], ids=["w6a6", "w4a4"])
+@pytest.mark.parametrize("bits", [(6, 6), (4, 4), (4, 8)], ids=["w6a6", "w4a4", "w4a8"])
 def test_learning_starts_at_the_best_baseline_on_untouched_weights(bits: tuple[int, int]) -> None:
-    model, _ = guarded(bits)
-    assert differing(state_of(model), state_of(baseline(best_of_all(bits), bits, 32))) == set()
+    model, _ = guarded(bits, Reconstruction(half_range=False))
+    behind_good_weights = best_of_all((8, bits[1]))
+    assert differing(state_of(model), state_of(baseline(behind_good_weights, bits, 32))) == set()
+
+
+def test_weights_have_8_bits_for_a_while_and_are_as_before_behind_it() -> None:
+    model = baseline("minmax", (4, 4), 32)
+    before, grids = state_of(model), {n: q.grid for n, q in model.weight_quantizers.items()}
+    worse = noise_of(model)
+    with weights_of_8_bits(model):
+        assert noise_of(model) < 0.8 * worse
+    assert differing(before, state_of(model)) == set()
+    assert {n: q.grid for n, q in model.weight_quantizers.items()} == grids
 
 
 def test_a_worse_model_is_replaced_by_the_best_baseline_bit_for_bit(
