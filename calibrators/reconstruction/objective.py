@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,7 +148,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bf16 faster than FP32: a GPU, or a processor with AVX512-BF16 or AMX."""
     if device.type != "cpu":
         return device.type == "cuda"
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older PyTorch
+    capabilities: Callable[[], Mapping[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
+    able = capabilities()  # older PyTorch cannot say, and steps in FP32
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
