@@ -88,8 +88,8 @@ def start_at_best_baseline(
 ) -> Guard:
     """Calibrate `model` by every baseline, and leave it at the best.
 
-    Behind weights of fewer than 8 bits all baselines are far from float, and chance would choose. The scales of
-    activations from which learning starts are those that are the best behind weights of 8 bits then.
+    Where weights of few bits leave no baseline less noise than signal, chance would choose. The scales of activations
+    from which learning starts are those that are the best behind weights of 8 bits then.
 
     Args:
         model: its float network, as it is now, is the reference.
@@ -110,7 +110,8 @@ def start_at_best_baseline(
     )
     set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
     guard = Guard(model, reference, images, noise)
-    if any(one.grid.num_bits < 8 for one in model.weight_quantizers.values()):
+    has_few_bits = any(one.grid.num_bits < 8 for one in model.weight_quantizers.values())
+    if has_few_bits and min(noise.values()) >= 1:
         with weights_of_8_bits(model):
             noise = compare_scales(model, images, scales, reference)
         set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
