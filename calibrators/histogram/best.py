@@ -63,7 +63,7 @@ class BestBaselineCalibrator(Calibrator):
         """See `Calibrator.calibrate`."""
         scale_weights(model)
         observers = read_or_observe(model, batches, self.settings.histograms, progress)
-        scales = baseline_scales(model, observers)
+        scales = baseline_scales(model, observers, progress)
         noise = compare_scales(model, batches, scales, float_copy(model), progress)
         best = min(noise, key=lambda name: noise[name])
         set_activation_scales(model, scales[best])
@@ -72,13 +72,16 @@ class BestBaselineCalibrator(Calibrator):
 
 
 def baseline_scales(
-    model: QuantizedModel, observers: Mapping[str, HistogramObserver]
+    model: QuantizedModel,
+    observers: Mapping[str, HistogramObserver],
+    progress: Progress = no_progress,
 ) -> dict[str, ActivationScales]:
     """Scales of every activation quantizer by every baseline; the model keeps the last one's."""
     scales: dict[str, ActivationScales] = {}
-    for candidate in CANDIDATES:
+    for done, candidate in enumerate(CANDIDATES, start=1):
         candidate().scale_activations(model, observers)
         scales[candidate.name] = {
             name: quantizer.scale.clone() for name, quantizer in model.activation_quantizers.items()
         }
+        progress("choose scales", done, len(CANDIDATES))
     return scales

@@ -23,17 +23,23 @@ from pathlib import Path
 import torch
 
 from reptrt.calibrators.base import Batches, BlockFit, CalibrationResult, Calibrator
-from reptrt.calibrators.progress import Progress, no_progress
+from reptrt.calibrators.histogram.best import CANDIDATES
+from reptrt.calibrators.output_noise import guard_images
+from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, float_overrides
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
-from reptrt.calibrators.reconstruction.baseline_guard import Guard, start_at_best_baseline
+from reptrt.calibrators.reconstruction.baseline_guard import (
+    Guard,
+    has_few_bits,
+    start_at_best_baseline,
+)
 from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statistics, fixed_batch
 from reptrt.calibrators.reconstruction.blocks import Block, find_blocks
 from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
-from reptrt.calibrators.reconstruction.course import Course
+from reptrt.calibrators.reconstruction.course import Course, time_nodes
 from reptrt.calibrators.reconstruction.effort import Budget, budget_of
 from reptrt.calibrators.reconstruction.fit_block import fit_block
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
@@ -42,6 +48,11 @@ from reptrt.calibrators.second_order.fit_weights import fit_weights
 from reptrt.calibrators.settings import Affine, Reconstruction
 
 logger = logging.getLogger(__name__)
+
+OBSERVING = 2.0
+"""Times the network, what it costs to run it and to count every activation."""
+CHOOSING, FITTING = 0.15, 0.35
+"""Seconds for the scales of one activation by all baselines, and for one weight of few bits in closed form."""
 
 
 @register_calibrator
@@ -67,10 +78,28 @@ class AcrossBlockCalibrator(Calibrator):
         """
         guard = start_at_best_baseline(model, batches, chosen, progress)
         float_network = float_overrides(model)
-        if any(quantizer.grid.num_bits < 8 for quantizer in model.weight_quantizers.values()):
-            fit_weights(model, batches, self.settings.seed)
+        if has_few_bits(model):
+            fit_weights(model, batches, self.settings.seed, progress)
             guard.take_if_better("gptq")
         return guard, float_network
+
+    def phases(self, model: QuantizedModel, batches: Batches, seconds: float) -> dict[str, float]:
+        """What `start` does, as its progress calls it -> seconds it is expected to take.
+
+        Args:
+            model: the network.
+            batches: calibration images.
+            seconds: of the network for one image.
+        """
+        judged = sum(map(len, guard_images(batches)))
+        found = {
+            "observe activations": OBSERVING * seconds * _most_images(batches),
+            "choose scales": CHOOSING * len(model.activation_quantizers),
+            "compare baselines": seconds * judged * (1 + len(CANDIDATES)),
+        }
+        if has_few_bits(model):
+            found["fit weights"] = FITTING * len(model.weight_quantizers)
+        return found
 
     def calibrate(
         self,
@@ -88,8 +117,12 @@ class AcrossBlockCalibrator(Calibrator):
         blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
         model.graph_module.requires_grad_(False)
         budgets = self._budgets(model, blocks, batches, chosen)
-        course = Course(blocks, budgets, _most_images(batches), self.name, progress)
+        images, seconds = _most_images(batches), time_nodes(model, next(iter(batches)))
+        phases = self.phases(model, batches, sum(seconds.values()))
+        bar = share_of(progress, self.name, 0.0, 1.0)
+        course = Course(phases, blocks, budgets, images, seconds, bar)
         guard, float_network = self.start(model, batches, chosen, course.start)
+        course.begin()
         starts = grid_ends(model)
         with ActivationCache(self.settings.max_memory) as cache:
             block_inputs = BlockInputs(model, blocks, batches, cache, float_network)
@@ -133,6 +166,7 @@ class AcrossBlockCalibrator(Calibrator):
             }
             learned = LearnedBlock(model, block, affines, units, chosen, final)
             fit = self._load(model, learned, index)
+            before = None if fit is None else fit.steps
             if fit is None:
                 # Seeded by block, so that a resumed run draws the same images.
                 generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + index)
@@ -141,9 +175,9 @@ class AcrossBlockCalibrator(Calibrator):
                 )
                 logger.info("block %d of %d, %s", index + 1, len(block_inputs.blocks), fit)
                 self._save(model, learned, fit, index)
-            course.finish()
             final |= learned.quantizers
             block_inputs.pass_quantized(block)
+            course.finish(before)
             fits.append(fit)
         return fits
 

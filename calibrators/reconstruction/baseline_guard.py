@@ -21,7 +21,7 @@ from reptrt.calibrators.output_noise import (
     output_noise,
     set_activation_scales,
 )
-from reptrt.calibrators.progress import Progress, share_of
+from reptrt.calibrators.progress import Progress
 from reptrt.calibrators.quantized.half_range import shiftable_points
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
@@ -100,22 +100,24 @@ def start_at_best_baseline(
     reference = float_copy(model)
     scale_weights(model)
     clip_weights(model)
-    observers = observe_activations(model, batches, share_of(progress, "baselines", 0.0, 0.6))
+    observers = observe_activations(model, batches, progress)
     if chosen.half_range:
         use_all_codes(model)
-    scales = baseline_scales(model, observers)
+    scales = baseline_scales(model, observers, progress)
     images = guard_images(batches)
-    noise = compare_scales(
-        model, images, scales, reference, share_of(progress, "baselines", 0.6, 1.0)
-    )
+    noise = compare_scales(model, images, scales, reference, progress)
     set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
     guard = Guard(model, reference, images, noise)
-    has_few_bits = any(one.grid.num_bits < 8 for one in model.weight_quantizers.values())
-    if has_few_bits and min(noise.values()) >= 1:
+    if has_few_bits(model) and min(noise.values()) >= 1:
         with weights_of_8_bits(model):
             noise = compare_scales(model, images, scales, reference)
         set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
     return guard
+
+
+def has_few_bits(model: QuantizedModel) -> bool:
+    """Whether a weight has fewer than 8 bits."""
+    return any(one.grid.num_bits < 8 for one in model.weight_quantizers.values())
 
 
 @contextmanager

@@ -1,13 +1,29 @@
-"""How far a calibration has come, in the work that it does: what is behind it, over that and what is still expected."""
+"""How far a calibration has come: the time that is behind it, over that and what is still expected.
+
+How long the parts of the network take is measured, on one batch, before anything else. What later blocks take is
+corrected by what those so far took. Only what is shown depends on it; what a run decides is counted
+(`reptrt.calibrators.reconstruction.work`), so that it decides the same anywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from reptrt.calibrators.progress import PER_MILLE, Progress, share_of
+import torch
+from torch import fx
+
+from reptrt.calibrators.feed import Batch, tensors_of
+from reptrt.calibrators.progress import PER_MILLE, Progress
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
+from reptrt.calibrators.quantized.run_nodes import activation_nodes
 from reptrt.calibrators.reconstruction.blocks import Block, rest_of_stage
+from reptrt.calibrators.reconstruction.closed_forms import FACTORS
 from reptrt.calibrators.reconstruction.effort import Budget
-from reptrt.calibrators.reconstruction.work import work
+
+Seconds = Mapping[fx.Node, float]
+"""Node -> time of running it on one image; of a weight's quantizer, time of one call."""
 
 PASSES = 2
 """Of all images through a block: in float, and as it was quantized."""
@@ -15,8 +31,11 @@ PASSES = 2
 STEP, STEP_BEHIND = 3, 2
 """Passes that a step costs: forward and both gradients; behind the block weights need none."""
 
-START_PASSES = 1.5
-"""Of all images, before the first block: every activation is observed, and the baselines are compared."""
+WEIGHTS = 5
+"""Times the quantizer of a weight, what a step takes for that weight: forward, gradient and Adam."""
+
+CLOSED_FORMS = 6
+"""Passes of the judged images, besides those for each factor and layer."""
 
 EXPECTED = 0.4
 """Share of the allowed steps that a block of several rounds takes, before there is a block that tells; one round
@@ -24,73 +43,150 @@ takes them all."""
 
 
 class Course:
-    """One progress bar for all blocks, whose speed is even.
+    """One progress bar for all that a calibration does.
 
     How many steps later blocks take is not known: they are expected to take the share of those allowed that
     the blocks so far took.
 
     Args:
+        phases: what comes before the first block, as its progress calls it -> seconds expected.
         blocks: of the network.
         budgets: of each.
         num_samples: calibration images.
-        name: of the bar.
-        progress: called as work advances.
-
-    Attributes:
-        start: progress of what comes before the first block.
+        seconds: of the nodes.
+        progress: of the bar, called as work advances.
+        clock: seconds.
     """
 
     def __init__(
         self,
+        phases: Mapping[str, float],
         blocks: Sequence[Block],
         budgets: Sequence[Budget],
         num_samples: int,
-        name: str,
+        seconds: Seconds,
         progress: Progress,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        costs = [work(block.nodes) for block in blocks]
-        rests = [rest_of_stage(blocks, index) for index in range(len(blocks))]
-        behind = [0 if rest is None else work(rest.nodes) for rest in rests]
-        self._passes = [PASSES * num_samples * cost for cost in costs]
-        self._step = [
-            budget.batch_size * (STEP * cost + STEP_BEHIND * rest / budget.stage_every)
-            for budget, cost, rest in zip(budgets, costs, behind, strict=True)
-        ]
-        self._allowed = [
-            sum(budget.rounds) * step for budget, step in zip(budgets, self._step, strict=True)
-        ]
-        self._expected = EXPECTED if any(len(one.rounds) > 1 for one in budgets) else 1.0
+        self._progress, self._clock = progress, clock
+        self._phases, self._phase = dict(phases), ""
+        self._started = self._part_started = clock()
+        self._step, self._others, self._allowed = [], [], []
+        for index, (block, budget) in enumerate(zip(blocks, budgets, strict=True)):
+            rest = rest_of_stage(blocks, index)
+            own, behind = _sum(seconds, block), 0.0 if rest is None else _sum(seconds, rest)
+            step = budget.batch_size * (STEP * own + STEP_BEHIND * behind / budget.stage_every)
+            step += WEIGHTS * sum(seconds.get(weight, 0.0) for weight in _weights(block))
+            judged = min(budget.batch_size, budget.held_out or num_samples)
+            points = sum(map(is_activation_call, block.nodes))
+            tries = len(FACTORS) * points + len(block.layers) + CLOSED_FORMS
+            self._step.append(step)
+            self._others.append(own * (PASSES * num_samples + budget.closed_forms * tries * judged))
+            self._allowed.append(step * sum(budget.rounds))
+        self._share = EXPECTED if any(len(one.rounds) > 1 for one in budgets) else 1.0
         self._finished = self._steps = 0
-        self._learned = 0.0
-        before = START_PASSES * num_samples * sum(costs)
-        share = before / (before + self._left() or 1)
-        self.start = share_of(progress, name, 0.0, share)
-        self._progress = share_of(progress, name, share, 1.0)
+        self._learned = self._taken = self._expected = 0.0
         self._shown = 0
+
+    def start(self, description: str, done: int, total: int) -> None:
+        """Progress of a phase before the first block."""
+        if description != self._phase:
+            self._phases.pop(self._phase, None)
+            self._phase, self._part_started = description, self._clock()
+        if description in self._phases and done > 0:
+            spent = self._clock() - self._part_started
+            self._phases[description] = spent * (total - done) / done
+        self._show()
+
+    def begin(self) -> None:
+        """All phases are done: blocks follow."""
+        self._phases.clear()
+        self._part_started = self._clock()
 
     def step(self) -> None:
         """One optimiser step of the present block is done."""
         self._steps += 1
         self._show()
 
-    def finish(self) -> None:
-        """The present block is done."""
-        self._learned += self._steps * self._step[self._finished]
-        self._steps = 0
+    def finish(self, steps: int | None = None) -> None:
+        """The present block is done.
+
+        Args:
+            steps: that an earlier run took for it; None: those of `step`.
+        """
+        now, index = self._clock(), self._finished
+        if steps is None:
+            self._taken += now - self._part_started
+            self._expected += self._others[index] + self._steps * self._step[index]
+        self._learned += (self._steps if steps is None else steps) * self._step[index]
+        self._part_started, self._steps = now, 0
         self._finished += 1
         self._show()
 
     def _left(self) -> float:
-        """Work that is expected of the blocks from the present one on."""
-        behind, weight = sum(self._allowed[: self._finished]), max(self._allowed, default=0)
-        share = (self._learned + self._expected * weight) / (behind + weight or 1)
-        return sum(self._passes[self._finished :]) + share * sum(self._allowed[self._finished :])
+        """Seconds that are expected from now on."""
+        before = sum(self._phases.values())
+        index = self._finished
+        if index == len(self._step):
+            return before
+        behind, weight = sum(self._allowed[:index]), max(self._allowed)
+        share = (self._learned + self._share * weight) / (behind + weight or 1)
+        own = self._others[index] + share * self._allowed[index]
+        rest = sum(self._others[index + 1 :]) + share * sum(self._allowed[index + 1 :])
+        # The present block counts as one that was as fast as expected.
+        slower = (self._taken + own) / (self._expected + own or 1)
+        spent = 0.0 if self._phases else self._clock() - self._part_started
+        return before + max(slower * own - spent, 0.0) + slower * rest
 
     def _show(self) -> None:
-        now = 0.0
-        if self._finished < len(self._step):
-            now = self._steps * self._step[self._finished]
-        done = sum(self._passes[: self._finished]) + self._learned + now
-        left = max(self._left() - now, 0.0)
-        self._shown = max(self._shown, round(PER_MILLE * done / (done + left or 1)))
+        spent, left = self._clock() - self._started, self._left()
+        self._shown = max(self._shown, round(PER_MILLE * spent / (spent + left or 1)))
         self._progress("", self._shown, PER_MILLE)
+
+
+def _sum(seconds: Seconds, block: Block) -> float:
+    return sum(seconds.get(node, 0.0) for node in block.nodes)
+
+
+def _weights(block: Block) -> Iterator[fx.Node]:
+    """What the layers of `block` read as their weights."""
+    for node in block.nodes:
+        if node.name in block.layers:
+            weight = node.args[1]
+            assert isinstance(weight, fx.Node)
+            yield weight
+
+
+def time_nodes(model: QuantizedModel, batch: Batch) -> dict[fx.Node, float]:
+    """Seconds that every node of `model` takes for one image of `batch`, the second time it runs.
+
+    Nodes that do not depend on the image, as quantizers of weights: seconds of one call.
+    """
+    stopwatch = _Stopwatch(model.graph_module)
+    with torch.no_grad():
+        for _ in range(2):
+            stopwatch.run(*tensors_of(batch))
+    by_image = set(activation_nodes(model.graph_module.graph))
+    return {
+        node: spent / len(batch) if node in by_image else spent
+        for node, spent in stopwatch.seconds.items()
+    }
+
+
+class _Stopwatch(fx.Interpreter):
+    """Runs a graph, and keeps the time of each of its nodes."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.seconds: dict[fx.Node, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run `n`; its name is that of the class it extends."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        value = super().run_node(n)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[n] = time.perf_counter() - started
+        return value

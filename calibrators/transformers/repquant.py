@@ -22,7 +22,7 @@ from reptrt.calibrators.progress import Progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, float_copy, float_overrides
-from reptrt.calibrators.reconstruction.across_block import AcrossBlockCalibrator
+from reptrt.calibrators.reconstruction.across_block import FITTING, AcrossBlockCalibrator
 from reptrt.calibrators.reconstruction.baseline_guard import Guard
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.settings import Reconstruction, Settings
@@ -52,6 +52,10 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
         said = reconstruction.model_fields_set
         update = {name: value for name, value in winners.items() if name not in said}
         return reconstruction.model_copy(update=update)
+
+    def phases(self, model: QuantizedModel, batches: Batches, seconds: float) -> dict[str, float]:
+        """See `AcrossBlockCalibrator.phases`."""
+        return {"reparameterize": FITTING * len(model.weight_quantizers)}
 
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from reptrt.calibrators.reconstruction.blocks import Block, find_blocks, rest_of_stage
-from reptrt.calibrators.reconstruction.course import Course
 from reptrt.calibrators.reconstruction.effort import (
     FEWEST_IMAGES,
     HELD_OUT,
@@ -141,35 +140,3 @@ def test_the_last_images_are_held_out_where_there_are_enough(
 def test_no_more_images_are_judged_than_a_step_has() -> None:
     found = budget(blocks_of(160), 0)
     assert judged_images(256, found).tolist() == [253, 254, 255]
-
-
-def shown(blocks: list[Block], steps: int, rounds: tuple[int, ...] = (4, 6)) -> list[int]:
-    """Per mille that the bar shows while every block takes `steps` of those of its `rounds`."""
-    seen: list[int] = []
-    budgets = [Budget(4, 8, rounds, stage_every=1_000_000) for _ in blocks]
-    course = Course(blocks, budgets, 32, "x", lambda _, done, total: seen.append(done))
-    course.start("", 1, 1)
-    for _ in blocks:
-        for _ in range(steps):
-            course.step()
-        course.finish()
-    return seen
-
-
-@pytest.mark.parametrize("steps", [0, 4, 10])
-def test_progress_rises_to_the_end_whatever_blocks_take(steps: int) -> None:
-    seen = shown(blocks_of(64), steps)
-    assert seen == sorted(seen)
-    assert 0 < seen[0] < 500
-    assert seen[-1] == 1000
-
-
-@pytest.mark.parametrize(("steps", "rounds"), [(4, (4, 6)), (10, (10,))])
-def test_progress_is_even_where_blocks_take_what_is_expected(
-    steps: int, rounds: tuple[int, ...]
-) -> None:
-    blocks = blocks_of(64)
-    seen, costs = shown(blocks, steps, rounds), [work(block.nodes) for block in blocks]
-    assert seen[1 + steps] == pytest.approx(
-        seen[0] + (1000 - seen[0]) * costs[0] / sum(costs), abs=5
-    )
