@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 
 from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator
-from reptrt.calibrators.progress import Progress, no_progress, share_of
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.reconstruction.baseline_guard import start_at_best_baseline
 from reptrt.calibrators.registry import register_calibrator
@@ -37,8 +37,7 @@ class GptqCalibrator(Calibrator):
         if find_norm_sites(model):
             fitting = FittingPass(model, copy.deepcopy(model), self.settings.seed)
             return CalibrationResult(self.name, fitting.run(batches, progress))
-        start = share_of(progress, self.name, 0.0, 0.5)
-        guard = start_at_best_baseline(model, batches, self.settings.reconstruction, start)
-        fit_weights(model, batches, self.settings.seed, share_of(progress, self.name, 0.5, 1.0))
+        guard = start_at_best_baseline(model, batches, self.settings.reconstruction, progress)
+        fit_weights(model, batches, self.settings.seed, progress)
         method, compared = guard.keep_better(self.name)
         return CalibrationResult(method, compared=compared)
