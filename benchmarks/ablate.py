@@ -190,7 +190,7 @@ def run(case: Case, threads: int) -> dict[str, Any]:
     images = open_images(
         recipe.data or calibration_scenes(recipe.model, scenes),
         loaded.preprocess,
-        limit=recipe.num_samples or calibrator.default_num_samples,
+        limit=recipe.num_samples or calibrator.usual_num_samples(bits),
         seed=recipe.seed,
     )
     started, processor = time.monotonic(), time.process_time()

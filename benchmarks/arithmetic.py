@@ -127,7 +127,8 @@ def count_operations(options: argparse.Namespace) -> Iterator[str]:
     images = open_images(
         recipe.data,
         loaded.preprocess,
-        limit=options.num_samples or calibrator.default_num_samples,
+        limit=options.num_samples
+        or calibrator.usual_num_samples(min(weight_bits, activation_bits)),
         seed=recipe.seed,
     )
     samples = PictureFeeds(images, network.card.inputs)

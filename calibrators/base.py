@@ -82,7 +82,7 @@ class Calibrator(ABC):
     Attributes:
         name: key on the command line.
         summary: one line for `reptrt calibrators`.
-        default_num_samples: calibration images that it uses unless told otherwise.
+        default_num_samples: calibration images that it uses unless told otherwise, at 8 bits.
         reads_histograms: of the network as it comes, which `Settings.histograms` may bring.
         passes: how often it goes through the images, roughly and as time counts: for a forecast.
         settings: chosen by the user.
@@ -96,6 +96,10 @@ class Calibrator(ABC):
 
     def __init__(self, settings: Settings = DEFAULT_SETTINGS) -> None:
         self.settings = settings
+
+    def usual_num_samples(self, bits: int) -> int:
+        """Calibration images that it uses unless told otherwise, where the fewest bits of a code are `bits`."""
+        return self.default_num_samples
 
     @abstractmethod
     def calibrate(

@@ -117,9 +117,8 @@ def make_plan(
     """
     if loaded.quantized is not None:
         return _plan_as_it_is(recipe, target, loaded, loaded.quantized)
-    calibrator = recipe.calibrator
+    calibrator, bits = recipe.calibrator, min(recipe.weight_bits, recipe.activation_bits)
     if calibrator == AUTO:
-        bits = min(recipe.weight_bits, recipe.activation_bits)
         calibrator = choose_calibrator(
             loaded.module, float_graph.graph, bits, is_merged=bool(merged_layers(float_graph))
         )
@@ -129,7 +128,7 @@ def make_plan(
     choices = {
         "calibrator": calibrator,
         "num_samples": recipe.num_samples
-        or create_calibrator(calibrator, settings).default_num_samples,
+        or create_calibrator(calibrator, settings).usual_num_samples(bits),
         "device": choose_device(recipe),
         "target": target.name,
         "precision": precision,

@@ -40,7 +40,12 @@ from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statisti
 from reptrt.calibrators.reconstruction.blocks import Block, find_blocks
 from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
 from reptrt.calibrators.reconstruction.course import Course, time_nodes
-from reptrt.calibrators.reconstruction.effort import Budget, budget_of
+from reptrt.calibrators.reconstruction.effort import (
+    FEW_BITS,
+    FEW_BITS_IMAGES,
+    Budget,
+    budget_of,
+)
 from reptrt.calibrators.reconstruction.fit_block import fit_block
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import register_calibrator
@@ -63,6 +68,11 @@ class AcrossBlockCalibrator(Calibrator):
     summary = "RepAPQ: learns block by block from the absolute error of block and stage"
     default_num_samples = 256
     passes = 20
+
+    def usual_num_samples(self, bits: int) -> int:
+        """See `Calibrator.usual_num_samples`: more where codes are few."""
+        usual = super().usual_num_samples(bits)
+        return max(usual, FEW_BITS_IMAGES) if bits < FEW_BITS else usual
 
     def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """Settings of this method; RepAPQ's are the defaults."""

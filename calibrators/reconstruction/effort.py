@@ -33,6 +33,9 @@ FEW_BITS, MORE = 6, 4
 """With fewer bits a step has that many times the positions, and that many times the images are held out: codes lie far
 apart there, and what a few images say does not hold for others."""
 
+FEW_BITS_IMAGES = 512
+"""Calibration images with so few bits, where there are that many: what is learned from 256 holds for others less."""
+
 ROUNDS = (Fraction(1, 5), Fraction(3, 10), Fraction(1, 2))
 """Shares of the steps; a block's first round is short, since it may be the last."""
 

@@ -144,9 +144,10 @@ def _guess(recipe: Recipe) -> _Guess | str:
 
 def _passes(recipe: Recipe, auto: str) -> int:
     """Passes of a calibration, times images; `auto` is what that name stands for."""
-    from reptrt.calibrators.registry import list_calibrators
+    from reptrt.calibrators.registry import create_calibrator
     from reptrt.pipeline.dry_run import HIGH_EFFORT
 
-    chosen = list_calibrators()[auto if recipe.calibrator == AUTO else recipe.calibrator]
+    chosen = create_calibrator(auto if recipe.calibrator == AUTO else recipe.calibrator)
     effort = HIGH_EFFORT if recipe.effort == "high" else 1
-    return effort * chosen.passes * (recipe.num_samples or chosen.default_num_samples)
+    usual = chosen.usual_num_samples(min(recipe.weight_bits, recipe.activation_bits))
+    return effort * chosen.passes * (recipe.num_samples or usual)

@@ -59,7 +59,9 @@ def _next(recipe: Recipe, plan: Plan, command: str) -> str:
     """What was not tried yet: the calibrators' order, float layers, more images, FP16."""
     if plan.is_quantized:
         return _again(command, "requantize", True)
-    usual = create_calibrator(plan.calibrator).default_num_samples
+    usual = create_calibrator(plan.calibrator).usual_num_samples(
+        min(plan.weight_bits, plan.activation_bits)
+    )
     if recipe.min_snr is not None and recipe.min_snr == 0:
         return _again(command, "min_snr", plan.least_snr)
     if recipe.calibrator != AUTO:

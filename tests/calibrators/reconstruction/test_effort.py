@@ -19,6 +19,7 @@ from reptrt.calibrators.reconstruction.effort import (
     rounds_of,
 )
 from reptrt.calibrators.reconstruction.work import ELEMENT, positions, work
+from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.settings import Reconstruction, Settings
 from reptrt.models.graph import trace
 from tests.tiny_networks import NETWORKS, quantized, randomize, traced
@@ -140,3 +141,14 @@ def test_the_last_images_are_held_out_where_there_are_enough(
 def test_no_more_images_are_judged_than_a_step_has() -> None:
     found = budget(blocks_of(160), 0)
     assert judged_images(256, found).tolist() == [253, 254, 255]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "images"),
+    [
+        ("repapq", 8, 256), ("repapq", 6, 256), ("repapq", 4, 512), ("brecq", 4, 512),
+        ("repquant", 6, 384), ("repquant", 4, 512), ("gptq", 4, 128),
+    ],
+)  # fmt: skip
+def test_what_learns_few_bits_has_more_images(name: str, bits: int, images: int) -> None:
+    assert create_calibrator(name).usual_num_samples(bits) == images
