@@ -32,7 +32,7 @@ from reptrt.pipeline.data.feeds import FeedSet, PictureFeeds
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.engine.build import build_inputs, build_options, write_engine
-from reptrt.pipeline.engine.cut_tail import cut_tail
+from reptrt.pipeline.engine.cut_tail import cut_tail, require_kernels
 from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
@@ -147,6 +147,9 @@ def calibrate(run: Run, aim: Aim | None = None) -> None:
     if run.plan.is_quantized:
         keep_scales(run)
         return
+    if not run.workspace.calibration.exists():
+        export_reference(run)
+        require_kernels(run)
     choose_apart_concats(run)
     place(run)
     choose_channel_factors(run)

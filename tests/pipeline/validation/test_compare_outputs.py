@@ -23,6 +23,7 @@ from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.export.export import Precision, export_float, export_qdq
 from reptrt.pipeline.validation.compare_outputs import compare_layers, compare_outputs
+from reptrt.pipeline.validation.layer_factors import behind_factors
 from tests.tiny_networks import SIZE, quantized, smooth_images, traced
 from tests.tiny_transformers import TRANSFORMERS, float_network, images_for, transformer
 
@@ -165,3 +166,14 @@ def test_channels_that_are_divided_behind_a_float_layer_are_no_factors_of_it(
     found = compare_layers(reference, divided, FEEDS, divided)
     assert [layer.layer for layer in found] == ["stem", "head"]
     assert all(layer.snr_db is None or layer.snr_db > 120 for layer in found)
+
+
+@pytest.mark.parametrize("weight_first", [False, True])
+def test_a_mul_behind_a_float_product_is_no_factor_of_it(weight_first: bool) -> None:
+    inputs = ["w", "x"] if weight_first else ["x", "w"]
+    product = onnx.helper.make_node("MatMul", inputs, ["y"])
+    scaled = onnx.helper.make_node("Mul", ["y", "f"], ["z"])
+    constants = {name: onnx.TensorProto(name=name) for name in ("w", "f")}
+    assert behind_factors(product, {"y": [scaled]}, constants) == "y"
+    product.input[inputs.index("w")] = "w_dequantized"
+    assert behind_factors(product, {"y": [scaled]}, constants) == "z"
