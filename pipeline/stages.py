@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 
 from reptrt.calibrators.channels.rewrite import scaled_rows
 from reptrt.calibrators.names import AUTO
-from reptrt.calibrators.sensitivity import Aim, Sensitivity, find_sensitive_layers
+from reptrt.calibrators.progress import share_of
+from reptrt.calibrators.quantized.run_nodes import float_copy
+from reptrt.calibrators.sensitivity import (
+    Aim,
+    Sensitivity,
+    find_sensitive_in_calibrated,
+    find_sensitive_layers,
+)
 from reptrt.calibrators.state import (
     dump_scales,
+    load_calibration,
     read_result,
     readable_scales,
     save_calibration,
@@ -114,11 +122,16 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
 
     def work() -> None:
         network = prepare_network(run.loaded, plan, run.recording, run.placed)
+        model = network.quantized
+        batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
         if math.isinf(aim.gain):
-            found = Sensitivity(dict.fromkeys(network.quantized.placement.layers.values()))
+            found = Sensitivity(dict.fromkeys(model.placement.layers.values()))
+        elif is_open:
+            reference, progress = float_copy(model), share_of(run.progress, "sensitivity", 0.0, 1.0)
+            load_calibration(model, workspace.calibration)
+            found = find_sensitive_in_calibrated(model, batches, aim, reference, progress, savings)
         else:
-            batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
-            found = find_sensitive_layers(network.quantized, batches, aim, run.progress, savings)
+            found = find_sensitive_layers(model, batches, aim, run.progress, savings)
         write_json(found, workspace.sensitivity)
 
     with naming_images(run.samples):
