@@ -120,6 +120,9 @@ IMPORTED = {
     "Softmax over three axes": ("y = Softmax<axis = 1>(c)", 11),
     "LogSoftmax over two axes": ("y = LogSoftmax<axis = 2>(c)", 11),
     "CumSum": ("y = CumSum(c, k)", 17, "int64 k = {1}"),
+    "LessOrEqual": ("b = LessOrEqual(c, z) q = Where(b, c, z)" + BEHIND, 17, "float z = {0.1}"),
+    "GreaterOrEqual": ("b = GreaterOrEqual(c, z) q = Where(b, c, z)" + BEHIND, 18, "float z = {0.1}"),
+    "ThresholdedRelu": ("q = ThresholdedRelu<alpha = 0.2>(c)" + BEHIND, 17),
     "LpNormalization": ("y = LpNormalization<axis = 1>(c)", 17),
     "LpNormalization of zeros": ("z = Sub(c, c) y = LpNormalization<axis = 1, p = 1>(z)", 17),
     "Resize to sizes": (
