@@ -204,10 +204,10 @@ def _takes_all(node: gs.Node, seen: Sequence[Mapping[str, Array]]) -> bool:
     for values in seen:
         order = places.values if isinstance(places, gs.Constant) else values.get(places.name)
         data, made = values[source.name], values[node.outputs[0].name]
-        is_view = data.ndim == 1 and made.ndim > 1 and order is not None
+        is_view = data.ndim == 1 and made.ndim > 1
         if not is_view or made.shape[1:] != seen[0][node.outputs[0].name].shape[1:]:
             return False
-        if not np.array_equal(np.ravel(order), np.arange(len(data))):
+        if order is None or not np.array_equal(np.ravel(order), np.arange(len(data))):
             return False
     return True
 
