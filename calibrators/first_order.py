@@ -70,6 +70,12 @@ def sample_noise(
     return NoiseSamples({unit: torch.cat(samples) for unit, samples in found.items()})
 
 
+def join_samples(samples: Sequence[NoiseSamples]) -> NoiseSamples:
+    """Those of several batches of one network as one."""
+    units = samples[0].units
+    return NoiseSamples({unit: torch.cat([one.units[unit] for one in samples]) for unit in units})
+
+
 @torch.no_grad()
 def _mean_power(
     model: QuantizedModel, chunks: Sequence[Batch], parts: Sequence[Sequence[Part]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 
 import torch
 
@@ -75,8 +74,14 @@ def _power(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([output.double().square().sum().cpu() for output in outputs])
 
 
-GUARD_BATCHES = 4
-"""Batches on which the guard compares: five passes over all images would cost a minute."""
+def _sample_powers(outputs: Sequence[torch.Tensor], samples: int) -> torch.Tensor:
+    """Squared sums [samples, outputs]."""
+    flat = [output.double().square().reshape(samples, -1).sum(1) for output in outputs]
+    return torch.stack(flat, 1).cpu()
+
+
+GUARD_BATCHES, _FEWEST = 4, 16
+"""Batches, and samples, on which the guard compares: five passes over all images would cost a minute."""
 
 
 Reference = Callable[[Batch], tuple[torch.Tensor, ...]]
@@ -84,8 +89,13 @@ Reference = Callable[[Batch], tuple[torch.Tensor, ...]]
 
 
 def guard_images(batches: Batches) -> Sequence[Batch]:
-    """The calibration images on which methods are compared."""
-    return list(islice(iter(batches), GUARD_BATCHES))
+    """The calibration images on which methods are compared: more batches where each has one."""
+    found: list[Batch] = []
+    for batch in batches:
+        found.append(batch)
+        if len(found) >= GUARD_BATCHES and sum(map(len, found)) >= _FEWEST:
+            break
+    return found
 
 
 def output_noise(model: QuantizedModel, images: Sequence[Batch], reference: Reference) -> float:
@@ -98,18 +108,24 @@ def output_noise(model: QuantizedModel, images: Sequence[Batch], reference: Refe
 def worst_noise(model: QuantizedModel, images: Sequence[Batch], reference: Reference) -> float:
     """Noise-to-signal power of `model` as it is, at that part of its outputs where it is largest.
 
-    Of scores that stay near 0 in all images the digits mean nothing: a part in 0..1 counts as a signal of
-    `BACKGROUND` at least.
+    As in validation, it is the mean over samples in decibels. Of scores that stay near 0 in all images the
+    digits mean nothing: a part in 0..1 counts as a signal of `BACKGROUND` at least.
     """
     parts = find_parts(model.graph_module.graph)
-    signal = noise = torch.zeros(1)
-    least, is_score = torch.zeros(1), torch.ones(1, dtype=torch.bool)
+    signals, noises, floors = [], [], []
+    is_score = torch.ones(1, dtype=torch.bool)
     for batch in images:
         expected = split_parts(reference(batch), parts)
         error = [a - b for a, b in zip(split_parts(model(batch), parts), expected, strict=True)]
-        signal, noise = signal + _power(expected), noise + _power(error)
-        least = least + torch.tensor([BACKGROUND**2 * part.numel() for part in expected])
+        counts = all(part.ndim and len(part) == len(batch) for part in expected)
+        samples = len(batch) if counts else 1
+        signals.append(_sample_powers(expected, samples))
+        noises.append(_sample_powers(error, samples))
+        size = torch.tensor([part.numel() / samples for part in expected])
+        floors.append(BACKGROUND**2 * size.expand(samples, -1))
         scores = [bool(part.min() >= 0) and bool(part.max() <= 1) for part in expected]
         is_score = is_score & torch.tensor(scores)
-    signal = torch.where(is_score, signal.maximum(least), signal)
-    return float(torch.where(signal > 0, noise / signal, 0.0).max())
+    signal, noise, floor = map(torch.cat, (signals, noises, floors))
+    signal = torch.where(is_score, signal.maximum(floor), signal)
+    ratio = torch.where(signal > 0, noise / signal, 0.0)
+    return float(ratio.log().mean(0).exp().max())

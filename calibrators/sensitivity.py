@@ -15,18 +15,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 
 from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch, num_pixels
-from reptrt.calibrators.first_order import sample_noise
+from reptrt.calibrators.first_order import join_samples, sample_noise
 from reptrt.calibrators.histogram.best import baseline_scales
 from reptrt.calibrators.histogram.methods import observe_activations, scale_weights
 from reptrt.calibrators.output_noise import (
+    Reference,
     compare_scales,
     decibel,
+    guard_images,
+    output_noise,
     set_activation_scales,
     worst_noise,
 )
@@ -48,7 +50,6 @@ _MOST = 0.5
 """Share of the activations that may be left out; a network that needs more is not for INT8."""
 _MARGIN = 1.0
 """dB more than the worst output needs: what FP16 in the rest, and other images, cost."""
-_BATCHES = 4
 _FEWEST, _MOST_IMAGES, _PIXELS = 4, 16, 16 * 320 * 320
 """Images that are compared: as many as `_PIXELS`, for a large map tells as much as several small ones."""
 
@@ -100,7 +101,7 @@ def find_sensitive_layers(
     """Layers that must stay float for the outputs to reach `aim` with the best baseline.
 
     Args:
-        model: placed, uncalibrated; the scales that are left in it mean nothing.
+        model: placed, uncalibrated; it gets the scales of the baseline that has least noise.
         batches: calibration images; scales come from four batches, and 16 images are compared, fewer
             (4 at least) of more than 320x320 pixels.
         aim: where to stop.
@@ -112,27 +113,43 @@ def find_sensitive_layers(
     """
     reference = float_copy(model)
     scale_weights(model)
-    first = list(islice(iter(batches), _BATCHES))
-    observers = observe_activations(model, first, share_of(progress, "sensitivity", 0.0, 0.6))
+    observers = observe_activations(
+        model, guard_images(batches), share_of(progress, "sensitivity", 0.0, 0.6)
+    )
     scales = baseline_scales(model, observers)
-    images = [compared_images(model, first[0])]
-    with torch.no_grad():
-        expected = reference(images[0])  # once, not with every measurement
-    noise = compare_scales(model, images, scales, lambda _: expected)
-    best = min(noise, key=lambda name: noise[name])
+    noise = compare_scales(model, compared_images(model, batches), scales, reference)
+    set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
+    rest = share_of(progress, "sensitivity", 0.6, 1.0)
+    return find_sensitive_in_calibrated(model, batches, aim, reference, rest, savings)
 
-    set_activation_scales(model, scales[best])
+
+def find_sensitive_in_calibrated(
+    model: QuantizedModel,
+    batches: Batches,
+    aim: Aim,
+    reference: Reference,
+    progress: Progress = no_progress,
+    savings: Mapping[str, float] | None = None,
+) -> Sensitivity:
+    """As `find_sensitive_layers`, with the scales that `model` has; `reference` is its float network."""
+    images = compared_images(model, batches)
+    with torch.no_grad():
+        known = {
+            id(batch): reference(batch) for batch in images
+        }  # once, not with every measurement
+
+    def expected(batch: Batch) -> tuple[torch.Tensor, ...]:
+        return known[id(batch)]
 
     def measure() -> float:
-        if aim.of_worst:
-            return worst_noise(model, images, lambda _: expected)
-        return compare_scales(model, images, {"": scales[best]}, lambda _: expected)[""]
+        find_noise = worst_noise if aim.of_worst else output_noise
+        return find_noise(model, images, expected)
 
-    in_int8 = measure() if aim.of_worst else noise[best]
+    in_int8 = measure()
     budget, all_int8 = aim.noise(in_int8), decibel(in_int8)
     if in_int8 <= budget:
         return Sensitivity({}, all_int8, all_int8)
-    samples = sample_noise(model, images[0])
+    samples = join_samples([sample_noise(model, batch) for batch in images])
     readers = {point.name: _layers_behind(model, point) for point in model.placement.points}
     alone = {name: samples.noise({name, *layers}) for name, layers in readers.items()}
     weight = {name: _saved(layers, savings) for name, layers in readers.items()}
@@ -140,11 +157,10 @@ def find_sensitive_layers(
     most = order[: int(_MOST * len(order))]
     left_out, left = _leave_out(model, most, readers, measure, budget)
     found: dict[str, float] = {}
-    show = share_of(progress, "sensitivity", 0.6, 1.0)
     for done, name in enumerate(left_out, start=1):
         snr = decibel(_measure_alone(model, name, readers[name], measure))
         found |= dict.fromkeys(readers[name], snr)
-        show("", done, len(left_out))
+        progress("", done, len(left_out))
     return Sensitivity(found, decibel(left), all_int8)
 
 
@@ -155,12 +171,18 @@ def _saved(layers: Sequence[str], savings: Mapping[str, float] | None) -> float:
     return max(0.01, sum(savings.get(layer, 0.0) for layer in layers))
 
 
-def compared_images(model: QuantizedModel, batch: Batch) -> Batch:
-    """As many images of `batch` as are worth their time; all where `model` takes no other number."""
-    if model.is_fixed:
-        return batch
-    enough = _PIXELS // num_pixels(batch)
-    return batch[: max(_FEWEST, min(_MOST_IMAGES, enough))]
+def compared_images(model: QuantizedModel, batches: Batches) -> list[Batch]:
+    """As many images as are worth their time; whole batches where `model` takes no other number."""
+    found: list[Batch] = []
+    left = 1
+    for batch in batches:
+        if not found:
+            left = max(_FEWEST, min(_MOST_IMAGES, _PIXELS // num_pixels(batch)))
+        found.append(batch if model.is_fixed else batch[:left])
+        left -= len(batch)
+        if left <= 0:
+            break
+    return found
 
 
 def _layers_behind(model: QuantizedModel, point: QuantizationPoint) -> list[str]:

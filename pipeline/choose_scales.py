@@ -85,7 +85,7 @@ def _calibrate(run: Run, name: str, checkpoint: Path) -> Calibrated:
     if run.channels:
         result.notes["Channels scaled"] = describe_factors(network.quantized, run.channels)
     round_biases(network.quantized)
-    images = [compared_images(network.quantized, next(iter(batches)))]
+    images = compared_images(network.quantized, batches)
     snr = _worst_snr(network, images)
     return Calibrated(network, replace(result, num_samples=len(run.samples), snr_db=snr))
 

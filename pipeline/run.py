@@ -22,6 +22,7 @@ from reptrt.models.inputs import other_sizes
 from reptrt.models.load import LoadedModel, load_model
 from reptrt.models.registry import find_model
 from reptrt.models.spec import Task
+from reptrt.pipeline.data.array_images import is_prepared
 from reptrt.pipeline.data.datasets import (
     DataError,
     EvaluationSet,
@@ -280,7 +281,7 @@ class Run:
         """`at 320x320` -> the pictures in that size, for both ends of what stays open."""
         plan, found = self.plan, {}
         folder = plan.data or calibration_scenes(plan.model, self.scenes)
-        if is_feed_source(folder):
+        if is_feed_source(folder) or is_prepared(folder):
             return {}
         for inputs, size in zip(
             other_sizes(card.inputs),

@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 
 from reptrt.calibrators.channels.rewrite import scaled_rows
 from reptrt.calibrators.names import AUTO
-from reptrt.calibrators.sensitivity import Aim, Sensitivity, find_sensitive_layers
+from reptrt.calibrators.progress import share_of
+from reptrt.calibrators.quantized.run_nodes import float_copy
+from reptrt.calibrators.sensitivity import (
+    Aim,
+    Sensitivity,
+    find_sensitive_in_calibrated,
+    find_sensitive_layers,
+)
 from reptrt.calibrators.state import (
     dump_scales,
+    load_calibration,
     read_result,
     readable_scales,
     save_calibration,
@@ -32,7 +40,7 @@ from reptrt.pipeline.data.feeds import FeedSet, PictureFeeds
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
 from reptrt.pipeline.engine.build import build_inputs, build_options, write_engine
-from reptrt.pipeline.engine.cut_tail import cut_tail
+from reptrt.pipeline.engine.cut_tail import cut_tail, require_kernels
 from reptrt.pipeline.engine.fp16_cost import compare_with_fp16
 from reptrt.pipeline.engine.fp16_engine import make_fp16_engine
 from reptrt.pipeline.export.append_nms import write_with_nms
@@ -114,11 +122,16 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
 
     def work() -> None:
         network = prepare_network(run.loaded, plan, run.recording, run.placed)
+        model = network.quantized
+        batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
         if math.isinf(aim.gain):
-            found = Sensitivity(dict.fromkeys(network.quantized.placement.layers.values()))
+            found = Sensitivity(dict.fromkeys(model.placement.layers.values()))
+        elif is_open:
+            reference, progress = float_copy(model), share_of(run.progress, "sensitivity", 0.0, 1.0)
+            load_calibration(model, workspace.calibration)
+            found = find_sensitive_in_calibrated(model, batches, aim, reference, progress, savings)
         else:
-            batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
-            found = find_sensitive_layers(network.quantized, batches, aim, run.progress, savings)
+            found = find_sensitive_layers(model, batches, aim, run.progress, savings)
         write_json(found, workspace.sensitivity)
 
     with naming_images(run.samples):
@@ -147,6 +160,9 @@ def calibrate(run: Run, aim: Aim | None = None) -> None:
     if run.plan.is_quantized:
         keep_scales(run)
         return
+    if not run.workspace.calibration.exists():
+        export_reference(run)
+        require_kernels(run)
     choose_apart_concats(run)
     place(run)
     choose_channel_factors(run)

@@ -47,8 +47,8 @@ Python 3.10 or newer, NumPy, TensorRT, and PyCUDA or cuda-python. On the device:
 engine gives the reference outputs. `python3 {program} --help` lists the options. {program} is a zip
 file of Python sources; `python3 -m zipfile -l {program}` lists them.
 
-`references.npz` holds some of your calibration images, as the network sees them. `LICENCES.txt` says what
-may be done with the weights.
+`references.npz`, and the same of other sizes, hold some of your calibration images, as the network sees
+them. `LICENCES.txt` says what may be done with the weights.
 """
 
 

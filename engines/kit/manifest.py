@@ -49,6 +49,21 @@ class Tolerances:
 
 
 @dataclass(frozen=True)
+class SizedReferences:
+    """Reference inputs and outputs of another size than the usual one.
+
+    Attributes:
+        label: `at 320x320`.
+        references: file in the kit.
+        tolerances: of the verification in that size.
+    """
+
+    label: str
+    references: str
+    tolerances: Tolerances
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Content of manifest.json.
 
@@ -70,6 +85,7 @@ class Manifest:
         tolerances: of the verification.
         run: what was known of the run when the kit was made.
         files: SHA-256 of every other file of the kit, by name.
+        other_sizes: the smallest and the largest size of images whose size stays open.
     """
 
     name: str
@@ -89,6 +105,7 @@ class Manifest:
     tolerances: Tolerances
     run: RunFacts
     files: Mapping[str, str]
+    other_sizes: tuple[SizedReferences, ...] = ()
 
 
 def manifest_text(manifest: Manifest) -> str:
@@ -122,7 +139,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         ManifestError: one is missing, differs, or is no plain file of this folder.
     """
-    for name in (manifest.onnx, manifest.references):
+    others = (one.references for one in manifest.other_sizes)
+    for name in (manifest.onnx, manifest.references, *others):
         if name not in manifest.files:
             raise ManifestError(f"{folder / MANIFEST_FILE}: lists no hash of {one_line(name)!r}")
     for name in (manifest.name, *manifest.files):
@@ -153,6 +171,7 @@ def require_types(manifest: Manifest) -> None:
             for text in (tensor.name, tensor.dtype)
         ),
         *(*manifest.layers, *manifest.layers.values()),
+        *(text for one in manifest.other_sizes for text in (one.label, one.references)),
     )
     sizes = [side for tensor in (*manifest.inputs, *manifest.outputs) for side in tensor.shape]
     ranges = [side for ends in manifest.build.shapes.values() for end in ends for side in end]
@@ -175,7 +194,9 @@ def require_types(manifest: Manifest) -> None:
         raise ManifestError("'run' names no model, or 'preprocess' is no object")
     if not manifest.inputs or not manifest.outputs:
         raise ManifestError("it has no input, or no output")
-    _require_bounds(manifest.tolerances, {tensor.name for tensor in manifest.outputs})
+    others = (one.tolerances for one in manifest.other_sizes)
+    for tolerances in (manifest.tolerances, *others):
+        _require_bounds(tolerances, {tensor.name for tensor in manifest.outputs})
 
 
 def _require_build_options(options: BuildOptions) -> None:
@@ -209,20 +230,25 @@ def _require_bounds(tolerances: Tolerances, outputs: set[str]) -> None:
 
 
 def _from_json(values: Mapping[str, Any]) -> Manifest:
+    values = {"other_sizes": (), **values}
     known = {field.name: values[field.name] for field in fields(Manifest)}
     known["inputs"], known["outputs"] = map(_tensors, (values["inputs"], values["outputs"]))
     known["build"] = _build_options(values["build"])
     known["strides"] = tuple(values["strides"])
     known["classes"] = None if values["classes"] is None else tuple(values["classes"])
-    tolerances = values["tolerances"]
-    known["tolerances"] = Tolerances(
-        {str(name): float(least) for name, least in tolerances["snr_db"].items()},
-        tuple(tolerances["top1"]),
-        tolerances["agreement"],
+    known["tolerances"] = _tolerances(values["tolerances"])
+    known["other_sizes"] = tuple(
+        SizedReferences(one["label"], one["references"], _tolerances(one["tolerances"]))
+        for one in values["other_sizes"]
     )
     known["run"] = _facts(values["run"])
     known["files"] = {str(name): str(digest) for name, digest in values["files"].items()}
     return Manifest(**known)
+
+
+def _tolerances(values: Mapping[str, Any]) -> Tolerances:
+    bounds = {str(name): float(least) for name, least in values["snr_db"].items()}
+    return Tolerances(bounds, tuple(values["top1"]), values["agreement"])
 
 
 def _build_options(values: Mapping[str, Any]) -> BuildOptions:

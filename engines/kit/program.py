@@ -43,6 +43,7 @@ from reptrt.engines.kit.report import TriedEngine, report_content, report_text
 from reptrt.engines.kit.verification import (
     EngineCheck,
     compare,
+    join_checks,
     read_references,
     run_in_batches,
     sample_axes,
@@ -265,31 +266,45 @@ def _build(
 def _try_out(
     manifest: Manifest, built: BuildResult, options: argparse.Namespace
 ) -> tuple[EngineCheck, Latency]:
-    """Run the references in the smallest and the largest batch; time the usual one."""
-    references = read_references(options.kit / manifest.references, manifest)
-    low, usual, high = _batches(manifest, options.max_batch)
-    needed = high * sum(one[0].nbytes for one in references.inputs.values())
-    if needed > MAX_BATCH_BYTES:
-        raise ManifestError(
-            f"{options.kit / MANIFEST_FILE}: a batch of {high} has {needed / 1e9:.1f} GB, more than"
-            f" {MAX_BATCH_BYTES / 1e9:.1f} GB: give a smaller `max_batch`"
-        )
+    """Run the references in every size, in the smallest and the largest batch; time the usual one."""
+    sizes = {"": (manifest.references, manifest.tolerances)}
+    sizes |= {one.label: (one.references, one.tolerances) for one in manifest.other_sizes}
     runner: Runner
     if options.verify == "engine":
         runner = TensorRTRunner(built.engine_path, built.backend, trusted=True)  # built just now
     else:
         runner = OnnxRuntimeRunner(options.kit / manifest.onnx)
     problem = "its references, its engine and its tolerances do not fit each other"
+    checks: dict[str, EngineCheck] = {}
     with runner, reading(options.kit / MANIFEST_FILE, ManifestError, problem):
+        for label, (file, tolerances) in sizes.items():
+            sized = replace(manifest, tolerances=tolerances)
+            checks[label] = _check_size(sized, options, runner, options.kit / file)
+        inputs = read_references(options.kit / manifest.references, manifest).inputs
         shared = shared_inputs(manifest.inputs, manifest.build.batch)
-        axes = sample_axes(manifest.outputs)
-        outputs = [
-            run_in_batches(runner, references.inputs, size, shared, axes)
-            for size in sorted({low, high})
-        ]
-        check = compare(references.outputs, outputs, manifest)
-        feed = take_batch(references.inputs, usual, shared=shared)
-        return check, measure_latency(runner, feed, min_seconds=options.seconds)
+        feed = take_batch(inputs, _batches(manifest, options.max_batch)[1], shared=shared)
+        return join_checks(checks), measure_latency(runner, feed, min_seconds=options.seconds)
+
+
+def _check_size(
+    manifest: Manifest, options: argparse.Namespace, runner: Runner, file: Path
+) -> EngineCheck:
+    """Compare with the references of one size."""
+    references = read_references(file, manifest)
+    low, _, high = _batches(manifest, options.max_batch)
+    needed = high * sum(one[0].nbytes for one in references.inputs.values())
+    if needed > MAX_BATCH_BYTES:
+        raise ManifestError(
+            f"{options.kit / MANIFEST_FILE}: a batch of {high} has {needed / 1e9:.1f} GB, more than"
+            f" {MAX_BATCH_BYTES / 1e9:.1f} GB: give a smaller `max_batch`"
+        )
+    shared = shared_inputs(manifest.inputs, manifest.build.batch)
+    axes = sample_axes(manifest.outputs)
+    outputs = [
+        run_in_batches(runner, references.inputs, size, shared, axes)
+        for size in sorted({low, high})
+    ]
+    return compare(references.outputs, outputs, manifest)
 
 
 def _show_progress(phase: str, done: int, total: int) -> None:

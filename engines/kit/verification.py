@@ -256,6 +256,23 @@ def compare(reference: Arrays, outputs: Sequence[Arrays], manifest: Manifest) ->
     return EngineCheck(numerics, top1, agreement, tuple(failures))
 
 
+def join_checks(checks: Mapping[str, EngineCheck]) -> EngineCheck:
+    """Those of several sizes, by their labels, as one; the usual size has none."""
+    numerics = {
+        f"{name} {label}".strip(): one
+        for label, check in checks.items()
+        for name, one in (check.numerics or {}).items()
+    }
+    failures = tuple(
+        f"{label}: {line}" if label else line
+        for label, check in checks.items()
+        for line in check.failures
+    )
+    top1 = [check.top1 for check in checks.values() if check.top1 is not None]
+    boxes = [check.agreement for check in checks.values() if check.agreement is not None]
+    return EngineCheck(numerics, min(top1, default=None), min(boxes, default=None), failures)
+
+
 def _find_boxes(
     outputs: Arrays,
     maps: Sequence[str],

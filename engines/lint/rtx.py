@@ -10,12 +10,15 @@ import onnx
 
 from reptrt.engines.build.builder import BuildError, build_engine
 from reptrt.engines.build.parse import parse_error
+from reptrt.engines.build.tensorrt_errors import find_remedy
 from reptrt.engines.inspection.fusion import fusion_report, parse_kernels
 from reptrt.engines.inspection.kernels import Kernel, Tensor
 from reptrt.engines.lint.base import Finding, Severity
 from reptrt.engines.partial import temporary_folder
 from reptrt.engines.report_schema import FusionReport
 from reptrt.engines.target import TARGETS, MissingComponentError, load_backend
+
+_UNKNOWN = "repair what is found here; else report the message to NVIDIA"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class RtxAnswer:
                 op="",
                 reason=f"TensorRT-RTX {self.version} does not take the file",
                 detail=self.refused,
-                remedy="repair what is found here; else report the message to NVIDIA",
+                remedy=find_remedy(self.refused) or _UNKNOWN,
                 fixable=False,
             ),
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reptrt.engines.foreign.contributed import is_contributed
+from reptrt.engines.foreign.contributed import DOMAIN, is_contributed
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
 from reptrt.engines.lint.layers import WEIGHTED
 from reptrt.engines.surgery.dialects.dynamic import is_dynamic
@@ -45,15 +45,17 @@ class RuntimeOperator(Rule):
 
     name = "runtime-operator"
     severity = Severity.ERROR
-    reason = "ONNX Runtime's optimizer wrote it, and TensorRT 10 and 11 have ONNX's operators only"
-    remedy = "take the file from before, or turn that optimization off"
+    reason = "it is ONNX Runtime's own, and TensorRT 10 and 11 have ONNX's operators only"
+    remedy = "take the file from before ONNX Runtime's optimizer, or export the model without it"
     repaired_by = (WriteContributed,)
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the operators of ONNX Runtime's own that do not compute on codes."""
         for node in model.nodes:
-            if is_contributed(node.op, node.domain or "", model.opset):
-                yield model.site(node, node.op)
+            can_write = is_contributed(node.op, node.domain or "", model.opset)
+            is_other = node.domain == DOMAIN and node.op not in (QUANTIZE, DEQUANTIZE)
+            if can_write or (is_other and not is_operator_format(node) and not is_dynamic(node.op)):
+                yield model.site(node, node.op, can_write)
 
 
 class DynamicQuantization(Rule):

@@ -35,6 +35,9 @@ _CONSTANTS: dict[str, type] = {
     "value_floats": np.float32,
 }  # fmt: skip
 _AXES_ARE_READ = 13  # first opset whose Squeeze has its axes as an input
+_MOVING = {
+    "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
 _FLOAT_TYPES = (TensorProto.FLOAT, np.float32, np.dtype(np.float32))
 
 
@@ -180,11 +183,11 @@ def turn_image(graph: gs.Graph, file: OnnxFile) -> None:
         source = inner
     if file.inputs[0].bare:
         source = _first_picture(graph, source)
-    if file.raw_type is not None:
-        source = _cast_pixels(graph, source, readers, file.raw_type)
     if source is not images:
         for node in readers:
             node.inputs = [source if tensor is images else tensor for tensor in node.inputs]
+    if file.raw_type is not None:
+        _cast_pixels(graph, source, readers, file.raw_type)
 
 
 def _first_picture(graph: gs.Graph, source: gs.Tensor) -> gs.Tensor:
@@ -201,17 +204,32 @@ def _first_picture(graph: gs.Graph, source: gs.Tensor) -> gs.Tensor:
 
 
 def _cast_pixels(
-    graph: gs.Graph, source: gs.Tensor, readers: list[gs.Node], raw_type: int
-) -> gs.Tensor:
-    """Pixels of the type that the file takes; its own Casts to float read `source` as it is."""
-    to_float = [n for n in readers if n.op == "Cast" and n.attrs["to"] in _FLOAT_TYPES]
-    for node in to_float:
-        node.op, node.attrs, node.inputs = "Identity", {}, [source]
-        readers.remove(node)
-    pixels = gs.Variable(f"{source.name}_pixels", onnx.helper.tensor_dtype_to_np_dtype(raw_type))
-    cast = gs.Node("Cast", f"{pixels.name}_cast", {"to": raw_type}, [source], [pixels])
-    graph.nodes.insert(0, cast)
-    return pixels
+    graph: gs.Graph, pixels: gs.Tensor, readers: Sequence[gs.Node], raw_type: int
+) -> None:
+    """Give `readers` of float `pixels` the type that the file takes; what casts or only moves them needs none.
+
+    TensorRT has uint8 at the borders of a network alone.
+    """
+    outputs = {tensor.name for tensor in graph.outputs}
+    raw = []
+    for node in readers:
+        if node.op == "Cast":
+            if node.attrs["to"] in _FLOAT_TYPES:
+                node.op, node.attrs = "Identity", {}
+        elif (
+            node.op in _MOVING and node.inputs[0] is pixels and node.outputs[0].name not in outputs
+        ):
+            node.outputs[0].dtype = np.dtype(np.float32)
+            _cast_pixels(graph, node.outputs[0], list(node.outputs[0].outputs), raw_type)
+        else:
+            raw.append(node)
+    if not raw:
+        return
+    cast = gs.Variable(f"{pixels.name}_pixels", onnx.helper.tensor_dtype_to_np_dtype(raw_type))
+    for node in raw:
+        node.inputs = [cast if tensor is pixels else tensor for tensor in node.inputs]
+    maker = gs.Node("Cast", f"{cast.name}_cast", {"to": raw_type}, [pixels], [cast])
+    graph.nodes.insert(0, maker)
 
 
 def _read_outputs(graph: gs.Graph) -> None:

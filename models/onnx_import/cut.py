@@ -18,7 +18,7 @@ from reptrt.models.onnx_import.pieces import (
 DECIDING = {
     "TopK", "ArgMax", "ArgMin", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not",
     "And", "Or", "Xor", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Scatter",
-    "OneHot", "Hardmax", "Round",
+    "OneHot", "Hardmax", "Round", "RoiAlign", "MaxRoiPool",
 }  # fmt: skip
 """Operators that sort, select or decide."""
 

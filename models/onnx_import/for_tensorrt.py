@@ -3,7 +3,8 @@
 AffineGrid is a product with a constant grid; MaxUnpool puts values where the largest of each window was, which
 an ArgMax tells as well as the places that MaxPool may return; Col2Im is a transposed convolution by weights of
 0 and 1. DeformConv, which TensorRT has as a plugin in float and TensorRT-RTX not at all, is a GridSample at the
-moved points of each window, and a 1x1 convolution of what was found there, which may run in INT8.
+moved points of each window, and a 1x1 convolution of what was found there, which may run in INT8. A Resize with
+antialiasing, or with coordinates that TensorRT does not know, is a product with a constant matrix along each side.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from reptrt.models.onnx_import.pieces import Fresh
+from reptrt.models.onnx_import.values import run_onnx_feeds
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,6 +27,7 @@ SHAPED = ("AffineGrid", "MaxPool", "MaxUnpool", "Col2Im", "DeformConv")
 """Operators whose sides are asked for."""
 
 _NEW_MODES = 20  # opset that renamed the modes of GridSample
+_UNKNOWN_COORDINATES = {"tf_crop_and_resize", "half_pixel_symmetric"}
 
 
 def write_for_tensorrt(graph: gs.Graph, shapes: Shapes) -> int:
@@ -199,6 +203,60 @@ def _points(node: gs.Node, kernel: Sequence[int], made: Sequence[int]) -> Array:
     return np.asarray(both.transpose(1, 0, 2)[None], np.float64)
 
 
+def _resize(writer: _Writer, node: gs.Node, shapes: Shapes) -> bool:
+    """What lies between pixels is a weighted sum of them, along one side after the other."""
+    before, after = (shapes.get(t.name, ()) for t in (node.inputs[0], node.outputs[0]))
+    where = node.attrs.get("coordinate_transformation_mode", "half_pixel")
+    is_refused = node.attrs.get("antialias") or where in _UNKNOWN_COORDINATES
+    is_fixed = all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:] if tensor.name)
+    keeps_images = len(before) == len(after) == 4 and before[:2] == after[:2]
+    is_sum = not (where == "tf_crop_and_resize" and node.attrs.get("extrapolation_value"))
+    is_stretched = node.attrs.get("keep_aspect_ratio_policy", "stretch") == "stretch"
+    if not (is_refused and is_fixed and keeps_images and is_sum and is_stretched):
+        return False
+    rows, columns = (_along(writer, node, axis, before[axis]) for axis in (2, 3))
+    right = [node.inputs[0], writer.constant(columns.T.copy())]
+    if np.array_equal(rows, np.eye(before[2])):
+        writer.become("MatMul", *right)
+    else:
+        same = np.array_equal(columns, np.eye(before[3]))
+        narrower = node.inputs[0] if same else writer.add("MatMul", *right)
+        writer.become("MatMul", writer.constant(rows), narrower)
+    return True
+
+
+def _along(writer: _Writer, node: gs.Node, axis: int, side: int) -> Array:
+    """The matrix [after, before] of a Resize along one axis: what it makes of an identity of `side` rows."""
+    axes = list(node.attrs.get("axes", range(4)))
+    place = axes.index(axis) if axis in axes else None
+    inputs = [t.values if isinstance(t, gs.Constant) else np.zeros(0) for t in node.inputs[1:]]
+    region, scales, sizes = [*inputs, *[np.zeros(0)] * 2][:3]
+    if place is None:
+        return np.eye(side, dtype=np.float32)
+    values = {"x": np.eye(side, dtype=np.float32)[None, None]}
+    if region.size:
+        ends = [region[place], region[place + len(axes)]]
+        values["roi"] = np.array([0, 0, ends[0], 0, 1, 1, ends[1], 1], np.float32)
+    if scales.size:
+        values["scales"] = np.array([1, 1, scales[place], 1], np.float32)
+    else:
+        values["sizes"] = np.array([1, 1, sizes[place], side], np.int64)
+    read = [name if name in values else "" for name in ("x", "roi", "scales", "sizes")]
+    attrs = {key: value for key, value in node.attrs.items() if key != "axes"}
+    one = onnx.helper.make_node("Resize", read, ["y"], **attrs)
+    stated = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
+        for name, value in values.items()
+    ]
+    made = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    graph = onnx.helper.make_graph([one], "resize", stated, made)
+    opset = [onnx.helper.make_opsetid("", writer.opset)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    return np.asarray(run_onnx_feeds(model, values)["y"][0, 0], np.float32)
+
+
 def _integers(tensor: gs.Tensor) -> Sequence[int]:
     return tensor.values.tolist() if isinstance(tensor, gs.Constant) else ()
 
@@ -208,4 +266,5 @@ _RULES: dict[str, Callable[[_Writer, gs.Node, Shapes], bool]] = {
     "MaxUnpool": _max_unpool,
     "Col2Im": _columns_to_image,
     "DeformConv": _deform_conv,
+    "Resize": _resize,
 }

@@ -94,7 +94,7 @@ def _observed(graph: gs.Graph) -> list[str]:
     for node in graph.nodes:
         if any(tensor.name in pixels for tensor in node.outputs):
             names.update(dict.fromkeys(t.name for t in node.inputs if _is_frozen(t, pixels)))
-            if _needs_shapes(node):
+            if _needs_shapes(node) or _may_take_all(node):
                 names.update(dict.fromkeys(t.name for t in (node.inputs[0], node.outputs[0])))
     return list(names)
 
@@ -172,6 +172,10 @@ def _replace_frozen(graph: gs.Graph, seen: Sequence[Mapping[str, Array]]) -> Non
     for node in list(graph.nodes):
         if not any(tensor.name in pixels for tensor in node.outputs):
             continue
+        if _may_take_all(node) and _takes_all(node, seen):
+            sides = seen[0][node.outputs[0].name].shape[1:]
+            shape = gs.Constant(f"{node.name}_shape", np.array([-1, *sides], np.int64))
+            node.op, node.attrs, node.inputs = "Reshape", {}, [node.inputs[0], shape]
         for index, tensor in enumerate(node.inputs):
             if not _is_frozen(tensor, pixels):
                 continue
@@ -185,6 +189,27 @@ def _replace_frozen(graph: gs.Graph, seen: Sequence[Mapping[str, Array]]) -> Non
                     made[tensor.name] = _constant(graph, tensor, seen)
                 node.inputs[index] = made[tensor.name]
     _keep_outputs(graph, pixels, seen)
+
+
+def _may_take_all(node: gs.Node) -> bool:
+    if node.op != "Gather" or node.attrs.get("axis", 0) or isinstance(node.inputs[0], gs.Constant):
+        return False
+    places = node.inputs[1]
+    return bool(not isinstance(places, gs.Constant) or places.values.ndim > 1)
+
+
+def _takes_all(node: gs.Node, seen: Sequence[Mapping[str, Array]]) -> bool:
+    """Whether a Gather takes every element in order, as PyTorch writes a strided view of a whole tensor."""
+    source, places = node.inputs
+    for values in seen:
+        order = places.values if isinstance(places, gs.Constant) else values.get(places.name)
+        data, made = values[source.name], values[node.outputs[0].name]
+        is_view = data.ndim == 1 and made.ndim > 1
+        if not is_view or made.shape[1:] != seen[0][node.outputs[0].name].shape[1:]:
+            return False
+        if order is None or not np.array_equal(np.ravel(order), np.arange(len(data))):
+            return False
+    return True
 
 
 def _keep_outputs(graph: gs.Graph, pixels: set[str], seen: Sequence[Mapping[str, Array]]) -> None:

@@ -40,8 +40,8 @@ def _absorb(graph: gs.Graph, pool: gs.Node) -> bool:
 
 def _infinite_pads(padder: gs.Node) -> list[int]:
     """Begins and ends of a Pad by constant -inf, or by as good as that; none of another one."""
-    stated = padder.inputs[1:]
-    if not all(isinstance(one, gs.Constant) for one in stated if one.name) or len(stated) > 2:
+    stated = [one for one in padder.inputs[1:] if one.name]  # PyTorch names none for a value of 0
+    if not all(isinstance(one, gs.Constant) for one in stated) or len(padder.inputs) > 3:
         return []
     pads = stated[0].values if stated else padder.attrs.get("pads", ())
     value = stated[1].values if stated[1:] else padder.attrs.get("value", 0.0)

@@ -236,6 +236,11 @@ def hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
     return (alpha * x + beta).clamp(0.0, 1.0)
 
 
+@converts("ThresholdedRelu")
+def _thresholded(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    return nn.Threshold(float(node.attributes.get("alpha", 1.0)), 0.0)
+
+
 @converts("HardSwish", "Mish", "Gelu")
 def _activation(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     if node.operation_type == "Gelu":

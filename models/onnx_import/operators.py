@@ -326,3 +326,8 @@ def _power(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     exponent = number(node, graph, 1)
     assert exponent is not None
     return Operator(power, int(exponent) if exponent.is_integer() else exponent)
+
+
+@converts("GreaterOrEqual", "LessOrEqual", inputs=2)
+def _compare(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    return Operator(torch.ge if node.operation_type == "GreaterOrEqual" else torch.le)

@@ -80,6 +80,20 @@ def read_array_header(path: Path, image_size: tuple[int, int], num_channels: int
     return array
 
 
+def is_prepared(path: Path) -> bool:
+    """Whether `path` is an array file of floats: images of one size, as the network reads them.
+
+    Raises:
+        DataError: it is unreadable.
+    """
+    if path.suffix.lower() not in ARRAY_SUFFIXES or not path.is_file():
+        return False
+    with reading(path, DataError, "unreadable array file"):
+        member = None if path.suffix.lower() == ".npy" else _choose_member(path)
+        with _open(path, member) as stream:
+            return bool(np.issubdtype(read_npy_header(stream)[2], np.floating))
+
+
 class ArrayImages(ImageSet):
     """Chosen images of an array file.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,8 +13,9 @@ from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.inspection.graph_tensors import read_tensors
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.kit.archive import write_kit
-from reptrt.engines.kit.manifest import Manifest
+from reptrt.engines.kit.manifest import Manifest, SizedReferences
 from reptrt.engines.kit.verification import (
+    Arrays,
     References,
     derive_tolerances,
     run_in_batches,
@@ -46,6 +47,7 @@ from reptrt.pipeline.workspace.folder import read_artifact
 from reptrt.pipeline.workspace.run_records import made_from
 
 NUM_REFERENCES = 8
+_OF_OTHER_SIZES = 2  # images; the largest size may have many pixels
 _REFERENCES = "references.npz"
 _LICENCES = """\
 build.pyz: Apache License 2.0, https://www.apache.org/licenses/LICENSE-2.0
@@ -86,17 +88,19 @@ def make_kit(run: Run, archive: Path | None = None) -> Path:
     evidence = find_evidence(run, require_passed(run, str(archive)))
     card = read_card(run.workspace.trt_onnx)
     run.progress("make kit", 0, 3)
-    floating, references = _references(run, card)
+    measured = _references(run, card)
     run.progress("make kit", 1, 3)
-    manifest = _describe(run, card, floating, references, evidence)
+    manifest = _describe(run, card, measured, evidence)
     run.progress("make kit", 2, 3)
     with temporary_folder() as folder:
-        stored, model = Path(folder, _REFERENCES), Path(folder, run.engine_onnx.name)
-        write_references(references, stored)
+        model = Path(folder, run.engine_onnx.name)
         copy_with_evidence(run.engine_onnx, model, evidence)
+        stored = {_file_of(label): Path(folder, _file_of(label)) for label in measured}
+        for label, (_, references) in measured.items():
+            write_references(references, stored[_file_of(label)])
         files: dict[str, bytes | Path] = {
             model.name: model,
-            _REFERENCES: stored,
+            **stored,
             "recipe.yaml": _recipe_text(run.recipe).encode(),
             "LICENCES.txt": _licences(run).encode(),
         }
@@ -126,44 +130,64 @@ def expected_layers(run: Run) -> tuple[dict[str, str], str]:
     )
 
 
-def _references(run: Run, card: ModelCard) -> tuple[dict[str, Any], References]:
-    """Outputs of FP32, and inputs and outputs of the Q/DQ graph, on a few calibration images.
+def _references(run: Run, card: ModelCard) -> dict[str, tuple[Arrays, References]]:
+    """By size (`""` for the usual one): outputs of FP32, and inputs and outputs of the Q/DQ graph.
 
-    ONNX Runtime's graph optimizations are off: each Q and DQ computes what ONNX says.
+    They are of a few calibration images, fewer in the smallest and the largest size of what stays open. ONNX
+    Runtime's graph optimizations are off: each Q and DQ computes what ONNX says.
     """
     recipe = run.recipe
     folder = recipe.data or calibration_scenes(recipe.model, run.scenes)
-    samples = open_samples(
+    usual = open_samples(
         folder, card.inputs, card.preprocess, run.stored, limit=NUM_REFERENCES, seed=recipe.seed
     )
-    inputs = next(iter(samples.feeds(NUM_REFERENCES)))
+    feeds = {"": next(iter(usual.feeds(NUM_REFERENCES)))}
+    for label, samples in run.samples_of_other_sizes(card).items():
+        feeds[label] = next(iter(samples.feeds(_OF_OTHER_SIZES)))
+    found: dict[str, list[Arrays]] = {label: [] for label in feeds}
     shared = {one.name for one in card.inputs if not one.batched}
-    outputs = []
     for path in (run.workspace.fp32_onnx, run.engine_onnx):
         axes = sample_axes(read_tensors(path)[1])
         with OnnxRuntimeRunner(path, optimize=False) as runner:
-            outputs.append(run_in_batches(runner, inputs, card.batch_size or 1, shared, axes))
-    floating, quantized = outputs
-    return {name: floating[name] for name in card.outputs}, References(inputs, quantized)
+            for label, inputs in feeds.items():
+                found[label].append(
+                    run_in_batches(runner, inputs, card.batch_size or 1, shared, axes)
+                )
+    return {
+        label: (
+            {name: floating[name] for name in card.outputs},
+            References(feeds[label], quantized),
+        )
+        for label, (floating, quantized) in found.items()
+    }
+
+
+def _file_of(label: str) -> str:
+    """Of references in the usual size, or `at 320x320`."""
+    size = label.removeprefix("at ")
+    return f"references_{size}.npz" if size else _REFERENCES
 
 
 def _describe(
     run: Run,
     card: ModelCard,
-    floating: dict[str, Any],
-    references: References,
+    measured: Mapping[str, tuple[Arrays, References]],
     evidence: Evidence,
 ) -> Manifest:
     recipe = run.recipe
     inputs, outputs = read_tensors(run.engine_onnx)
     layers, source = expected_layers(run)
-    tolerances = derive_tolerances(
-        floating,
-        references.outputs,
-        card.task,
-        card.strides,
-        recipe.suppression or DEPLOYMENT,
-    )
+    tolerances = {
+        label: derive_tolerances(
+            floating,
+            references.outputs,
+            card.task,
+            card.strides,
+            recipe.suppression or DEPLOYMENT,
+        )
+        for label, (floating, references) in measured.items()
+    }
+    usual = tolerances.pop("")
     return Manifest(
         name=slug(recipe.model),
         model=recipe.model,
@@ -179,9 +203,12 @@ def _describe(
         preprocess=asdict(card.preprocess),
         layers=layers,
         layers_source=source,
-        tolerances=tolerances,
+        tolerances=usual,
         run=run_facts(run.plan, run.calibration_result, evidence.accuracy, evidence.verdict),
         files={},
+        other_sizes=tuple(
+            SizedReferences(label, _file_of(label), bounds) for label, bounds in tolerances.items()
+        ),
     )
 
 

@@ -1,7 +1,8 @@
 """An engine that ends in front of the tail, where TensorRT has no kernel for what sorts or selects there.
 
 TensorRT-RTX has none for NonMaxSuppression, NonZero and RoiAlign, and no TensorRT for Compress or Unique. The
-engine then returns what the tail reads, and the tail is a file of its own that goes on from there.
+engine then returns what the tail reads, and the tail is a file of its own that goes on from there. What it has
+none for in front of the tail is said before anything is calibrated.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 
 from reptrt.engines.artifacts import file_sha256, replace_when_done
-from reptrt.engines.build.parse import Refused, refused_node
+from reptrt.engines.build.builder import BuildError
+from reptrt.engines.build.parse import Refused, parse_error, refused_node
 from reptrt.engines.inspection.placement_notes import read_islands, write_islands
-from reptrt.engines.target import load_backend
+from reptrt.engines.partial import temporary_folder
+from reptrt.engines.surgery import DEFAULT_PASSES
+from reptrt.engines.surgery.clean_file import clean_file
+from reptrt.engines.target import MissingComponentError, load_backend
 from reptrt.models.card import ModelCard
 from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.model_card import read_card
@@ -32,10 +38,10 @@ def cut_tail(run: Run) -> None:
         MissingComponentError: nothing here builds for the target.
     """
     workspace = run.workspace
-    has_tail = read_card(workspace.trt_onnx).cut is not None
-    tail = run.loaded.tail if has_tail else None
-    refused = None if tail is None else _refused_in_tail(run)
-    if tail is None or refused is None:
+    card = read_card(workspace.trt_onnx)
+    tail = run.loaded.tail if card.cut is not None else None
+    refused = None if tail is None else _refused(run, workspace.trt_onnx)
+    if tail is None or refused is None or not _is_behind(refused, workspace.trt_onnx, card):
         discard(workspace.cut_onnx)
         discard(workspace.tail_onnx)
         return
@@ -45,7 +51,6 @@ def cut_tail(run: Run) -> None:
     logger.warning("%s: %s", run.recipe.model, why)
 
     def work() -> None:
-        card = read_card(workspace.trt_onnx)
         cut = end_at(onnx.load(workspace.trt_onnx), card.compared)
         _say_why(cut, why)
         for path, model in (
@@ -58,19 +63,39 @@ def cut_tail(run: Run) -> None:
     run.stage("tail", inputs, "cut_onnx", "tail_onnx").run(work)
 
 
-def _refused_in_tail(run: Run) -> Refused | None:
-    """The first node that the builder has no kernel for, if it is behind the cut."""
-    path = run.workspace.trt_onnx
+def require_kernels(run: Run) -> None:
+    """Ask the target's parser for the float network, where it is installed.
+
+    Raises:
+        BuildError: it refuses what is in front of the tail, also behind what surgery mends.
+    """
+    path, card = run.workspace.fp32_onnx, read_card(run.workspace.fp32_onnx)
+    try:
+        if _refused(run, path) is None:
+            return
+    except MissingComponentError:
+        return
+    with temporary_folder() as folder:
+        mended = Path(folder, path.name)
+        clean_file(path, mended, DEFAULT_PASSES)
+        refused = _refused(run, mended)
+        if refused is not None and not _is_behind(refused, mended, card):
+            reason = parse_error(mended, load_backend(run.target))
+            raise BuildError(f"{run.recipe.model}: {reason or f'has no {refused.operator}'}")
+
+
+def _refused(run: Run, path: Path) -> Refused | None:
     if run.target.backend == "onnxruntime":
         return None
-    refused = refused_node(path, load_backend(run.target))
-    if refused is None:
-        return None
-    graph, compared = onnx.load(path, load_external_data=False).graph, read_card(path).compared
+    return refused_node(path, load_backend(run.target))
+
+
+def _is_behind(refused: Refused, path: Path, card: ModelCard) -> bool:
+    """Whether a node of the file is of its tail."""
+    graph = onnx.load(path, load_external_data=False).graph
     made = {name for node in graph.node for name in node.output}
-    front = {node.name for node in _in_front(graph, compared)}
-    is_behind = made.issuperset(compared) and refused.name not in front
-    return refused if is_behind else None
+    front = {node.name for node in _in_front(graph, card.compared)}
+    return made.issuperset(card.compared) and refused.name not in front
 
 
 def end_at(model: onnx.ModelProto, outputs: Collection[str]) -> onnx.ModelProto:

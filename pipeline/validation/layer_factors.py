@@ -26,7 +26,7 @@ def behind_factors(layer: onnx.NodeProto, readers: Readers, constants: Constants
     A layer whose weight is float has no factors: a Mul behind it is one in front of a quantizer.
     """
     tensor = layer.output[0]
-    if layer.input[1] in constants:
+    if constants.keys() & set(layer.input[:2]):
         return str(tensor)
     found = readers.get(tensor, [])
     if layer.op_type == "MatMul" and [node.op_type for node in found] == ["Reshape"]:

@@ -157,7 +157,9 @@ def test_a_layer_that_saves_little_is_left_float_before_one_that_saves_much() ->
 
 @pytest.mark.parametrize(("side", "count"), [(64, 16), (320, 16), (448, 8), (640, 4), (1280, 4)])
 def test_of_large_images_fewer_are_compared(side: int, count: int) -> None:
-    assert len(compared_images(network(), torch.zeros(20, 1, side, side))) == count
+    for size in (20, 3):
+        images = torch.zeros(20, 1, side, side).split(size)
+        assert sum(map(len, compared_images(network(), images))) == count
 
 
 def test_where_the_batch_is_fixed_all_of_it_is_compared_and_estimated() -> None:
@@ -165,7 +167,15 @@ def test_where_the_batch_is_fixed_all_of_it_is_compared_and_estimated() -> None:
     model = insert_quantizers(graph_module, place_quantizers(graph_module.graph))
     images = smooth_images(20, seed=1)
     assert find_sensitive_layers(model, [images], Aim(90.0)).layers
-    assert len(compared_images(model, images)) == 20
+    assert [len(batch) for batch in compared_images(model, [images, images])] == [20]
+
+
+def test_where_the_batch_is_one_several_are_compared_and_estimated() -> None:
+    graph_module = trace(randomize(plain()), (SIZE, SIZE), batch_size=1)
+    model = insert_quantizers(graph_module, place_quantizers(graph_module.graph))
+    images = smooth_images(20, seed=1).split(1)
+    assert len(compared_images(model, images)) == 16
+    assert find_sensitive_layers(model, images, Aim(90.0)).layers
 
 
 def test_nothing_is_left_out_where_the_outputs_are_close_enough() -> None:

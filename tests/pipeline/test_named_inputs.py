@@ -130,6 +130,18 @@ def test_an_open_width_stays_open_in_the_files_and_is_measured_at_its_ends(tmp_p
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_prepared_images_are_measured_in_their_own_size(tmp_path: Path) -> None:
+    network = write_network(
+        OPEN_SIZES["an open width that becomes a sequence"], tmp_path / "net.onnx"
+    )
+    images = np.random.default_rng(0).random((4, 3, 16, 32), dtype=np.float32)
+    result = reptrt.quantize(
+        str(network), images, target="cpu", calibrator="minmax", quantize="all",
+        dynamic_size=((16, 16), (16, 32), (16, 64)), workspace=tmp_path / "build", progress=False,
+    )  # fmt: skip
+    assert set(result.report.numerics) == {"y"}
+
+
 @pytest.mark.parametrize("what", BATCHES)
 def test_a_batch_that_is_one_by_habit_is_opened(tmp_path: Path, what: str) -> None:
     network = write_network(BATCHES[what], tmp_path / "net.onnx")

@@ -14,6 +14,7 @@ from reptrt.engines.kit.manifest import (
     MANIFEST_FILE,
     Manifest,
     ManifestError,
+    SizedReferences,
     Tolerances,
     check_files,
     manifest_text,
@@ -28,6 +29,7 @@ FACTS = RunFacts(
     accuracy=Accuracy("top1", 80.0, 79.0, 1.0, 95.0, 400, {"top5": MetricPair(95.0, 94.0)}),
 )  # fmt: skip
 
+TOLERANCES = {"snr_db": {"logits": 9.0}, "top1": [], "agreement": None}
 BUILD = {
     "batch": [1, 2, 4], "workspace_bytes": None, "optimization_level": None,
     "version_compatible": False, "hardware_compatible": False,
@@ -67,6 +69,19 @@ def test_a_manifest_comes_back_as_it_was_written(manifest: Manifest, tmp_path: P
     write(manifest, tmp_path)
     assert read_manifest(tmp_path) == manifest
     check_files(tmp_path, manifest)
+
+
+def test_references_of_other_sizes_come_back_and_must_have_a_hash(
+    manifest: Manifest, tmp_path: Path
+):
+    other = SizedReferences("at 8x8", "references.npz", Tolerances({"logits": 9.0}, (None,), None))
+    write(replace(manifest, other_sizes=(other,)), tmp_path)
+    found = read_manifest(tmp_path)
+    assert found.other_sizes == (other,)
+    check_files(tmp_path, found)
+    absent = replace(other, references="references_8x8.npz")
+    with pytest.raises(ManifestError, match=r"lists no hash of 'references_8x8\.npz'"):
+        check_files(tmp_path, replace(manifest, other_sizes=(absent,)))
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "sub/file", ".."])
@@ -111,6 +126,8 @@ def damaged(text: str, key: str, value: object) -> str:
         ("inputs", None, "damaged"),
         ("tolerances", {"snr_db": {"logits": "much"}}, "damaged"),
         ("files", [1], "damaged"),
+        ("other_sizes", [{"label": "at 8x8"}], "damaged"),
+        ("other_sizes", [{"label": 8, "references": "r", "tolerances": TOLERANCES}], "no text"),
         ("build", {"batch": 1}, "damaged"),
         ("build", {**BUILD, "workspace_bytes": "much"}, "none that TensorRT has"),
         ("build", {**BUILD, "optimization_level": 10**30}, "none that TensorRT has"),

@@ -12,14 +12,17 @@ import pytest
 from reptrt.engines.build.builder import BuildOptions
 from reptrt.engines.kit.manifest import Manifest, Tolerances
 from reptrt.engines.kit.verification import (
+    EngineCheck,
     ReferenceFileError,
     References,
     compare,
     derive_tolerances,
+    join_checks,
     read_references,
     run_in_batches,
     write_references,
 )
+from reptrt.engines.report_schema import OutputNumerics
 from reptrt.engines.tensor_spec import Tensor
 from tests.reports import FACTS
 
@@ -126,6 +129,15 @@ def test_one_bad_batch_size_is_enough_to_fail():
     wanted = manifest(Tolerances({"y": 10.0}), "y")
     assert compare(reference, [reference, reference], wanted).failures == ()
     assert compare(reference, [reference, {"y": -reference["y"]}], wanted).failures != ()
+
+
+def test_one_bad_size_is_enough_to_fail():
+    good = EngineCheck({"y": OutputNumerics(30.0, 1.0)}, 100.0, None, ())
+    bad = EngineCheck({"y": OutputNumerics(9.0, 0.9)}, 50.0, None, ("output y: 9.0 dB",))
+    found = join_checks({"": good, "at 8x8": bad})
+    assert found.failures == ("at 8x8: output y: 9.0 dB",)
+    assert found.numerics == {"y": good.numerics["y"], "y at 8x8": bad.numerics["y"]}
+    assert (found.top1, found.agreement) == (50.0, None)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])

@@ -173,6 +173,10 @@ ERRORS = [
         PAIR.replace("y = Relu(d)", "y = com.microsoft.QuickGelu(d)"), GRID, PAIR, GRID,
     ),
     Case(
+        "runtime-operator",
+        PAIR.replace("y = Relu(d)", "y = com.microsoft.CDist(d, d)"), GRID, PAIR, GRID,
+    ),
+    Case(
         "operator-format",
         PAIR.replace("d = Deq", "m = QLinearMatMul(q, s, z, w, s, z, s, z)\n d = Deq")
         .replace("DequantizeLinear(q", "DequantizeLinear(m"),

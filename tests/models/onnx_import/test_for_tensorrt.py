@@ -35,6 +35,18 @@ CASES = {
         " l = Slice(n, zero, four, two, half2) y = DeformConv<group = 2, offset_group = 2,"
         " strides = [2, 2], dilations = [1, 2], pads = [1, 2, 1, 2]>(c, u, k, b, l)",
     ),
+    "Resize with antialiasing": (18, "y = Resize<mode = \"linear\", antialias = 1>(c, , fewer)"),
+    "Resize with antialiasing, of named axes": (
+        19, "y = Resize<mode = \"cubic\", antialias = 1, axes = [3]>(c, , , three)",
+    ),
+    "Resize of a region": (
+        13, "y = Resize<mode = \"linear\", coordinate_transformation_mode = \"tf_crop_and_resize\">"
+        "(c, region, , sizes)",
+    ),
+    "Resize with symmetric coordinates": (
+        19, "y = Resize<mode = \"cubic\", coordinate_transformation_mode = \"half_pixel_symmetric\">"
+        "(c, , fewer)",
+    ),
     "Col2Im": (18, COLUMNS + "(r, image, block)"),
     "Col2Im with strides, pads and dilations": (
         18, COLUMNS + "<strides = [2, 3], pads = [1, 0, 2, 1], dilations = [2, 1]>(r, wide, block)",
@@ -44,7 +56,8 @@ CONSTANTS = """float half = {0.5}, int64[1] start = {0}, int64[1] end = {144}, i
     int64[3] shape = {-1, 12, 12}, int64[2] image = {4, 6}, int64[2] wide = {7, 10},
     int64[2] block = {2, 3}, int64[3] pair = {-1, 2, 3}, int64[1] six = {6},
     int64[4] twice = {1, 2, 1, 1}, int64[2] zero = {0, 0}, int64[2] two = {2, 3}, int64[2] four = {8, 8},
-    int64[2] half2 = {2, 2}"""
+    int64[2] half2 = {2, 2}, float[4] fewer = {1, 1, 0.5, 0.7}, int64[1] three = {3},
+    float[8] region = {0, 0, 0.1, 0.25, 1, 1, 0.8, 1.5}, int64[4] sizes = {1, 4, 5, 6}"""
 WEIGHTS = ", ".join(
     weight(name, *sides)
     for name, sides in {
@@ -67,7 +80,7 @@ def test_it_is_written_by_what_tensorrt_has(name: str, tmp_path: Path) -> None:
     assert imported.batch_size is None
     assert imported.relative_error < 1e-5
     ops = {node.op for node in canonicalize(file, file.network_inputs((8, 8))).graph.nodes}
-    assert not ops & {"MaxUnpool", "AffineGrid", "Col2Im", "DeformConv"}
+    assert not ops & {"MaxUnpool", "AffineGrid", "Col2Im", "DeformConv", "Resize"}
 
 
 def test_values_go_to_the_first_of_equal_places(tmp_path: Path) -> None:

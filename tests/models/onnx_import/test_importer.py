@@ -14,6 +14,7 @@ from torch import nn
 
 from reptrt.models.expand_attention import FUSED
 from reptrt.models.graph import layer_name, trace
+from reptrt.models.onnx_import.canonical import canonicalize
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.onnx_import.importer import ImportedNetwork, import_onnx
 from reptrt.models.task import list_outputs
@@ -258,6 +259,27 @@ def test_a_picture_without_a_batch_gets_one(
     if kind == "uint8":
         values = values.round()
     torch.testing.assert_close(network.module(values), values[0].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("body", "stays"),
+    [
+        ("f = Cast<to = 1>(x) y = Transpose<perm = [0, 3, 1, 2]>(f)", False),
+        ("t = Transpose<perm = [0, 3, 1, 2]>(x) y = Cast<to = 1>(t)", False),
+        ("i = Cast<to = 6>(x) f = Cast<to = 1>(i) y = Transpose<perm = [0, 3, 1, 2]>(f)", False),
+        ("t = Transpose<perm = [0, 3, 1, 2]>(x) m = Max(t, low) y = Cast<to = 1>(m)", True),
+    ],
+)
+def test_what_casts_or_moves_pixels_in_uint8_does_so_in_float(
+    body: str, stays: bool, tmp_path: Path
+) -> None:
+    text = f"""{HEAD} net (uint8[N,16,24,3] x) => (float y) <uint8 low = {{0}}> {{ {body} }}"""
+    file = read_onnx(from_text(text, tmp_path / "m.onnx"))
+    nodes = canonicalize(file, file.network_inputs((16, 24))).graph.nodes
+    casts = [node for node in nodes if node.op == "Cast" and node.attrs["to"] == TensorProto.UINT8]
+    assert bool(casts) is stays
+    values = (torch.rand(2, 3, 16, 24) * 255).round()
+    torch.testing.assert_close(import_onnx(file, (16, 24)).module(values), values)
 
 
 @pytest.mark.parametrize("sides", ["1,1024,3", "N,1024,3", "3,8,8", "16,24,5"])

@@ -23,6 +23,7 @@ CASES = {
 }  # fmt: skip
 STAYS = {
     "zeros": f"d = Pad(x, end) {POOL}>(d)",
+    "zeros that an input without a name stands for": f"d = Pad(x, end, , ) {POOL}>(d)",
     "another reader": f"d = Pad(x, end, least) e = Relu(d) f = {POOL[4:]}>(d) "
     "g = MaxPool<kernel_shape = [3, 3], strides = [2, 2]>(e) y = Add(f, g)",
 }

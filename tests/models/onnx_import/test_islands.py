@@ -120,6 +120,9 @@ IMPORTED = {
     "Softmax over three axes": ("y = Softmax<axis = 1>(c)", 11),
     "LogSoftmax over two axes": ("y = LogSoftmax<axis = 2>(c)", 11),
     "CumSum": ("y = CumSum(c, k)", 17, "int64 k = {1}"),
+    "LessOrEqual": ("b = LessOrEqual(c, z) q = Where(b, c, z)" + BEHIND, 17, "float z = {0.1}"),
+    "GreaterOrEqual": ("b = GreaterOrEqual(c, z) q = Where(b, c, z)" + BEHIND, 18, "float z = {0.1}"),
+    "ThresholdedRelu": ("q = ThresholdedRelu<alpha = 0.2>(c)" + BEHIND, 17),
     "LpNormalization": ("y = LpNormalization<axis = 1>(c)", 17),
     "LpNormalization of zeros": ("z = Sub(c, c) y = LpNormalization<axis = 1, p = 1>(z)", 17),
     "Resize to sizes": (
@@ -351,47 +354,6 @@ def test_a_loop_is_left_to_onnx_runtime(tmp_path: Path) -> None:
         { on = Identity(go) q = Add(p, c) }>"""
     imported = network(tmp_path, body, "int64 three = {3}")
     assert kinds(imported) == [(("Loop",), True)]
-
-
-def test_what_counts_images_stays_computed(tmp_path: Path) -> None:
-    body = (
-        """h = Shape(c) n = Gather(h, zero) r = Range(zero, n, one) f = Cast<to = 1>(r)
-        u = Unsqueeze(f, k) q = Add(c, u)"""
-        + BEHIND
-    )
-    constants = "int64 zero = {0}, int64 one = {1}, int64[3] k = {1, 2, 3}"
-    imported = network(tmp_path, body, constants)
-    assert imported.batch_size is None
-    assert imported.relative_error < 1e-5
-    assert "Range" in imported.islands[0].op_types
-
-
-def test_what_is_repeated_for_every_image_is_constant_whichever_axis_counts_them(
-    tmp_path: Path,
-) -> None:
-    body = """m = ReduceMean<axes = [2], keepdims = 0>(c) t = Transpose<perm = [1, 0, 2]>(m)
-        h = Shape(c) n = Gather(h, zero) s = Concat<axis = 0>(four, n, eight) e = Expand(q, s)
-        u = Exp(e) y = Add(t, u)"""
-    constants = "int64[1] zero = {0}, int64[1] four = {4}, int64[1] eight = {8}"
-    imported = network(tmp_path, body, constants, weight("q", 4, 1, 8))
-    assert imported.islands == ()
-    assert imported.batch_size is None
-    assert imported.relative_error < 1e-5
-
-
-def test_outputs_in_sequence_order_leave_the_batch_open(tmp_path: Path) -> None:
-    imported = network(tmp_path, "y = Transpose<perm = [3, 0, 1, 2]>(c)")
-    assert imported.batch_size is None
-
-
-def test_an_island_for_one_image_keeps_the_batch_of_one(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    body = SEQUENCE + "o = LSTM<hidden_size = 6>(t, a, bb, , , st) y = Identity(o)"
-    body = body.replace("[0, 0, -1]", "[8, 1, 32]")
-    imported = network(tmp_path, body, *GATES, weight("st", 1, 1, 6), image="float[1,3,8,8] x")
-    assert imported.batch_size == 1
-    assert "runs on batches of 1 only" in caplog.text
 
 
 def _session(path: Path) -> object:

@@ -12,10 +12,14 @@ import onnx
 import pytest
 import yaml
 
+from reptrt.engines.artifacts import file_sha256
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
 from reptrt.engines.kit.manifest import check_files, read_manifest
 from reptrt.engines.kit.verification import read_references
 from tests.command_line import TinyProject, reptrt
+from tests.engines.kit.test_archive import REHEARSAL, build
+from tests.models.onnx_import.test_islands import CONV
+from tests.onnx_files import from_text
 from tests.run_records import edit_record, record_of
 
 
@@ -139,3 +143,37 @@ def test_what_cannot_be_a_kit_is_said_before_calibration(
     assert outcome.code == 2
     assert complaint in outcome.err
     assert not list(tmp_path.rglob("calibration.safetensors"))
+
+
+NETWORK = """<ir_version: 8, opset_import: ["": 17]> net (float[N,3,H,W] x) => (float[N,4,A,B] y)
+    <{conv}> {{ c = Conv<pads = [1, 1, 1, 1]>(x, w) y = Relu(c) }}"""
+
+
+@pytest.mark.parametrize("damaged", [None, "references_32x40.npz"])
+def test_an_open_size_is_verified_at_its_ends_too(damaged: str | None, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed here")
+    network = from_text(NETWORK.format(conv=CONV), tmp_path / "net.onnx")
+    images = tmp_path / "images.npy"
+    np.save(images, np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8))
+    outcome = reptrt(
+        "kit", network, "--data", images, "--calibrator", "minmax", "--quantize", "all",
+        "--dynamic-size", "16,24,32x40", "--target", "rtx-40", "--workspace", tmp_path / "ws",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    (archive,) = (tmp_path / "ws").rglob("*-kit.tar.gz")
+    kit = unpack(archive, tmp_path / "device")
+    sizes = [one.label for one in read_manifest(kit).other_sizes]
+    assert sizes == ["at 16x16", "at 32x40"]
+    if damaged:
+        with np.load(kit / damaged) as arrays:
+            values = dict(arrays)
+        np.savez(kit / damaged, **{**values, "output:y": values["output:y"] * 2})
+        manifest = json.loads((kit / "manifest.json").read_text())
+        manifest["files"][damaged] = file_sha256(kit / damaged)
+        (kit / "manifest.json").write_text(json.dumps(manifest))
+    built = build(kit, *REHEARSAL)
+    assert built.returncode == bool(damaged), built.stderr
+    report = json.loads((kit.parent / "engines" / "report.json").read_text())
+    assert list(report["numerics"]) == ["y", "y at 16x16", "y at 32x40"]
+    failures = report["verification"]["failures"]
+    assert [line.partition(":")[0] for line in failures] == (["at 32x40"] if damaged else [])

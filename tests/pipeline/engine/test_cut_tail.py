@@ -10,11 +10,12 @@ import onnx
 import pytest
 
 import reptrt
+from reptrt.engines.build.builder import BuildError
 from reptrt.pipeline.open_run import Caller, open_run
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.workspace.folder import WorkspaceError
 from reptrt.pipeline.workspace.stage import Stage
-from tests.models.onnx_import.test_islands import CONV
+from tests.models.onnx_import.test_islands import CONV, TALL
 from tests.onnx_files import from_text
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed here")
@@ -28,16 +29,12 @@ BOXES = """<ir_version: 8, opset_import: ["": 17]>
 
 
 def test_the_engine_ends_in_front_of_nms_and_the_rest_is_a_file(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
-    path = from_text(BOXES.format(conv=CONV), tmp_path / "m.onnx")
-    result = reptrt.quantize(
-        path, images, workspace=tmp_path / "b", quantize="all", calibrator="minmax", progress=False
-    )
+    result = _quantize(from_text(BOXES.format(conv=CONV), tmp_path / "m.onnx"), tmp_path)
     files = result.workspace
     assert result.report.fusion is not None
     (tail,) = result.report.fusion.operator_islands
     assert "tensorrt_rtx has no NonMaxSuppression: the engine ends in front of it" in tail.reason
-    feed = {"images": images[:1]}
+    feed = {"images": np.random.default_rng(0).random((1, 3, 8, 8), np.float32)}
     whole, cut = (_run(name, feed) for name in (files.trt_onnx, files.cut_onnx))
     assert set(cut) == {"b", "s"}
     assert _operators(files.cut_onnx).isdisjoint({"NonMaxSuppression", "Shape"})
@@ -70,6 +67,36 @@ def test_a_cut_file_of_another_model_is_not_what_the_engine_is_built_from(tmp_pa
             WorkspaceError, match=r"model\.cut\.onnx: is not what was written there"
         ):
             _ = run.engine_onnx
+
+
+REGIONS = """<ir_version: 8, opset_import: ["": 16]> net (float[1,3,8,8] x) => (float y)
+    <{conv}, float[2, 4] r = {{0, 0, 7, 7, 1, 2, 5, 6}}, int64[2] i = {{0, 0}}> {{
+    c = Conv<pads = [1, 1, 1, 1]>(x, w) {body} }}"""
+POOLED = "RoiAlign<output_height = 4, output_width = 4>(c, r, i)"
+
+
+def test_what_no_kernel_computes_is_cut_off_behind_the_last_layer(tmp_path: Path) -> None:
+    path = from_text(REGIONS.format(conv=CONV, body=f"y = {POOLED}"), tmp_path / "m.onnx")
+    files = _quantize(path, tmp_path).workspace
+    assert "RoiAlign" in _operators(files.tail_onnx)
+    assert "RoiAlign" not in _operators(files.cut_onnx)
+
+
+def test_what_no_kernel_computes_is_said_before_calibration(tmp_path: Path) -> None:
+    text = REGIONS.format(conv=f"{CONV}, {TALL}", body=f"p = {POOLED} y = Conv(p, v)")
+    path = from_text(text, tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match=r"m\.onnx: TensorRT refuses RoiAlign .* no plugins"):
+        _quantize(path, tmp_path)
+    assert list(tmp_path.rglob("model.fp32.onnx"))
+    assert not list(tmp_path.rglob("calibration.safetensors"))
+
+
+def _quantize(path: Path, folder: Path) -> reptrt.Result:
+    images = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
+    return reptrt.quantize(
+        path, images, workspace=folder / "b", quantize="all", calibrator="minmax", progress=False,
+        target="tensorrt-rtx",
+    )  # fmt: skip
 
 
 def _operators(path: Path) -> set[str]:

@@ -23,6 +23,7 @@ from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
 from reptrt.pipeline.export.export import Precision, export_float, export_qdq
 from reptrt.pipeline.validation.compare_outputs import compare_layers, compare_outputs
+from reptrt.pipeline.validation.layer_factors import behind_factors
 from tests.tiny_networks import SIZE, quantized, smooth_images, traced
 from tests.tiny_transformers import TRANSFORMERS, float_network, images_for, transformer
 
@@ -63,6 +64,21 @@ def test_an_error_of_a_tenth_is_twenty_decibels(tmp_path: Path) -> None:
     found = outputs(reference, network(tmp_path / "int8.onnx", 2.0, 1.1))
     assert found["logits"].snr_db == pytest.approx(20.0, abs=1e-3)
     assert found["logits"].cosine == pytest.approx(1.0, abs=1e-4)
+
+
+def test_decibels_are_those_of_each_sample_however_many_run_at_once(tmp_path: Path) -> None:
+    reference, test = network(tmp_path / "fp32.onnx", 2.0, 1.0), tmp_path / "int8.onnx"
+    model = onnx.load(network(test, 2.0, 1.0))
+    model.graph.node[2].output[0] = "exact"
+    model.graph.node.append(onnx.helper.make_node("Add", ["exact", "a"], ["logits"]))
+    onnx.save(model, test)
+    runners = [
+        OnnxRuntimeRunner(path, optimize=False, name=path.stem) for path in (reference, test)
+    ]
+    images = np.stack([np.full((1, 2, 2), 1, np.float32), np.full((1, 2, 2), 10, np.float32)])
+    for feeds in ([{"images": images}], [{"images": images[:1]}, {"images": images[1:]}]):
+        (found,) = compare_outputs(runners, [(0, 1)], feeds, CARD)
+        assert found["logits"].snr_db == pytest.approx(10.0, abs=1e-3)  # 0 dB and 20 dB
 
 
 def test_opposite_outputs_have_cosine_minus_one(tmp_path: Path) -> None:
@@ -165,3 +181,14 @@ def test_channels_that_are_divided_behind_a_float_layer_are_no_factors_of_it(
     found = compare_layers(reference, divided, FEEDS, divided)
     assert [layer.layer for layer in found] == ["stem", "head"]
     assert all(layer.snr_db is None or layer.snr_db > 120 for layer in found)
+
+
+@pytest.mark.parametrize("weight_first", [False, True])
+def test_a_mul_behind_a_float_product_is_no_factor_of_it(weight_first: bool) -> None:
+    inputs = ["w", "x"] if weight_first else ["x", "w"]
+    product = onnx.helper.make_node("MatMul", inputs, ["y"])
+    scaled = onnx.helper.make_node("Mul", ["y", "f"], ["z"])
+    constants = {name: onnx.TensorProto(name=name) for name in ("w", "f")}
+    assert behind_factors(product, {"y": [scaled]}, constants) == "y"
+    product.input[inputs.index("w")] = "w_dequantized"
+    assert behind_factors(product, {"y": [scaled]}, constants) == "z"
