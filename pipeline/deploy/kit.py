@@ -28,6 +28,7 @@ from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
 from reptrt.pipeline.budget import calibrate_and_export
+from reptrt.pipeline.data.batches import Draw
 from reptrt.pipeline.data.datasets import open_samples
 from reptrt.pipeline.data.demo_data import calibration_scenes
 from reptrt.pipeline.deploy.passed import (
@@ -134,7 +135,7 @@ def _references(run: Run, card: ModelCard) -> tuple[dict[str, Any], References]:
     recipe = run.recipe
     folder = recipe.data or calibration_scenes(recipe.model, run.scenes)
     samples = open_samples(
-        folder, card.inputs, card.preprocess, run.stored, limit=NUM_REFERENCES, seed=recipe.seed
+        folder, card.inputs, card.preprocess, run.stored, Draw(NUM_REFERENCES, recipe.seed)
     )
     inputs = next(iter(samples.feeds(NUM_REFERENCES)))
     shared = {one.name for one in card.inputs if not one.batched}
