@@ -101,7 +101,7 @@ def test_a_dry_run_knows_what_is_done_and_how_long_it_took(
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(tiny: TinyProject, tmp_path: Path) -> None:
     outcome = reptrt(
-        "engine", *tiny.options, "--max-drop", 1, "--workspace", tmp_path / "new", "--dry-run"
+        "engine", *tiny.options, "--min-accuracy", 1, "--workspace", tmp_path / "new", "--dry-run"
     )
     assert outcome.code == 2
-    assert "max-drop" in outcome.err
+    assert "min-accuracy" in outcome.err
