@@ -389,3 +389,9 @@ class Report(RunFacts):
     notes: tuple[str, ...] = ()
     plan: Mapping[str, object] | None = None
     command: str | None = None
+
+    @property
+    def agreement(self) -> float | None:
+        """With FP32 in percent, on labelled images or others."""
+        answers = self.accuracy or self.likeness
+        return answers.agreement if answers else None
