@@ -24,9 +24,9 @@ class Attempt:
         outcome: by the checks of the gate.
         reason: what the failed checks say, else what the accuracy is.
         trt_onnx: SHA-256 of the file that was measured.
-        drop: of accuracy, in points; None without labelled images.
+        drop: of accuracy, in points; without labels `Likeness.most_drop`.
         drop_at_most: upper end of its 95 % interval, in points; None where there is none.
-        agreement: with FP32, in percent; None without labelled images.
+        agreement: with FP32, in percent.
         snr_db: of the worst output; None where every output is exact.
         milliseconds: predicted for the target; None where there is no data sheet.
         fp16_milliseconds: predicted for the FP16 engine; None likewise.

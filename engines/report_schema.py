@@ -18,6 +18,7 @@ from reptrt.engines.cost.records import Comparison
 from reptrt.engines.foreign.ranges import Amount, Cosine, Count, Percent
 from reptrt.engines.inspection.kernel import Kernel
 from reptrt.engines.inspection.traffic import Traffic
+from reptrt.engines.likeness_record import Likeness
 
 Deploy = Literal["int8", "fp16", "fp32"]
 Reference = Literal["float", "file"]  # what INT8 is compared with: its float model, or its own file
@@ -315,10 +316,12 @@ class Validation:
     `end2end` compares. `shown`: of each labelled image, how many boxes both detectors show and how many only one
     has. `changed`: labelled images whose class, or the classes of whose pixels, changed most, worst first.
     `is_constant_input`: every pixel that was compared has the same value. `reference`: what accuracy and `numerics`
-    compare with: the float model, or a quantized file as it came; `file_numerics` is against that file.
+    compare with: the float model, or a quantized file as it came; `file_numerics` is against that file. `likeness`:
+    where a gate was asked for without labels.
     """
 
     accuracy: Accuracy | None = None
+    likeness: Likeness | None = None
     numerics: Numerics | None = None
     engine_numerics: Numerics | None = None
     fp16_numerics: Numerics | None = None
@@ -330,19 +333,6 @@ class Validation:
     is_constant_input: bool = False
     reference: Reference = "float"
     file_numerics: Numerics | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonRow:
-    """One calibrator in compare-w8a8.json; `method` is what `auto` or a fallback chose."""
-
-    calibrator: str
-    method: str
-    num_samples: Count
-    accuracy: Accuracy | None = None
-    numerics: Numerics
-    seconds: Amount | None = None
-    peak_rss_mb: Amount | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +366,7 @@ class Report(RunFacts):
     target: str
     backend: str
     accuracy_note: str | None = None
+    likeness: Likeness | None = None
     reference: Reference = "float"
     numerics: Numerics | None = None
     file_numerics: Numerics | None = None
@@ -398,3 +389,9 @@ class Report(RunFacts):
     notes: tuple[str, ...] = ()
     plan: Mapping[str, object] | None = None
     command: str | None = None
+
+    @property
+    def agreement(self) -> float | None:
+        """With FP32 in percent, on labelled images or others."""
+        answers = self.accuracy or self.likeness
+        return answers.agreement if answers else None

@@ -20,8 +20,9 @@ from torch import nn
 
 from reptrt.calibrators.names import require_calibrator
 from reptrt.calibrators.progress import Progress, no_progress
+from reptrt.engines.comparison_record import ComparisonRow
 from reptrt.engines.lint import Finding, lint_file
-from reptrt.engines.report_schema import ComparisonRow, Report, Verdict
+from reptrt.engines.report_schema import Report, Verdict
 from reptrt.models.load import LoadedModel, load_model, load_module
 from reptrt.pipeline.compare import compare_calibrators
 from reptrt.pipeline.data.datasets import DataError, EvaluationSet
@@ -35,6 +36,7 @@ from reptrt.pipeline.data.in_memory import (
 )
 from reptrt.pipeline.data.stored_feeds import MOST_STORED, STORED, sample_feed
 from reptrt.pipeline.deploy.passed import Evidence, copy_with_evidence, refuse_failed
+from reptrt.pipeline.gate import is_gated
 from reptrt.pipeline.open_run import Caller, open_run
 from reptrt.pipeline.progress import ProgressBars
 from reptrt.pipeline.quantized_file import FloatOrigin
@@ -143,7 +145,8 @@ def quantize(
             member, and a dict's `images` or `pixel_values`, are the images. None: the demo's own.
         evaluate: measures accuracy. A labelled folder or COCO file, a loader that yields
             `(images, labels)`, of a segmentation network `(images, masks)`, or a function `f(predict) -> float`, more is better, where `predict`
-            takes images and returns the network's output.
+            takes images and returns the network's output. None: `max_drop` and `min_agreement` are held against
+            how far INT8 answers as FP32 does, on images that calibration left.
         workspace: folder for all that is made; a run that was stopped goes on there.
         recipe: YAML file with any of the options.
         progress: None shows bars where someone looks, False nothing; or a function
@@ -161,7 +164,7 @@ def quantize(
     """
     chosen = _recipe(model, images, evaluate, recipe, options)
     root = Path(workspace)
-    chosen = _with_images(chosen, images, root)
+    chosen = _with_images(chosen, images, evaluate, root)
     network = _network(model, evaluate, chosen, root)
     measure = _measure(evaluate, root, network)
     with (
@@ -225,7 +228,7 @@ def compare(
         require_calibrator(name)
     chosen = _recipe(model, images, evaluate, None, options)
     root = Path(workspace)
-    chosen = _with_images(chosen, images, root)
+    chosen = _with_images(chosen, images, evaluate, root)
     network = _network(model, evaluate, chosen, root)
     measure = _measure(evaluate, root, network)
     rows, memory = [], OutputMemory(MOST_BYTES)
@@ -287,10 +290,14 @@ def _load(recipe: Recipe) -> LoadedModel:
     )
 
 
-def _with_images(recipe: Recipe, images: ImageSource | None, root: Path) -> Recipe:
+def _with_images(
+    recipe: Recipe, images: ImageSource | None, evaluate: Evaluate | None, root: Path
+) -> Recipe:
     if images is None or isinstance(images, (str, Path)):
         return recipe
     limit = recipe.num_samples or MOST_STORED
+    if is_gated(recipe) and evaluate is None:  # which is judged by those that do not calibrate
+        limit = max(limit, MOST_STORED)
     return recipe.model_copy(update={"data": store_images(images, root / STORED, limit)})
 
 

@@ -1,12 +1,16 @@
 """Stay within an accuracy budget: fewer layers in INT8, round by round, until the measured loss fits.
 
+Without labels it is what accuracy can have lost at most, or an estimate of it
+(`reptrt.pipeline.validation.likeness`).
+
 The first round is as without a budget; in detectors, which need layers in float, as many stay in INT8 as
 an estimate of the loss allows. Then the gate's checks are held against what is measured. A round that
 misses is followed by one whose outputs have less noise, by how far it missed.
 `reptrt.calibrators.sensitivity` finds its layers: those first that cost most noise for the
 microseconds that INT8 saves. After three rounds nothing stays in INT8: the float engine is the answer,
 as where the layers within the budget are not predicted to be faster than FP16. A drop within the budget
-whose interval is not asks for more images, not for fewer layers: the search ends, and the verdict says so.
+whose interval is not asks for more images, not for fewer layers: the search ends, and the verdict says so. That does
+not hold without labels: fewer layers surely change fewer answers, so there the upper end counts.
 """
 
 from __future__ import annotations
@@ -22,14 +26,15 @@ from reptrt.engines.artifacts import file_sha256, write_json
 from reptrt.engines.budget_record import Attempt, BudgetSearch, Outcome
 from reptrt.engines.cost.constants import FITTED
 from reptrt.engines.inspection.qdq_graph import read_weighted_layers
-from reptrt.engines.report_schema import Accuracy, Check, Validation
-from reptrt.pipeline.gate import run_bounds
+from reptrt.engines.report_schema import Check, Validation
+from reptrt.pipeline.gate import open_unlabelled, run_bounds
 from reptrt.pipeline.placing import network_inputs
 from reptrt.pipeline.recipe import BoxSuppression, Build, Calibration, Gate
 from reptrt.pipeline.report.collect import predicted_cost
 from reptrt.pipeline.report.summary import worst_snr
 from reptrt.pipeline.run import Run, open_labelled
 from reptrt.pipeline.stages import build, calibrate, export, price, validate
+from reptrt.pipeline.validation.likeness import POINTS, can_be_proved
 from reptrt.pipeline.validation.validate import engine_can_run
 from reptrt.pipeline.validation.verdict import judge
 from reptrt.pipeline.workspace.folder import discard, read_artifact
@@ -39,12 +44,8 @@ logger = logging.getLogger(__name__)
 
 ROUNDS = 3
 """Most choices of layers in INT8 that are measured."""
-POINTS = 40.0
-"""Points of mAP that a detector loses for each unit of noise-to-signal power at its outputs: a guess, for the three
-sets of docs/channels.md lost 49, 145 and 47 on 128 images. It places the first round alone; the others follow
-what is measured."""
 LEAST_STEP, MOST_STEP = 1.0, 10.0
-"""dB from one round to the next. The drop is taken to fall with the power of the noise."""
+"""dB from one round to the next."""
 
 _SAME = 0.1
 """dB: what reaches less than it was asked for has no layer more to leave float."""
@@ -92,13 +93,14 @@ def calibrate_and_export(run: Run) -> None:
 
 def _inputs(run: Run) -> dict[str, object]:
     """Whatever an attempt depends on."""
-    plan, evaluation = run.plan, open_labelled(run, run.loaded)
+    plan, evaluation, unlabelled = run.plan, open_labelled(run, run.loaded), open_unlabelled(run)
     sections = (Calibration, Build, BoxSuppression, Gate)
     return {
         **network_inputs(run),
         **{section.__name__: plan.section(section) for section in sections},
         "images": run.samples.fingerprint,
         "evaluation": None if evaluation is None else evaluation.fingerprint,
+        "unlabelled": None if unlabelled is None else unlabelled.samples.fingerprint,
         "threads": plan.threads,
         "target": run.target.name,
         "cost": repr((FITTED, run.target.data_sheet)),
@@ -111,7 +113,9 @@ def _search(run: Run, file: Path) -> BudgetSearch:
     assert limit is not None
     attempts = list(read_record(file, list[Attempt])) if file.exists() else []
     while True:
-        following = next_attempt(attempts, limit, gains=run.plan.quantize == "pays")
+        following = next_attempt(
+            attempts, limit, gains=run.plan.quantize == "pays", is_changed_answers=_is_proof(run)
+        )
         if following.is_end:
             return BudgetSearch(limit, tuple(attempts), following.reason)
         if attempts:
@@ -120,13 +124,22 @@ def _search(run: Run, file: Path) -> BudgetSearch:
         write_json(attempts, file)
 
 
-def next_attempt(attempts: Sequence[Attempt], max_drop: float, *, gains: bool) -> Next:
+def _is_proof(run: Run) -> bool:
+    """Whether the loss is what share of the answers changes."""
+    return open_unlabelled(run) is not None and run.loaded.task != "detection"
+
+
+def next_attempt(
+    attempts: Sequence[Attempt], max_drop: float, *, gains: bool, is_changed_answers: bool = False
+) -> Next:
     """What to try after `attempts`.
 
     Args:
         attempts: so far, the last one last.
         max_drop: the budget, in points.
         gains: whether INT8 has to be predicted faster than FP16.
+        is_changed_answers: losses are shares of changed answers, which fall with the amplitude of the noise and
+            not with its power.
     """
     if not attempts:
         return Next(0.0, False, "")
@@ -141,7 +154,7 @@ def next_attempt(attempts: Sequence[Attempt], max_drop: float, *, gains: bool) -
     is_stuck = last.reached is not None and last.reached < last.gain - _SAME
     if len(attempts) >= ROUNDS or is_stuck:
         return Next(None, False, f"{where}: {last.reason}; trying none")
-    gain = (last.reached or 0.0) + _step(last, max_drop)
+    gain = (last.reached or 0.0) + _step(last, max_drop, is_changed_answers)
     return Next(gain, False, f"{where}: {last.reason}; trying with fewer")
 
 
@@ -152,13 +165,16 @@ def _before(attempts: Sequence[Attempt]) -> str:
     return f"{last.int8_layers} of {last.layers} layers in INT8 are not the answer: {last.reason}{slow}"
 
 
-def _step(last: Attempt, max_drop: float) -> float:
+def _step(last: Attempt, max_drop: float, is_changed_answers: bool) -> float:
     """How much less noise the next round should have, in dB."""
-    if last.drop is None or last.drop <= max_drop:
+    loss, tenfold = last.drop, 20 if is_changed_answers else 10
+    if is_changed_answers and loss is not None and loss <= max_drop:
+        loss = last.drop_at_most
+    if loss is None or loss <= max_drop:
         return LEAST_STEP
     if max_drop <= 0:
         return MOST_STEP
-    return min(MOST_STEP, max(LEAST_STEP, 10 * math.log10(last.drop / max_drop)))
+    return min(MOST_STEP, max(LEAST_STEP, tenfold * math.log10(loss / max_drop)))
 
 
 def _aim(run: Run, gain: float | None) -> Aim:
@@ -176,6 +192,11 @@ def _try(run: Run, gain: float | None) -> Attempt:
     """Calibrate, export and measure."""
     calibrate(run, _aim(run, gain))
     export(run)
+    return measure_attempt(run, gain)
+
+
+def measure_attempt(run: Run, gain: float | None = 0.0) -> Attempt:
+    """Price and validate what was exported; `gain` is what it was calibrated for."""
     price(run)
     if engine_can_run(run.target):
         build(run)
@@ -183,12 +204,13 @@ def _try(run: Run, gain: float | None) -> Attempt:
     workspace, sensitive = run.workspace, run.sensitive
     found = read_artifact(workspace.validation, "validate", Validation)
     outcome, reason = _outcome(judge(found, run_bounds(run)).checks)
+    if outcome == "undecided" and can_be_proved(found.likeness, run.recipe.max_drop):
+        outcome = "missed"
     layers = [one for one in read_weighted_layers(workspace.trt_onnx) if one.op != "ConvTranspose"]
     cost = predicted_cost(workspace)
     reached = None
     if sensitive.snr_db is not None and sensitive.int8_snr_db is not None:
         reached = sensitive.snr_db - sensitive.int8_snr_db
-    accuracy = found.accuracy or Accuracy("")
     return Attempt(
         gain=gain,
         reached=reached,
@@ -197,13 +219,23 @@ def _try(run: Run, gain: float | None) -> Attempt:
         outcome=outcome,
         reason=reason,
         trt_onnx=file_sha256(workspace.trt_onnx),
-        drop=accuracy.drop,
-        drop_at_most=(accuracy.drop_interval or (None, None))[1],
-        agreement=accuracy.agreement,
+        **_loss(found),
         snr_db=worst_snr(found.numerics or {}),
         milliseconds=cost.int8.milliseconds if cost else None,
         fp16_milliseconds=cost.fp16.milliseconds if cost else None,
     )
+
+
+def _loss(found: Validation) -> dict[str, float | None]:
+    """Drop, its upper end and agreement, as an attempt holds them: on labelled images, or on others."""
+    accuracy, likeness = found.accuracy, found.likeness
+    if accuracy is not None:
+        ends, drop, agreement = accuracy.drop_interval, accuracy.drop, accuracy.agreement
+    elif likeness is not None:
+        ends, drop, agreement = likeness.interval, likeness.most_drop, likeness.agreement
+    else:
+        return {}
+    return {"drop": drop, "drop_at_most": ends and ends[1], "agreement": agreement}
 
 
 def _outcome(checks: Sequence[Check]) -> tuple[Outcome, str]:

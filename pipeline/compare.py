@@ -7,23 +7,27 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from reptrt.calibrators.state import read_result
-from reptrt.engines.report_schema import Accuracy, ComparisonRow, Validation
+from reptrt.engines.comparison_record import ComparisonRow
+from reptrt.engines.report_schema import Accuracy, Validation
+from reptrt.pipeline.budget import calibrate_and_export, measure_attempt
+from reptrt.pipeline.gate import require_labels
+from reptrt.pipeline.report.collect import budget_search
 from reptrt.pipeline.report.number_format import MISSING
 from reptrt.pipeline.report.summary import calibrator_name, worst_snr
 from reptrt.pipeline.run import Run, open_labelled
-from reptrt.pipeline.stages import build, calibrate, export, validate
-from reptrt.pipeline.validation.validate import engine_can_run
 from reptrt.pipeline.workspace.folder import read_artifact, stage_records
 
 
 def compare_calibrators(run: Run) -> ComparisonRow:
-    """Calibrate, export and validate `run`; an engine that cannot run here is not built."""
+    """Calibrate, export and validate `run`, within its budget where it has one.
+
+    An engine that cannot run here is not built.
+    """
+    require_labels(run)
     open_labelled(run, run.loaded)
-    calibrate(run)
-    export(run)
-    if engine_can_run(run.target):
-        build(run)
-    validate(run)
+    calibrate_and_export(run)
+    last = measure_attempt(run)
+    search = budget_search(run.workspace, run.plan)
     found = read_artifact(run.workspace.validation, "validate", Validation)
     record = stage_records(run.workspace)["calibrate"]
     calibration = read_result(run.workspace.calibration)
@@ -32,7 +36,9 @@ def compare_calibrators(run: Run) -> ComparisonRow:
         method=calibration.method,
         num_samples=calibration.num_samples,
         accuracy=found.accuracy,
+        likeness=found.likeness,
         numerics=found.numerics or {},
+        attempts=search.attempts if search else (last,),
         seconds=record.seconds,
         peak_rss_mb=record.peak_rss_mb,
     )
@@ -47,7 +53,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     for row in rows:
         accuracy = row.accuracy or Accuracy(metric="")
         cells = [accuracy.fp32, accuracy.quantized, accuracy.drop]
-        cells += [accuracy.agreement, worst_snr(row.numerics), row.seconds]
+        cells += [row.agreement, worst_snr(row.numerics), row.seconds]
         written = [MISSING if cell is None else f"{cell:.2f}" for cell in cells]
         memory = row.peak_rss_mb
         written.append(MISSING if memory is None else f"{memory:.0f}")

@@ -16,7 +16,7 @@ import torch
 from reptrt.calibrators.quantized.placement import WEIGHTED
 from reptrt.calibrators.registry import list_calibrators
 from reptrt.models.graph import example_tensors
-from reptrt.pipeline.gate import require_labels
+from reptrt.pipeline.gate import open_unlabelled, require_labels
 from reptrt.pipeline.memory import memory_bound
 from reptrt.pipeline.plan import Plan
 from reptrt.pipeline.run import Run, open_labelled
@@ -62,6 +62,7 @@ class DryRun:
         plan: every choice, as JSON has it.
         calibration_images: that are used.
         labelled_images: that accuracy is measured on; None without any.
+        compared_images: without labels, on which a gate compares INT8 with FP32; None where it does not.
         stages: in their order.
         seconds: of the stages that are to run.
         memory_bytes: the most, at the most.
@@ -71,6 +72,7 @@ class DryRun:
     plan: Mapping[str, object]
     calibration_images: int
     labelled_images: int | None
+    compared_images: int | None
     stages: tuple[PlannedStage, ...]
     seconds: float
     memory_bytes: int
@@ -85,14 +87,17 @@ def dry_run(run: Run) -> DryRun:
     require_labels(run)
     labelled = open_labelled(run, run.loaded)
     num_labelled = len(labelled) if isinstance(labelled, Sized) else None
+    unlabelled = open_unlabelled(run)
+    num_compared = None if unlabelled is None else len(unlabelled.samples)
     records = read_records(run.workspace.folder)
-    guessed = _guess(run, num_labelled or 0)
+    guessed = _guess(run, num_labelled or num_compared or 0)
     stages = tuple(_planned(name, run, records.get(name), guessed[name]) for name in ROAD)
     return DryRun(
         folder=str(run.workspace.folder),
         plan=run.plan.model_dump(mode="json"),
         calibration_images=len(run.samples),
         labelled_images=num_labelled,
+        compared_images=num_compared,
         stages=stages,
         seconds=round(sum(one.seconds for one in stages if one.state == "to run"), 1),
         memory_bytes=memory_bound(run.plan),
@@ -107,7 +112,7 @@ def _planned(name: str, run: Run, record: StageRecord | None, guess: float) -> P
     return PlannedStage(name, "done" if whole else "to run", record.seconds, "last run")
 
 
-def _guess(run: Run, num_labelled: int) -> dict[str, float]:
+def _guess(run: Run, num_evaluated: int) -> dict[str, float]:
     """Seconds by stage, from one image through the float network."""
     plan, image = run.plan, _seconds_per_image(run)
     graph = run.recording.float_graph.graph
@@ -121,7 +126,7 @@ def _guess(run: Run, num_labelled: int) -> dict[str, float]:
         "channels": 0.0 if plan.channel_scaling == "none" else image * images,
         "sensitivity": SENSITIVITY_PASSES * image * images if plan.min_snr else 0.0,
         "calibrate": _passes(plan) * image * images,
-        "validate": EVALUATION_PASSES * image * (num_labelled + 3 * 16),
+        "validate": EVALUATION_PASSES * image * (num_evaluated + 3 * 16),
     }
 
 

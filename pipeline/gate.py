@@ -10,11 +10,10 @@ from reptrt.pipeline.data.datasets import DataError
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.run import Run
+from reptrt.pipeline.validation.likeness import HeldOut
 from reptrt.pipeline.validation.shortfall import find_shortfall
 from reptrt.pipeline.validation.verdict import Bounds, bounds_of, judge
 from reptrt.pipeline.workspace.folder import read_artifact
-
-_ASKING = ("max_drop", "min_accuracy", "min_agreement")
 
 
 def is_gated(recipe: Recipe) -> bool:
@@ -23,19 +22,31 @@ def is_gated(recipe: Recipe) -> bool:
 
 
 def require_labels(run: Run) -> None:
-    """Refuse a gate that nothing could judge, before anything runs.
+    """Refuse a least accuracy that nothing could be held against, before anything runs.
 
     Raises:
         DataError: there are no labelled images.
     """
-    recipe = run.recipe
-    is_labelled = recipe.evaluation or run.measure or recipe.model == DEMO
-    if is_gated(recipe) and not is_labelled:
-        asked = [f"`{name}`" for name in _ASKING if getattr(recipe, name) is not None]
+    if run.recipe.min_accuracy is not None and not has_labels(run):
         raise DataError(
-            f"{' and '.join(asked)}: nothing can be judged without labelled images; add them (`evaluate`),"
-            " or leave the gate out"
+            "`min_accuracy`: there is no accuracy without labelled images; add them (`evaluate`), or leave it"
+            " out (`max_drop` and `min_agreement` compare with FP32 where there are no labels)"
         )
+
+
+def has_labels(run: Run) -> bool:
+    """Whether there is anything that measures accuracy."""
+    recipe = run.recipe
+    return bool(recipe.evaluation or run.measure) or recipe.model == DEMO
+
+
+def open_unlabelled(run: Run) -> HeldOut | None:
+    """Images to judge by where a gate was asked for without labels; None where there are labels, or no gate.
+
+    Raises:
+        DataError: there are no images, or none that can be read.
+    """
+    return None if has_labels(run) or not is_gated(run.recipe) else run.held_out
 
 
 def verdict_of(run: Run) -> Verdict:

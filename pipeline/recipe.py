@@ -214,7 +214,8 @@ class Gate(Section):
     max_drop: float | None = Field(
         None,
         ge=0,
-        description="most points of accuracy that INT8 may lose; layers stay float until it is kept",
+        description="most points of accuracy that INT8 may lose; layers stay float until it is kept; without"
+        " labelled images, that it can lose by how far it answers as FP32 does",
     )
     min_accuracy: float | None = Field(
         None, description="least accuracy of FP32 and of INT8, as 70; default: better than chance"

@@ -23,6 +23,7 @@ from reptrt.models.load import LoadedModel, load_model
 from reptrt.models.registry import find_model
 from reptrt.models.spec import Task
 from reptrt.pipeline.data.array_images import is_prepared
+from reptrt.pipeline.data.batches import Draw
 from reptrt.pipeline.data.datasets import (
     DataError,
     EvaluationSet,
@@ -47,6 +48,7 @@ from reptrt.pipeline.plan import Plan, choose_device, fixed_batch, make_plan
 from reptrt.pipeline.quantized_file import FloatOrigin
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.stated_preprocess import stated_preprocess
+from reptrt.pipeline.validation.likeness import HeldOut
 from reptrt.pipeline.validation.remembered import OutputMemory
 from reptrt.pipeline.validation.shards import Spread
 from reptrt.pipeline.validation.validate import ValidationSetup
@@ -268,14 +270,25 @@ class Run:
         plan, loaded = self.plan, self.loaded
         folder = plan.data or calibration_scenes(plan.model, self.scenes)
         images = open_samples(
-            folder, loaded.inputs, loaded.preprocess, self.stored,
-            limit=plan.num_samples, seed=plan.seed,
-        )  # fmt: skip
+            folder, loaded.inputs, loaded.preprocess, self.stored, Draw(plan.num_samples, plan.seed)
+        )
         asked = self.recipe.num_samples
         if asked and len(images) < asked:
             text = "%s: has %d images that can be used, `num_samples` asks for %d"
             logger.warning(text, folder, len(images), asked)
         return images
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """What is judged by where there are no labels: images that `samples` left, if those are enough."""
+        plan, loaded = self.plan, self.loaded
+        if plan.data is None:
+            return HeldOut(self.samples, len(self.samples))
+        left = Draw(plan.num_samples, plan.seed, is_rest=True)
+        found = open_samples(plan.data, loaded.inputs, loaded.preprocess, self.stored, left)
+        names = {self.samples.name_of(index) for index in range(len(self.samples))}
+        shared = sum(found.name_of(index) in names for index in range(len(found)))
+        return HeldOut(found, 0 if plan.is_quantized else shared)
 
     def samples_of_other_sizes(self, card: ModelCard) -> dict[str, FeedSet]:
         """`at 320x320` -> the pictures in that size, for both ends of what stays open."""
@@ -292,7 +305,7 @@ class Run:
                 sized = replace(card.preprocess, image_size=size)
                 height, width = size
                 found[f"at {height}x{width}"] = open_samples(
-                    folder, inputs, sized, self.stored, limit=plan.num_samples, seed=plan.seed
+                    folder, inputs, sized, self.stored, Draw(plan.num_samples, plan.seed)
                 )
         return found
 
@@ -331,7 +344,12 @@ def require_measurable(recipe: Recipe, task: Task, measure: EvaluationSet | None
     Raises:
         DataError: the recipe asks for it.
     """
-    options = (("`evaluate`", recipe.evaluation), ("`max_drop`", recipe.max_drop))
+    names = {
+        "evaluation": "`evaluate`",
+        "max_drop": "`max_drop`",
+        "min_agreement": "`min_agreement`",
+    }
+    options = [(name, getattr(recipe, field)) for field, name in names.items()]
     asked = [name for name, value in options if value is not None]
     if task == "generic" and asked and not isinstance(measure, MetricFunction):
         raise DataError(

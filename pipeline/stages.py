@@ -48,7 +48,7 @@ from reptrt.pipeline.export.as_is import export_as_is, keep_scales
 from reptrt.pipeline.export.calibrated import export_calibrated
 from reptrt.pipeline.export.export import export_float
 from reptrt.pipeline.export.prepare import prepare_network
-from reptrt.pipeline.gate import require_labels, verdict_of
+from reptrt.pipeline.gate import open_unlabelled, require_labels, verdict_of
 from reptrt.pipeline.model_card import read_card
 from reptrt.pipeline.placing import (
     choose_apart_concats,
@@ -64,6 +64,7 @@ from reptrt.pipeline.report.html import write_html
 from reptrt.pipeline.require import require_boxes, require_exported
 from reptrt.pipeline.run import Run, open_labelled
 from reptrt.pipeline.run_recipe import recipe_sha256
+from reptrt.pipeline.validation.likeness import measure_likeness
 from reptrt.pipeline.validation.validate import (
     engine_can_run,
     find_histograms,
@@ -302,7 +303,10 @@ def validate(run: Run) -> None:
     card = read_card(workspace.trt_onnx)
     evaluation = open_labelled(run, card)
     samples: FeedSet
-    if evaluation is None or isinstance(evaluation, MetricFunction):
+    unlabelled = open_unlabelled(run)
+    if unlabelled is not None:
+        samples = unlabelled.samples
+    elif evaluation is None or isinstance(evaluation, MetricFunction):
         samples = run.samples
     else:
         samples = PictureFeeds(evaluation.images, card.inputs)
@@ -321,6 +325,7 @@ def validate(run: Run) -> None:
         "fp16_engine": file_sha256(workspace.fp16_engine) if runs_on_gpu(run.target) else None,
         "images": samples.fingerprint if evaluation is None else evaluation.fingerprint,
         "suppression": None if suppression is None else asdict(suppression),
+        "without_labels": unlabelled is not None,
     }
 
     def work() -> None:
@@ -331,6 +336,9 @@ def validate(run: Run) -> None:
             weights = {name: model.weight_of(name) for name in model.weight_quantizers}
             setup = replace(setup, rows=_as_arrays(rows), weights=_as_arrays(weights))
         results = validate_files(setup, card, samples, evaluation, run.progress, others)
+        if unlabelled is not None:
+            found = measure_likeness(setup, card, unlabelled, results.numerics, run.progress)
+            results = replace(results, likeness=found)
         write_json(results, workspace.validation)
         write_json(find_histograms(setup, samples), workspace.histograms)
 

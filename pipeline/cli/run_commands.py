@@ -352,6 +352,8 @@ def show_dry_run(recipe: Recipe, root: Path, as_json: bool) -> None:
     images = f"{planned.calibration_images} for calibration"
     if planned.labelled_images is not None:
         images += f", {planned.labelled_images} labelled"
+    if planned.compared_images is not None:
+        images += f", {planned.compared_images} without labels to compare INT8 with FP32"
     chosen = {name: str(planned.plan[name]) for name in SHOWN_CHOICES}
     print_table(("", ""), [*chosen.items(), ("images", images), ("folder", planned.folder)])
     output.print()

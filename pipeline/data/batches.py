@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,6 +17,44 @@ from reptrt.pipeline.data.preprocess import Prepared
 Item = TypeVar("Item", covariant=True)
 
 DECODING_THREADS = 2  # Pillow releases the interpreter lock
+FEWEST_LEFT, MOST_LEFT = 50, 2000
+"""Samples that a draw must leave to be judged by alone, and the most of them that are looked at."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which samples of a source are taken.
+
+    Attributes:
+        limit: at most this many, drawn at random; None takes all.
+        seed: of the draw.
+        is_rest: take those that this draw leaves, 2000 at most; all samples where it leaves fewer than 50.
+    """
+
+    limit: int | None = None
+    seed: int = 0
+    is_rest: bool = False
+
+    def choose(self, count: int) -> Sequence[int]:
+        """Positions among `count` samples, ascending."""
+        drawn = _draw(count, self.limit, self.seed)
+        if not self.is_rest:
+            return drawn
+        taken = set(drawn)
+        left = [index for index in range(count) if index not in taken]
+        left = left if len(left) >= FEWEST_LEFT else list(range(count))
+        return [left[index] for index in _draw(len(left), MOST_LEFT, self.seed)]
+
+
+EVERY = Draw()
+
+
+def _draw(count: int, limit: int | None, seed: int) -> Sequence[int]:
+    """Draw `limit` of `count` positions, ascending; all of them if there are no more."""
+    if limit is None or limit >= count:
+        return range(count)
+    drawn = np.random.default_rng(seed).choice(count, limit, replace=False)
+    return sorted(int(index) for index in drawn)
 
 
 class LazyBatches(Generic[Item]):

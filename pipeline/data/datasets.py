@@ -18,7 +18,9 @@ from reptrt.models.spec import Preprocess, Task
 from reptrt.pipeline.data.array_images import ARRAY_SUFFIXES, ArrayImages, read_array_header
 from reptrt.pipeline.data.batches import (
     DECODING_THREADS,
+    EVERY,
     Batch,
+    Draw,
     ImageSet,
     LazyBatches,
     prepared_batches,
@@ -191,20 +193,20 @@ def open_images(
         DataError: `path` holds no readable image.
     """
     with reading(path, DataError, "cannot be calibrated with"):
-        return _open_images(path, preprocess, limit, seed)
+        return _open_images(path, preprocess, Draw(limit, seed))
 
 
-def _open_images(path: Path, preprocess: Preprocess, limit: int | None, seed: int) -> ImageSet:
+def _open_images(path: Path, preprocess: Preprocess, draw: Draw) -> ImageSet:
     shards = find_shards(path)
     if path.is_dir() or shards:
         found = list_images(shards) if shards else find_images(path)
-        return FolderImages(_readable(path, _sample(len(found), limit, seed), found), preprocess)
+        return FolderImages(_readable(path, draw.choose(len(found)), found), preprocess)
     if not path.exists():
         raise DataError(f"{path}: does not exist; give {_LEGAL}")
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         raise DataError(f"{path}: cannot be calibrated with; give {_LEGAL}")
     array = read_array_header(path, preprocess.image_size, preprocess.num_channels)
-    return ArrayImages(array, _sample(array.shape[0], limit, seed), preprocess)
+    return ArrayImages(array, draw.choose(array.shape[0]), preprocess)
 
 
 def open_samples(
@@ -212,9 +214,7 @@ def open_samples(
     inputs: Sequence[NetworkInput],
     preprocess: Preprocess,
     stored: Path,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
+    draw: Draw = EVERY,
 ) -> FeedSet:
     """Open calibration samples: pictures as in `open_images`, or named feeds (`stored_feeds`).
 
@@ -223,18 +223,18 @@ def open_samples(
         inputs: What the network reads.
         preprocess: How pictures are prepared for it.
         stored: Folder where the feeds of JSON and scripts go.
-        limit: At most this many samples, drawn at random; None takes all.
-        seed: Of that draw.
+        draw: Which samples are taken.
 
     Raises:
         DataError: `path` holds no sample, or nothing that the network reads.
     """
     if is_feed_source(path):
-        return NamedFeeds(feed_files(path, stored, limit), inputs, limit, seed)
+        return NamedFeeds(feed_files(path, stored, draw.limit), inputs, draw)
     if not any(one.picture for one in inputs) and path.suffix.lower() in ARRAY_SUFFIXES:
-        return NamedFeeds(feed_files(path, stored, limit), inputs, limit, seed)
+        return NamedFeeds(feed_files(path, stored, draw.limit), inputs, draw)
     require_picture(inputs)  # said before anything is decoded
-    return PictureFeeds(open_images(path, preprocess, limit=limit, seed=seed), inputs)
+    with reading(path, DataError, "cannot be calibrated with"):
+        return PictureFeeds(_open_images(path, preprocess, draw), inputs)
 
 
 def open_evaluation(
@@ -306,14 +306,6 @@ def open_detection(
         )
     coco = read_coco(find_annotations(path), num_classes, classes)
     return DetectionSet(coco.files, coco.annotations, coco.sizes, coco.class_names, preprocess)
-
-
-def _sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
-    """Draw `limit` of `count` positions, ascending; all of them if there are no more."""
-    if limit is None or limit >= count:
-        return range(count)
-    drawn = np.random.default_rng(seed).choice(count, limit, replace=False)
-    return sorted(int(index) for index in drawn)
 
 
 def _readable(folder: Path, chosen: Sequence[int], found: Sequence[ImageFile]) -> list[ImageFile]:

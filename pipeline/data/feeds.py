@@ -23,7 +23,7 @@ from reptrt.engines.foreign.border import reading, require_file
 from reptrt.engines.foreign.limits import MAX_FEED_BYTES
 from reptrt.engines.foreign.text import one_line
 from reptrt.models.inputs import Feed, NetworkInput
-from reptrt.pipeline.data.batches import ImageSet, LazyBatches, num_batches
+from reptrt.pipeline.data.batches import EVERY, Draw, ImageSet, LazyBatches, num_batches
 from reptrt.pipeline.data.image_folder import find_images, fingerprint_files
 from reptrt.pipeline.data.preprocess import DataError
 
@@ -128,8 +128,7 @@ class NamedFeeds(FeedSet):
     Args:
         files: in order.
         inputs: what they feed.
-        limit: at most this many samples, drawn at random; None takes all.
-        seed: of that draw.
+        draw: which samples are taken.
 
     Raises:
         DataError: a file is damaged or too large, or holds something else than `inputs`.
@@ -139,8 +138,7 @@ class NamedFeeds(FeedSet):
         self,
         files: Sequence[Path],
         inputs: Sequence[NetworkInput],
-        limit: int | None = None,
-        seed: int = 0,
+        draw: Draw = EVERY,
     ) -> None:
         self._files, self.inputs = tuple(files), tuple(inputs)
         rows: list[_Row] = []
@@ -150,10 +148,8 @@ class NamedFeeds(FeedSet):
             count = _count(feed, self.inputs)
             rows += [(number, row) for row in range(count)]
             keys += [_common(feed, self.inputs)] * count
-        if limit is not None and limit < len(rows):
-            drawn = np.random.default_rng(seed).choice(len(rows), limit, replace=False)
-            rows, keys = ([values[i] for i in sorted(drawn)] for values in (rows, keys))
-        self._rows, self._keys = rows, keys
+        chosen = draw.choose(len(rows))
+        self._rows, self._keys = [rows[i] for i in chosen], [keys[i] for i in chosen]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -29,6 +29,7 @@ from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 from reptrt.models.card import ModelCard
 from reptrt.models.registry import find_model
 from reptrt.pipeline.budget import calibrate_and_export
+from reptrt.pipeline.data.batches import Draw
 from reptrt.pipeline.data.datasets import open_samples
 from reptrt.pipeline.data.demo_data import calibration_scenes
 from reptrt.pipeline.deploy.passed import (
@@ -139,7 +140,7 @@ def _references(run: Run, card: ModelCard) -> dict[str, tuple[Arrays, References
     recipe = run.recipe
     folder = recipe.data or calibration_scenes(recipe.model, run.scenes)
     usual = open_samples(
-        folder, card.inputs, card.preprocess, run.stored, limit=NUM_REFERENCES, seed=recipe.seed
+        folder, card.inputs, card.preprocess, run.stored, Draw(NUM_REFERENCES, recipe.seed)
     )
     feeds = {"": next(iter(usual.feeds(NUM_REFERENCES)))}
     for label, samples in run.samples_of_other_sizes(card).items():

@@ -296,7 +296,7 @@ _PLACES: dict[str, Callable[[Report], tuple[str, str]]] = {
 }
 METRICS = (
     Metric("accuracy", True, lambda report: _accuracy(report).quantized),
-    Metric("agreement", True, lambda report: _accuracy(report).agreement),
+    Metric("agreement", True, lambda report: report.agreement),
     Metric(
         "int8_coverage", True, lambda report: report.fusion.int8_coverage if report.fusion else None
     ),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from reptrt.engines.budget_record import Attempt
-from reptrt.engines.report_schema import Report
+from reptrt.engines.likeness_record import Likeness
+from reptrt.engines.report_schema import Accuracy, Report
 from reptrt.pipeline.report import number_format
 from reptrt.pipeline.report.charts import is_finite
 from reptrt.pipeline.report.scatter_chart import Sample, ScatterChart, scatter_chart
@@ -16,12 +17,16 @@ def budget_lines(report: Report) -> list[str]:
     attempts = report.budget.attempts if report.budget else ()
     if len(attempts) < 2:
         return []
-    return [f"Round {index}: {describe(one)}" for index, one in enumerate(attempts, start=1)]
+    verb = "loses" if report.likeness is None else "can lose"
+    return [f"Round {index}: {describe(one, verb)}" for index, one in enumerate(attempts, start=1)]
 
 
-def describe(attempt: Attempt) -> str:
+def describe(attempt: Attempt, verb: str = "loses") -> str:
     """Layers, loss and time of one round."""
-    parts = [layers_text(attempt), f"loses {loss_text(attempt)}" if is_finite(attempt.drop) else ""]
+    parts = [
+        layers_text(attempt),
+        f"{verb} {loss_text(attempt)}" if is_finite(attempt.drop) else "",
+    ]
     if is_finite(attempt.milliseconds):
         parts.append(f"{number_format.milliseconds(attempt.milliseconds)} predicted")
     return f"{', '.join(part for part in parts if part)}: {attempt.outcome}"
@@ -55,29 +60,54 @@ def attempt_rows(report: Report) -> list[dict[str, str]]:
     ]
 
 
+def budget_unit(report: Report) -> str:
+    """Of the chart's levels: accuracy, agreement where there are no labels, or SNR."""
+    return "dB" if top_level(report.accuracy, report.likeness) is None else "%"
+
+
 def budget_chart(report: Report) -> ScatterChart | None:
-    """Accuracy, or SNR of the worst output, against predicted milliseconds; FP16 stands for no loss.
+    """Every attempt of the search; see `attempts_chart`."""
+    attempts = report.budget.attempts if report.budget else ()
+    return attempts_chart({"": attempts}, top_level(report.accuracy, report.likeness))
+
+
+def top_level(accuracy: Accuracy | None, likeness: Likeness | None) -> float | None:
+    """Percent that no loss is: FP32's accuracy, or all answers; None where loss is not measured in points."""
+    if accuracy is not None:
+        return accuracy.fp32 if is_finite(accuracy.fp32) else None
+    return 100.0 if likeness is not None else None
+
+
+def attempts_chart(
+    attempts: Mapping[str, Sequence[Attempt]], top: float | None
+) -> ScatterChart | None:
+    """Accuracy, agreement or SNR of the worst output against predicted milliseconds; FP16 stands for no loss.
 
     None where no time is predicted or nothing was measured.
+
+    Args:
+        attempts: by the name of who made them; where there are several, the last one is the choice.
+        top: see `top_level`; None charts SNR.
     """
-    attempts = report.budget.attempts if report.budget else ()
-    accuracy = report.accuracy
-    fp32 = accuracy.fp32 if accuracy else None
-    write = number_format.percent if is_finite(fp32) else number_format.decibel
+    write = number_format.decibel if top is None else number_format.percent
     samples = []
-    for one in attempts:
-        level = fp32 - one.drop if is_finite(fp32) and is_finite(one.drop) else one.snr_db
-        if is_finite(one.milliseconds) and is_finite(level):
-            label = f"{one.int8_layers} INT8" + (" (chosen)" if one is attempts[-1] else "")
-            samples.append(Sample(one.milliseconds, level, label, write(level)))
-    return scatter_chart(_with_fp16(samples, attempts, fp32), fp32) if samples else None
+    for name, tried in attempts.items():
+        for one in tried:
+            level = one.snr_db if top is None else None if one.drop is None else top - one.drop
+            if is_finite(one.milliseconds) and is_finite(level):
+                chosen = " (chosen)" if one is tried[-1] and len(tried) > 1 else ""
+                label = f"{name} {_int8(one)}{chosen}".strip()
+                samples.append(Sample(one.milliseconds, level, label, write(level)))
+    every = [one for tried in attempts.values() for one in tried]
+    fp16 = next((one.fp16_milliseconds for one in every if is_finite(one.fp16_milliseconds)), None)
+    if samples and fp16 is not None and top is not None and all(one.int8_layers for one in every):
+        samples.append(Sample(fp16, top, "FP16", write(top)))
+    return scatter_chart(samples, top) if samples else None
 
 
-def _with_fp16(
-    samples: Sequence[Sample], attempts: Sequence[Attempt], fp32: float | None
-) -> list[Sample]:
-    """The samples, and the FP16 engine at FP32's accuracy where it is none of them."""
-    time = attempts[-1].fp16_milliseconds
-    if not is_finite(time) or not is_finite(fp32) or not attempts[-1].int8_layers:
-        return list(samples)
-    return [*samples, Sample(time, fp32, "FP16", number_format.percent(fp32))]
+def _int8(attempt: Attempt) -> str:
+    """How many layers are in INT8, for a label."""
+    if not attempt.int8_layers:
+        return "FP16"
+    share = "all" if attempt.int8_layers == attempt.layers else str(attempt.int8_layers)
+    return f"{share} INT8"

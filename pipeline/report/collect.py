@@ -58,6 +58,7 @@ def collect_report(
         target=plan.target,
         backend=fusion.backend,
         accuracy_note=_accuracy_note(validation.accuracy, card.task),
+        likeness=validation.likeness,
         numerics=validation.numerics,
         engine_numerics=validation.engine_numerics,
         fp16_numerics=validation.fp16_numerics,

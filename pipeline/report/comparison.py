@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptrt.engines.report_schema import Accuracy, ComparisonRow
+from reptrt.engines.comparison_record import ComparisonRow
+from reptrt.engines.report_schema import Accuracy
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report import number_format, summary
+from reptrt.pipeline.report.budget_view import attempts_chart, top_level
 from reptrt.pipeline.report.charts import is_finite
 from reptrt.pipeline.report.page import write_page
 from reptrt.pipeline.report.precision import precision_name
@@ -38,6 +40,9 @@ def write_comparison(
         "sample_note": summary.sample_note(accuracy),
         "conclusion": _conclusion(rows),
         "chart": _chart(rows),
+        "budget_chart": _budget_chart(rows),
+        "budget_unit": "dB" if _top(rows) is None else "%",
+        "budget_level": _budget_level(rows),
         "rows": [_cells(row) for row in rows],
         "command": command,
     }
@@ -46,11 +51,7 @@ def write_comparison(
 
 def _conclusion(rows: Sequence[ComparisonRow]) -> str:
     """Which one is the closest to FP32: by agreement, or where there are no labels by SNR; "" where none is known."""
-    agreeing = [
-        (row.accuracy.agreement, row)
-        for row in rows
-        if row.accuracy is not None and is_finite(row.accuracy.agreement)
-    ]
+    agreeing = [(row.agreement, row) for row in rows if is_finite(row.agreement)]
     if agreeing:
         agreement, row = max(agreeing, key=lambda pair: pair[0])
         return f"{summary.calibrator_name(row)} is the closest to FP32: agreement {number_format.percent(agreement)}"
@@ -71,7 +72,7 @@ def _cells(row: ComparisonRow) -> dict[str, str]:
         "fp32": number_format.percent(accuracy.fp32),
         "quantized": number_format.percent(accuracy.quantized),
         "drop": number_format.number(accuracy.drop, 2),
-        "agreement": number_format.percent(accuracy.agreement),
+        "agreement": number_format.percent(row.agreement),
         "snr": number_format.decibel(summary.worst_snr(row.numerics)),
         "seconds": number_format.duration(row.seconds),
         "memory": number_format.file_size(None if memory is None else memory * 1e6),
@@ -92,3 +93,21 @@ def _chart(rows: Sequence[ComparisonRow]) -> ScatterChart | None:
             samples.append(Sample(max(seconds, _SHORTEST), level, name, write(level)))
     reference = next((level for level in levels if is_finite(level)), None)
     return scatter_chart(samples, reference) if samples else None
+
+
+def _budget_chart(rows: Sequence[ComparisonRow]) -> ScatterChart | None:
+    """Every choice of INT8 layers that was measured, against predicted milliseconds."""
+    return attempts_chart({summary.calibrator_name(row): row.attempts for row in rows}, _top(rows))
+
+
+def _top(rows: Sequence[ComparisonRow]) -> float | None:
+    levels = (top_level(row.accuracy, row.likeness) for row in rows)
+    return next((level for level in levels if level is not None), None)
+
+
+def _budget_level(rows: Sequence[ComparisonRow]) -> str:
+    """What the levels of that chart are."""
+    if _top(rows) is None:
+        return "Signal to noise ratio"
+    metrics = [row.accuracy.metric for row in rows if row.accuracy is not None]
+    return summary.metric_name(metrics[0]) if metrics else "What INT8 keeps of FP32's answers"

@@ -11,7 +11,7 @@ from reptrt.engines.histogram_record import LayerHistograms
 from reptrt.engines.inspection.kernels import Kernel
 from reptrt.engines.report_schema import FileSizes, LayerSnr, Report
 from reptrt.pipeline.report import number_format, summary
-from reptrt.pipeline.report.budget_view import attempt_rows, budget_chart
+from reptrt.pipeline.report.budget_view import attempt_rows, budget_chart, budget_unit
 from reptrt.pipeline.report.charts import (
     BarChart,
     DotRow,
@@ -31,6 +31,7 @@ from reptrt.pipeline.report.next_steps import next_steps
 from reptrt.pipeline.report.page import write_page
 from reptrt.pipeline.report.precision import engine_precision
 from reptrt.pipeline.report.tiles import tiles
+from reptrt.pipeline.validation.verdict import judged_on
 
 _WORST_LAYERS = 15
 _LEAST_DECIBELS = 6.0
@@ -100,6 +101,7 @@ def _view(
         "tiles": tiles(report),
         "attempts": attempt_rows(report),
         "budget_chart": budget_chart(report),
+        "budget_unit": budget_unit(report),
         "calibrators_chart": _calibrators_chart(report),
         "layer_rows": layer_rows(report, fusion_table, histograms),
         "next_steps": next_steps(report),
@@ -145,6 +147,9 @@ def _setup(report: Report) -> list[tuple[str, str]]:
     """Name what was run, in the order in which it was chosen."""
     memory = report.peak_rss_mb
     images = report.accuracy.num_images if report.accuracy else None
+    evaluated = None if images is None else f"{images} images"
+    if report.likeness is not None:
+        evaluated = f"{judged_on(report.likeness)}, without labels"
     rows = [
         ("Model", report.model),
         ("Calibrator", report.calibrator or "none: the scales of the file"),
@@ -152,7 +157,7 @@ def _setup(report: Report) -> list[tuple[str, str]]:
         ("Activations", f"{report.activation_bits} bits"),
         ("Not in INT8", report.precision.upper()),
         ("Calibrated on", f"{report.num_samples} images, seed {report.seed}"),
-        ("Evaluated on", None if images is None else f"{images} images"),
+        ("Evaluated on", evaluated),
         ("NMS in the engine", summary.nms_note(report.end2end)),
         ("Target", report.target),
         ("Backend", report.backend),

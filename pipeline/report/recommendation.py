@@ -131,7 +131,11 @@ def _speed(race: _Race) -> str:
 
 
 def _loss(report: Report) -> str:
-    accuracy = report.accuracy
+    accuracy, likeness = report.accuracy, report.likeness
+    if accuracy is None and likeness is not None:
+        how = "can lose" if likeness.bound == "proof" else "loses, by an estimate,"
+        points = f"{number(likeness.most_drop, 2)} points of {metric_name(likeness.metric)}"
+        return f"{how} {points}: no label was seen"
     if accuracy is None or accuracy.drop is None:
         return "its accuracy was not measured"
     metric, interval = metric_name(accuracy.metric), ""

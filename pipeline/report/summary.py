@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Literal, NamedTuple
 
+from reptrt.engines.comparison_record import ComparisonRow
 from reptrt.engines.report_schema import (
     Accuracy,
     BlockLoss,
-    ComparisonRow,
     End2End,
     ModelLatency,
     Numerics,
@@ -105,6 +105,12 @@ def headline(report: Report) -> Headline:
 
 def _sentence(report: Report) -> str:
     precision, accuracy = engine_precision(report), report.accuracy
+    if accuracy is None and (likeness := report.likeness) is not None:
+        images = (
+            f"{number(likeness.num_images, 0)} {'image' if likeness.num_images == 1 else 'images'}"
+        )
+        close = f"agrees with {reference_name(report)} to {percent(likeness.agreement)} on {images}"
+        return f"No label was seen: {precision} {close}"
     if accuracy is None:
         note = report.accuracy_note
         return f"Accuracy was not measured: {note}" if note else "Accuracy was not measured"
@@ -124,14 +130,13 @@ def accuracy_rows(report: Report) -> list[SummaryRow]:
 
     The latter come first where labels are too few to tell accuracies `FINE` points apart.
     """
-    accuracy = report.accuracy
+    accuracy, label = report.accuracy, f"agreement with {reference_name(report)}"
     if accuracy is None:
-        return []
+        alike = report.likeness
+        return [SummaryRow(label, "", percent(alike.agreement), "no label seen")] if alike else []
     error = accuracy.standard_error
     rows = [_metric_row(name, pair.fp32, pair.quantized) for name, pair in accuracy.pairs.items()]
-    close = [
-        SummaryRow(f"agreement with {reference_name(report)}", "", percent(accuracy.agreement), "")
-    ]
+    close = [SummaryRow(label, "", percent(accuracy.agreement), "")]
     if accuracy.divergence is not None:
         close.append(SummaryRow("KL divergence", "", number(accuracy.divergence, 4), ""))
     if error is None or error <= FINE:

@@ -23,7 +23,11 @@ def tiles(report: Report) -> list[Tile]:
 
 
 def _loss_tile(report: Report) -> Tile:
-    accuracy = report.accuracy
+    accuracy, likeness = report.accuracy, report.likeness
+    if accuracy is None and likeness is not None:
+        how = "can be lost" if likeness.bound == "proof" else "lost, by an estimate"
+        text = f"of {metric_name(likeness.metric)} {how}"
+        return Tile(number(likeness.most_drop, 2, "points"), text, "no label was seen")
     if accuracy is None or accuracy.drop is None:
         worst = worst_snr(report.numerics or {})
         return Tile(decibel(worst), "SNR at the worst output", "accuracy was not measured")
@@ -38,7 +42,10 @@ def _loss_tile(report: Report) -> Tile:
 
 
 def _agreement_tile(report: Report) -> Tile:
-    accuracy = report.accuracy
+    accuracy, likeness = report.accuracy, report.likeness
+    if accuracy is None and likeness is not None:
+        note = f"{number(likeness.num_images, 0)} images without labels"
+        return Tile(percent(likeness.agreement), "agreement with FP32", note)
     if accuracy is None or accuracy.agreement is None:
         return Tile(MISSING, "agreement with FP32", "no labelled images")
     return Tile(percent(accuracy.agreement), "agreement with FP32", sample_note(accuracy) or "")

@@ -119,7 +119,7 @@ def _row(cell: Cell, result: CellResult, workspace: Path, place: str) -> Row:
         "drop": accuracy.drop if accuracy else None,
         "drop_low": low,
         "drop_high": high,
-        "agreement": accuracy.agreement if accuracy else None,
+        "agreement": report.agreement,
         "snr_db": summary.worst_snr(report.numerics or {}),
         "milliseconds": timed[0],
         "fp16_milliseconds": timed[1],

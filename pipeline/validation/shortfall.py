@@ -20,7 +20,7 @@ def find_shortfall(
 ) -> Shortfall | None:
     """The worst part of the outputs, where it is below `plan.least_snr`.
 
-    None also where labelled images show that INT8 decides as FP32 does: then noise changes nothing.
+    None also where images show that INT8 decides as FP32 does: then noise changes nothing.
 
     Args:
         validation: what was measured.
@@ -31,7 +31,8 @@ def find_shortfall(
     numerics = validation.numerics or {}
     known = {name: one.snr_db for name, one in numerics.items() if one.snr_db is not None}
     short = {name: snr for name, snr in known.items() if snr < plan.least_snr}
-    if not short or (validation.accuracy is not None and is_agreed(validation.accuracy)):
+    answers = validation.accuracy or validation.likeness
+    if not short or (answers is not None and is_agreed(answers)):
         return None
     worst = min(short, key=lambda name: short[name])
     return Shortfall(

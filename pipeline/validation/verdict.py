@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from reptrt.engines.likeness_record import Likeness
 from reptrt.engines.report_schema import NOT_JUDGED, Accuracy, Check, Interval, Validation, Verdict
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.validation.intervals import (
@@ -100,17 +101,60 @@ def _checks(validation: Validation, bounds: Bounds) -> Iterator[Check]:
     yield from _input(validation)
     yield _finite(validation)
     accuracy = validation.accuracy
-    if accuracy is None:
-        if bounds.are_asked:
-            reason = "no accuracy was measured: add labelled images (`evaluate`)"
-            yield Check("accuracy", None, reason)
-    else:
+    if accuracy is not None:
         yield _floor(accuracy, bounds)
         if bounds.min_accuracy is not None:
             yield _least("INT8 accuracy", accuracy.quantized, bounds.min_accuracy)
         yield from _drop(accuracy, bounds)
         yield from _agreement(accuracy, bounds)
+    elif validation.likeness is not None:
+        yield from _without_labels(validation.likeness, bounds)
+    elif bounds.are_asked:
+        reason = "no accuracy was measured: add labelled images (`evaluate`)"
+        yield Check("accuracy", None, reason)
     yield from _snr(validation, bounds)
+
+
+def _without_labels(likeness: Likeness, bounds: Bounds) -> Iterator[Check]:
+    """What can be said where FP32's answers stand for the labels."""
+    images, drop = judged_on(likeness), likeness.most_drop
+    answers = (
+        f"FP32 answers all {images} alike, so that they tell nothing: check mean, std and channels"
+    )
+    if likeness.is_telling:
+        answers = "no label says whether FP32 is right"
+    yield Check("FP32 answers", likeness.is_telling or None, answers)
+    is_proof = likeness.bound == "proof"
+    differing = round(likeness.num_images * drop / 100) if likeness.metric == "top1" else None
+    accuracy = Accuracy(
+        likeness.metric,
+        drop=drop,
+        agreement=likeness.agreement,
+        num_images=likeness.num_images if is_proof else None,
+        drop_interval=likeness.interval,
+        lost=differing,
+        gained=None if differing is None else 0,
+    )
+    loses = f"the noise at INT8's outputs costs about {drop:.2f} points of mAP, by an estimate"
+    if differing is not None:
+        loses = f"INT8 changes the class of {drop:.2f} % of {images}, and can lose as many points"
+    elif is_proof:
+        loses = f"INT8 has {100 - drop:.2f} % mIoU with FP32's masks on {images}, and can lose {drop:.2f} points"
+    yield from _drop(accuracy, bounds, f"no label was seen: {loses}")
+    yield from _agreement(accuracy, bounds, f" on {images} without labels")
+
+
+def judged_on(likeness: Likeness) -> str:
+    """The images without labels, and whether they calibrated too."""
+    count, shared = likeness.num_images, likeness.num_calibrated
+    images = "1 image" if count == 1 else f"{count} images"
+    if not shared:
+        return images
+    return (
+        f"{images} (all of which calibrated too)"
+        if shared == count
+        else f"{images} ({shared} calibrated too)"
+    )
 
 
 def _input(validation: Validation) -> Iterator[Check]:
@@ -164,53 +208,49 @@ def _floor(accuracy: Accuracy, bounds: Bounds) -> Check:
     return Check(name, None, reason, fp32, accuracy.chance, _images_for_floor(accuracy))
 
 
-def _drop(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
-    """The upper end of the drop's interval is within the limit."""
+def _drop(accuracy: Accuracy, bounds: Bounds, loses: str = "") -> Iterator[Check]:
+    """The upper end of the drop's interval is within the limit; `loses` says of what, where there are no labels."""
     limit, drop, interval = bounds.max_drop, accuracy.drop, accuracy.drop_interval
     if limit is None:
         return
     if drop is None or not math.isfinite(drop):
         yield Check("drop", None, "the drop is unknown", None, limit)
-    elif drop > limit:
-        yield Check(
-            "drop",
-            False,
-            f"INT8 loses {drop:.2f} points, and the limit is {limit:.2f}",
-            drop,
-            limit,
-        )
+        return
+    kind, where = ("", "") if loses else ("labelled ", f" on {_images(accuracy)}")
+    loses = loses or f"INT8 loses {drop:.2f} points"
+    if drop > limit:
+        yield Check("drop", False, f"{loses}, and the limit is {limit:.2f}", drop, limit)
     elif interval is not None and interval[1] >= limit:
         reason = (
-            f"INT8 loses {drop:.2f} points on {_images(accuracy)}, which may be up to"
-            f" {interval[1]:.2f}, and the limit is {limit:.2f}"
+            f"{loses}{where}, which may be up to {interval[1]:.2f}, and the limit is {limit:.2f}"
         )
-        images = _images_for_drop(accuracy, limit)
-        if images is not None:
-            reason += f": about {images} labelled images would decide"
-        yield Check("drop", None, reason, drop, limit, images)
+        needed = _images_for_drop(accuracy, limit)
+        if needed is not None:
+            reason += f": about {needed} {kind}images would decide"
+        yield Check("drop", None, reason, drop, limit, needed)
     elif interval is None and accuracy.num_images is not None:
         yield Check("drop", None, _too_few(accuracy), drop, limit, FEWEST_RESAMPLED)
     else:
         most = f", at most {interval[1]:.2f}" if interval else ""
-        yield Check("drop", True, f"INT8 loses {drop:.2f} points{most}", drop, limit)
+        yield Check("drop", True, f"{loses}{most}", drop, limit)
 
 
-def is_agreed(accuracy: Accuracy) -> bool:
+def is_agreed(found: Accuracy | Likeness) -> bool:
     """Whether INT8 decides as FP32 does on as many images as an 8-bit model must."""
-    return accuracy.agreement is not None and accuracy.agreement >= _usual_agreement(accuracy)
+    return found.agreement is not None and found.agreement >= _usual_agreement(found.metric)
 
 
-def _usual_agreement(accuracy: Accuracy) -> float:
-    if accuracy.metric == "miou":
+def _usual_agreement(metric: str) -> float:
+    if metric == "miou":
         return MASK_AGREEMENT
-    is_detector = accuracy.metric.startswith("map")
+    is_detector = metric.startswith("map")
     return DETECTOR_AGREEMENT if is_detector else CLASSIFIER_AGREEMENT
 
 
-def _agreement(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
+def _agreement(accuracy: Accuracy, bounds: Bounds, where: str = "") -> Iterator[Check]:
     found, least, default = accuracy.agreement, bounds.min_agreement, ""
     if least is None and bounds.is_full_bits:
-        least = _usual_agreement(accuracy)
+        least = _usual_agreement(accuracy.metric)
         default = " (the default of `min_agreement`)"
     if least is None or (
         found is None and default
@@ -219,9 +259,13 @@ def _agreement(accuracy: Accuracy, bounds: Bounds) -> Iterator[Check]:
     if found is None:
         yield Check("agreement", None, "the agreement with FP32 is unknown", None, least)
     elif found >= least:
-        yield Check("agreement", True, f"INT8 agrees with FP32 to {found:.2f} %", found, least)
+        yield Check(
+            "agreement", True, f"INT8 agrees with FP32 to {found:.2f} %{where}", found, least
+        )
     else:
-        reason = f"INT8 agrees with FP32 to {found:.2f} %, at least {least:.2f}{default} wanted"
+        reason = (
+            f"INT8 agrees with FP32 to {found:.2f} %{where}, at least {least:.2f}{default} wanted"
+        )
         yield Check("agreement", False, reason, found, least)
 
 

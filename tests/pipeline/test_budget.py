@@ -182,3 +182,37 @@ def test_the_float_network_is_what_to_deploy_where_no_int8_is_within_the_budget(
     assert reason == "9 of 10 layers in INT8 are not the answer: why"
     found = replace(report(0.3, 0.3, limit=LIMIT), budget=BudgetSearch(LIMIT, rounds, reason))
     assert choose_deployment(found) == ("fp16", reason)
+
+
+def test_without_labels_the_layers_that_change_answers_stay_float(tmp_path: Path) -> None:
+    result = reptrt.quantize(
+        Classifier(), IMAGES, image_size=(SIZE, SIZE), workspace=tmp_path, task="classification",
+        calibrator="minmax", channel_scaling="none", target="cpu", num_samples=32, max_drop=LIMIT,
+        progress=False,
+    )  # fmt: skip
+    report = result.report
+    likeness, budget = report.likeness, report.budget
+    assert (report.accuracy, likeness is None, budget is None) == (None, False, False)
+    assert likeness is not None
+    assert (likeness.num_images, likeness.num_calibrated) == (168, 0)
+    assert likeness.most_drop == pytest.approx(100 - likeness.agreement)
+    assert budget is not None
+    assert [one.outcome for one in budget.attempts] == ["missed", "met"]
+    assert [one.int8_layers for one in budget.attempts] == [3, 2]
+    assert result.verdict.decision == "passed"
+    assert "no label was seen: INT8 changes the class of" in result.verdict.reason
+    assert "No label was seen: INT8 agrees with FP32 to" in repr(result)
+    page = result.page.read_text()
+    assert "168 images, without labels" in page
+    assert "can be lost" in page
+
+
+@pytest.mark.parametrize(
+    ("drop", "most", "step"), [(16.0, 20.0, 6.02), (4.0, 16.0, 6.02), (4.0, 7.0, LEAST_STEP)]
+)
+def test_changed_answers_fall_with_the_amplitude_of_the_noise(
+    drop: float, most: float, step: float
+) -> None:
+    missed = replace(attempt("missed", drop=drop), drop_at_most=most)
+    following = next_attempt([missed], LIMIT, gains=True, is_changed_answers=True)
+    assert following.gain == pytest.approx(step, abs=0.01)

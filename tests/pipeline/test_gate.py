@@ -201,17 +201,46 @@ def test_forced_artifacts_are_written_and_say_that_they_failed(
 
 
 @pytest.mark.parametrize("command", ["engine", "validate", "report", "kit", "triton"])
-def test_a_gate_without_labelled_images_is_refused_before_anything_runs(
+def test_a_least_accuracy_without_labelled_images_is_refused_before_anything_runs(
     tiny: TinyProject, tmp_path: Path, command: str
 ) -> None:
     more = ["--output", tmp_path / "repository"] if command == "triton" else []
-    outcome = reptrt(command, *tiny.options, "--workspace", tmp_path, "--max-drop", 1, *more)
+    options = [*tiny.options, "--workspace", tmp_path, "--min-accuracy", 70, *more]
+    outcome = reptrt(command, *options)
     assert outcome.code == 2
     assert outcome.complaints == [
-        "reptrt: --max-drop: nothing can be judged without labelled images; add them (--eval), or"
-        " leave the gate out"
+        "reptrt: --min-accuracy: there is no accuracy without labelled images; add them (--eval), or leave it"
+        " out (--max-drop and --min-agreement compare with FP32 where there are no labels)"
     ]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["run.log"]
+
+
+@pytest.mark.parametrize(
+    ("model", "gate", "code", "reason"),
+    [
+        ("colours", ("--max-drop", 10), 0, "no label was seen: INT8 changes the class of 0.00 % of 100 images (all of"),
+        ("colours", ("--max-drop", 2), 1, "images would decide"),
+        ("collapsing", ("--min-agreement", 90), 1, "INT8 agrees with FP32 to 50.00 % on 100 images"),
+        ("blue", ("--max-drop", 10), 1, "FP32 answers all 50 images"),
+    ],
+)  # fmt: skip
+def test_without_labels_the_gate_compares_with_fp32(
+    tiny: TinyProject, red_and_blue: Path, tmp_path: Path, model: str,
+    gate: tuple[object, ...], code: int, reason: str,
+) -> None:  # fmt: skip
+    images = red_and_blue / "blue" if model == "blue" else red_and_blue
+    options = [f"tiny_models:{'colours' if model == 'blue' else model}", "--image-size", 32]
+    options += ["--data", images, "--calibrator", "minmax", "--quantize", "all", "--target", "cpu"]
+    options += ["--channel-scaling", "none", "--workspace", tmp_path / "build"]
+    outcome = reptrt("engine", *options, *gate, "--json")
+    assert outcome.code == code, outcome.err
+    report = json.loads(outcome.out)
+    assert report["accuracy"] is None
+    assert report["likeness"]["num_calibrated"] == report["likeness"]["num_images"]
+    assert reason in report["verdict"]["reason"]
+    repository = tmp_path / "repository"
+    assert reptrt("triton", *options, *gate, "--output", repository).code == code
+    assert repository.exists() == (code == 0)
 
 
 @pytest.mark.parametrize(

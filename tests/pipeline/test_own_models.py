@@ -123,9 +123,10 @@ def test_outputs_of_unknown_meaning_get_numerics_and_the_report_says_so(
             "coco",
             "the meaning of its outputs is unknown, so it has no accuracy for --eval",
         ),
-        ("--max-drop", "1", "--max-drop: nothing can be judged without labelled images"),
+        ("--max-drop", "1", "unknown, so it has no accuracy for --max-drop"),
+        ("--min-agreement", "90", "unknown, so it has no accuracy for --min-agreement"),
     ],
-    ids=["eval", "gate"],
+    ids=["eval", "drop", "agreement"],
 )
 def test_accuracy_of_unknown_outputs_cannot_be_asked_for(
     flag: str, value: str, reason: str, project: Path, tmp_path: Path

@@ -229,9 +229,11 @@ def test_the_upper_end_of_the_drops_interval_decides_the_exit_code(
 
 
 def test_a_gate_that_cannot_be_measured_is_refused(tiny: TinyProject, workspace: Path) -> None:
-    outcome = reptrt("engine", *tiny.options, "--workspace", workspace, "--max-drop", 5, "--json")
+    outcome = reptrt(
+        "engine", *tiny.options, "--workspace", workspace, "--min-accuracy", 5, "--json"
+    )
     assert outcome.code == 2
-    assert "--max-drop: nothing can be judged without labelled images" in outcome.complaints[-1]
+    assert "--min-accuracy: there is no accuracy without labelled images" in outcome.complaints[-1]
 
 
 def test_report_alone_shows_the_same_table(tiny: TinyProject, workspace: Path) -> None:

@@ -69,10 +69,20 @@ def test_a_dry_run_says_what_would_run_and_leaves_nothing(
     assert {one["state"] for one in planned["stages"]} == {"to run"}
     assert planned["plan"]["calibrator"] == "minmax"
     assert (planned["calibration_images"], planned["labelled_images"]) == (12, 8)
+    assert planned["compared_images"] is None
     assert planned["seconds"] == pytest.approx(
         sum(one["seconds"] for one in planned["stages"]), abs=0.5
     )
     assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+
+
+def test_a_dry_run_of_a_gate_without_labels_says_on_how_many_images(
+    tiny: TinyProject, tmp_path: Path
+) -> None:
+    options = [*tiny.options, "--workspace", tmp_path / "new", "--max-drop", 3, "--dry-run"]
+    planned = json.loads(reptrt("engine", *options, "--json").out)
+    assert (planned["labelled_images"], planned["compared_images"]) == (None, 12)
+    assert "12 without labels to compare INT8 with FP32" in reptrt("engine", *options).out
 
 
 def test_a_dry_run_knows_what_is_done_and_how_long_it_took(
@@ -91,7 +101,7 @@ def test_a_dry_run_knows_what_is_done_and_how_long_it_took(
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(tiny: TinyProject, tmp_path: Path) -> None:
     outcome = reptrt(
-        "engine", *tiny.options, "--max-drop", 1, "--workspace", tmp_path / "new", "--dry-run"
+        "engine", *tiny.options, "--min-accuracy", 1, "--workspace", tmp_path / "new", "--dry-run"
     )
     assert outcome.code == 2
-    assert "max-drop" in outcome.err
+    assert "min-accuracy" in outcome.err

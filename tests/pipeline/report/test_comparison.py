@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from reptrt.engines.report_schema import Accuracy, ComparisonRow, OutputNumerics
+from reptrt.engines.budget_record import Attempt
+from reptrt.engines.comparison_record import ComparisonRow
+from reptrt.engines.likeness_record import Likeness
+from reptrt.engines.report_schema import Accuracy, OutputNumerics
 from reptrt.pipeline.recipe import Recipe
 from reptrt.pipeline.report.comparison import write_comparison
 
@@ -50,6 +53,32 @@ def test_the_chart_has_one_named_point_per_calibrator_and_fp32(tmp_path: Path) -
     assert text.count("<circle") == 2
     assert "<title>repapq: 79.00 % after 3 min 20 s</title>" in text
     assert text.count('class="level"') == 1
+
+
+def tried(int8_layers: int, drop: float, milliseconds: float) -> Attempt:
+    return Attempt(
+        gain=0.0, reached=0.0, int8_layers=int8_layers, layers=10, outcome="missed", reason="", trt_onnx="",
+        drop=drop, snr_db=20 - drop, milliseconds=milliseconds, fp16_milliseconds=2.0,
+    )  # fmt: skip
+
+
+def test_the_picture_has_every_set_that_was_tried_beside_all_int8_and_fp16(tmp_path: Path) -> None:
+    rows = [row("mae", 78.36, 19.5), row("repapq", 78.76, 19.9)]
+    rows[0] = replace(rows[0], attempts=(tried(10, 3.0, 1.0), tried(8, 0.5, 1.4)))
+    rows[1] = replace(rows[1], attempts=(tried(9, 0.1, 1.2),))
+    text = page(rows, tmp_path)
+    for point in (
+        "mae all INT8: 75.86 % in 1 ms", "mae 8 INT8 (chosen): 78.36 % in 1.4 ms",
+        "repapq 9 INT8: 78.76 % in 1.2 ms", "FP16: 78.86 % in 2 ms",
+    ):  # fmt: skip
+        assert f"<title>{point}</title>" in text
+    unlabelled = [replace(one, accuracy=None) for one in rows]
+    text = page(unlabelled, tmp_path)
+    assert "<title>mae 8 INT8 (chosen): 19.5 dB in 1.4 ms</title>" in text
+    assert "<title>FP16" not in text
+    alike = [replace(one, likeness=Likeness("top1", 97.0, 50, 0, 3.0)) for one in unlabelled]
+    assert "<title>mae all INT8: 97.00 % in 1 ms</title>" in page(alike, tmp_path)
+    assert "agreement 97.00 %" in page(alike, tmp_path)
 
 
 def test_the_page_begins_with_who_is_the_closest(tmp_path: Path) -> None:
