@@ -189,13 +189,7 @@ def _common_options(command: Command) -> Command:
         callback=_workspace,
         help="folder for all that is made; default: build",
     )(command)
-    command = click.option(
-        "-q", "--quiet", is_flag=True, expose_value=False, callback=_note, help="show no progress"
-    )(command)
-    command = click.option(
-        "-v", "--verbose", is_flag=True, expose_value=False, callback=_note,
-        help="show what run.log gets too",
-    )(command)  # fmt: skip
+    command = verbose_option(quiet_option(command))
     return click.argument("model", is_eager=True, shell_complete=_complete_models)(command)
 
 
@@ -209,6 +203,15 @@ def _workspace(ctx: click.Context, param: click.Parameter, value: Path | None) -
 
 def _note(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[f"reptrt.{param.name}"] = value
+
+
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, expose_value=False, callback=_note, help="show no progress"
+)
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, expose_value=False, callback=_note,
+    help="show what run.log gets too",
+)  # fmt: skip
 
 
 def recipe_option(name: str, field: FieldInfo, title: str) -> Callable[[Command], Command]:

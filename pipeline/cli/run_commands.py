@@ -29,7 +29,13 @@ from reptrt.pipeline.cli.console import (
     print_path,
     print_table,
 )
-from reptrt.pipeline.cli.options import FILE, RecipeCommand, recipe_options
+from reptrt.pipeline.cli.options import (
+    FILE,
+    RecipeCommand,
+    quiet_option,
+    recipe_options,
+    verbose_option,
+)
 from reptrt.pipeline.progress import ProgressBars, StageLines
 from reptrt.pipeline.recipe import (
     BoxSuppression,
@@ -246,6 +252,8 @@ def triton(
 @click.option("--target", help="where the engines will run; see `reptrt targets`")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="where PyTorch calibrates")
 @click.option("--workspace", type=FILE, default=Path("build"), help="folder for all that is made")
+@quiet_option
+@verbose_option
 @json_option
 def regress(
     entries: Sequence[str],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
 from reptrt.pipeline.cli.console import (
     GATE_FAILED,
@@ -18,7 +19,7 @@ from reptrt.pipeline.cli.console import (
     print_json,
     print_path,
 )
-from reptrt.pipeline.cli.options import FILE
+from reptrt.pipeline.cli.options import FILE, quiet_option
 
 if TYPE_CHECKING:
     from reptrt.pipeline.sweep.grid import Cell, Sweep
@@ -45,6 +46,7 @@ LOCAL = "local"
 )
 @click.option("--dry-run", is_flag=True, help="print the cells, hours and memory, and run nothing")
 @click.option("--mlflow", "tracking", help="log each cell there too: MLflow's tracking URI")
+@quiet_option
 @json_option
 def sweep(
     file: Path,
@@ -70,7 +72,8 @@ def sweep(
         return
     from reptrt.pipeline.sweep.screen import Screen
 
-    with Screen(messages, len(cells)) as screen:
+    is_quiet = click.get_current_context().meta["reptrt.quiet"]
+    with Screen(Console(quiet=True) if is_quiet else messages, len(cells)) as screen:
         cluster = address or ray
         where = (cluster is not None, None if cluster == LOCAL else cluster)
         rows = run_file(loaded, cells, workspace, screen, command_line(), where, tracking)
