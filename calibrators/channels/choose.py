@@ -243,7 +243,7 @@ def _column_sizes(model: QuantizedModel, site: ChannelSite) -> dict[fx.Node, tor
     """Call -> [channels] how large the columns of its readers are, 0.001 to 1; 1 where no layer reads it."""
     counts = [int(source_of(call).meta["val"].shape[1]) for call in site.calls]
     numbers = torch.arange(float(sum(counts)), device=next(model.graph_module.parameters()).device)
-    carried = site.carried(dict(zip(site.calls, numbers.split(counts), strict=True)))
+    carried = site.carried(dict(zip(site.calls, torch.split(numbers, counts), strict=True)))
     sizes = torch.zeros_like(numbers)
     for layer in site.layers:
         weight = get_tensor(model.graph_module, parameter_of(layer.args[1])).float()
@@ -251,7 +251,7 @@ def _column_sizes(model: QuantizedModel, site: ChannelSite) -> dict[fx.Node, tor
         sizes.scatter_reduce_(0, carried[source_of(layer)].long(), columns, "amax")
     if not site.layers:
         sizes.fill_(1.0)
-    split = sizes.clamp_min(LEAST_SHARE).split(counts)
+    split = torch.split(sizes.clamp_min(LEAST_SHARE), counts)
     return dict(zip(site.calls, split, strict=True))
 
 
