@@ -6,7 +6,9 @@ alpha = 1 every channel uses all codes, and the columns W[:, c] m_c of the next 
 as the channels did, so their rounding costs more. Which alpha is best, and where to clip, is read off
 the outputs of the layers that read the tensor, at some positions of images that the amax does not
 come from, with weights quantized too. SmoothQuant (arXiv:2211.10438) has the same trade-off in
-front of linears; that alpha is searched per tied group by output error is ours.
+front of linears, as m_c = amax_c^alpha / (largest weight that reads c)^(1 - alpha), which gives a channel that was
+scaled up and whose readers were scaled down its factor at any alpha: that is tried too. That alpha is searched per
+tied group by output error is ours.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch.nn import functional
 from reptrt.calibrators.base import Batches
 from reptrt.calibrators.channels.sites import (
     ChannelSite,
+    column_sizes,
     find_producer,
     find_site,
     groups_of,
@@ -40,7 +43,8 @@ from reptrt.models.graph import get_tensor
 aten = torch.ops.aten
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-CLIPS = (1.0, 0.8, 0.6, 0.45, 0.33, 0.25)
+CLIPS = (1.5, 1.2, 1.0, 0.8, 0.6, 0.45, 0.33, 0.25)
+"""Ends of the trial's grid over the amax; above 1 for what other images have."""
 LEAST_SHARE = 1e-3
 """Smallest amax of a channel over the largest that counts: nearly dead channels are not blown up."""
 FOLD_GAIN, PRODUCT_GAIN = 0.5, 1.0
@@ -208,18 +212,47 @@ def _choose(
     top = max(float(seen.amax[call].max()) for call in site.calls)
     if top == 0:
         return {}
-    shares = {call: (seen.amax[call] / top).clamp_min(LEAST_SHARE) for call in site.calls}
     trial = _Trial(model, site, seen)
-    errors = {
-        alpha: trial.least_error({call: share**alpha for call, share in shares.items()})
-        for alpha in (0.0, *ALPHAS)
-    }
-    best = min(ALPHAS, key=lambda alpha: errors[alpha])
+    without = trial.least_error({call: torch.ones_like(seen.amax[call]) for call in site.calls})
+    tried = [(trial.least_error(own), own) for own in _candidates(model, site, seen, top)]
+    error, best = min(tried, key=lambda one: one[0])
     is_free = not site.restored and all(find_producer(call) for call in site.calls)
     needed = FOLD_GAIN if is_free else product_gain
-    if 10 * math.log10((errors[0.0] + _TINY) / (errors[best] + _TINY)) < needed:
+    if 10 * math.log10((without + _TINY) / (error + _TINY)) < needed:
         return {}
-    return {source_of(call).name: (share**best).cpu() for call, share in shares.items()}
+    return {source_of(call).name: own.cpu() for call, own in best.items()}
+
+
+def _candidates(
+    model: QuantizedModel, site: ChannelSite, seen: _Seen, top: float
+) -> Iterator[dict[fx.Node, torch.Tensor]]:
+    """Factors of all calls of a site, 0.001 to 1."""
+    shares = {call: (seen.amax[call] / top).clamp_min(LEAST_SHARE) for call in site.calls}
+    for alpha in ALPHAS:
+        yield {call: share**alpha for call, share in shares.items()}
+    columns = _column_sizes(model, site)
+    if all(bool((column == 1).all()) for column in columns.values()):
+        return
+    for alpha in ALPHAS[:-1]:
+        own = {call: share**alpha * columns[call] ** (alpha - 1) for call, share in shares.items()}
+        widest = max(float(factor.max()) for factor in own.values())
+        yield {call: (factor / widest).clamp_min(LEAST_SHARE) for call, factor in own.items()}
+
+
+def _column_sizes(model: QuantizedModel, site: ChannelSite) -> dict[fx.Node, torch.Tensor]:
+    """Call -> [channels] how large the columns of its readers are, 0.001 to 1; 1 where no layer reads it."""
+    counts = [int(source_of(call).meta["val"].shape[1]) for call in site.calls]
+    numbers = torch.arange(float(sum(counts)), device=next(model.graph_module.parameters()).device)
+    carried = site.carried(dict(zip(site.calls, torch.split(numbers, counts), strict=True)))
+    sizes = torch.zeros_like(numbers)
+    for layer in site.layers:
+        weight = get_tensor(model.graph_module, parameter_of(layer.args[1])).float()
+        columns = column_sizes(weight, groups_of(layer))
+        sizes.scatter_reduce_(0, carried[source_of(layer)].long(), columns, "amax")
+    if not site.layers:
+        sizes.fill_(1.0)
+    split = torch.split(sizes.clamp_min(LEAST_SHARE), counts)
+    return dict(zip(site.calls, split, strict=True))
 
 
 class _Trial:

@@ -137,6 +137,18 @@ def weight_columns(weight: torch.Tensor, factors: torch.Tensor, groups: int) -> 
     return columns.reshape(out, per_group, *[1] * (weight.ndim - 2))
 
 
+def column_sizes(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """How large the weights of an input channel are beside the largest of their rows: [in] in 0..1.
+
+    Args:
+        weight: [out, in / groups, ...]; a depthwise layer's have one column, of size 1.
+        groups: of the convolution; 1 for a linear.
+    """
+    rows = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).abs().amax(3)
+    largest = rows.amax(2, keepdim=True)
+    return torch.where(largest > 0, rows / largest, 0.0).amax(1).flatten()
+
+
 def groups_of(layer: fx.Node) -> int:
     """Groups of a convolution; 1 for a linear."""
     is_linear = layer.target is aten.linear.default

@@ -8,6 +8,7 @@ from torch import nn
 
 from reptrt.calibrators.channels.choose import choose_factors
 from reptrt.calibrators.channels.rewrite import scale_channels
+from reptrt.calibrators.channels.sites import column_sizes
 from reptrt.calibrators.histogram.best import BestBaselineCalibrator
 from reptrt.calibrators.output_noise import decibel, output_noise
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
@@ -95,3 +96,35 @@ def test_progress_reaches_its_end() -> None:
     seen: list[tuple[str, int, int]] = []
     choose_factors(model(100), IMAGES, progress=lambda *step: seen.append(step))
     assert seen[-1] == ("scale channels", 4, 4)
+
+
+def test_the_size_of_a_column_is_its_largest_weight_beside_that_of_the_row() -> None:
+    dense = torch.tensor([[4.0, -1.0, 0.0], [0.5, 0.25, 0.0], [0.0, 0.0, 0.0]])
+    assert column_sizes(dense, 1).tolist() == [1.0, 0.5, 0.0]
+    grouped = torch.tensor([[[2.0], [1.0]], [[-3.0], [6.0]]])  # two groups of two channels
+    assert column_sizes(grouped, 2).tolist() == [1.0, 0.5, 0.5, 1.0]
+    assert column_sizes(torch.rand(5, 1, 3, 3) + 0.1, 5).tolist() == [1.0] * 5
+
+
+def test_channels_scaled_up_behind_which_weights_are_scaled_down_cost_nothing() -> None:
+    """Widths that differ from channel to channel with weights that do not, and a few that were planted."""
+
+    def network(factor: float) -> QuantizedModel:
+        net = Network(
+            lambda net, x: net.last(torch.nn.functional.relu(net.first(x))),
+            first=conv(3, 32),
+            last=conv(32, 8),
+        )
+        randomize(net)
+        with torch.no_grad():
+            net.first.weight.mul_(torch.logspace(-1.5, 0, 32).view(-1, 1, 1, 1))
+            net.first.weight[::8] *= factor
+            net.last.weight[:, ::8] /= factor
+        return quantized(trace(net, (SIZE, SIZE)))
+
+    found = []
+    for factor in (1.0, 30.0):
+        model = network(factor)
+        scale_channels(model, choose_factors(model, IMAGES))
+        found.append(snr(model))
+    assert found[1] > found[0] - 1.5
