@@ -17,7 +17,7 @@ from ablate import measure
 
 from reptrt.calibrators.channels.choose import choose_factors
 from reptrt.calibrators.channels.rewrite import describe_factors, scale_channels
-from reptrt.calibrators.first_order import sample_noise
+from reptrt.calibrators.first_order import join_samples, sample_noise
 from reptrt.calibrators.output_noise import decibel, output_noise
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
@@ -89,8 +89,8 @@ def run(options: argparse.Namespace, is_scaled: bool) -> tuple[QuantizedModel, t
     seconds = time.process_time() - started
     create_calibrator(options.calibrator, Settings(options.seed)).calibrate(model, batches)
     round_biases(model)
-    compared = compared_images(model, next(iter(batches)))
-    noise = output_noise(model, [compared], float_copy(model))
+    compared = compared_images(model, batches)
+    noise = output_noise(model, compared, float_copy(model))
     found = {**measure(network, options.eval), "mean_db": decibel(noise)}
     keys = ("fp32", "quantized", "drop", "drop_at_most", "agreement", "mean_db", "snr_db")
     numbers = " | ".join(f"{found[key]:.2f}" for key in keys)
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace, is_scaled: bool) -> tuple[QuantizedModel, t
     return model, compared
 
 
-def compare(model: QuantizedModel, images: torch.Tensor) -> None:
+def compare(model: QuantizedModel, images: list[torch.Tensor]) -> None:
     """Print how the estimated noises of activations, with their readers, rank against measured ones."""
     reference = float_copy(model)
     layers = model.placement.layers
@@ -108,7 +108,7 @@ def compare(model: QuantizedModel, images: torch.Tensor) -> None:
     }
     groups = {name: readers for name, readers in groups.items() if readers}
     started = time.process_time()
-    samples = sample_noise(model, images)
+    samples = join_samples([sample_noise(model, batch) for batch in images])
     estimated = np.array([samples.noise(readers) for readers in groups.values()])
     once = time.process_time()
     measured = []
@@ -117,7 +117,7 @@ def compare(model: QuantizedModel, images: torch.Tensor) -> None:
             model.activation_quantizers[name].enabled = True
             for layer in readers:
                 model.weight_quantizers[layer].enabled = True
-            measured.append(output_noise(model, [images], reference))
+            measured.append(output_noise(model, images, reference))
     ranks = [values.argsort().argsort() for values in (estimated, np.array(measured))]
     error = np.abs(10 * np.log10(estimated / np.array(measured)))
     print(

@@ -49,6 +49,8 @@ LEAST_SHARE = 1e-3
 """Smallest amax of a channel over the largest that counts: nearly dead channels are not blown up."""
 FOLD_GAIN, PRODUCT_GAIN = 0.5, 1.0
 """dB that factors must gain where they cost no operator, and where they cost one."""
+WEIGHTS_GAIN = 0.5
+"""dB that factors must gain that regard the weights too, over those that do not: a few positions tell no less apart."""
 _IMAGES, _PIXELS = 32, 32 * 320 * 320
 _POSITIONS, _ELEMENTS, _WHOLE = 1024, 1 << 19, 8
 _TINY = 1e-12
@@ -214,22 +216,41 @@ def _choose(
         return {}
     trial = _Trial(model, site, seen)
     without = trial.least_error({call: torch.ones_like(seen.amax[call]) for call in site.calls})
-    tried = [(trial.least_error(own), own) for own in _candidates(model, site, seen, top)]
-    error, best = min(tried, key=lambda one: one[0])
+    error, best = min(
+        ((trial.least_error(own), own) for own in _by_amax(site, seen, top)), key=lambda one: one[0]
+    )
+    for own in _by_amax_and_weights(model, site, seen, top):
+        found = trial.least_error(own)
+        if _gain(error, found) >= WEIGHTS_GAIN:
+            error, best = found, own
     is_free = not site.restored and all(find_producer(call) for call in site.calls)
     needed = FOLD_GAIN if is_free else product_gain
-    if 10 * math.log10((without + _TINY) / (error + _TINY)) < needed:
+    if _gain(without, error) < needed:
         return {}
     return {source_of(call).name: own.cpu() for call, own in best.items()}
 
 
-def _candidates(
-    model: QuantizedModel, site: ChannelSite, seen: _Seen, top: float
-) -> Iterator[dict[fx.Node, torch.Tensor]]:
+def _gain(before: float, after: float) -> float:
+    """Of an error, in dB."""
+    return 10 * math.log10((before + _TINY) / (after + _TINY))
+
+
+def _shares(site: ChannelSite, seen: _Seen, top: float) -> dict[fx.Node, torch.Tensor]:
+    return {call: (seen.amax[call] / top).clamp_min(LEAST_SHARE) for call in site.calls}
+
+
+def _by_amax(site: ChannelSite, seen: _Seen, top: float) -> Iterator[dict[fx.Node, torch.Tensor]]:
     """Factors of all calls of a site, 0.001 to 1."""
-    shares = {call: (seen.amax[call] / top).clamp_min(LEAST_SHARE) for call in site.calls}
+    shares = _shares(site, seen, top)
     for alpha in ALPHAS:
         yield {call: share**alpha for call, share in shares.items()}
+
+
+def _by_amax_and_weights(
+    model: QuantizedModel, site: ChannelSite, seen: _Seen, top: float
+) -> Iterator[dict[fx.Node, torch.Tensor]]:
+    """The same, with regard to the weights behind."""
+    shares = _shares(site, seen, top)
     columns = _column_sizes(model, site)
     if all(bool((column == 1).all()) for column in columns.values()):
         return
