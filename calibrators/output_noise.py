@@ -74,12 +74,6 @@ def _power(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([output.double().square().sum().cpu() for output in outputs])
 
 
-def _sample_powers(outputs: Sequence[torch.Tensor], samples: int) -> torch.Tensor:
-    """Squared sums [samples, outputs]."""
-    flat = [output.double().square().reshape(samples, -1).sum(1) for output in outputs]
-    return torch.stack(flat, 1).cpu()
-
-
 GUARD_BATCHES, _FEWEST = 4, 16
 """Batches, and samples, on which the guard compares: five passes over all images would cost a minute."""
 
@@ -108,7 +102,7 @@ def output_noise(model: QuantizedModel, images: Sequence[Batch], reference: Refe
 def worst_noise(model: QuantizedModel, images: Sequence[Batch], reference: Reference) -> float:
     """Noise-to-signal power of `model` as it is, at that part of its outputs where it is largest.
 
-    As in validation, it is the mean over samples in decibels. Of scores that stay near 0 in all images the
+    As in validation, it is the mean over batches in decibels. Of scores that stay near 0 in all images the
     digits mean nothing: a part in 0..1 counts as a signal of `BACKGROUND` at least.
     """
     parts = find_parts(model.graph_module.graph)
@@ -117,15 +111,12 @@ def worst_noise(model: QuantizedModel, images: Sequence[Batch], reference: Refer
     for batch in images:
         expected = split_parts(reference(batch), parts)
         error = [a - b for a, b in zip(split_parts(model(batch), parts), expected, strict=True)]
-        counts = all(part.ndim and len(part) == len(batch) for part in expected)
-        samples = len(batch) if counts else 1
-        signals.append(_sample_powers(expected, samples))
-        noises.append(_sample_powers(error, samples))
-        size = torch.tensor([part.numel() / samples for part in expected])
-        floors.append(BACKGROUND**2 * size.expand(samples, -1))
+        signals.append(_power(expected))
+        noises.append(_power(error))
+        floors.append(torch.tensor([BACKGROUND**2 * part.numel() for part in expected]))
         scores = [bool(part.min() >= 0) and bool(part.max() <= 1) for part in expected]
         is_score = is_score & torch.tensor(scores)
-    signal, noise, floor = map(torch.cat, (signals, noises, floors))
+    signal, noise, floor = map(torch.stack, (signals, noises, floors))
     signal = torch.where(is_score, signal.maximum(floor), signal)
     ratio = torch.where(signal > 0, noise / signal, 0.0)
     return float(ratio.log().mean(0).exp().max())

@@ -50,6 +50,7 @@ _MOST = 0.5
 """Share of the activations that may be left out; a network that needs more is not for INT8."""
 _MARGIN = 1.0
 """dB more than the worst output needs: what FP16 in the rest, and other images, cost."""
+_AT_ONCE = 8
 _FEWEST, _MOST_IMAGES, _PIXELS = 4, 16, 16 * 320 * 320
 """Images that are compared: as many as `_PIXELS`, for a large map tells as much as several small ones."""
 
@@ -172,13 +173,20 @@ def _saved(layers: Sequence[str], savings: Mapping[str, float] | None) -> float:
 
 
 def compared_images(model: QuantizedModel, batches: Batches) -> list[Batch]:
-    """As many images as are worth their time; whole batches where `model` takes no other number."""
+    """As many images as are worth their time, in batches as validation has them.
+
+    Those are of 8 images; whole ones where `model` takes no other number.
+    """
     found: list[Batch] = []
     left = 1
     for batch in batches:
         if not found:
             left = max(_FEWEST, min(_MOST_IMAGES, _PIXELS // num_pixels(batch)))
-        found.append(batch if model.is_fixed else batch[:left])
+        if model.is_fixed:
+            found.append(batch)
+        else:
+            count = min(left, len(batch))
+            found += [batch[at : min(at + _AT_ONCE, count)] for at in range(0, count, _AT_ONCE)]
         left -= len(batch)
         if left <= 0:
             break

@@ -45,7 +45,7 @@ def compare_outputs(
     feeds: Feeds,
     card: ModelCard | None = None,
 ) -> list[Numerics]:
-    """SNR in dB and cosine of each output, averaged over samples by Polygraphy, for each pair.
+    """SNR in dB and cosine of each output, averaged over `feeds` by Polygraphy, for each pair.
 
     What a concat joins to one output is compared part by part, and of what lies in 0..1, as scores do,
     the largest value is told.
@@ -58,14 +58,7 @@ def compare_outputs(
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         results = Comparator.run(list(map(PolygraphyRunner, runners)), data_loader=list(feeds))
-        split = [
-            [
-                sample
-                for values, feed in zip(found, feeds, strict=True)
-                for sample in _samples(_parts(values, card), feed, card)
-            ]
-            for _, found in results
-        ]
+        split = [[_parts(values, card) for values in found] for _, found in results]
         return [_compare(split[reference], split[test]) for reference, test in pairs]
 
 
@@ -83,17 +76,6 @@ def _parts(values: Mapping[str, Any], card: ModelCard | None) -> dict[str, NDArr
                     values[name][_slices(part)]
                 )
     return found
-
-
-def _samples(
-    values: dict[str, NDArray[Any]], feed: Mapping[str, NDArray[Any]], card: ModelCard | None
-) -> list[dict[str, NDArray[Any]]]:
-    """`values` of each sample of `feed`; as they are where the first axis of one counts something else."""
-    inputs = () if card is None else card.inputs
-    count = next((len(feed[one.name]) for one in inputs if one.batched), 1)
-    if not all(value.ndim and len(value) == count for value in values.values()):
-        return [values]
-    return [{name: value[at : at + 1] for name, value in values.items()} for at in range(count)]
 
 
 def _slices(part: Part) -> tuple[slice, ...]:

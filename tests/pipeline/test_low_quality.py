@@ -119,26 +119,23 @@ def test_noise_is_that_of_the_worst_output_and_scores_near_zero_have_a_floor(bia
         quantizer.scale *= 4
     noise = worst_noise(model, [images], reference)
     expected = reference(images)
-    axes = (1, 2, 3)
-    power = [(a - b).square().mean(axes) for a, b in zip(model(images), expected, strict=True)]
-    signal = [tensor.square().mean(axes) for tensor in expected]
-    assert bool((signal[0] < BACKGROUND**2).all()) == (bias < 0)
-    ratios = [power[0] / signal[0].clamp(min=BACKGROUND**2), power[1] / signal[1]]
-    wanted = max(float(ratio.log().mean().exp()) for ratio in ratios)
+    power = [float((a - b).square().mean()) for a, b in zip(model(images), expected, strict=True)]
+    signal = [float(tensor.square().mean()) for tensor in expected]
+    assert (signal[0] < BACKGROUND**2) == (bias < 0)
+    wanted = max(power[0] / max(signal[0], BACKGROUND**2), power[1] / signal[1])
     assert noise == pytest.approx(wanted, rel=1e-3)
 
 
 @torch.no_grad()
-def test_noise_is_the_mean_over_samples_in_decibels_as_in_validation() -> None:
+def test_noise_is_the_mean_over_batches_in_decibels_as_in_validation() -> None:
     model = quantized(Background(0.0), {})
     reference = float_copy(model)
     first, second = torch.from_numpy(IMAGES[:1]), torch.from_numpy(IMAGES[1:2]) * 0.1
     MinMaxCalibrator().calibrate(model, [first, second])
     alone = [decibel(worst_noise(model, [sample], reference)) for sample in (first, second)]
     assert alone[0] > alone[1] + 3
-    for batches in ([first, second], [torch.cat([first, second])]):
-        both = decibel(worst_noise(model, batches, reference))
-        assert both == pytest.approx(sum(alone) / 2, abs=0.1)
+    both = decibel(worst_noise(model, [first, second], reference))
+    assert both == pytest.approx(sum(alone) / 2, abs=0.1)
 
 
 def plan(**choices: object) -> tuple[Recipe, Plan]:
