@@ -29,7 +29,7 @@ from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
-from reptrt.calibrators.quantized.run_nodes import Overrides, float_overrides
+from reptrt.calibrators.quantized.run_nodes import Overrides, activation_nodes, float_overrides
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
 from reptrt.calibrators.reconstruction.baseline_guard import (
     Guard,
@@ -54,10 +54,12 @@ from reptrt.calibrators.settings import Affine, Reconstruction
 
 logger = logging.getLogger(__name__)
 
-OBSERVING = 2.0
+OBSERVING = 1.5
 """Times the network, what it costs to run it and to count every activation."""
-CHOOSING, FITTING = 0.15, 0.35
-"""Seconds for the scales of one activation by all baselines, and for one weight of few bits in closed form."""
+CHOOSING = 0.15
+"""Seconds for the scales of one activation by all baselines."""
+FITTING, FITTING_COLUMN = 0.15, 1e-3
+"""Seconds for a weight of few bits in closed form, and for each of its columns."""
 
 
 @register_calibrator
@@ -108,7 +110,7 @@ class AcrossBlockCalibrator(Calibrator):
             "compare baselines": seconds * judged * (1 + len(CANDIDATES)),
         }
         if has_few_bits(model):
-            found["fit weights"] = FITTING * len(model.weight_quantizers)
+            found["fit weights"] = seconds_to_fit(model)
         return found
 
     def calibrate(
@@ -128,7 +130,8 @@ class AcrossBlockCalibrator(Calibrator):
         model.graph_module.requires_grad_(False)
         budgets = self._budgets(model, blocks, batches, chosen)
         images, seconds = _most_images(batches), time_nodes(model, next(iter(batches)))
-        phases = self.phases(model, batches, sum(seconds.values()))
+        network = sum(seconds[node] for node in activation_nodes(model.graph_module.graph))
+        phases = self.phases(model, batches, network)
         bar = share_of(progress, self.name, 0.0, 1.0)
         course = Course(phases, blocks, budgets, images, seconds, bar)
         guard, float_network = self.start(model, batches, chosen, course.start)
@@ -229,6 +232,12 @@ class QDropCalibrator(BlockCalibrator):
     def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """BRECQ's, with probability 1/2 of a float input element."""
         return super().choose(reconstruction).model_copy(update={"float_inputs": 0.5})
+
+
+def seconds_to_fit(model: QuantizedModel) -> float:
+    """What all weights of `model` are expected to take in closed form."""
+    widths = [model.weight_of(layer)[0].numel() for layer in model.weight_quantizers]
+    return sum(FITTING + FITTING_COLUMN * width for width in widths)
 
 
 def grid_ends(model: QuantizedModel) -> dict[str, tuple[float, float]]:

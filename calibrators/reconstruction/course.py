@@ -37,7 +37,7 @@ WEIGHTS = 5
 CLOSED_FORMS = 6
 """Passes of the judged images, besides those for each factor and layer."""
 
-EXPECTED = 0.4
+EXPECTED = 0.2
 """Share of the allowed steps that a block of several rounds takes, before there is a block that tells; one round
 takes them all."""
 

@@ -22,7 +22,7 @@ from reptrt.calibrators.progress import Progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, float_copy, float_overrides
-from reptrt.calibrators.reconstruction.across_block import FITTING, AcrossBlockCalibrator
+from reptrt.calibrators.reconstruction.across_block import AcrossBlockCalibrator, seconds_to_fit
 from reptrt.calibrators.reconstruction.baseline_guard import Guard
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.settings import Reconstruction, Settings
@@ -55,7 +55,7 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
 
     def phases(self, model: QuantizedModel, batches: Batches, seconds: float) -> dict[str, float]:
         """See `AcrossBlockCalibrator.phases`."""
-        return {"reparameterize": FITTING * len(model.weight_quantizers)}
+        return {"reparameterize": seconds_to_fit(model)}
 
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
