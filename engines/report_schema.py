@@ -321,7 +321,6 @@ class Validation:
     """
 
     accuracy: Accuracy | None = None
-    likeness: Likeness | None = None
     numerics: Numerics | None = None
     engine_numerics: Numerics | None = None
     fp16_numerics: Numerics | None = None
@@ -333,6 +332,7 @@ class Validation:
     is_constant_input: bool = False
     reference: Reference = "float"
     file_numerics: Numerics | None = None
+    likeness: Likeness | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

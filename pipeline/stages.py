@@ -162,6 +162,8 @@ def calibrate(run: Run, aim: Aim | None = None) -> None:
         keep_scales(run)
         return
     if not run.workspace.calibration.exists():
+        if not run.is_float:  # images that are not there are said before anything is written
+            calibration_batches(run.samples, run.plan.batch_size, run.plan.device)
         export_reference(run)
         require_kernels(run)
     choose_apart_concats(run)

@@ -25,7 +25,7 @@ from tests.tiny_networks import SIZE, quantized, smooth_images
 
 PREPROCESS = Preprocess((SIZE, SIZE), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 CARD = ModelCard("toy", "classification", PREPROCESS, 10, None, ("logits",))
-LEARN_ALL = Settings(reconstruction=Reconstruction(iterations=40, batch_size=16), effort="high")
+LEARN_ALL = Settings(reconstruction=Reconstruction(iterations=100, batch_size=16), effort="high")
 
 
 gentle = pytest.fixture(scope="module", autouse=True)(learn_gently)
