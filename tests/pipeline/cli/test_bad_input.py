@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,8 @@ class Attack:
         return os.mkdir, (str(self.target),)
 
 
-def complaint(
-    outcome: Outcome, workspace: Path, code: int = 2, finished: Sequence[str] = ()
-) -> str:
-    """The one line on stderr of a command that must leave nothing but its log, and what was `finished` before."""
+def complaint(outcome: Outcome, workspace: Path, code: int = 2, finished: tuple = ()) -> str:
+    """The one line on stderr of a command that must leave its log alone, and what was `finished`."""
     assert outcome.code == code
     (line,) = outcome.complaints
     assert line.startswith("reptrt: ")
