@@ -133,7 +133,8 @@ class AcrossBlockCalibrator(Calibrator):
         network = sum(seconds[node] for node in activation_nodes(model.graph_module.graph))
         phases = self.phases(model, batches, network)
         bar = share_of(progress, self.name, 0.0, 1.0)
-        course = Course(phases, blocks, budgets, images, seconds, bar)
+        comparison = 2 * network * sum(map(len, guard_images(batches)))  # in float, and as learned
+        course = Course(phases, blocks, budgets, images, seconds, comparison, bar)
         guard, float_network = self.start(model, batches, chosen, course.start)
         course.begin()
         starts = grid_ends(model)

@@ -54,6 +54,7 @@ class Course:
         budgets: of each.
         num_samples: calibration images.
         seconds: of the nodes.
+        comparison: seconds that are expected behind the last block.
         progress: of the bar, called as work advances.
         clock: seconds.
     """
@@ -65,11 +66,12 @@ class Course:
         budgets: Sequence[Budget],
         num_samples: int,
         seconds: Seconds,
+        comparison: float,
         progress: Progress,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._progress, self._clock = progress, clock
-        self._phases, self._phase = dict(phases), ""
+        self._phases, self._phase, self._comparison = dict(phases), "", comparison
         self._started = self._part_started = clock()
         self._step, self._others, self._allowed = [], [], []
         for index, (block, budget) in enumerate(zip(blocks, budgets, strict=True)):
@@ -125,10 +127,10 @@ class Course:
 
     def _left(self) -> float:
         """Seconds that are expected from now on."""
-        before = sum(self._phases.values())
+        apart = sum(self._phases.values()) + self._comparison
         index = self._finished
         if index == len(self._step):
-            return before
+            return apart
         behind, weight = sum(self._allowed[:index]), max(self._allowed)
         share = (self._learned + self._share * weight) / (behind + weight or 1)
         own = self._others[index] + share * self._allowed[index]
@@ -136,7 +138,7 @@ class Course:
         # The present block counts as one that was as fast as expected.
         slower = (self._taken + own) / (self._expected + own or 1)
         spent = 0.0 if self._phases else self._clock() - self._part_started
-        return before + max(slower * own - spent, 0.0) + slower * rest
+        return apart + max(slower * own - spent, 0.0) + slower * rest
 
     def _show(self) -> None:
         spent, left = self._clock() - self._started, self._left()

@@ -29,11 +29,14 @@ class Run:
         rounds: tuple[int, ...],
         phases: dict[str, float],
         slower: float = 1.0,
+        comparison: float = 0.0,
     ) -> None:
         self.now, self.shown, self.slower = 0.0, [(0.0, 0.0)], slower
         seconds: dict[fx.Node, float] = {n: 1.0 for block in blocks for n in block.nodes}
         budgets = [Budget(4, 8, rounds, 1_000_000, closed_forms=False) for _ in blocks]
-        self.course = Course(phases, blocks, budgets, IMAGES, seconds, self._show, lambda: self.now)
+        self.course = Course(
+            phases, blocks, budgets, IMAGES, seconds, comparison, self._show, lambda: self.now
+        )
         self.own = [float(len(block.nodes)) for block in blocks]
 
     def _show(self, _: str, done: int, total: int) -> None:
@@ -92,6 +95,14 @@ def test_a_phase_that_is_left_out_is_not_waited_for() -> None:
     run.course.begin()
     run.block(0, 4)
     assert run.shown[-1][1] == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_comparison_behind_the_last_block_counts() -> None:
+    run = Run(blocks_of(4), (10,), {}, comparison=1000.0)
+    run.course.begin()
+    for index in range(4):
+        run.block(index, 10)
+    assert run.shown[-1][1] == pytest.approx(run.now / (run.now + 1000.0), abs=0.001)
 
 
 def test_blocks_of_an_earlier_run_cost_no_time() -> None:
