@@ -64,11 +64,13 @@ class Sensitivity:
             quantized; None where that was not measured, or nothing is lost.
         snr_db: at the outputs, as the aim measures it, with all other layers in INT8 by the best baseline.
         int8_snr_db: the same with every layer in INT8.
+        float_attention: attention, which FP8 makes faster, stays float too.
     """
 
     layers: Mapping[str, float | None]
     snr_db: float | None = None
     int8_snr_db: float | None = None
+    float_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Aim:
     gain: float = 0.0
     of_worst: bool = False
     """Whether the worst part of the outputs has to be as close as that."""
+    float_attention: bool = False
+    """Whether attention stays float, where FP8 would be faster."""
 
     def noise(self, in_int8: float) -> float:
         """Most noise-to-signal power, where all layers in INT8 have `in_int8`."""
@@ -151,7 +155,10 @@ def find_sensitive_in_calibrated(
     if in_int8 <= budget:
         return Sensitivity({}, all_int8, all_int8)
     samples = join_samples([sample_noise(model, batch) for batch in images])
-    readers = {point.name: _layers_behind(model, point) for point in model.placement.points}
+    # Attention is quantized as a whole, or not at all.
+    attention = {name for site in model.placement.attention for name in site.points}
+    points = [point for point in model.placement.points if point.name not in attention]
+    readers = {point.name: _layers_behind(model, point) for point in points}
     alone = {name: samples.noise({name, *layers}) for name, layers in readers.items()}
     weight = {name: _saved(layers, savings) for name, layers in readers.items()}
     order = sorted(alone, key=lambda name: alone[name] / weight[name], reverse=True)

@@ -30,6 +30,7 @@ class Attempt:
         snr_db: of the worst output; None where every output is exact.
         milliseconds: predicted for the target; None where there is no data sheet.
         fp16_milliseconds: predicted for the FP16 engine; None likewise.
+        fp8_attention: whether attention is in FP8.
     """
 
     gain: float | None
@@ -45,6 +46,7 @@ class Attempt:
     snr_db: float | None = None
     milliseconds: Amount | None = None
     fp16_milliseconds: Amount | None = None
+    fp8_attention: bool = False
 
     @property
     def pays(self) -> bool:

@@ -3,9 +3,9 @@
 Without labels it is what accuracy can have lost at most, or an estimate of it
 (`reptrt.pipeline.validation.likeness`).
 
-The first round is as without a budget; in detectors, which need layers in float, as many stay in INT8 as
-an estimate of the loss allows. Then the gate's checks are held against what is measured. A round that
-misses is followed by one whose outputs have less noise, by how far it missed.
+The first round is as without a budget, but that attention is in FP8 where that is predicted faster; in detectors, which need layers in float, as many stay in INT8 as
+an estimate of the loss allows. Then the gate's checks are held against what is measured. A round with
+attention in FP8 that misses is followed by one with attention in float, another one by one whose outputs have less noise, by how far it missed.
 `reptrt.calibrators.sensitivity` finds its layers: those first that cost most noise for the
 microseconds that INT8 saves. After three rounds nothing stays in INT8: the float engine is the answer,
 as where the layers within the budget are not predicted to be faster than FP16. A drop within the budget
@@ -61,11 +61,13 @@ class Next:
         gain: of the next one, as `Attempt.gain`.
         is_end: there is no next one.
         reason: why.
+        float_attention: whether attention stays float, where FP8 would be faster.
     """
 
     gain: float | None
     is_end: bool
     reason: str
+    float_attention: bool = False
 
 
 def calibrate_and_export(run: Run) -> None:
@@ -87,7 +89,8 @@ def calibrate_and_export(run: Run) -> None:
 
     stage.run(work)
     found = read_artifact(run.workspace.budget, "budget", BudgetSearch)
-    calibrate(run, _aim(run, found.attempts[-1].gain))
+    *before, last = found.attempts
+    calibrate(run, _aim(run, last.gain, float_attention=_has_tried_fp8(before)))
     export(run)
 
 
@@ -120,7 +123,7 @@ def _search(run: Run, file: Path) -> BudgetSearch:
             return BudgetSearch(limit, tuple(attempts), following.reason)
         if attempts:
             logger.warning("%s", following.reason)
-        attempts.append(_try(run, following.gain))
+        attempts.append(_try(run, following))
         write_json(attempts, file)
 
 
@@ -147,15 +150,24 @@ def next_attempt(
     where = f"{last.int8_layers} of {last.layers} layers in INT8"
     if last.outcome == "hopeless" or last.gain is None or not last.int8_layers:
         return Next(None, True, last.reason if len(attempts) == 1 else _before(attempts[:-1]))
+
     if gains and not last.pays:
         return Next(None, False, f"{where}: {last.reason}, and not predicted faster than FP16")
     if last.outcome in ("met", "undecided"):
         return Next(None, True, f"{where}: {last.reason}")
+    if last.fp8_attention:
+        reason = f"{where}, attention in FP8: {last.reason}; trying attention in FP16"
+        return Next(last.gain, False, reason, float_attention=True)
     is_stuck = last.reached is not None and last.reached < last.gain - _SAME
     if len(attempts) >= ROUNDS or is_stuck:
         return Next(None, False, f"{where}: {last.reason}; trying none")
     gain = (last.reached or 0.0) + _step(last, max_drop, is_changed_answers)
-    return Next(gain, False, f"{where}: {last.reason}; trying with fewer")
+    return Next(gain, False, f"{where}: {last.reason}; trying with fewer", _has_tried_fp8(attempts))
+
+
+def _has_tried_fp8(attempts: Sequence[Attempt]) -> bool:
+    """Whether attention was in FP8 once, which was not accurate enough."""
+    return any(one.fp8_attention for one in attempts)
 
 
 def _before(attempts: Sequence[Attempt]) -> str:
@@ -177,22 +189,22 @@ def _step(last: Attempt, max_drop: float, is_changed_answers: bool) -> float:
     return min(MOST_STEP, max(LEAST_STEP, tenfold * math.log10(loss / max_drop)))
 
 
-def _aim(run: Run, gain: float | None) -> Aim:
+def _aim(run: Run, gain: float | None, *, float_attention: bool) -> Aim:
     """What the stage `sensitivity` has to reach for an attempt."""
     if gain is None:
-        return Aim(math.inf, math.inf)
+        return Aim(math.inf, math.inf, float_attention=run.plan.may_use_fp8)
     recipe, plan = run.recipe, run.plan
     min_snr = plan.min_snr
     if run.loaded.task == "detection" and recipe.min_snr is None and recipe.max_drop:
         min_snr = max(plan.least_snr, 10 * math.log10(POINTS / abs(recipe.max_drop)))
-    return Aim(min_snr, gain)
+    return Aim(min_snr, gain, float_attention=float_attention)
 
 
-def _try(run: Run, gain: float | None) -> Attempt:
+def _try(run: Run, chosen: Next) -> Attempt:
     """Calibrate, export and measure."""
-    calibrate(run, _aim(run, gain))
+    calibrate(run, _aim(run, chosen.gain, float_attention=chosen.float_attention))
     export(run)
-    return measure_attempt(run, gain)
+    return measure_attempt(run, chosen.gain)
 
 
 def measure_attempt(run: Run, gain: float | None = 0.0) -> Attempt:
@@ -223,6 +235,7 @@ def measure_attempt(run: Run, gain: float | None = 0.0) -> Attempt:
         snr_db=worst_snr(found.numerics or {}),
         milliseconds=cost.int8.milliseconds if cost else None,
         fp16_milliseconds=cost.fp16.milliseconds if cost else None,
+        fp8_attention=run.fp8_attention,
     )
 
 

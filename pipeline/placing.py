@@ -7,6 +7,7 @@ import torch
 from reptrt.calibrators.channels.choose import PRODUCT_GAIN, choose_factors
 from reptrt.calibrators.channels.file import save_factors
 from reptrt.calibrators.quantized.far_concats import find_far_concats
+from reptrt.calibrators.sensitivity import Aim, Sensitivity
 from reptrt.engines.artifacts import replace_when_done, write_json
 from reptrt.engines.cost.constants import FITTED
 from reptrt.pipeline.data.torch_batches import calibration_batches, naming_images
@@ -38,6 +39,7 @@ def image_inputs(run: Run) -> dict[str, object]:
         "images": run.samples.fingerprint,
         "costly": sorted(run.costly),
         "pools": run.pools,
+        "fp8_attention": run.is_faster_in_fp8,
         "apart": run.apart,
         "channels": sha256_or_none(run.workspace.channels),
     }
@@ -72,6 +74,7 @@ def place(run: Run) -> None:
         "target": run.target.name,
         "end2end": plan.end2end,
         "opt_batch": plan.opt_batch,
+        "may_use_fp8": plan.may_use_fp8,
         "cost": repr(FITTED),
     }
     run.stage("placement", inputs, "placement", shared=True).run(
@@ -106,3 +109,14 @@ def choose_channel_factors(run: Run) -> None:
     }
     with naming_images(run.samples):
         run.stage("channels", inputs, "channels", shared=True).run(work)
+
+
+def keep_layers(run: Run, aim: Aim) -> None:
+    """Write `sensitivity.json` where no layer is float for accuracy, but attention is, as `aim` says."""
+    workspace = run.workspace
+    if not aim.float_attention:
+        discard(workspace.sensitivity)
+        return
+    found = Sensitivity({}, float_attention=True)
+    stage = run.stage("sensitivity", {**image_inputs(run), "layers": None}, "sensitivity")
+    stage.run(lambda: write_json(found, workspace.sensitivity))

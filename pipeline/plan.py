@@ -10,6 +10,7 @@ from torch import fx
 
 from reptrt.calibrators.auto import choose_calibrator, is_transformer
 from reptrt.calibrators.names import AUTO
+from reptrt.calibrators.quantized.find_attention import has_attention
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.settings import NO_CALIBRATOR, Reconstruction, Settings
 from reptrt.engines.form import Form, form_for
@@ -52,6 +53,8 @@ class Plan(Recipe):
     form: Form = "channel-scales"
     is_quantized: bool = False
     """The model is a file that brings its own scales, which stay."""
+    may_use_fp8: bool = False
+    """Whether attention may be in FP8, where that is faster and the accuracy that is asked for allows it."""
     threads: int = 1
     """Of PyTorch: sums are added in another order on another number, and learning takes another path."""
 
@@ -114,9 +117,17 @@ def make_plan(
         target: where the engine will run.
         loaded: the float network.
         float_graph: what it computes.
+
+    Raises:
+        RecipeError: it asks for what the target, or a file that is quantized already, does not have.
     """
     if loaded.quantized is not None:
         return _plan_as_it_is(recipe, target, loaded, loaded.quantized)
+    if recipe.softmax == "fp8" and not target.fp8:
+        raise RecipeError(
+            f"`softmax=fp8`: {target.name} has no FP8, which compute capability 8.9 and newer have: choose"
+            " `softmax=float`, or such a target (`reptrt targets` lists them)"
+        )
     calibrator, bits = recipe.calibrator, min(recipe.weight_bits, recipe.activation_bits)
     if calibrator == AUTO:
         calibrator = choose_calibrator(
@@ -141,6 +152,7 @@ def make_plan(
         "min_snr": aimed_snr(recipe, loaded.task) if recipe.min_snr is None else recipe.min_snr,
         "least_snr": recipe.min_snr or LEAST_SNR[loaded.task],
         "reconstruction": _choose_units(recipe.reconstruction, loaded),
+        "may_use_fp8": _may_use_fp8(recipe, target, float_graph),
     }
     return Plan.model_validate({**dict(recipe), **choices})
 
@@ -187,6 +199,12 @@ def _plan_as_it_is(
         "least_snr": LEAST_SNR[loaded.task],
     }
     return Plan.model_validate({**dict(recipe), **choices})
+
+
+def _may_use_fp8(recipe: Recipe, target: Target, float_graph: fx.GraphModule) -> bool:
+    """Whether FP8 is tried for attention: within an accuracy that is stated, and where nobody says otherwise."""
+    is_open = recipe.max_drop is not None and "softmax" not in recipe.model_fields_set
+    return is_open and target.fp8 and _has_price(target) and has_attention(float_graph.graph)
 
 
 def _has_price(target: Target) -> bool:

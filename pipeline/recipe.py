@@ -113,8 +113,10 @@ class Quantization(Section):
         description="pays: a layer is INT8 where the target is predicted to be faster for it; all: "
         "every layer that can be",
     )
-    softmax: Literal["float", "uniform", "log2"] = Field(
-        "float", description="grid of attention's probabilities; float leaves attention float"
+    softmax: Literal["float", "uniform", "log2", "fp8"] = Field(
+        "float",
+        description="grid of attention's probabilities; float leaves attention float; fp8 runs all of it in"
+        " FP8, where the target has that",
     )
     keep_float: tuple[str, ...] = Field((), description="patterns of layer names that stay float")
     quantize_head: bool | None = Field(

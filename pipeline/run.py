@@ -126,6 +126,11 @@ class Run:
         """The recipe with every choice made."""
         return make_plan(self.recipe, self.target, self.loaded, self.recording.float_graph)
 
+    @property
+    def final_plan(self) -> Plan:
+        """The plan, and how attention is quantized in the end."""
+        return self.plan.model_copy(update={"softmax": "fp8"}) if self.fp8_attention else self.plan
+
     @cached_property
     def card(self) -> ModelCard:
         """What goes into the network, and what comes out."""
@@ -148,7 +153,10 @@ class Run:
     @property
     def placed(self) -> Choices:
         """What was chosen before the layers that stay float for the sake of accuracy."""
-        return Choices((), self.costly, self.apart, self.pools, self.channels)
+        return Choices(
+            *((), self.costly, self.apart, self.pools, self.channels),
+            fp8_attention=self.fp8_attention,
+        )
 
     @property
     def costly(self) -> dict[str, str]:
@@ -160,6 +168,16 @@ class Run:
     def pools(self) -> bool:
         """Whether average pools are INT8 where they can be."""
         return self.priced is not None and self.priced.pools
+
+    @property
+    def fp8_attention(self) -> bool:
+        """Whether attention is in FP8, since that is faster, and accurate enough so far."""
+        return self.is_faster_in_fp8 and not self.sensitive.float_attention
+
+    @property
+    def is_faster_in_fp8(self) -> bool:
+        """Whether attention in FP8 was tried, and is predicted faster."""
+        return self.priced is not None and self.priced.fp8_attention
 
     @property
     def is_float(self) -> bool:

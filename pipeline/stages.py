@@ -54,6 +54,7 @@ from reptrt.pipeline.placing import (
     choose_apart_concats,
     choose_channel_factors,
     image_inputs,
+    keep_layers,
     network_inputs,
     place,
 )
@@ -102,7 +103,7 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
     """
     plan, workspace = run.plan, run.workspace
     if not (aim.min_snr or aim.gain) or run.is_float:
-        discard(workspace.sensitivity)
+        keep_layers(run, aim)
         return
     savings = run.priced.savings if run.priced else None
     is_open = run.loaded.task != "detection" and not aim.gain
@@ -111,7 +112,7 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
         inputs |= {**calibration_inputs(run), "least_snr": plan.least_snr}
     stage = run.stage("sensitivity", inputs, "sensitivity", shared=True)
     if is_open and not stage.is_done:
-        discard(workspace.sensitivity)
+        keep_layers(run, aim)
         calibrate_once(run)
         result = read_result(require(workspace.calibration, "calibrate"))
         if is_close_enough(result, plan.least_snr):
@@ -122,7 +123,9 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
         )  # fmt: skip
 
     def work() -> None:
-        network = prepare_network(run.loaded, plan, run.recording, run.placed)
+        fp8_attention = run.is_faster_in_fp8 and not aim.float_attention
+        placed = replace(run.placed, fp8_attention=fp8_attention)
+        network = prepare_network(run.loaded, plan, run.recording, placed)
         model = network.quantized
         batches = calibration_batches(run.samples, network.card.batch_size, plan.device)
         if math.isinf(aim.gain):
@@ -133,7 +136,7 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
             found = find_sensitive_in_calibrated(model, batches, aim, reference, progress, savings)
         else:
             found = find_sensitive_layers(model, batches, aim, run.progress, savings)
-        write_json(found, workspace.sensitivity)
+        write_json(replace(found, float_attention=aim.float_attention), workspace.sensitivity)
 
     with naming_images(run.samples):
         stage.run(work)
@@ -177,7 +180,11 @@ def calibrate(run: Run, aim: Aim | None = None) -> None:
 def calibrate_once(run: Run) -> None:
     """Choose scales, with the layers in float that `sensitivity.json` names."""
     workspace = run.workspace
-    inputs = {**calibration_inputs(run), "sensitive": sorted(run.sensitive.layers)}
+    inputs = {
+        **calibration_inputs(run),
+        "sensitive": sorted(run.sensitive.layers),
+        "float_attention": run.sensitive.float_attention,
+    }
     stage = run.stage("calibrate", inputs, "calibration", "scales", shared=True)
 
     def work() -> None:
@@ -374,7 +381,7 @@ def report(run: Run) -> Report:
 def _write_report(run: Run) -> Report:
     workspace = run.workspace
     content = collect_report(
-        workspace, run.plan, run.calibration_result, verdict_of(run), run.command
+        workspace, run.final_plan, run.calibration_result, verdict_of(run), run.command
     )
     card = read_card(workspace.trt_onnx)
     validation = read_artifact(workspace.validation, "validate", Validation)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from reptrt.calibrators.quantized.quantized_model import ACTIVATIONS, QuantizedModel
-from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer
 
 Codes = dict[str, NDArray[np.int8]]
 FORCED = "_computed"
@@ -33,8 +32,10 @@ def session(proto: onnx.ModelProto, *, optimized: bool) -> onnxruntime.Inference
 
 
 def quantize_nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """QuantizeLinear nodes in graph order."""
-    return [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    """QuantizeLinear nodes to integers, in graph order."""
+    floats = {t.name for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT8E4M3FN}
+    nodes = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    return [node for node in nodes if node.input[2:3] and node.input[2] not in floats]
 
 
 def show_codes(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,7 +73,7 @@ def torch_codes(
 ) -> tuple[Codes, list[NDArray[np.float32]]]:
     """Codes of every quantizer call under the names of `proto`, and the outputs.
 
-    Those on a logarithmic grid are not among them: in ONNX they are no codes. A quantizer that is called on several tensors owns several QuantizeLinear nodes with one scale:
+    Those on a logarithmic grid are not among them, for in ONNX they are no codes; nor are those in FP8. A quantizer that is called on several tensors owns several QuantizeLinear nodes with one scale:
     both sides keep graph order.
     """
     recorded: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
@@ -83,7 +84,7 @@ def torch_codes(
             )
         )
         for path, quantizer in model.graph_module.named_modules()
-        if path.startswith(f"{ACTIVATIONS}.") and not isinstance(quantizer, LogSqrt2Quantizer)
+        if path.startswith(f"{ACTIVATIONS}.") and quantizer.is_uniform
     ]
     outputs = [output.numpy() for output in model(images)]
     for hook in hooks:

@@ -31,7 +31,7 @@ from reptrt.calibrators.histogram.observers import (
 )
 from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer
+from reptrt.calibrators.quantized.quantizers import IntegerGrid
 from reptrt.calibrators.registry import register_calibrator
 
 PERCENTILE = 0.9999
@@ -62,8 +62,9 @@ class HistogramCalibrator(Calibrator):
     ) -> None:
         """Set every activation quantizer from its histogram."""
         for name, quantizer in model.activation_quantizers.items():
-            seen, is_log = observers[name], isinstance(quantizer, LogSqrt2Quantizer)
-            amax = seen.amax if is_log else self.choose_amax(seen, quantizer.grid)
+            seen = observers[name]
+            is_uniform = quantizer.is_uniform
+            amax = self.choose_amax(seen, quantizer.grid) if is_uniform else seen.amax
             quantizer.set_amax(torch.tensor(amax))
 
     @abstractmethod
@@ -141,7 +142,7 @@ def read_or_observe(
 
 def _fit_grids(model: QuantizedModel, observers: Mapping[str, HistogramObserver]) -> None:
     for name, quantizer in model.activation_quantizers.items():
-        if not isinstance(quantizer, LogSqrt2Quantizer):
+        if quantizer.is_uniform:
             signed = observers[name].minimum < 0
             quantizer.grid = IntegerGrid.for_activations(quantizer.grid.num_bits, signed=signed)
 

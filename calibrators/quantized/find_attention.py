@@ -42,8 +42,8 @@ SCORE_STEPS = (
     aten.where.ScalarOther,
 )
 
-Softmax = Literal["float", "uniform", "log2"]
-"""How attention is quantized: not at all, or with its probabilities on a uniform or a log grid."""
+Softmax = Literal["float", "uniform", "log2", "fp8"]
+"""How attention is quantized: not at all; with its probabilities on a uniform or a log grid; or all in FP8."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class AttentionSite:
     value: str
     scores: str
     product: str
+
+    @property
+    def points(self) -> tuple[str, str, str, str]:
+        """Its four points of quantization."""
+        return self.query, self.key, self.probabilities, self.value
 
 
 def has_attention(graph: fx.Graph) -> bool:

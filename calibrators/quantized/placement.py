@@ -12,7 +12,8 @@ The rules (NVIDIA, "Working with quantized types"; measured with TensorRT-RTX):
    both sides are convolutions, the output of the shortcut, the one with fewer layers before it,
    gets a quantizer: with a float skip TensorRT writes float behind the other convolution too;
 4. on request (`softmax`), both products of every attention read quantized operands: query, key,
-   probabilities and value, each with a scale of its own, whatever layers the recipe names;
+   probabilities and value, each with a scale of its own, whatever layers the recipe names; in FP8
+   that is still one kernel, in INT8 it is several;
 5. on request (`pools`), an average pool between quantized layers reads quantized values: classic
    TensorRT then runs it in INT8, and what feeds it writes INT8;
 6. a detector's prediction layers stay float unless asked for: they are cheap, and a step of an 8-bit

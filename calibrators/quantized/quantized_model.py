@@ -21,7 +21,12 @@ from reptrt.calibrators.quantized.placement import (
     is_depthwise,
     last_layers,
 )
-from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
+from reptrt.calibrators.quantized.quantizers import (
+    Fp8Quantizer,
+    IntegerGrid,
+    LogSqrt2Quantizer,
+    TensorQuantizer,
+)
 from reptrt.models.graph import get_tensor, set_parameter
 
 aten = torch.ops.aten
@@ -210,9 +215,12 @@ def _quantize_activations(
 ) -> dict[str, TensorQuantizer]:
     quantizers: dict[str, TensorQuantizer] = {}
     probabilities = {site.probabilities for site in placement.attention}
+    operands = {point for site in placement.attention for point in site.points}
     for point in placement.points:
-        if placement.softmax == "log2" and point.name in probabilities:
-            quantizer: TensorQuantizer = LogSqrt2Quantizer(IntegerGrid.unsigned(bits_of(point)))
+        if placement.softmax == "fp8" and point.name in operands:
+            quantizer: TensorQuantizer = Fp8Quantizer(IntegerGrid.for_activations(8, signed=True))
+        elif placement.softmax == "log2" and point.name in probabilities:
+            quantizer = LogSqrt2Quantizer(IntegerGrid.unsigned(bits_of(point)))
         else:
             quantizer = TensorQuantizer(IntegerGrid.for_activations(bits_of(point), signed=True))
         quantizers[point.name] = quantizer

@@ -93,6 +93,8 @@ class TensorQuantizer(nn.Module):
 
     scale: torch.Tensor
     zero_point: torch.Tensor
+    is_uniform = True
+    """Whether its codes are integers, evenly spaced; only those have steps to learn, to clip and to shift."""
 
     def __init__(
         self, grid: IntegerGrid, num_channels: int | None = None, axis: int | None = None
@@ -187,6 +189,8 @@ class LogSqrt2Quantizer(TensorQuantizer):
     Codes beyond the grid stand for 0. Its codes are no INT8 values: the product that reads it is float.
     """
 
+    is_uniform = False
+
     @property
     def offset(self) -> int:
         """0: its codes are not stored as int8."""
@@ -211,3 +215,34 @@ class LogSqrt2Quantizer(TensorQuantizer):
             return x
         codes = self.codes(x)
         return torch.where(codes > self.grid.quant_max, 0.0, torch.exp2(-codes / 2) * self.scale)
+
+
+class Fp8Quantizer(TensorQuantizer):
+    """Codes of FP8 E4M3, per tensor: floats of three bits of mantissa and magnitudes up to 448, times the scale.
+
+    Micikevicius et al., "FP8 Formats for Deep Learning" (https://arxiv.org/abs/2209.05433). Its `grid` counts the
+    bits and says no more.
+    """
+
+    is_uniform = False
+    largest = 448.0
+
+    @property
+    def offset(self) -> int:
+        """0: its codes are not stored as int8."""
+        return 0
+
+    def set_amax(self, amax: torch.Tensor) -> None:
+        """Let the largest code stand for `amax` ([], >= 0)."""
+        self._set_scale(amax.to(self.scale) / self.largest)
+
+    def set_range(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        """Let the largest code stand for the larger magnitude of both ends."""
+        self.set_amax(torch.maximum(low.abs(), high.abs()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Fake-quantize `x`, or return it untouched when disabled."""
+        if not self.enabled:
+            return x
+        codes = (x / self.scale).clamp(-self.largest, self.largest).to(torch.float8_e4m3fn)
+        return codes.to(x.dtype) * self.scale

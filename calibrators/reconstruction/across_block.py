@@ -28,7 +28,7 @@ from reptrt.calibrators.output_noise import guard_images
 from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
+from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, activation_nodes, float_overrides
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
 from reptrt.calibrators.reconstruction.baseline_guard import (
@@ -39,7 +39,7 @@ from reptrt.calibrators.reconstruction.baseline_guard import (
 from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statistics, fixed_batch
 from reptrt.calibrators.reconstruction.blocks import Block, find_blocks
 from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
-from reptrt.calibrators.reconstruction.course import Course, time_nodes
+from reptrt.calibrators.reconstruction.course import COMPARISON, Course, time_nodes
 from reptrt.calibrators.reconstruction.effort import (
     FEW_BITS,
     FEW_BITS_IMAGES,
@@ -131,10 +131,10 @@ class AcrossBlockCalibrator(Calibrator):
         budgets = self._budgets(model, blocks, batches, chosen)
         images, seconds = _most_images(batches), time_nodes(model, next(iter(batches)))
         network = sum(seconds[node] for node in activation_nodes(model.graph_module.graph))
-        phases = self.phases(model, batches, network)
+        judged = 2 * sum(map(len, guard_images(batches)))  # in float, and as learned
+        phases = {**self.phases(model, batches, network), COMPARISON: network * judged}
         bar = share_of(progress, self.name, 0.0, 1.0)
-        comparison = 2 * network * sum(map(len, guard_images(batches)))  # in float, and as learned
-        course = Course(phases, blocks, budgets, images, seconds, comparison, bar)
+        course = Course(phases, blocks, budgets, images, seconds, bar)
         guard, float_network = self.start(model, batches, chosen, course.start)
         course.begin()
         starts = grid_ends(model)
@@ -246,7 +246,7 @@ def grid_ends(model: QuantizedModel) -> dict[str, tuple[float, float]]:
     return {
         name: (float(low * one.scale), float(high * one.scale))
         for name, one in model.activation_quantizers.items()
-        if one.axis is None and not isinstance(one, LogSqrt2Quantizer)
+        if one.axis is None and one.is_uniform
         for low, high in [one.multiples]
     }
 

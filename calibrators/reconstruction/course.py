@@ -42,6 +42,10 @@ EXPECTED = 0.2
 takes them all."""
 
 
+COMPARISON = "compare with the baselines"
+"""What follows the last block."""
+
+
 class Course:
     """One progress bar for all that a calibration does.
 
@@ -49,12 +53,12 @@ class Course:
     the blocks so far took.
 
     Args:
-        phases: what comes before the first block, as its progress calls it -> seconds expected.
+        phases: what comes before the first block, as its progress calls it -> seconds expected; and `COMPARISON`,
+            which comes behind the last.
         blocks: of the network.
         budgets: of each.
         num_samples: calibration images.
         seconds: of the nodes.
-        comparison: seconds that are expected behind the last block.
         progress: of the bar, called as work advances.
         clock: seconds.
     """
@@ -66,12 +70,12 @@ class Course:
         budgets: Sequence[Budget],
         num_samples: int,
         seconds: Seconds,
-        comparison: float,
         progress: Progress,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._progress, self._clock = progress, clock
-        self._phases, self._phase, self._comparison = dict(phases), "", comparison
+        self._phases, self._phase = dict(phases), ""
+        self._comparison = self._phases.pop(COMPARISON, 0.0)
         self._started = self._part_started = clock()
         self._step, self._others, self._allowed = [], [], []
         for index, (block, budget) in enumerate(zip(blocks, budgets, strict=True)):

@@ -12,7 +12,7 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_acti
 from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
 from reptrt.calibrators.reconstruction.block_inputs import BlockInputs
 from reptrt.calibrators.reconstruction.blocks import compared_outputs, rest_of_stage
-from reptrt.calibrators.reconstruction.learned import LearnedScale
+from reptrt.calibrators.reconstruction.learned import LearnedScale, StraightThrough
 from reptrt.calibrators.settings import Loss, Reconstruction
 
 Values = Mapping[fx.Node, torch.Tensor]
@@ -155,6 +155,8 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 def straight_through(model: QuantizedModel, nodes: Sequence[fx.Node]) -> Overrides:
     """The quantized `nodes` as they are, but with a gradient: rounding counts as the identity."""
+    quantizers = {node: model.quantizer_at(node) for node in nodes if is_activation_call(node)}
     return {
-        node: LearnedScale(model.quantizer_at(node)) for node in nodes if is_activation_call(node)
+        node: LearnedScale(one) if one.is_uniform else StraightThrough(one)
+        for node, one in quantizers.items()
     }

@@ -15,7 +15,7 @@ from torch import fx
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.fake_quant import broadcast_scale
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
+from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.reconstruction.blocks import Block
 from reptrt.calibrators.reconstruction.effort import LEAST_GAIN, Budget, judged_images
 from reptrt.calibrators.reconstruction.learned import LearnedLayer, LearnedScale, StraightThrough
@@ -97,7 +97,7 @@ class LearnedBlock:
 
     def _learn_scale(self, node: fx.Node) -> None:
         target, quantizer = str(node.target), self.model.quantizer_at(node)
-        if isinstance(quantizer, LogSqrt2Quantizer):
+        if not quantizer.is_uniform:
             self.overrides[node] = StraightThrough(quantizer)
             return
         if target not in self._scales:

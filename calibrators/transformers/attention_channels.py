@@ -5,7 +5,8 @@ values, and multiplying the column of the projection that reads it, leaves the f
 is, and so does adding a constant to a channel, since probabilities sum to 1. So the projection's input can
 be calibrated per channel, as behind a LayerNorm, at no operator (our own; RepQ-ViT calibrates it per
 tensor). Where values are quantized themselves, their quantizer is the one that is calibrated per channel;
-quantized probabilities do not quite sum to 1, so that nothing is added there.
+quantized probabilities do not quite sum to 1, so that nothing is added there. Values in FP8, whose steps grow with
+them, stay as they are.
 
 A constant on all keys moves every score of a query alike, which softmax does not see: keys move to the
 middle of their range.
@@ -99,6 +100,8 @@ def find_value_sites(model: QuantizedModel) -> dict[fx.Node, ValueSite]:
     for product, value in _products(model):
         way = _way_to_projection(model, product)
         is_quantized = is_activation_call(value)
+        if is_quantized and not model.quantizer_at(value).is_uniform:
+            continue
         source = value.args[0] if is_quantized else value
         made = _made_by(model, source)
         if not way or made is None or len(value.users) > 1:

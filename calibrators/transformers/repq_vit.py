@@ -27,7 +27,7 @@ from reptrt.calibrators.histogram.methods import PercentileCalibrator, channel_a
 from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.half_range import has_shiftable_readers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
-from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
+from reptrt.calibrators.quantized.quantizers import IntegerGrid, TensorQuantizer
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.second_order.node_inputs import NodeInputs
 from reptrt.calibrators.transformers.attention_channels import find_keys, find_value_sites
@@ -132,7 +132,7 @@ class ReparameterizingPass:
             return
         if call in self._sites:
             self._fit_site(node_inputs, self._sites[call], source, x)
-        elif isinstance(quantizer, LogSqrt2Quantizer):
+        elif not quantizer.is_uniform:
             set_best_amax(quantizer, x)
         elif quantizer.grid.num_bits < 8:
             quantizer.grid = IntegerGrid.unsigned(quantizer.grid.num_bits)

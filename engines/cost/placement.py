@@ -75,6 +75,7 @@ class CostPlacement:
         pools: whether average pools between INT8 layers are INT8 too.
         savings: microseconds less than in the FP16 engine, of each layer that is INT8 in this choice; what
             its quantizers cost float neighbours counts.
+        fp8_attention: whether attention is in FP8.
     """
 
     float_layers: Mapping[str, LayerPrice]
@@ -83,6 +84,7 @@ class CostPlacement:
     fp16_milliseconds: Amount
     pools: bool = False
     savings: Mapping[str, float] = field(default_factory=dict)
+    fp8_attention: bool = False
 
 
 def place_by_cost(

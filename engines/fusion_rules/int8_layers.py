@@ -21,7 +21,7 @@ def dequantizer(network: Network, tensor: str) -> Node | None:
     return writer if writer is not None and writer.op == DEQUANTIZE else None
 
 
-def read_int8(network: Network, node: Node, tensor: str) -> None:
+def read_codes(network: Network, node: Node, tensor: str) -> None:
     """Let `node` read what the DQ before `tensor` reads."""
     dequantize = dequantizer(network, tensor)
     if dequantize is not None:
@@ -29,13 +29,13 @@ def read_int8(network: Network, node: Node, tensor: str) -> None:
         drop_unread(network, dequantize)
 
 
-def write_int8(network: Network, node: Node) -> bool:
+def write_codes(network: Network, node: Node) -> bool:
     """Let `node` compute the Q that alone reads it; return whether there is one."""
     quantize = network.only_reader(node.outputs[0])
     if quantize is None or quantize.op != QUANTIZE or len(node.outputs) != 1:
         return False
     network.absorb_reader(node, quantize)
-    network.set_form(node.outputs[0], Form("Int8"))
+    network.set_form(node.outputs[0], Form(quantize.codes))
     return True
 
 
@@ -61,8 +61,8 @@ class QuantizeProducts(Rule):
             joins = node.op != "ConvTranspose"
             if node.skip:
                 joins = dequantizer(network, node.skip) is not None
-            if joins and write_int8(network, node) and node.skip:
-                read_int8(network, node, node.skip)
+            if joins and write_codes(network, node) and node.skip:
+                read_codes(network, node, node.skip)
             self._read_codes(network, node)
 
     def _read_codes(self, network: Network, node: Node) -> None:
@@ -106,8 +106,8 @@ class QuantizeBatchedProducts(Rule):
             if node.weights or len(pairs) != 2 or None in pairs:
                 continue
             for tensor in list(node.inputs):
-                read_int8(network, node, tensor)
-            write_int8(network, node)
+                read_codes(network, node, tensor)
+            write_codes(network, node)
 
 
 class QuantizePools(Rule):
@@ -118,8 +118,8 @@ class QuantizePools(Rule):
     def apply(self, network: Network, build: Build) -> None:
         """Let average pools between DQ and Q read and write INT8."""
         for node in network.nodes("AveragePool", "GlobalAveragePool"):
-            if dequantizer(network, node.inputs[0]) is not None and write_int8(network, node):
-                read_int8(network, node, node.inputs[0])
+            if dequantizer(network, node.inputs[0]) is not None and write_codes(network, node):
+                read_codes(network, node, node.inputs[0])
 
 
 class QuantizePointwise(Rule):
@@ -136,12 +136,12 @@ class QuantizePointwise(Rule):
         for node in network.nodes("Pointwise", "LayerNormalization", "Softmax", "Attention"):
             for tensor in dict.fromkeys(node.inputs):
                 if node.op == "Pointwise":
-                    read_int8(network, node, tensor)
+                    read_codes(network, node, tensor)
             self._write(network, node)
 
     def _write(self, network: Network, node: Node) -> None:
         if len(node.outputs) == 1:
-            write_int8(network, node)
+            write_codes(network, node)
             return
         for quantize in network.readers(node.outputs[0]):  # of a normalization: the other is a sum
             if quantize.op == QUANTIZE and network.only_reader(node.outputs[0]) is quantize:
@@ -151,4 +151,4 @@ class QuantizePointwise(Rule):
                 node.outputs[0] = result
                 node.parts.extend(quantize.parts)
                 network.add(node)
-                network.set_form(result, Form("Int8"))
+                network.set_form(result, Form(quantize.codes))

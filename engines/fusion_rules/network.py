@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 FLOATS = frozenset({"Float", "Half", "BFloat16"})
+FP8 = "FP8"
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -66,6 +67,7 @@ class Node:
         order: position of its last part in the file.
         attributes: of the ONNX node.
         scale: of a Q/DQ node: what makes two of them equal.
+        codes: of a Q/DQ node: type of the codes, Int8 or FP8.
         activation: what was fused behind a convolution or product.
         layer: kind of layer where a rule has decided it; else it follows from `op`.
         skip: the tensor that a fused Add reads.
@@ -79,6 +81,7 @@ class Node:
     weights: list[str] = field(default_factory=list)
     attributes: dict[str, onnx.AttributeProto] = field(default_factory=dict)
     scale: bytes = b""
+    codes: str = ""
     activation: str = ""
     layer: str = ""
     skip: str = ""

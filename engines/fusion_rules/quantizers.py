@@ -40,11 +40,11 @@ class MergeEqualQuantizers(Rule):
     def apply(self, network: Network, build: Build) -> None:
         """Keep one of the Q, or DQ, with the same scale on the same tensor."""
         for op in (QUANTIZE, DEQUANTIZE):
-            kept: dict[tuple[str, bytes], Node] = {}
+            kept: dict[tuple[str, bytes, str], Node] = {}
             for node in network.in_order():
                 if node.op != op:
                     continue
-                first = kept.setdefault((node.inputs[0], node.scale), node)
+                first = kept.setdefault((node.inputs[0], node.scale, node.codes), node)
                 if first is not node and node.outputs[0] not in network.outputs:
                     merge_into(network, node, first)
 
@@ -78,14 +78,14 @@ class MoveQuantizeUp(Rule):
 
     def _may_move(self, network: Network, mover: Node) -> bool:
         """Whether nothing but Q of one scale reads the outputs of `mover`."""
-        scales: set[bytes] = set()
+        scales: set[tuple[bytes, str]] = set()
         for output in mover.outputs:
             readers = network.readers(output)
             if output in network.outputs or any(node.op != QUANTIZE for node in readers):
                 return False
             if any(node.outputs[0] in network.outputs for node in readers):
                 return False
-            scales.update(node.scale for node in readers)
+            scales.update((node.scale, node.codes) for node in readers)
         return len(scales) == 1 and not _has_constant_data(network, mover)
 
     def _move(self, network: Network, mover: Node) -> list[Node]:
@@ -95,10 +95,10 @@ class MoveQuantizeUp(Rule):
                 for reader in network.readers(quantize.outputs[0]):
                     network.rewire(reader, quantize.outputs[0], output)
                 network.remove(quantize)
-            network.set_form(output, Form("Int8"))
+            network.set_form(output, Form(template.codes))
         moved = []
         for source in dict.fromkeys(mover.inputs):
-            result = network.fresh_tensor(source, Form("Int8"))
+            result = network.fresh_tensor(source, Form(template.codes))
             clone = replace(template, inputs=[source], outputs=[result], parts=[*template.parts])
             network.rewire(mover, source, result)
             network.add(clone)
@@ -120,7 +120,7 @@ class MoveDequantizeDown(Rule):
     def _move(self, network: Network, mover: Node) -> None:
         writers = [network.writer(name) for name in mover.inputs]
         dequantizers = [node for node in writers if node is not None and node.op == DEQUANTIZE]
-        scales = {node.scale for node in dequantizers}
+        scales = {(node.scale, node.codes) for node in dequantizers}
         if len(dequantizers) != len(writers) or len(scales) != 1:
             return
         if any(output in network.outputs for output in mover.outputs):
@@ -130,7 +130,7 @@ class MoveDequantizeDown(Rule):
             network.rewire(mover, node.outputs[0], node.inputs[0])
         for output in mover.outputs:
             result = network.fresh_tensor(output, network.tensors[output].form)
-            network.set_form(output, Form("Int8"))
+            network.set_form(output, Form(template.codes))
             clone = replace(template, inputs=[output], outputs=[result], parts=[*template.parts])
             for reader in network.readers(output):
                 network.rewire(reader, output, result)
@@ -161,7 +161,7 @@ class CancelPairs(Rule):
                 continue
             if quantize.outputs[0] in network.outputs:
                 continue
-            if dequantize.scale == quantize.scale:
+            if (dequantize.scale, dequantize.codes) == (quantize.scale, quantize.codes):
                 for reader in network.readers(quantize.outputs[0]):
                     network.rewire(reader, quantize.outputs[0], dequantize.inputs[0])
                 network.remove(quantize)

@@ -15,6 +15,7 @@ from reptrt.engines.fusion_rules.infer_sizes import Sizes, infer_sizes, sides
 from reptrt.engines.fusion_rules.network import (
     DEQUANTIZE,
     FLOATS,
+    FP8,
     QUANTIZE,
     Form,
     Network,
@@ -118,6 +119,10 @@ def _node(proto: onnx.NodeProto, inputs: list[str], order: int, tensors: dict[st
     is_pair = proto.op_type in (QUANTIZE, DEQUANTIZE)
     computed = inputs[:1] if is_pair else [n for n in inputs if not tensors[n].is_constant]
     weights = [] if is_pair else [n for n in inputs if tensors[n].is_constant]
+    codes = ""
+    if is_pair:
+        name = proto.output[0] if proto.op_type == QUANTIZE else proto.input[0]
+        codes = FP8 if tensors[name].dtype == FP8 else "Int8"
     return Node(
         op=proto.op_type,
         inputs=computed,
@@ -127,6 +132,7 @@ def _node(proto: onnx.NodeProto, inputs: list[str], order: int, tensors: dict[st
         weights=weights,
         attributes={attribute.name: attribute for attribute in proto.attribute},
         scale=_scale_key(tensors[inputs[1]]) if is_pair and len(inputs) > 1 else b"",
+        codes=codes,
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from reptrt.engines.fusion_rules.network import Network, Node
+from reptrt.engines.fusion_rules.int8_layers import dequantizer, read_codes
+from reptrt.engines.fusion_rules.network import FP8, Network, Node
 from reptrt.engines.fusion_rules.pointwise import absorb_writer
 from reptrt.engines.fusion_rules.rule import Build, Evidence, Rule
 
@@ -20,10 +21,10 @@ _HEAD_SIZES = range(16, 257)
 
 
 class FuseAttention(Rule):
-    """Guide, "Fused attention": softmax(Q K^T + mask) V in one kernel, in FP16 or BF16.
+    """Guide, "Fused attention": softmax(Q K^T + mask) V in one kernel, in FP16, BF16 or FP8.
 
-    Q/DQ inside prevents it (TensorRT-RTX). That it needs compute capability 8.0, and heads of 16 to
-    256 channels, a multiple of 8, is assumed.
+    INT8 inside prevents it, and so does FP8 on less than all four operands (TensorRT-RTX). That it needs compute
+    capability 8.0, for FP8 8.9, and heads of 16 to 256 channels, a multiple of 8, is assumed.
     """
 
     evidence: ClassVar[Evidence] = Evidence.DOCUMENTED
@@ -33,16 +34,34 @@ class FuseAttention(Rule):
         if build.compute_capability < (8, 0):
             return
         for softmax in network.nodes("Softmax"):
-            product = network.only_reader(softmax.outputs[0])
+            pair, product = self._product_behind(network, softmax)
             if product is None or product.op != "MatMul" or product.weights:
                 continue
             chain = self._scores(network, softmax)
             if chain is None or not self._fits(network, chain[-1]):
                 continue
-            for node in (softmax, *chain):
+            operands = [*chain[-1].inputs, *product.inputs[1:]]
+            quantized = [_is_fp8(dequantizer(network, name)) for name in operands]
+            if any(quantized) != bool(pair) or any(quantized) != all(quantized):
+                continue
+            if pair and build.compute_capability < (8, 9):
+                continue
+            for node in (*reversed(pair), softmax, *chain):
                 absorb_writer(network, product, node)
+            for name in operands if pair else ():
+                read_codes(network, product, name)
             product.op, product.layer = "Attention", "_gemm_mha_v2"
             absorb_single_readers(network, product, _VIEWS | {"Transpose"})
+
+    def _product_behind(self, network: Network, softmax: Node) -> tuple[list[Node], Node | None]:
+        """Q and DQ of probabilities in FP8, or nothing, and what reads them."""
+        pair: list[Node] = []
+        node = network.only_reader(softmax.outputs[0])
+        while _is_fp8(node):
+            assert node is not None
+            pair.append(node)
+            node = network.only_reader(node.outputs[0])
+        return pair, node
 
     def _scores(self, network: Network, softmax: Node) -> list[Node] | None:
         """What lies between Q K^T and Softmax, the product last."""
@@ -69,6 +88,10 @@ class FuseAttention(Rule):
         query = network.tensors[scores.inputs[0]]
         size = query.dims[-1] if query.dims else 0
         return query.dtype in ("Half", "BFloat16") and size in _HEAD_SIZES and size % 8 == 0
+
+
+def _is_fp8(node: Node | None) -> bool:
+    return node is not None and node.codes == FP8
 
 
 def absorb_single_readers(network: Network, node: Node, ops: frozenset[str]) -> None:

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from reptrt.engines.commuting import commutes
 from reptrt.engines.lint.base import LintedModel, Rule, Severity, Site
+from reptrt.engines.lint.codes import code_type
 from reptrt.engines.lint.layers import WEIGHTED, quantized_weight
 from reptrt.engines.surgery.qdq import DEQUANTIZE, QUANTIZE, constant_at, producer
 from reptrt.engines.surgery.repair.add_bias_behind_heads import (
@@ -98,9 +99,9 @@ def _keeps_pads(node: gs.Node) -> bool:
 
 
 class AttentionPair(Rule):
-    """Seen: two products and a softmax instead of one kernel, once a product's sides are both Q/DQ.
+    """Seen: two products and a softmax instead of one kernel, once a product's sides are both INT8.
 
-    With Q/DQ on one side only, the kernel stays one.
+    With Q/DQ on one side only, the kernel stays one; and so it does with FP8 on all sides of both products.
     """
 
     name = "attention-pair"
@@ -108,22 +109,33 @@ class AttentionPair(Rule):
     reason = (
         "a product of attention is quantized: TensorRT no longer fuses attention into one kernel"
     )
-    remedy = "quantize the linears around attention only, not its products"
+    remedy = (
+        "quantize the linears around attention only, not its products, or all their operands in FP8"
+    )
 
     def find(self, model: LintedModel) -> Iterator[Site]:
         """Yield the products of attention that read two DequantizeLinear nodes."""
-        inside = frozenset().union(*model.attentions)
-        for node in model.nodes_of("MatMul"):
-            site = model.site(node)
-            if site.node in inside and all(map(_comes_from_pair, node.inputs)):
-                yield site
+        products = {model.site(node).node: node for node in model.nodes_of("MatMul")}
+        for attention in model.attentions:
+            found = {name: products[name] for name in sorted(attention) if name in products}
+            pairs = {name: [*map(_pair_behind, node.inputs)] for name, node in found.items()}
+            if all(_is_fp8(pair) for sides in pairs.values() for pair in sides):
+                continue
+            for name, sides in pairs.items():
+                if all(pair is not None for pair in sides):
+                    yield model.site(found[name])
 
 
-def _comes_from_pair(tensor: gs.Tensor) -> bool:
+def _pair_behind(tensor: gs.Tensor) -> gs.Node | None:
+    """The DequantizeLinear whose values `tensor` holds, moved or scaled."""
     node = producer(tensor)
     while node is not None and node.op in _AROUND_ATTENTION:
         node = next(filter(None, map(producer, node.inputs)), None)
-    return node is not None and node.op == DEQUANTIZE
+    return node if node is not None and node.op == DEQUANTIZE else None
+
+
+def _is_fp8(pair: gs.Node | None) -> bool:
+    return pair is not None and code_type(pair) == "float8_e4m3fn"
 
 
 class FloatAttention(Rule):

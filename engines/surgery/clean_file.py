@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no stubs
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from reptrt.engines.artifacts import replace_when_done
 from reptrt.engines.foreign.border import reading
@@ -48,9 +49,12 @@ def _clean(source: Path, target: Path, passes: Sequence[Pass], form: Form | None
         model = raise_for_pairs(model)
     except OpsetError as error:
         raise SurgeryError(f"{source}: {error}") from None
-    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True))
-    changed = run_passes(sort_nodes(graph), passes)
-    cleaned = gs.export_onnx(graph)
+    with G_LOGGER.suppress(
+        G_LOGGER.ERROR
+    ):  # it prints to standard output, of every constant in FP8
+        graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True))
+        changed = run_passes(sort_nodes(graph), passes)
+        cleaned = gs.export_onnx(graph)
     cleaned.metadata_props.extend(model.metadata_props)
     cleaned.producer_name, cleaned.producer_version = model.producer_name, model.producer_version
     if form is not None:

@@ -205,7 +205,7 @@ def _describe(
         layers=layers,
         layers_source=source,
         tolerances=usual,
-        run=run_facts(run.plan, run.calibration_result, evidence.accuracy, evidence.verdict),
+        run=run_facts(run.final_plan, run.calibration_result, evidence.accuracy, evidence.verdict),
         files={},
         other_sizes=tuple(
             SizedReferences(label, _file_of(label), bounds) for label, bounds in tolerances.items()

@@ -82,7 +82,7 @@ def require_passed(run: Run, artifact: str) -> Verdict:
 def _with_deployment(run: Run, verdict: Verdict) -> Verdict:
     """Add which engine to deploy on the target, by its predicted cost against FP16."""
     price(run)
-    facts = run_facts(run.plan, run.calibration_result, None, verdict)
+    facts = run_facts(run.final_plan, run.calibration_result, None, verdict)
     cost = predicted_cost(run.workspace)
     chosen = choose_deployment(Report(**vars(facts), target=run.target.name, backend="", cost=cost))
     return replace(verdict, deploy=chosen.deploy, deploy_reason=chosen.reason)

@@ -79,45 +79,56 @@ class Pricing:
 
 
 def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
-    """Layers of `run` that stay FP16 on its target, whose GPU is that of `sheet`.
+    """Layers of `run` that stay FP16 on its target, whose GPU is that of `sheet`; where FP8 may be used, attention too.
 
     Raises:
         BuildError, CostError, UnpredictableModelError: the network gives no engine to price.
     """
-    plan = run.plan
-    network = prepare_network(run.loaded, plan, run.recording, Choices(pools=True))
-    scale_weights(
-        network.quantized
-    )  # with equal scales weights below half a step would be one tensor
-    batch = network.card.batch_size
-    done = 0
+    plan, card = run.plan, run.card
+    steps, done = _STEPS * (1 + plan.may_use_fp8), 0
 
     def step(priced: Priced) -> Priced:
         nonlocal done
         done += 1
-        run.progress("place by cost", min(done, _STEPS - 1), _STEPS)
+        run.progress("place by cost", min(done, steps - 1), steps)
         return priced
 
     with temporary_folder() as folder:
         qdq, fp16 = Path(folder, "all.onnx"), Path(folder, "fp16.onnx")
-        export_qdq(network.quantized, qdq, network.card, batch, precision="fp16")
-        write_fp16_onnx(network.float_graph, network.card, fp16)
-        for path in (qdq, fp16):
-            fix_sides(path, network.card)
-        form = form_for(run.target.backend, half=True)
-        pricing = Pricing(qdq, run.target, sheet, batch or plan.opt_batch, form)
-        layers = [one.name for one in read_weighted_layers(qdq) if one.quantized]
-        graph = onnx.load(qdq, load_external_data=False).graph
-        placement = place_by_cost(
-            layers,
-            lambda kept: step(pricing.variant(kept)),
-            step(pricing.file(fp16)),
-            layer_neighbours(graph),
-            layer_kinds(network.float_graph.graph),
-        )
-        placement = _with_pools(placement, network, pricing)
-    run.progress("place by cost", _STEPS, _STEPS)
-    return placement
+        write_fp16_onnx(run.recording.float_graph, card, fp16)
+        fix_sides(fp16, card)
+        form, batch = form_for(run.target.backend, half=True), card.batch_size or plan.opt_batch
+        pricing = Pricing(qdq, run.target, sheet, batch, form)
+        float_engine = step(pricing.file(fp16))
+
+        def search(network: Network) -> CostPlacement:
+            export_qdq(network.quantized, qdq, card, card.batch_size, precision="fp16")
+            fix_sides(qdq, card)
+            graph = onnx.load(qdq, load_external_data=False).graph
+            found = place_by_cost(
+                [one.name for one in read_weighted_layers(qdq) if one.quantized],
+                lambda kept: step(pricing.variant(kept)),
+                float_engine,
+                layer_neighbours(graph),
+                layer_kinds(network.float_graph.graph),
+            )
+            return _with_pools(found, network, pricing)
+
+        found = search(_open_network(run, fp8_attention=False))
+        if plan.may_use_fp8:
+            other = search(_open_network(run, fp8_attention=True))
+            if other.savings and other.milliseconds < found.milliseconds:
+                found = replace(other, fp8_attention=True)
+    run.progress("place by cost", steps, steps)
+    return found
+
+
+def _open_network(run: Run, *, fp8_attention: bool) -> Network:
+    """Every layer in INT8, with scales that keep weights apart: below half a step, equal ones would be one tensor."""
+    choices = Choices(pools=True, fp8_attention=fp8_attention)
+    network = prepare_network(run.loaded, run.plan, run.recording, choices)
+    scale_weights(network.quantized)
+    return network
 
 
 def _with_pools(placement: CostPlacement, network: Network, pricing: Pricing) -> CostPlacement:

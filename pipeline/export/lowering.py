@@ -3,7 +3,7 @@
 Each weight quantizer becomes an int8 tensor behind a DequantizeLinear; each activation quantizer
 becomes QuantizeLinear → DequantizeLinear, with a Clip in front where the grid is narrower than
 INT8 (any grid of fewer than 8 bits is exact on the INT8 one), and with biases that move the codes
-0..255 onto it (`reptrt.pipeline.export.shift_biases`). Two custom operators stand for the ONNX ones, so that the
+0..255 onto it (`reptrt.pipeline.export.shift_biases`). FP8 saturates by itself. Two custom operators stand for the ONNX ones, so that the
 exporter cannot fold or decompose them. Probabilities on a logarithmic grid become float arithmetic.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
+from reptrt.calibrators.quantized.quantizers import Fp8Quantizer, LogSqrt2Quantizer, TensorQuantizer
 from reptrt.models.onnx_import.island_op import is_island
 from reptrt.models.parameters import fresh_path, get_tensor
 from reptrt.pipeline.export.shift_biases import shift_biases
@@ -28,7 +28,9 @@ _LARGEST_HALF = 65504.0
 
 @torch.library.custom_op("reptrt::quantize_linear", mutates_args=())
 def quantize_linear(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
-    """ONNX QuantizeLinear to int8, per tensor, zero point 0."""
+    """ONNX QuantizeLinear to the type of `zero_point`, int8 or float8_e4m3fn, which is 0; per tensor."""
+    if zero_point.dtype == torch.float8_e4m3fn:
+        return torch.clamp(x / scale, -448, 448).to(torch.float8_e4m3fn)
     return torch.clamp(torch.round(x / scale), -128, 127).to(torch.int8)
 
 
@@ -36,12 +38,14 @@ def quantize_linear(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tens
 def dequantize_linear(
     codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
 ) -> torch.Tensor:
-    """ONNX DequantizeLinear from int8, zero point 0; a scale [C] belongs to axis 0."""
+    """ONNX DequantizeLinear from int8 or FP8, zero point 0; a scale [C] belongs to axis 0."""
     shape = [-1] + [1] * (codes.ndim - 1) if scale.ndim else []
     return codes.to(scale.dtype) * scale.view(shape)
 
 
-quantize_linear.register_fake(lambda x, scale, zero_point: torch.empty_like(x, dtype=torch.int8))
+quantize_linear.register_fake(
+    lambda x, scale, zero_point: torch.empty_like(x, dtype=zero_point.dtype)
+)
 dequantize_linear.register_fake(
     lambda codes, scale, zero_point: torch.empty_like(codes, dtype=scale.dtype)
 )
@@ -113,13 +117,15 @@ def _lower_activation(
     scale = quantizer.scale
     with module.graph.inserting_before(call):
         x = _cast(module, x, torch.float32) if half else x
+        is_fp8 = isinstance(quantizer, Fp8Quantizer)
         limits = tuple(int(multiple) - quantizer.offset for multiple in quantizer.multiples)
-        if limits != (-128, 127):
+        if limits != (-128, 127) and not is_fp8:
             bounds = [limit * float(scale) for limit in limits]
             x = module.graph.call_function(aten.clamp.default, (x, *bounds))
+        code_type = torch.float8_e4m3fn if is_fp8 else torch.int8
         arguments = (
             _constant(module, f"{name}_scale", scale),
-            _constant(module, f"{name}_zero_point", torch.zeros((), dtype=torch.int8)),
+            _constant(module, f"{name}_zero_point", torch.zeros((), dtype=code_type)),
         )
         codes = module.graph.call_function(
             torch.ops.reptrt.quantize_linear.default, (x, *arguments)

@@ -108,6 +108,7 @@ class Choices:
         apart: concats whose sources keep scales of their own.
         pools: whether average pools that feed a quantized layer read quantized values.
         channels: factors of channels in front of their quantizers (`reptrt.calibrators.channels`).
+        fp8_attention: whether attention, which the plan leaves float, is in FP8.
     """
 
     sensitive: Collection[str] = ()
@@ -115,6 +116,7 @@ class Choices:
     apart: Collection[str] = ()
     pools: bool = False
     channels: ChannelFactors = field(default_factory=dict)
+    fp8_attention: bool = False
 
 
 NO_CHOICES = Choices()
@@ -142,7 +144,8 @@ def prepare_network(
         ChoiceError: a choice is of another network.
     """
     graph_module = copy.deepcopy(recording.float_graph)
-    if plan.softmax != "float":
+    softmax = "fp8" if choices.fp8_attention else plan.softmax
+    if softmax != "float":
         expand_attention(graph_module)
     _require_known(graph_module.graph, choices)
     placement = place_quantizers(
@@ -151,7 +154,7 @@ def prepare_network(
         quantize_head=plan.quantize_head,
         left_float={**choices.costly, **dict.fromkeys(choices.sensitive, SENSITIVE)},
         apart=choices.apart,
-        softmax=plan.softmax,
+        softmax=softmax,
         pools=choices.pools,
     )
     quantized = insert_quantizers(

@@ -66,6 +66,17 @@ def test_the_next_round_has_less_noise_by_how_far_the_last_one_missed(
     assert following.gain == pytest.approx(5.0 + step, abs=0.01)
 
 
+def test_attention_in_fp8_that_costs_too_much_is_float_in_the_next_round_and_stays_so() -> None:
+    first = replace(attempt("missed"), fp8_attention=True)
+    following = next_attempt([first], LIMIT, gains=True)
+    assert (following.gain, following.float_attention, following.is_end) == (0.0, True, False)
+    assert "attention in FP8" in following.reason
+    third = next_attempt([first, attempt("missed")], LIMIT, gains=True)
+    assert third.float_attention
+    assert third.gain == pytest.approx(3.01, abs=0.01)
+    assert next_attempt([replace(first, outcome="met")], LIMIT, gains=True).is_end
+
+
 def test_after_three_rounds_or_where_no_more_layers_help_nothing_stays_in_int8() -> None:
     rounds = [attempt("missed", 9 - index, 3.0 * index) for index in range(ROUNDS)]
     following = next_attempt(rounds, LIMIT, gains=True)

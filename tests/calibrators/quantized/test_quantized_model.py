@@ -9,7 +9,7 @@ from reptrt.calibrators.histogram.methods import MinMaxCalibrator
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
-from reptrt.calibrators.quantized.quantizers import LogSqrt2Quantizer, TensorQuantizer
+from reptrt.calibrators.quantized.quantizers import Fp8Quantizer, LogSqrt2Quantizer, TensorQuantizer
 from reptrt.models.expand_attention import expand_attention
 from reptrt.models.graph import trace
 from tests.tiny_networks import NETWORKS, calibrated, quantized, smooth_images, traced
@@ -290,6 +290,17 @@ def test_attention_has_the_bits_of_the_others_and_its_probabilities_the_grid_ask
         assert kinds.pop(site.probabilities) is kind
         assert set(kinds.values()) == {TensorQuantizer}
     assert quantizers[site.probabilities].grid.quant_max == 15
+
+
+def test_fp8_is_for_all_operands_of_attention_and_for_nothing_else() -> None:
+    graph_module = traced("vit")
+    expand_attention(graph_module)
+    placement = place_quantizers(graph_module.graph, softmax="fp8")
+    quantizers = insert_quantizers(graph_module, placement, activation_bits=4).activation_quantizers
+    fp8 = {name for name, one in quantizers.items() if isinstance(one, Fp8Quantizer)}
+    (site,) = placement.attention
+    assert fp8 == set(site.points)
+    assert len(fp8) == 4
 
 
 def test_a_quantized_linear_without_a_bias_gets_one_of_zeros() -> None:

@@ -6,6 +6,7 @@ import torch
 from reptrt.calibrators.quantized.quantizers import (
     MIN_CHANNEL_RATIO,
     MIN_SCALE,
+    Fp8Quantizer,
     IntegerGrid,
     LogSqrt2Quantizer,
     TensorQuantizer,
@@ -231,4 +232,35 @@ def test_a_logarithmic_grid_is_relative() -> None:
     assert (quantizer(x)[x > 0.9] == quantizer.scale).all()
     assert quantizer.offset == 0
     quantizer.enabled = False
+    assert quantizer(x) is x
+
+
+def fp8_values() -> torch.Tensor:
+    """Every magnitude of E4M3 by its definition: a sign, 4 bits of exponent biased by 7, 3 of mantissa; no infinity."""
+    subnormal = [m / 8 * 2.0**-6 for m in range(8)]
+    normal = [(1 + m / 8) * 2.0 ** (e - 7) for e in range(1, 16) for m in range(8)]
+    return torch.tensor([*subnormal, *normal[:-1]])  # the last is NaN
+
+
+def test_fp8_rounds_to_the_nearest_value_of_e4m3() -> None:
+    quantizer = Fp8Quantizer(IntegerGrid.for_activations(8, signed=True))
+    quantizer.set_amax(torch.tensor(3.0))
+    torch.testing.assert_close(quantizer.scale, torch.tensor(3.0 / 448))
+    grid = fp8_values() * quantizer.scale
+    assert grid[-1] == 3.0
+    x = torch.linspace(0, 2.9, 20_011)
+    nearest = (x[:, None] - grid).abs().amin(1)
+    torch.testing.assert_close((quantizer(x) - x).abs(), nearest, rtol=1e-4, atol=1e-7)
+    assert torch.equal(quantizer(-x), -quantizer(x))
+    assert torch.equal(quantizer(grid), grid)
+
+
+def test_fp8_saturates_and_has_no_integer_codes() -> None:
+    quantizer = Fp8Quantizer(IntegerGrid.for_activations(8, signed=True))
+    quantizer.set_range(torch.tensor(-2.0), torch.tensor(1.0))
+    assert torch.equal(quantizer(torch.tensor([-5.0, 1e9])), torch.tensor([-2.0, 2.0]))
+    assert not quantizer.is_uniform
+    assert quantizer.offset == 0
+    quantizer.enabled = False
+    x = torch.ones(2)
     assert quantizer(x) is x

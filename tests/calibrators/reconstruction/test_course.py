@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.reconstruction.blocks import Block, find_blocks
-from reptrt.calibrators.reconstruction.course import Course, time_nodes
+from reptrt.calibrators.reconstruction.course import COMPARISON, Course, time_nodes
 from reptrt.calibrators.reconstruction.effort import Budget
 from reptrt.models.graph import trace
 from tests.tiny_networks import NETWORKS, quantized, randomize, smooth_images, traced
@@ -29,14 +29,11 @@ class Run:
         rounds: tuple[int, ...],
         phases: dict[str, float],
         slower: float = 1.0,
-        comparison: float = 0.0,
     ) -> None:
         self.now, self.shown, self.slower = 0.0, [(0.0, 0.0)], slower
         seconds: dict[fx.Node, float] = {n: 1.0 for block in blocks for n in block.nodes}
         budgets = [Budget(4, 8, rounds, 1_000_000, closed_forms=False) for _ in blocks]
-        self.course = Course(
-            phases, blocks, budgets, IMAGES, seconds, comparison, self._show, lambda: self.now
-        )
+        self.course = Course(phases, blocks, budgets, IMAGES, seconds, self._show, lambda: self.now)
         self.own = [float(len(block.nodes)) for block in blocks]
 
     def _show(self, _: str, done: int, total: int) -> None:
@@ -98,7 +95,7 @@ def test_a_phase_that_is_left_out_is_not_waited_for() -> None:
 
 
 def test_the_comparison_behind_the_last_block_counts() -> None:
-    run = Run(blocks_of(4), (10,), {}, comparison=1000.0)
+    run = Run(blocks_of(4), (10,), {COMPARISON: 1000.0})
     run.course.begin()
     for index in range(4):
         run.block(index, 10)

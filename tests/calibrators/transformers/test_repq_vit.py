@@ -6,7 +6,12 @@ import torch
 from reptrt.calibrators.histogram.methods import channel_amax
 from reptrt.calibrators.quantized.find_attention import Softmax
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
-from reptrt.calibrators.quantized.quantizers import IntegerGrid, LogSqrt2Quantizer, TensorQuantizer
+from reptrt.calibrators.quantized.quantizers import (
+    Fp8Quantizer,
+    IntegerGrid,
+    LogSqrt2Quantizer,
+    TensorQuantizer,
+)
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.transformers.attention_channels import find_keys, find_value_sites
 from reptrt.calibrators.transformers.percentiles import set_best_range
@@ -99,7 +104,11 @@ def test_at_8_bits_only_lopsided_inputs_of_linears_have_an_offset(name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("bits", "softmax"), [(8, "uniform"), (6, "uniform"), (4, "uniform"), (8, "log2"), (4, "log2")]
+    ("bits", "softmax"),
+    [
+        *((8, "uniform"), (6, "uniform"), (4, "uniform"), (8, "log2"), (4, "log2")),
+        *((8, "fp8"), (4, "fp8")),
+    ],
 )
 @every_network
 def test_no_tensor_has_more_values_than_codes_and_all_fit_int8(
@@ -112,6 +121,9 @@ def test_no_tensor_has_more_values_than_codes_and_all_fit_int8(
         count = len(values[call].unique())
         if isinstance(quantizer, LogSqrt2Quantizer):
             assert count <= 2**bits + 1  # 0 is none of its codes
+            continue
+        if isinstance(quantizer, Fp8Quantizer):
+            assert count <= 253  # of both signs, and one 0
             continue
         assert count <= 2**bits
         low, high = (int(m) - quantizer.offset for m in quantizer.multiples)

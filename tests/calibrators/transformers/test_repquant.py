@@ -194,7 +194,8 @@ def dequantized(model: QuantizedModel, name: str, tensor: torch.Tensor) -> torch
 
 
 @pytest.mark.parametrize(
-    ("name", "softmax"), [("vit", "uniform"), ("vit", "log2"), ("swin-padded", "uniform")]
+    ("name", "softmax"),
+    [("vit", "uniform"), ("vit", "log2"), ("swin-padded", "uniform"), ("vit", "fp8")],
 )
 def test_attention_in_parts_is_learned_too(name: str, softmax: str) -> None:
     model, images = transformer(name, (6, 6), softmax), list(images_for(name, 8).split(4))

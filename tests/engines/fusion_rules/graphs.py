@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from reptrt.engines.fusion_rules import predict_kernels
 from reptrt.engines.inspection.kernel import Kernel
@@ -20,8 +20,10 @@ def model(
     """The graph of `body`, in which `w3x32x64` is a weight [64, 32, 3, 3], `d3x32` a depthwise one.
 
     In it Q(x) and DQ(x) quantize with scale s, Q2 and DQ2 with scale s2, and DQW(w...) is a
-    quantized weight. `half_w...` is a weight in FP16.
+    quantized weight; Q8(x) and DQ8(x) are FP8 of FP16 values. `half_w...` is a weight in FP16.
     """
+    body = re.sub(r"\bQ8\((\w+)\)", r"QuantizeLinear(\1, half_s, z8)", body)
+    body = re.sub(r"\bDQ8\((\w+)\)", r"DequantizeLinear(\1, half_s, z8)", body)
     for short, long in (
         ("DQW", "DequantizeLinear"),
         ("DQ", "DequantizeLinear"),
@@ -37,12 +39,16 @@ def model(
     for name in sorted(used):
         if values := _constant(name):
             parsed.graph.initializer.append(numpy_helper.from_array(values[0], name))
+    if "z8" in used:
+        parsed.graph.initializer.append(helper.make_tensor("z8", TensorProto.FLOAT8E4M3FN, [], [0]))
     return parsed
 
 
 def _constant(name: str) -> list[np.ndarray]:
     if name in _SCALES:
         return [np.float32(_SCALES[name])]
+    if name == "half_s":
+        return [np.float16(0.05)]
     if name == "z":
         return [np.int8(0)]
     found = re.fullmatch(r"(i|half_)?([wdm])(\d+)x(\d+)(?:x(\d+))?", name)

@@ -109,6 +109,31 @@ def test_pairs_inside_attention_give_int8_products_and_a_softmax() -> None:
     assert "SoftMax: Float -> Int8" in found
 
 
+@pytest.mark.parametrize(
+    ("gpu", "probabilities", "is_fused"),
+    [((8, 9), "p8", True), ((9, 0), "p8", True), ((8, 6), "p8", False), ((8, 9), "p", False)],
+)
+def test_attention_all_in_fp8_is_one_kernel_from_ada_on(
+    gpu: tuple[int, int], probabilities: str, is_fused: bool
+) -> None:
+    body = """k2 = Transpose<perm=[0,1,3,2]>(k)
+        c1 = Q8(q)
+        c2 = Q8(k2)
+        q8 = DQ8(c1)
+        k8 = DQ8(c2)
+        a = MatMul(q8, k8)
+        m = Mul(a, half_s)
+        p = Softmax(m)
+        c3 = Q8(p)
+        c4 = Q8(v)
+        p8 = DQ8(c3)
+        v8 = DQ8(c4)
+        y = MatMul(PROBABILITIES, v8)""".replace("PROBABILITIES", probabilities)
+    heads = HEADS.replace("TYPE", "float16")
+    found = layers(body, source=heads, result="float16[1,4,16,32] y", gpu=gpu)
+    assert ("_gemm_mha_v2: FP8 FP8 FP8 -> Half" in found) == is_fused
+
+
 def test_a_residual_add_joins_a_float_product_and_the_normalization_behind_an_int8_one() -> None:
     tokens = {"source": "float[1,16,32] x", "result": "float[1,16,32] y"}
     tail = "c = Add(a, x)\nn = LayerNormalization(c, m1x32)\ny = Add(n, c)"

@@ -133,6 +133,14 @@ QUANTIZED = (
     .replace("QUANTIZE", ATTENTION_PAIRS)
     .replace("(KEY, k)", "(d, f)")
 )
+ALL_FP8 = QUANTIZED.replace(
+    "y = MatMul(",
+    """pq = QuantizeLinear(p, s, z)
+    pd = DequantizeLinear(pq, s, z)
+    vq = QuantizeLinear(v, s, z)
+    vd = DequantizeLinear(vq, s, z)
+    y = MatMul(""",
+).replace("MatMul(p, v)", "MatMul(pd, vd)")
 OUTPUT = PAIR.replace("d = Deq", "y = Deq").replace("y = Relu(d)", "")
 FLOAT_CONV = "g (float[1,4,8,8] x) => (float[1,4,6,6] y) { y = Conv(x, w) }"
 BIAS_FIRST = HEADS.replace("FIRST", "a = Add(m, b)").replace("LAST", "y = Reshape(a, shape)")
@@ -282,9 +290,11 @@ IN_FLOAT = [
 ]  # fmt: skip
 ONE_SIDE = QUANTIZED.replace("(d, f)", "(d, k)")
 QUANTIZED_CONSTANTS = {"s": np.float16(0.05), "z": ZERO, **ROOT}
+FP8_CONSTANTS = {**QUANTIZED_CONSTANTS, "z": FP8}
 ATTENTIONS = [
     Case("attention-pair", QUANTIZED, QUANTIZED_CONSTANTS, FLOAT16, ROOT),
     Case("attention-pair", QUANTIZED, QUANTIZED_CONSTANTS, ONE_SIDE, QUANTIZED_CONSTANTS),
+    Case("attention-pair", QUANTIZED, FP8_CONSTANTS, ALL_FP8, FP8_CONSTANTS),
     Case("float32-attention", FLOAT32, {"root": np.float32(0.2)}, FLOAT16, ROOT),
 ]
 EVERY = [*ERRORS, *OTHERS, *IN_FLOAT, *ATTENTIONS]

@@ -22,7 +22,7 @@ def refused_by_rtx(path: Path) -> str:
     return parse_error(path, importlib.import_module("tensorrt_rtx"))
 
 
-def kernels_of(path: Path) -> tuple[Kernel, ...]:
+def kernels_of(path: Path, gpu: tuple[int, int] = (8, 6)) -> tuple[Kernel, ...]:
     trt = importlib.import_module("tensorrt_rtx")
-    result = build_engine(path, path.with_suffix(".engine"), trt, BuildOptions(((8, 6),)))
+    result = build_engine(path, path.with_suffix(".engine"), trt, BuildOptions((gpu,)))
     return parse_kernels(result.layers)

@@ -9,7 +9,7 @@ import pytest
 
 from reptrt.engines.inspection.fusion import fusion_report
 from reptrt.engines.lint import RULES, Severity
-from tests.engines.lint.cases import ATTENTIONS, ERRORS, EVERY, IN_FLOAT, Case
+from tests.engines.lint.cases import ATTENTIONS, ERRORS, EVERY, FP8, IN_FLOAT, Case
 from tests.engines.lint.rtx import kernels_of, needs_rtx, refused_by_rtx
 
 
@@ -69,7 +69,8 @@ def test_tensorrt_rtx_multiplies_in_float_what_is_called_slow(case, save):
 def test_tensorrt_rtx_does_not_fuse_the_attention_that_is_called_slow(case, save):
     def fused(text, constants):
         path = save(text, **constants)
-        return fusion_report(kernels_of(path), path).fused_attention
+        gpu = (8, 9) if constants.get("z") is FP8 else (8, 6)
+        return fusion_report(kernels_of(path, gpu), path).fused_attention
 
     assert fused(case.broken, case.broken_constants) == 0
     assert fused(case.sound, case.sound_constants) == 1

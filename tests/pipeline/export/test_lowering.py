@@ -55,7 +55,7 @@ def test_a_lowered_network_computes_what_the_fake_quantized_one_does(
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
-@pytest.mark.parametrize("softmax", ["uniform", "log2"])
+@pytest.mark.parametrize("softmax", ["uniform", "log2", "fp8"])
 @pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
 def test_quantized_attention_is_lowered_to_what_it_computes(
     name: str, softmax: Softmax, bits: tuple[int, int]

@@ -98,10 +98,11 @@ def test_a_network_that_cannot_be_recorded_is_refused() -> None:
         open_network(loaded(nn.Conv2d(4, 4, 1)), Recipe(model="m"))
 
 
-@pytest.mark.parametrize("softmax", ["float", "uniform", "log2"])
+@pytest.mark.parametrize("softmax", ["float", "uniform", "log2", "fp8"])
 def test_attention_is_quantized_as_the_recipe_says(softmax: Softmax) -> None:
     model = loaded(NETWORKS["vit"]())
-    network = open_network(model, Recipe(model="m", softmax=softmax, activation_bits=6))
+    recipe = Recipe(model="m", softmax=softmax, activation_bits=6)
+    network = open_network(model, recipe, "rtx-40")
     sites = network.quantized.placement.attention
     assert len(sites) == (softmax != "float")
     assert FUSED in [node.target for node in network.float_graph.graph.nodes]
@@ -110,5 +111,5 @@ def test_attention_is_quantized_as_the_recipe_says(softmax: Softmax) -> None:
         torch.testing.assert_close(network.quantized(images)[0], model.module(images))
     for site in sites:
         quantizers = network.quantized.activation_quantizers
-        names = (site.query, site.key, site.probabilities, site.value)
-        assert [quantizers[name].grid.num_bits for name in names] == [6, 6, 6, 6]
+        bits = 8 if softmax == "fp8" else 6
+        assert [quantizers[name].grid.num_bits for name in site.points] == [bits] * 4
