@@ -34,7 +34,7 @@ from reptrt.pipeline.data.datasets import open_images
 
 STATISTICS_IMAGES = 16
 SIZES, COUNTS = (160, 224, 320, 448, 640), (32, 64)
-WIDTH, HEIGHT, MARGIN = 420, 300, 60
+WIDTH, HEIGHT, MARGIN, STEP = 420, 300, 60, 50
 COLORS = ("#2b6cb0", "#2f855a", "#b7791f", "#805ad5", "#c53030")
 
 
@@ -226,25 +226,35 @@ def run(commands: Sequence[list[str]], folder: Path) -> list[Spent]:
 def chart(lines: Sequence[Sequence[float]]) -> str:
     """Draw `lines` against the pixels of `SIZES`."""
     most, widest = max(map(max, lines)), max(SIZES) ** 2
+
+    def x(size: float) -> float:
+        return MARGIN + WIDTH * size**2 / widest
+
+    def y(seconds: float) -> float:
+        return MARGIN + HEIGHT * (1 - seconds / most)
+
+    style = "font-family:sans-serif;font-size:12px;fill:#222"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 2 * MARGIN} {HEIGHT + 2 * MARGIN}" '
-        'style="font-family:sans-serif;font-size:12px;fill:#222"><rect width="100%" height="100%" fill="#fff"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 3 * MARGIN} {HEIGHT + 2 * MARGIN}" '
+        f'style="{style}"><rect width="100%" height="100%" fill="#fff"/>',
         f'<text x="{MARGIN}" y="24">Calibrating YOLOv6-N: processor seconds against pixels of an image</text>',
     ]
-    for seconds, count, color in zip(lines, COUNTS, COLORS, strict=False):
-        points = [
-            (MARGIN + WIDTH * size**2 / widest, MARGIN + HEIGHT * (1 - value / most))
-            for size, value in zip(SIZES, seconds, strict=True)
-        ]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
-        x, y = points[-1]
+    for seconds in range(0, int(most) + 1, STEP):
+        at = y(seconds)
         parts.append(
-            f'<text x="{x + 6:.1f}" y="{y:.1f}">{count} images, {seconds[-1]:.0f} s</text>'
+            f'<line x1="{MARGIN}" y1="{at:.1f}" x2="{MARGIN + WIDTH}" y2="{at:.1f}" stroke="#ddd"/>'
+            f'<text x="{MARGIN - 8}" y="{at + 4:.1f}" text-anchor="end">{seconds} s</text>'
         )
-    for size in SIZES:
-        x = MARGIN + WIDTH * size**2 / widest
-        parts.append(f'<text x="{x - 10:.1f}" y="{MARGIN + HEIGHT + 18}">{size}²</text>')
+    for seconds, count, color in zip(lines, COUNTS, COLORS, strict=False):
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(SIZES, seconds, strict=True))
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
+            f'<text x="{x(SIZES[-1]) + 6:.1f}" y="{y(seconds[-1]) + 4:.1f}">{count} images</text>'
+        )
+    parts += [
+        f'<text x="{x(size):.1f}" y="{MARGIN + HEIGHT + 18}" text-anchor="middle">{size}²</text>'
+        for size in SIZES[::2]
+    ]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
