@@ -140,6 +140,13 @@ def test_the_methods_differ_in_loss_stage_and_inputs_alone() -> None:
     assert found["qdrop"] == found["brecq"].model_copy(update={"float_inputs": 0.5})
 
 
+def test_errors_are_weighed_where_weights_have_few_bits_unless_the_recipe_says_otherwise() -> None:
+    repapq = list_calibrators()["repapq"]()
+    assert repapq.choose(Reconstruction()).loss == "l1"
+    assert repapq.choose(Reconstruction(), few_bits=True) == Reconstruction(loss="fisher")
+    assert repapq.choose(Reconstruction(loss="l1"), few_bits=True).loss == "l1"
+
+
 def test_a_seed_gives_the_same_bits_and_another_one_others(short: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(123)  # of no concern
     again = state_of(learn(thorough(reconstruction=SHORT))[0])
