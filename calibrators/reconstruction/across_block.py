@@ -152,6 +152,7 @@ class AcrossBlockCalibrator(Calibrator):
             block_inputs = BlockInputs(model, blocks, batches, cache, float_network, importance)
             fits = tuple(self._fit_blocks(model, block_inputs, chosen, budgets, course))
         method, compared = guard.keep_better(self.name)
+        course.end()
         notes = {}
         if method != self.name:
             notes["Reconstruction"] = f"not kept: {method} is closer to float"

@@ -51,7 +51,7 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
         """Measured winners for transformers, where the recipe does not say otherwise."""
         winners = {
             **{"loss": "fisher", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"},
-            "float_inside": 0.5,
+            **{"float_inside": 0.5, "iterations": 100},
         }
         said = reconstruction.model_fields_set
         update = {name: value for name, value in winners.items() if name not in said}
