@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 GIBIBYTE = 2**30
 
-Loss = Literal["l1", "l2"]
+Loss = Literal["l1", "l2", "fisher"]
 Rounding = Literal["ste", "adaround", "nearest"]
 Affine = Literal["none", "identity", "dense_branch", "statistics"]
 Suffix = Literal["float", "quantized"]
@@ -34,12 +34,14 @@ class Reconstruction(BaseModel):
     Attributes:
         iterations: most optimiser steps per block (reconstructed: the released code ships 0).
         batch_size: most images per step.
-        loss: mean absolute error (RepAPQ, section on MAE), or squared error as in BRECQ.
+        loss: mean absolute error (RepAPQ, section on MAE), squared error, or squared error weighed by how much the
+            network's outputs depend on each element (`reptrt.calibrators.reconstruction.importance`).
         stage_weight: lambda, weight of the stage output's distance against the block output's, each
             divided by its value before the first step (lambda reconstructed); 0 for no stage term.
         suffix: precision of the rest of the stage, through which that gradient flows (reconstructed).
         float_inputs: probability that an element of a block's input is the float network's (QDrop,
             arXiv:2203.05740).
+        float_inside: probability that an element which a learned quantizer of the block reads stays float (QDrop).
         rounding: weights learned through the straight-through estimator (RepAPQ's code), AdaRound
             (arXiv:2004.10568), or left at the nearest code.
         code_rate: Adam's rate for the weights, in codes a step: how far from the nearest code they may
@@ -61,6 +63,7 @@ class Reconstruction(BaseModel):
     stage_weight: Annotated[float, Field(ge=0)] = 1.0
     suffix: Suffix = "float"
     float_inputs: Annotated[float, Field(ge=0, le=1)] = 0.0
+    float_inside: Annotated[float, Field(ge=0, le=1)] = 0.0
     rounding: Rounding = "ste"
     code_rate: Annotated[float, Field(gt=0)] = 0.05
     affine: Affine = "identity"

@@ -47,6 +47,7 @@ from reptrt.calibrators.reconstruction.effort import (
     budget_of,
 )
 from reptrt.calibrators.reconstruction.fit_block import fit_block
+from reptrt.calibrators.reconstruction.importance import NO_IMPORTANCE, find_importance
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.second_order.fit_weights import fit_weights
@@ -76,9 +77,15 @@ class AcrossBlockCalibrator(Calibrator):
         usual = super().usual_num_samples(bits)
         return max(usual, FEW_BITS_IMAGES) if bits < FEW_BITS else usual
 
-    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
-        """Settings of this method; RepAPQ's are the defaults."""
-        return reconstruction
+    def choose(self, reconstruction: Reconstruction, *, few_bits: bool = False) -> Reconstruction:
+        """Settings of this method.
+
+        RepAPQ's are the defaults. With weights of fewer than 8 bits errors are large everywhere, not at rare outliers, and
+        are squared and weighed by what the outputs depend on (ours).
+        """
+        if not few_bits or "loss" in reconstruction.model_fields_set:
+            return reconstruction
+        return reconstruction.model_copy(update={"loss": "fisher"})
 
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
@@ -125,7 +132,7 @@ class AcrossBlockCalibrator(Calibrator):
             UnknownBlockError: a declared block or stage matches no layer.
             CacheDiskError: activations exceed `settings.max_memory`, and the disk.
         """
-        chosen = self.choose(self.settings.reconstruction)
+        chosen = self.choose(self.settings.reconstruction, few_bits=has_few_bits(model))
         blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
         model.graph_module.requires_grad_(False)
         budgets = self._budgets(model, blocks, batches, chosen)
@@ -136,12 +143,16 @@ class AcrossBlockCalibrator(Calibrator):
         bar = share_of(progress, self.name, 0.0, 1.0)
         course = Course(phases, blocks, budgets, images, seconds, bar)
         guard, float_network = self.start(model, batches, chosen, course.start)
+        importance = NO_IMPORTANCE
+        if chosen.loss == "fisher":
+            importance = find_importance(model, blocks, batches, float_network, self.settings.seed)
         course.begin()
         starts = grid_ends(model)
         with ActivationCache(self.settings.max_memory) as cache:
-            block_inputs = BlockInputs(model, blocks, batches, cache, float_network)
+            block_inputs = BlockInputs(model, blocks, batches, cache, float_network, importance)
             fits = tuple(self._fit_blocks(model, block_inputs, chosen, budgets, course))
         method, compared = guard.keep_better(self.name)
+        course.end()
         notes = {}
         if method != self.name:
             notes["Reconstruction"] = f"not kept: {method} is closer to float"
@@ -218,7 +229,7 @@ class BlockCalibrator(AcrossBlockCalibrator):
     name = "brecq"
     summary = "like repapq, but the squared error of the block alone, after BRECQ"
 
-    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
+    def choose(self, reconstruction: Reconstruction, *, few_bits: bool = False) -> Reconstruction:
         """L2, no stage term; quantizers, rounding and steps as in RepAPQ, so the loss is compared."""
         return reconstruction.model_copy(update={"loss": "l2", "stage_weight": 0.0})
 
@@ -230,7 +241,7 @@ class QDropCalibrator(BlockCalibrator):
     name = "qdrop"
     summary = "like brecq, on inputs half of which are the float network's (QDrop)"
 
-    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
+    def choose(self, reconstruction: Reconstruction, *, few_bits: bool = False) -> Reconstruction:
         """BRECQ's, with probability 1/2 of a float input element."""
         return super().choose(reconstruction).model_copy(update={"float_inputs": 0.5})
 

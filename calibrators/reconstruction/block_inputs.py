@@ -13,6 +13,7 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache, SampleStore
 from reptrt.calibrators.reconstruction.blocks import Block, compared_outputs
+from reptrt.calibrators.reconstruction.importance import NO_IMPORTANCE, Importance
 from reptrt.calibrators.reconstruction.work import elements
 
 CHUNK = 32
@@ -38,6 +39,7 @@ class BlockInputs:
         batches: calibration images.
         cache: where activations are kept.
         float_network: overrides that turn the model into the float network.
+        importance: of the elements of what blocks make.
 
     Attributes:
         blocks: as given.
@@ -45,6 +47,7 @@ class BlockInputs:
         device: where the network is.
         batch_size: images that the graph takes at once; None for any number.
         float_network: as given.
+        importance: as given.
     """
 
     def __init__(
@@ -54,8 +57,9 @@ class BlockInputs:
         batches: Batches,
         cache: ActivationCache,
         float_network: Overrides,
+        importance: Importance = NO_IMPORTANCE,
     ) -> None:
-        self.blocks, self.float_network = blocks, float_network
+        self.blocks, self.float_network, self.importance = blocks, float_network, importance
         self._graph_module, self._cache = model.graph_module, cache
         self._stage: tuple[int, Stores] = (-1, {})
         read = [node for node in model.graph_module.graph.nodes if node.op == "placeholder"]

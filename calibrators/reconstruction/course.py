@@ -129,6 +129,11 @@ class Course:
         self._finished += 1
         self._show()
 
+    def end(self) -> None:
+        """All is done, the comparison too."""
+        self._comparison = 0.0
+        self._show()
+
     def _left(self) -> float:
         """Seconds that are expected from now on."""
         apart = sum(self._phases.values()) + self._comparison

@@ -28,17 +28,25 @@ class _FakeQuantize(torch.autograd.Function):
 
     d/dx is 1 inside the range and 0 outside; d/d(log s) is the quantized value minus the value where that
     lies inside (Esser et al., "Learned Step Size Quantization", arXiv:1902.08153).
-    PyTorch's own kernel with a mask takes four times as long on a CPU (docs/effort.md).
+    PyTorch's own kernel with a mask takes four times as long on a CPU (docs/effort.md). What is `kept` stays float.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, quant_min: float, quant_max: float
+        ctx: Any,
+        x: torch.Tensor,
+        log_scale: torch.Tensor,
+        quant_min: float,
+        quant_max: float,
+        kept: torch.Tensor | None,
     ) -> torch.Tensor:
         scale = log_scale.exp()
         codes = x / scale
         inside = (codes >= quant_min) & (codes <= quant_max)
         y = codes.round_().clamp_(quant_min, quant_max).mul_(scale)
+        if kept is not None:
+            torch.where(kept, x, y, out=y)
+            inside |= kept
         ctx.save_for_backward(x, y, inside)
         return y
 
@@ -48,7 +56,7 @@ class _FakeQuantize(torch.autograd.Function):
         x, y, inside = ctx.saved_tensors
         gradient_x = gradient * inside
         gradient_scale = _dot(gradient, y) - _dot(gradient_x, x)
-        return gradient_x, gradient_scale, None, None
+        return gradient_x, gradient_scale, None, None, None
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -65,9 +73,9 @@ class LearnedScale(nn.Module):
         self.low, self.high = float(low), float(high)
         self.log_scale = nn.Parameter(quantizer.scale.detach().log())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Fake-quantize `x`."""
-        result = _FakeQuantize.apply(x, self.log_scale, self.low, self.high)
+    def forward(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Fake-quantize `x`, but for the elements that are `kept` float."""
+        result = _FakeQuantize.apply(x, self.log_scale, self.low, self.high, kept)
         assert isinstance(result, torch.Tensor)
         return result
 

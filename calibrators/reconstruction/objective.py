@@ -12,6 +12,7 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_acti
 from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
 from reptrt.calibrators.reconstruction.block_inputs import BlockInputs
 from reptrt.calibrators.reconstruction.blocks import compared_outputs, rest_of_stage
+from reptrt.calibrators.reconstruction.importance import NO_IMPORTANCE, Importance
 from reptrt.calibrators.reconstruction.learned import LearnedScale, StraightThrough
 from reptrt.calibrators.settings import Loss, Reconstruction
 
@@ -75,6 +76,12 @@ class BlockDistances:
         self._block_inputs, self._block = block_inputs, block_inputs.blocks[index]
         self._chosen, self._generator = chosen, generator
         self._rest = rest_of_stage(block_inputs.blocks, index) if chosen.stage_weight else None
+        self._dropping = overrides
+        if chosen.float_inside:
+            self._dropping = {
+                node: self._drop(one) if isinstance(one, LearnedScale) else one
+                for node, one in overrides.items()
+            }
         self._is_autocast = has_fast_bf16(block_inputs.device)
         self._suffix: Overrides = block_inputs.float_network
         if self._rest is not None and chosen.suffix == "quantized":
@@ -84,14 +91,14 @@ class BlockDistances:
         self, indices: torch.Tensor, *, mixed: bool = False, stage: bool = True
     ) -> Distances:
         """Distances on the calibration images `indices` [n], differentiable; see `sample`."""
-        return self.measure(self.sample(indices, mixed=mixed, stage=stage))
+        return self.measure(self.sample(indices, mixed=mixed, stage=stage), mixed=mixed)
 
     def sample(self, indices: torch.Tensor, *, mixed: bool = False, stage: bool = True) -> Sample:
         """Read what belongs to the calibration images `indices` [n].
 
         Args:
             indices: of images, repeats too.
-            mixed: some elements of the block's input are the float network's, as QDrop has it.
+            mixed: some elements of the block's input are the float network's (`float_inputs`).
             stage: whether the stage counts, where it is asked for at all.
         """
         read = self._block_inputs
@@ -105,15 +112,18 @@ class BlockDistances:
         others = read.read_quantized([n for n in self._rest.inputs if n not in made], indices)
         return Sample(len(indices), inputs, expected, others, read.read_stage(self._rest, indices))
 
-    def measure(self, sample: Sample) -> Distances:
-        """Distances on `sample`, differentiable."""
-        values = self.run(sample)
-        block = distance(self._chosen.loss, values, sample.expected)
+    def measure(self, sample: Sample, *, mixed: bool = False) -> Distances:
+        """Distances on `sample`, differentiable; `mixed` leaves some elements inside the block float."""
+        overrides = self._dropping if mixed else self._overrides
+        values = self._run(sample, overrides)
+        block = distance(self._chosen.loss, values, sample.expected, self._block_inputs.importance)
         return Distances(block, None if sample.stage is None else self._stage(values, sample))
 
     def run(self, sample: Sample, *, in_float: bool = False) -> Values:
         """Every value of the block on `sample`, as it is learned or in float on the same inputs."""
-        overrides = self._block_inputs.float_network if in_float else self._overrides
+        return self._run(sample, self._block_inputs.float_network if in_float else self._overrides)
+
+    def _run(self, sample: Sample, overrides: Overrides) -> Values:
         values = dict(sample.inputs)
         run_nodes(self._graph_module, self._block.nodes, values, overrides, sample.count)
         return values
@@ -128,7 +138,22 @@ class BlockDistances:
         rounds = self._is_autocast and torch.is_grad_enabled()
         with torch.autocast(self._block_inputs.device.type, torch.bfloat16, enabled=rounds):
             run_nodes(self._graph_module, self._rest.nodes, known, self._suffix, sample.count)
-        return distance(self._chosen.loss, known, sample.stage)
+        return distance(self._chosen.loss, known, sample.stage, self._block_inputs.importance)
+
+    def _drop(self, learned: LearnedScale) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`learned`, but some elements stay float, with the chosen probability to 1/256."""
+        most = max(1, round(256 * self._chosen.float_inside)) - 1
+
+        def quantize(x: torch.Tensor) -> torch.Tensor:
+            # Bytes of 64-bit numbers: on a CPU a tenth of the time of one draw for each element.
+            numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64)
+            numbers.random_(-(2**63), None, generator=self._generator)
+            drawn = numbers.view(torch.uint8)[: x.numel()].view(x.shape)
+            kept = (drawn <= most).to(x.device)
+            quantized: torch.Tensor = learned(x, kept)
+            return quantized
+
+        return quantize
 
     def _mix(self, values: dict[fx.Node, torch.Tensor], floats: Values) -> None:
         for node, value in values.items():
@@ -137,10 +162,17 @@ class BlockDistances:
             values[node] = torch.where(is_float, floats[node], value)
 
 
-def distance(loss: Loss, found: Values, expected: Values) -> torch.Tensor:
-    """Mean absolute (`l1`) or squared (`l2`) difference, summed over the tensors of `expected`."""
-    errors = [found[node] - target for node, target in expected.items()]
-    means = [e.abs().mean() if loss == "l1" else e.square().mean() for e in errors]
+def distance(
+    loss: Loss, found: Values, expected: Values, importance: Importance = NO_IMPORTANCE
+) -> torch.Tensor:
+    """Mean absolute (`l1`) or squared (`l2`) difference, summed over the tensors of `expected`; `fisher` weighs squares."""
+    means = []
+    for node, target in expected.items():
+        error = found[node] - target
+        power = error.abs() if loss == "l1" else error.square()
+        if loss == "fisher" and node in importance:
+            power = power * importance[node]
+        means.append(power.mean())
     return torch.stack(means).sum()
 
 

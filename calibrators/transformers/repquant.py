@@ -6,7 +6,8 @@ clipping of LayerNorm outputs (`reptrt.calibrators.transformers.dual_clipping`),
 the reparameterization, on quantized inputs. There is no public code and we have not seen the formulas:
 both are reconstructed. Weights are first fitted in closed form (`reptrt.calibrators.transformers.fitting_pass`), then learned
 from there, by the block reconstruction that RepAPQ uses (`reptrt.calibrators.reconstruction.reconstruct`), with a
-squared error on each residual branch (docs/results.md has what was measured).
+squared error on each residual branch, weighed by what the outputs depend on (docs/results.md has what was measured).
+What quantizers inside a block read stays float at random while it learns, as in QDrop.
 """
 
 from __future__ import annotations
@@ -46,9 +47,12 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
             replace(settings, effort="high") if settings.effort == "auto" else settings
         )
 
-    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
+    def choose(self, reconstruction: Reconstruction, *, few_bits: bool = False) -> Reconstruction:
         """Measured winners for transformers, where the recipe does not say otherwise."""
-        winners = {"loss": "l2", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"}
+        winners = {
+            **{"loss": "fisher", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"},
+            **{"float_inside": 0.5, "iterations": 100},
+        }
         said = reconstruction.model_fields_set
         update = {name: value for name, value in winners.items() if name not in said}
         return reconstruction.model_copy(update=update)

@@ -100,6 +100,8 @@ def test_the_comparison_behind_the_last_block_counts() -> None:
     for index in range(4):
         run.block(index, 10)
     assert run.shown[-1][1] == pytest.approx(run.now / (run.now + 1000.0), abs=0.001)
+    run.course.end()
+    assert run.shown[-1][1] == 1.0
 
 
 def test_blocks_of_an_earlier_run_cost_no_time() -> None:

@@ -306,3 +306,22 @@ def test_straight_through_a_quantizer_stays_and_the_gradient_passes() -> None:
     (result * upstream).sum().backward()
     assert torch.equal(x.grad, upstream)
     assert list(layer.parameters()) == []
+
+
+def test_what_is_kept_stays_float_and_has_no_part_in_the_gradient_of_the_scale() -> None:
+    quantizer = TensorQuantizer(IntegerGrid.unsigned(4))
+    quantizer.set_range(torch.tensor(-0.3), torch.tensor(2.0))
+    layer, upstream = LearnedScale(quantizer), torch.linspace(-1, 1, 99)
+    x, kept = torch.linspace(-2, 4, 99).requires_grad_(), torch.arange(99) % 3 == 0
+    result = layer(x, kept)
+    assert torch.equal(result[kept], x[kept])
+    torch.testing.assert_close(result[~kept], quantizer(x)[~kept], rtol=1e-6, atol=1e-6)
+    (gradient_x, gradient_scale) = torch.autograd.grad(
+        (result * upstream).sum(), (x, layer.log_scale)
+    )
+    assert torch.equal(gradient_x[kept], upstream[kept])
+    own_x, own_scale = torch.autograd.grad(
+        (layer(x[~kept]) * upstream[~kept]).sum(), (x, layer.log_scale)
+    )
+    assert torch.equal(gradient_x[~kept], own_x[~kept])
+    torch.testing.assert_close(gradient_scale, own_scale, rtol=1e-5, atol=1e-5)

@@ -23,6 +23,9 @@ def test_distances_by_hand() -> None:
     assert float(distance("l1", found, expected)) == 6 / 4 + 3
     assert float(distance("l2", found, expected)) == 20 / 4 + 9
     assert float(distance("l1", found, {b: expected[b]})) == 3
+    importance = {a: torch.tensor([0.5, 1.5])}
+    assert float(distance("fisher", found, expected, importance)) == 1.5 * 20 / 4 + 9
+    assert float(distance("l2", found, expected, importance)) == 20 / 4 + 9
 
 
 @pytest.mark.parametrize("loss", ["l1", "l2"])
@@ -156,3 +159,15 @@ def test_inputs_are_float_with_the_given_probability() -> None:
         assert float(distances(ROWS).block) == pytest.approx(found.get(0.0, 0), rel=1e-6)
     assert found[1.0] == 0  # a float block on float inputs
     assert 0.2 * found[0.0] < found[0.5] < 0.9 * found[0.0]
+
+
+def test_what_quantizers_inside_read_is_float_with_the_given_probability_in_a_step_alone() -> None:
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        chosen = Reconstruction(float_inside=share)
+        stand = Stand.before(traced("reparameterized"), 1, chosen, bits=(8, 3))
+        distances = stand.distances(stand.learned())
+        with torch.no_grad():
+            found[share] = float(distances(ROWS, mixed=True).block)
+            assert float(distances(ROWS).block) == pytest.approx(found[0.0], rel=1e-6)
+    assert found[1.0] < found[0.5] < found[0.0]

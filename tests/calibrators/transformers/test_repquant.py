@@ -101,12 +101,17 @@ def test_what_transformers_want_is_chosen_unless_the_recipe_says_otherwise() -> 
     def choose(chosen: Reconstruction) -> Reconstruction:
         return list_calibrators()["repquant"]().choose(chosen)
 
-    wanted = {"loss": "l2", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"}
+    wanted = {
+        **{"loss": "fisher", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"},
+        **{"float_inside": 0.5, "iterations": 100},
+    }
     assert choose(Reconstruction()) == Reconstruction(**wanted)
-    said = Reconstruction(loss="l1", stage_weight=1.0, code_rate=0.05, units="layers", iterations=7)
+    said = Reconstruction(
+        loss="l1", stage_weight=1.0, code_rate=0.05, units="layers", iterations=7, float_inside=0
+    )
     assert choose(said) == said
     other = Reconstruction(rounding="adaround", iterations=9)
-    assert choose(other) == other.model_copy(update=wanted)
+    assert choose(other) == other.model_copy(update={**wanted, "iterations": 9})
 
 
 @pytest.mark.parametrize("rounding", ["ste", "adaround", "nearest"])

@@ -1,0 +1,116 @@
+"""How much the outputs of a network depend on each element of what its blocks make.
+
+The Fisher information of a value, E[g^2] with g the derivative of a log-likelihood by it, says how much an error there
+moves the outputs (BRECQ, https://arxiv.org/abs/2102.05426, section 3.3, weighs errors by g^2 of each image). Here it is a mean
+over images, one weight for each position and channel, so that nothing is stored for each image; its mean is 1, and it is kept
+between a tenth and ten: small errors move the outputs by their derivatives, those of 4 bits are not small (ours).
+
+The outputs count as normally distributed, as any network's may: g is the derivative of a sum with random signs, as in
+`reptrt.calibrators.first_order`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import fx
+
+from reptrt.calibrators.base import Batches
+from reptrt.calibrators.feed import Batch, num_pixels, tensors_of
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
+from reptrt.calibrators.quantized.run_nodes import Overrides, activation_nodes, run_nodes
+from reptrt.calibrators.reconstruction.blocks import Block, compared_outputs
+
+NUM_IMAGES = 64
+LEAST, MOST = 0.1, 10.0
+_PIXELS = 8 * 224 * 224
+"""At once: a backward pass holds every activation."""
+
+Importance = Mapping[fx.Node, torch.Tensor]
+"""Output of a block -> weight of the squared error of each of its elements, without the axis of images; mean 1."""
+
+NO_IMPORTANCE: Importance = {}
+
+
+def find_importance(
+    model: QuantizedModel,
+    blocks: Sequence[Block],
+    batches: Batches,
+    float_network: Overrides,
+    seed: int,
+) -> Importance:
+    """Importance of every output of `blocks` that is compared with float, from one backward pass on `NUM_IMAGES`.
+
+    Args:
+        model: owner of the graph.
+        blocks: of it.
+        batches: calibration images.
+        float_network: overrides that make it the float network.
+        seed: of the signs.
+
+    Returns:
+        Nothing for outputs on which the network's outputs do not depend.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    nodes = [node for block in blocks for node in compared_outputs(block)]
+    total: dict[fx.Node, torch.Tensor] = {}
+    for chunk in _chunks(model, batches):
+        for node, squares in _squared_gradients(model, chunk, nodes, float_network, generator):
+            total[node] = total[node] + squares if node in total else squares
+    return {node: _normalized(squares) for node, squares in total.items() if squares.any()}
+
+
+def _chunks(model: QuantizedModel, batches: Batches) -> Iterator[Batch]:
+    left = NUM_IMAGES
+    for batch in batches:
+        size = len(batch) if model.is_fixed else max(1, _PIXELS // num_pixels(batch))
+        for at in range(0, len(batch), size):
+            if left <= 0:
+                return
+            chunk = batch[at : at + size]
+            left -= len(chunk)
+            yield chunk
+
+
+def _squared_gradients(
+    model: QuantizedModel,
+    batch: Batch,
+    nodes: Sequence[fx.Node],
+    float_network: Overrides,
+    generator: torch.Generator,
+) -> Iterator[tuple[fx.Node, torch.Tensor]]:
+    """Squared derivative of the outputs by each of `nodes`, summed over `batch`."""
+    graph = model.graph_module.graph
+    computed = activation_nodes(graph)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    values = {
+        node: tensor.detach().requires_grad_(tensor.is_floating_point())
+        for node, tensor in zip(placeholders, tensors_of(batch), strict=True)
+    }
+    with torch.enable_grad():
+        others = [node for node in computed if node not in values]
+        run_nodes(model.graph_module, others, values, float_network, len(batch))
+        outputs = [values[node] for node in graph.output_node().all_input_nodes]
+        scalar = sum(_with_signs(value, generator) for value in outputs if value.requires_grad)
+        found = [node for node in nodes if values[node].requires_grad]
+        if not isinstance(scalar, torch.Tensor) or not found:
+            return
+        reached = [values[node] for node in found]
+        gradients = torch.autograd.grad(scalar, reached, allow_unused=True)
+    for node, gradient in zip(found, gradients, strict=True):
+        if gradient is not None:
+            yield node, gradient.square().sum(0)
+
+
+def _with_signs(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Sum of `output` with random signs, in units of its size."""
+    signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+    size = math.sqrt(float(output.detach().square().sum()) / len(output)) or 1.0
+    return (signs * output).sum() / size
+
+
+def _normalized(squares: torch.Tensor) -> torch.Tensor:
+    weight = (squares / squares.mean()).clamp(LEAST, MOST)
+    return weight / weight.mean()
