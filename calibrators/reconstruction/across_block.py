@@ -77,15 +77,9 @@ class AcrossBlockCalibrator(Calibrator):
         usual = super().usual_num_samples(bits)
         return max(usual, FEW_BITS_IMAGES) if bits < FEW_BITS else usual
 
-    def choose(self, reconstruction: Reconstruction, *, few_bits: bool = False) -> Reconstruction:
-        """Settings of this method.
-
-        RepAPQ's are the defaults. With weights of fewer than 8 bits errors are large everywhere, not at rare outliers, and
-        are squared and weighed by what the outputs depend on (ours).
-        """
-        if not few_bits or "loss" in reconstruction.model_fields_set:
-            return reconstruction
-        return reconstruction.model_copy(update={"loss": "fisher"})
+    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
+        """Settings of this method; RepAPQ's are the defaults."""
+        return reconstruction
 
     def start(
         self, model: QuantizedModel, batches: Batches, chosen: Reconstruction, progress: Progress
@@ -132,7 +126,7 @@ class AcrossBlockCalibrator(Calibrator):
             UnknownBlockError: a declared block or stage matches no layer.
             CacheDiskError: activations exceed `settings.max_memory`, and the disk.
         """
-        chosen = self.choose(self.settings.reconstruction, few_bits=has_few_bits(model))
+        chosen = self.choose(self.settings.reconstruction)
         blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
         model.graph_module.requires_grad_(False)
         budgets = self._budgets(model, blocks, batches, chosen)
@@ -229,7 +223,7 @@ class BlockCalibrator(AcrossBlockCalibrator):
     name = "brecq"
     summary = "like repapq, but the squared error of the block alone, after BRECQ"
 
-    def choose(self, reconstruction: Reconstruction, *, few_bits: bool = False) -> Reconstruction:
+    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """L2, no stage term; quantizers, rounding and steps as in RepAPQ, so the loss is compared."""
         return reconstruction.model_copy(update={"loss": "l2", "stage_weight": 0.0})
 
@@ -241,7 +235,7 @@ class QDropCalibrator(BlockCalibrator):
     name = "qdrop"
     summary = "like brecq, on inputs half of which are the float network's (QDrop)"
 
-    def choose(self, reconstruction: Reconstruction, *, few_bits: bool = False) -> Reconstruction:
+    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """BRECQ's, with probability 1/2 of a float input element."""
         return super().choose(reconstruction).model_copy(update={"float_inputs": 0.5})
 

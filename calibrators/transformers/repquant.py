@@ -47,7 +47,7 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
             replace(settings, effort="high") if settings.effort == "auto" else settings
         )
 
-    def choose(self, reconstruction: Reconstruction, *, few_bits: bool = False) -> Reconstruction:
+    def choose(self, reconstruction: Reconstruction) -> Reconstruction:
         """Measured winners for transformers, where the recipe does not say otherwise."""
         winners = {
             **{"loss": "fisher", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"},
