@@ -49,6 +49,12 @@ class Attempt:
     fp8_attention: bool = False
 
     @property
+    def choice(self) -> str:
+        """What is in INT8 and FP8, for people."""
+        layers = f"{self.int8_layers} of {self.layers} layers in INT8"
+        return f"{layers}, attention in FP8" if self.fp8_attention else layers
+
+    @property
     def pays(self) -> bool:
         """Whether its engine is predicted faster than FP16's, as far as that is known."""
         if self.milliseconds is None or self.fp16_milliseconds is None:

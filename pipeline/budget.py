@@ -147,7 +147,7 @@ def next_attempt(
     if not attempts:
         return Next(0.0, False, "")
     last = attempts[-1]
-    where = f"{last.int8_layers} of {last.layers} layers in INT8"
+    where = last.choice
     if last.outcome == "hopeless" or last.gain is None or not last.int8_layers:
         return Next(None, True, last.reason if len(attempts) == 1 else _before(attempts[:-1]))
 
@@ -156,7 +156,7 @@ def next_attempt(
     if last.outcome in ("met", "undecided"):
         return Next(None, True, f"{where}: {last.reason}")
     if last.fp8_attention:
-        reason = f"{where}, attention in FP8: {last.reason}; trying attention in FP16"
+        reason = f"{where}: {last.reason}; trying attention in FP16"
         return Next(last.gain, False, reason, float_attention=True)
     is_stuck = last.reached is not None and last.reached < last.gain - _SAME
     if len(attempts) >= ROUNDS or is_stuck:
@@ -174,7 +174,7 @@ def _before(attempts: Sequence[Attempt]) -> str:
     """Why nothing is in INT8."""
     last = attempts[-1]
     slow = "" if last.pays else ", and is not predicted faster than FP16"
-    return f"{last.int8_layers} of {last.layers} layers in INT8 are not the answer: {last.reason}{slow}"
+    return f"{last.choice} are not the answer: {last.reason}{slow}"
 
 
 def _step(last: Attempt, max_drop: float, is_changed_answers: bool) -> float:

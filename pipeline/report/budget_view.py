@@ -24,17 +24,12 @@ def budget_lines(report: Report) -> list[str]:
 def describe(attempt: Attempt, verb: str = "loses") -> str:
     """Layers, loss and time of one round."""
     parts = [
-        layers_text(attempt),
+        attempt.choice,
         f"{verb} {loss_text(attempt)}" if is_finite(attempt.drop) else "",
     ]
     if is_finite(attempt.milliseconds):
         parts.append(f"{number_format.milliseconds(attempt.milliseconds)} predicted")
     return f"{', '.join(part for part in parts if part)}: {attempt.outcome}"
-
-
-def layers_text(attempt: Attempt) -> str:
-    """How many layers are in INT8."""
-    return f"{attempt.int8_layers} of {attempt.layers} layers in INT8"
 
 
 def loss_text(attempt: Attempt) -> str:
@@ -49,7 +44,7 @@ def attempt_rows(report: Report) -> list[dict[str, str]]:
     attempts = report.budget.attempts if report.budget else ()
     return [
         {
-            "layers": layers_text(one),
+            "layers": one.choice,
             "drop": loss_text(one),
             "agreement": number_format.percent(one.agreement),
             "snr": number_format.decibel(one.snr_db),
@@ -110,4 +105,4 @@ def _int8(attempt: Attempt) -> str:
     if not attempt.int8_layers:
         return "FP16"
     share = "all" if attempt.int8_layers == attempt.layers else str(attempt.int8_layers)
-    return f"{share} INT8"
+    return f"{share} INT8, FP8 attention" if attempt.fp8_attention else f"{share} INT8"

@@ -65,11 +65,13 @@ def tried(int8_layers: int, drop: float, milliseconds: float) -> Attempt:
 def test_the_picture_has_every_set_that_was_tried_beside_all_int8_and_fp16(tmp_path: Path) -> None:
     rows = [row("mae", 78.36, 19.5), row("repapq", 78.76, 19.9)]
     rows[0] = replace(rows[0], attempts=(tried(10, 3.0, 1.0), tried(8, 0.5, 1.4)))
-    rows[1] = replace(rows[1], attempts=(tried(9, 0.1, 1.2),))
+    fp8 = replace(tried(10, 0.9, 0.9), fp8_attention=True)
+    rows[1] = replace(rows[1], attempts=(fp8, tried(9, 0.1, 1.2)))
     text = page(rows, tmp_path)
     for point in (
         "mae all INT8: 75.86 % in 1 ms", "mae 8 INT8 (chosen): 78.36 % in 1.4 ms",
-        "repapq 9 INT8: 78.76 % in 1.2 ms", "FP16: 78.86 % in 2 ms",
+        "repapq 9 INT8 (chosen): 78.76 % in 1.2 ms",
+        "repapq all INT8, FP8 attention: 77.96 % in 0.9 ms", "FP16: 78.86 % in 2 ms",
     ):  # fmt: skip
         assert f"<title>{point}</title>" in text
     unlabelled = [replace(one, accuracy=None) for one in rows]
