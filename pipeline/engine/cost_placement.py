@@ -7,6 +7,8 @@ matter for that, so activations are still uncalibrated.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,6 +80,41 @@ class Pricing:
         return Priced(cost.milliseconds, cost.megabytes, times)
 
 
+@dataclass(frozen=True)
+class LayerCalls:
+    """The nodes of an exported file by layer: one that the network calls several times is several nodes.
+
+    Attributes:
+        layers: node -> the layer that it is a call of.
+    """
+
+    layers: Mapping[str, str]
+
+    def of(self, layers: Collection[str]) -> frozenset[str]:
+        """Nodes that are calls of `layers`."""
+        return frozenset(node for node, layer in self.layers.items() if layer in layers)
+
+    def joined(self, priced: Priced) -> Priced:
+        """`priced` with the time of each layer's calls as one."""
+        times: defaultdict[str, float] = defaultdict(float)
+        for node, microseconds in priced.layers.items():
+            times[self.layers.get(node, node)] += microseconds
+        return replace(priced, layers=dict(times))
+
+    def neighbours(self, found: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+        """Neighbours of nodes as those of their layers; a layer is none of its own."""
+        joined: dict[str, set[str]] = {}
+        for node, others in found.items():
+            layer = self.layers.get(node, node)
+            joined.setdefault(layer, set()).update(self.layers.get(one, one) for one in others)
+        return {layer: others - {layer} for layer, others in joined.items()}
+
+
+def _layer_of(node: str, layers: Collection[str]) -> str:
+    """The layer that `node` of an exported file is a call of (`name.call_2` of `name`)."""
+    return node if node in layers else node.rpartition(".call_")[0] or node
+
+
 def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
     """Layers of `run` that stay FP16 on its target, whose GPU is that of `sheet`.
 
@@ -106,25 +143,29 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
             fix_sides(path, network.card)
         form = form_for(run.target.backend, half=True)
         pricing = Pricing(qdq, run.target, sheet, batch or plan.opt_batch, form)
-        layers = [one.name for one in read_weighted_layers(qdq) if one.quantized]
+        kinds = layer_kinds(network.float_graph.graph)
+        written = read_weighted_layers(qdq)
+        calls = LayerCalls({one.name: _layer_of(one.name, kinds) for one in written})
         graph = onnx.load(qdq, load_external_data=False).graph
         placement = place_by_cost(
-            layers,
-            lambda kept: step(pricing.variant(kept)),
-            step(pricing.file(fp16)),
-            layer_neighbours(graph),
-            layer_kinds(network.float_graph.graph),
+            {calls.layers[one.name] for one in written if one.quantized},
+            lambda kept: step(calls.joined(pricing.variant(calls.of(kept)))),
+            step(calls.joined(pricing.file(fp16))),
+            calls.neighbours(layer_neighbours(graph)),
+            kinds,
         )
-        placement = _with_pools(placement, network, pricing)
+        placement = _with_pools(placement, network, pricing, calls)
     run.progress("place by cost", _STEPS, _STEPS)
     return placement
 
 
-def _with_pools(placement: CostPlacement, network: Network, pricing: Pricing) -> CostPlacement:
+def _with_pools(
+    placement: CostPlacement, network: Network, pricing: Pricing, calls: LayerCalls
+) -> CostPlacement:
     """`placement` with its average pools in INT8, where there are some and that is faster."""
     if not network.quantized.placement.pools:
         return placement
-    priced = pricing.variant(frozenset(placement.float_layers), pools=True)
+    priced = pricing.variant(calls.of(placement.float_layers), pools=True)
     if priced.milliseconds >= placement.milliseconds:
         return placement
     return replace(placement, milliseconds=priced.milliseconds, pools=True)
