@@ -37,7 +37,7 @@ from reptrt.engines.surgery.leave_float import LeaveFloat
 from reptrt.engines.target import Target
 from reptrt.models.graph import layer_name
 from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
-from reptrt.pipeline.export.export import export_qdq
+from reptrt.pipeline.export.export import called_layer, export_qdq
 from reptrt.pipeline.export.fix_sides import fix_sides
 from reptrt.pipeline.export.prepare import Choices, Network, prepare_network
 from reptrt.pipeline.run import Run
@@ -110,11 +110,6 @@ class LayerCalls:
         return {layer: others - {layer} for layer, others in joined.items()}
 
 
-def _layer_of(node: str, layers: Collection[str]) -> str:
-    """The layer that `node` of an exported file is a call of (`name.call_2` of `name`)."""
-    return node if node in layers else node.rpartition(".call_")[0] or node
-
-
 def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
     """Layers of `run` that stay FP16 on its target, whose GPU is that of `sheet`.
 
@@ -145,7 +140,7 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
         pricing = Pricing(qdq, run.target, sheet, batch or plan.opt_batch, form)
         kinds = layer_kinds(network.float_graph.graph)
         written = read_weighted_layers(qdq)
-        calls = LayerCalls({one.name: _layer_of(one.name, kinds) for one in written})
+        calls = LayerCalls({one.name: called_layer(one.name, kinds) for one in written})
         graph = onnx.load(qdq, load_external_data=False).graph
         placement = place_by_cost(
             {calls.layers[one.name] for one in written if one.quantized},

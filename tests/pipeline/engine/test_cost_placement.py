@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from reptrt.calibrators.histogram.methods import scale_weights
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import insert_quantizers
 from reptrt.engines.cost.placement import Priced
+from reptrt.engines.inspection.placement_notes import read_reasons
 from reptrt.engines.target import TARGETS
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import trace
@@ -89,6 +92,15 @@ def test_a_layer_that_is_called_twice_is_left_float_by_its_own_name(tmp_path: Pa
     with open_run(recipe, tmp_path, Caller("test"), model=model) as run:
         calibrate(run)
         assert set(run.costly) == {"a", "b", "c"}  # so small a network is as fast in FP16
+
+
+def test_every_call_of_a_float_layer_has_its_reason(tmp_path: Path) -> None:
+    layers = {name: conv(3 if name == "a" else 8, 8) for name in ("a", "b", "c", "head")}
+    graph = trace(Network(called_twice, **layers).eval(), (SIZE, SIZE))
+    model = insert_quantizers(graph, place_quantizers(graph.graph, left_float={"c": "asked for"}))
+    export_qdq(model, tmp_path / "m.onnx", replace(CARD, outputs=("y", "z")))
+    reasons = read_reasons(onnx.load(tmp_path / "m.onnx"))
+    assert reasons["c"] == reasons["c.call_2"] == "asked for"
 
 
 def test_the_calls_of_a_layer_have_one_price_and_its_neighbours() -> None:
