@@ -47,7 +47,7 @@ SENSITIVE = "INT8 costs the outputs too many dB here"
 """Why the layers that are found stay float."""
 
 _MOST = 0.5
-"""Share of the activations that may be left out; a network that needs more is not for INT8."""
+"""Where nobody states a bound; a network that needs more is not for INT8."""
 _MARGIN = 1.0
 """dB more than the worst output needs: what FP16 in the rest, and other images, cost."""
 _AT_ONCE = 8
@@ -62,7 +62,8 @@ class Sensitivity:
     Attributes:
         layers: layer -> SNR at the outputs, in dB, when nothing but its input and what reads it is
             quantized; None where that was not measured, or nothing is lost.
-        snr_db: at the outputs, as the aim measures it, with all other layers in INT8 by the best baseline.
+        snr_db: at the outputs, as the aim measures it, with all other layers in INT8 by the best baseline;
+            None where nothing is lost.
         int8_snr_db: the same with every layer in INT8.
         float_attention: attention, which FP8 makes faster, stays float too.
     """
@@ -86,6 +87,8 @@ class Aim:
     gain: float = 0.0
     of_worst: bool = False
     """Whether the worst part of the outputs has to be as close as that."""
+    most: float = _MOST
+    """Share of the activations, 0 to 1, that may be left out for it."""
     float_attention: bool = False
     """Whether attention stays float, where FP8 would be faster."""
 
@@ -162,14 +165,14 @@ def find_sensitive_in_calibrated(
     alone = {name: samples.noise({name, *layers}) for name, layers in readers.items()}
     weight = {name: _saved(layers, savings) for name, layers in readers.items()}
     order = sorted(alone, key=lambda name: alone[name] / weight[name], reverse=True)
-    most = order[: int(_MOST * len(order))]
+    most = order[: int(aim.most * len(order))]
     left_out, left = _leave_out(model, most, readers, measure, budget)
     found: dict[str, float] = {}
     for done, name in enumerate(left_out, start=1):
         snr = decibel(_measure_alone(model, name, readers[name], measure))
         found |= dict.fromkeys(readers[name], snr)
         progress("", done, len(left_out))
-    return Sensitivity(found, decibel(left), all_int8)
+    return Sensitivity(found, decibel(left) if left else None, all_int8)
 
 
 def _saved(layers: Sequence[str], savings: Mapping[str, float] | None) -> float:

@@ -44,9 +44,15 @@ def read_yaml(path: Path, refuse: Callable[[str], Exception]) -> object:
     except UnicodeDecodeError:
         raise refuse(f"{visible(str(path))}: not a text file in UTF-8") from None
     except Exception as error:  # constructors of numbers and tags raise what they like
-        reason = one_line(error) if isinstance(error, yaml.YAMLError) else explain(error)
+        reason = _reason(error)
         raise refuse(f"{visible(str(path))}: not valid YAML: {reason}") from None
     return value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):  # `!!bool maybe`
+        return f"{one_line(error)} is no value of its tag"
+    return one_line(error) if isinstance(error, yaml.YAMLError) else explain(error)
 
 
 def _require_small(root: yaml.Node) -> None:

@@ -173,7 +173,10 @@ def calibrate(run: Run, aim: Aim | None = None) -> None:
     place(run)
     choose_channel_factors(run)
     of_worst = run.loaded.task != "detection"  # of whose maps every part has its share in the boxes
-    choose_float_layers(run, aim or Aim(run.plan.min_snr, of_worst=of_worst))
+    chosen = Aim(run.plan.min_snr, of_worst=of_worst)
+    if run.recipe.min_snr is not None:  # who states a bound wants it, at the price of INT8 layers
+        chosen = replace(chosen, most=1.0)
+    choose_float_layers(run, aim or chosen)
     calibrate_once(run)
 
 

@@ -22,7 +22,8 @@ def one_line(value: object, limit: int = _MAX_LINE) -> str:
         text = f"a {type(value).__name__}"
     if isinstance(value, BaseException) and not text.strip():
         text = type(value).__name__
-    return visible(" ".join(text[: 64 * limit].split())[:limit])
+    line = " ".join(text[: 64 * limit].split())
+    return visible(line if len(line) <= limit else f"{line[: limit - 3]}...")
 
 
 def visible(text: str) -> str:

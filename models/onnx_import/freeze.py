@@ -65,22 +65,23 @@ def freeze(graph: gs.Graph, inputs: Sequence[NetworkInput], file: OnnxFile) -> F
     reason, two = "none of its inputs counts samples", random_feed(inputs, 2)
     one = resize_feed(two, inputs, 1)
     sized = [random_feed(others, 1) for others in other_sizes(inputs)]
-    candidates = (graph, open_batch(graph)) if any(read.batched for read in inputs) else ()
-    for candidate in candidates:
-        proto = gs.export_onnx(candidate)
+    batch = file.batch or 1
+    whole = resize_feed(two, inputs, batch)
+    is_counted = any(read.batched for read in inputs)
+    for is_opened in (False, True) if is_counted else ():
         try:
+            candidate = open_batch(graph, None if sized else whole, batch) if is_opened else graph
+            proto = gs.export_onnx(candidate)
             values = run_onnx(proto, _observed(candidate), (one, two, *sized))
             _require_independent_images(candidate, *values[:2])
             _replace_frozen(candidate, values)
             return Frozen(candidate, proto, None, values[0])
         except (OnnxFileError, _FixedBatchError) as error:
             reason = str(error)
-    batch = file.batch or 1
     fixed = gs.import_onnx(gs.export_onnx(graph))
     for tensor in fixed.inputs:
         tensor.shape = [batch if side == BATCH else side for side in tensor.shape]
     proto = gs.export_onnx(fixed)
-    whole = resize_feed(two, inputs, batch)
     sized = [random_feed(others, batch) for others in other_sizes(inputs)]
     values = run_onnx(proto, _observed(fixed), (whole, whole, *sized))
     _replace_frozen(fixed, values)

@@ -1,7 +1,8 @@
 """Open the batch of a graph that fixes it by habit, as exports for one image do.
 
-A Reshape to [1, ...], a Resize to the sizes [1, ...] and a constant [1, ...] that is joined to a tensor
-of images say 1 where they mean the batch. Whether they do is tested afterwards, with two images.
+A Reshape to [1, ...] or [heads, ...], a Resize to the sizes [1, ...] and a constant [1, ...] that is joined
+to a tensor of images say a number where they mean the batch. Where images are counted is followed from
+the inputs on; whether that is right is tested afterwards, with two images.
 """
 
 from __future__ import annotations
@@ -13,50 +14,109 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from reptrt.engines.foreign.graphs import sort_nodes
-from reptrt.models.onnx_import.pieces import batch_source, tensors_read
-from reptrt.models.onnx_import.values import infer_shapes
+from reptrt.models.inputs import Feed
+from reptrt.models.onnx_import.counted_axis import Place, moved_place
+from reptrt.models.onnx_import.data import OnnxFileError
+from reptrt.models.onnx_import.pieces import batch_source, pixel_tensors, tensors_read
+from reptrt.models.onnx_import.values import BATCH, Array, infer_shapes, run_onnx
 
 
-def open_batch(graph: gs.Graph) -> gs.Graph:
-    """Copy of `graph` in which such nodes leave the batch open."""
+def open_batch(graph: gs.Graph, feed: Feed | None, batch: int = 1) -> gs.Graph:
+    """Copy of `graph`, which was written for `batch` images, in which such nodes leave it open.
+
+    Args:
+        graph: stays as it is.
+        feed: values of its inputs for `batch` images; None where their sides are open.
+        batch: images.
+
+    Raises:
+        OnnxFileError: ONNX Runtime cannot run the graph, or an output has no axis for images.
+    """
     opened = gs.import_onnx(gs.export_onnx(graph))
-    shapes = infer_shapes(opened, 1)
-    source = batch_source(opened)
-    found = {tensor.name for tensor in opened.inputs}
+    frozen = {} if feed is None else _frozen_values(opened, feed)
+    shapes = infer_shapes(_with_constants(opened, frozen), batch)
+    places = {t.name: Place(0) for t in opened.inputs if list(t.shape or ())[:1] == [BATCH]}
     for node in list(opened.nodes):
-        if node.op not in ("Shape", "Size") and any(t.name in found for t in tensors_read(node)):
-            found.update(tensor.name for tensor in node.outputs if tensor.name)
-            if node.op == "Reshape" and node.inputs[0].name in found:
-                _open_reshape(node)
-            elif node.op == "Resize" and node.inputs[0].name in found:
-                _open_resize(node, shapes)
-            elif node.op == "Concat":
-                _open_concat(opened, node, found, source)
+        read = [tensor for tensor in tensors_read(node) if tensor.name in places]
+        if not read or node.op in ("Shape", "Size"):
+            continue
+        place = moved_place(node, read, places, shapes, batch)
+        places.update((tensor.name, place) for tensor in node.outputs if tensor.name)
+        if node.op == "Reshape" and node.inputs[0].name in places:
+            _open_reshape(node, shapes.get(node.outputs[0].name), place.axis)
+        elif node.op == "Resize" and node.inputs[0].name in places:
+            _open_resize(node, shapes, frozen)
+        elif node.op == "Concat":
+            _open_concat(opened, node, place, frozen, batch)
+    for tensor in opened.outputs:
+        _require_counted(tensor.name, places.get(tensor.name), shapes.get(tensor.name), batch)
     return sort_nodes(opened)
 
 
-def _open_reshape(node: gs.Node) -> None:
+def _require_counted(
+    name: str, place: Place | None, shape: tuple[int, ...] | None, batch: int
+) -> None:
+    """Refuse an output that has images and something else in one axis, [boxes, values] of one image."""
+    if place and shape and shape[place.axis : place.axis + 1] != (batch,):
+        raise OnnxFileError(f"its output {name!r} of shape {list(shape)} has no axis for images")
+
+
+def _frozen_values(graph: gs.Graph, feed: Feed) -> dict[str, Array]:
+    """What does not depend on pixels, but is computed and read with such, by name."""
+    pixels = pixel_tensors(graph)
+    names = {
+        tensor.name: None
+        for node in graph.nodes
+        if any(tensor.name in pixels for tensor in node.outputs)
+        for tensor in node.inputs
+        if isinstance(tensor, gs.Variable) and tensor.name and tensor.name not in pixels
+    }
+    return run_onnx(gs.export_onnx(graph), list(names), [feed])[0] if names else {}
+
+
+def _with_constants(graph: gs.Graph, frozen: Mapping[str, Array]) -> gs.Graph:
+    """Copy of `graph` with constants in the place of `frozen`."""
+    copied = gs.import_onnx(gs.export_onnx(graph))
+    seen = {name: gs.Constant(f"{name}_seen", value) for name, value in frozen.items()}
+    for node in copied.nodes:
+        for index, tensor in enumerate(node.inputs):
+            node.inputs[index] = seen.get(tensor.name, tensor)
+    return copied
+
+
+def _open_reshape(node: gs.Node, made: tuple[int, ...] | None, axis: int) -> None:
+    """Let side `axis` of what `node` makes follow from the rest; `made` is its shape, None for an open one."""
     shape = node.inputs[1]
-    values = shape.values if isinstance(shape, gs.Constant) else None
-    if values is None or values.ndim != 1 or not len(values) or values[0] != 1:
+    values = shape.values if isinstance(shape, gs.Constant) else np.zeros(0)
+    if made and 0 not in made:
+        opened = np.array([*made[:axis], -1, *made[axis + 1 :]], dtype=np.int64)
+        node.attrs.pop("allowzero", None)
+    elif len(values) and values[0] == 1 and not (node.attrs.get("allowzero", 0) and 0 in values):
+        node.attrs.pop("allowzero", None)
+        opened = np.array([0 if -1 in values else -1, *values[1:]], dtype=np.int64)
+    else:
         return
-    if node.attrs.pop("allowzero", 0) and 0 in values:
-        node.attrs["allowzero"] = 1
-        return
-    first = 0 if -1 in values else -1
-    opened = np.array([first, *values[1:]], dtype=np.int64)
     node.inputs[1] = gs.Constant(f"{node.name}_open_shape", opened)
 
 
-def _open_resize(node: gs.Node, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _open_resize(
+    node: gs.Node, shapes: Mapping[str, tuple[int, ...]], frozen: Mapping[str, Array]
+) -> None:
     """Say by how much to resize instead of to what size, where the two are the same."""
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
     source = shapes.get(node.inputs[0].name)
-    if not isinstance(sizes, gs.Constant) or sizes.values[0] != 1 or node.attrs.get("axes"):
+    values = (
+        sizes.values
+        if isinstance(sizes, gs.Constant)
+        else frozen.get(sizes.name)
+        if sizes
+        else None
+    )
+    if values is None or source is None or node.attrs.get("axes") or values[0] != source[0]:
         return
-    if source is None or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+    if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         return
-    scales = [1.0] + [_scale(a, int(b)) for a, b in zip(source[1:], sizes.values[1:], strict=True)]
+    scales = [1.0] + [_scale(a, int(b)) for a, b in zip(source[1:], values[1:], strict=True)]
     node.inputs[2] = gs.Constant(f"{node.name}_open_scales", np.array(scales, np.float32))
     del node.inputs[3]
 
@@ -69,33 +129,36 @@ def _scale(before: int, after: int) -> float:
     return float(factor)
 
 
-def _open_concat(graph: gs.Graph, node: gs.Node, pixels: set[str], source: gs.Tensor) -> None:
-    """Repeat for every image what is joined to images along another axis than the first."""
-    if node.attrs.get("axis", 0) == 0:
-        return
-    images = next((tensor for tensor in node.inputs if tensor.name in pixels), None)
+def _open_concat(
+    graph: gs.Graph, node: gs.Node, place: Place, frozen: Mapping[str, Array], batch: int
+) -> None:
+    """Repeat for every image what is joined to images along another axis than theirs."""
+    axis = place.axis
     for index, part in enumerate(node.inputs):
-        if images is None or not isinstance(part, gs.Constant) or part.values.ndim < 2:
+        values = part.values if isinstance(part, gs.Constant) else frozen.get(part.name)
+        if values is None or place.before > 1 or values.shape[axis : axis + 1] != (batch,):
             continue
-        if part.values.shape[0] == 1:
-            node.inputs[index] = _repeated(graph, node, index, part, source)
+        first = np.take(values, [0], axis)
+        if node.attrs.get("axis", 0) % values.ndim != axis and np.all(values == first):
+            node.inputs[index] = _repeated(graph, f"{node.name}_part_{index}", first, axis)
 
 
-def _repeated(
-    graph: gs.Graph, node: gs.Node, index: int, part: gs.Constant, images: gs.Tensor
-) -> gs.Tensor:
-    stem = f"{node.name}_part_{index}"
+def _repeated(graph: gs.Graph, stem: str, first: Array, axis: int) -> gs.Tensor:
+    """`first`, repeated along `axis`, where its side is 1, for every image."""
     shape, batch, repeats = (
         gs.Variable(f"{stem}_{kind}", np.int64) for kind in ("shape", "batch", "repeats")
     )
-    output = gs.Variable(f"{stem}_repeated", part.values.dtype)
-    first = gs.Constant(f"{stem}_first", np.zeros(1, np.int64))
-    ones = gs.Constant(f"{stem}_ones", np.ones(part.values.ndim - 1, np.int64))
+    output = gs.Variable(f"{stem}_repeated", first.dtype)
+    part, place = gs.Constant(stem, first), gs.Constant(f"{stem}_first", np.zeros(1, np.int64))
+    ahead, behind = (
+        gs.Constant(f"{stem}_{kind}", np.ones(count, np.int64))
+        for kind, count in (("ahead", axis), ("behind", first.ndim - 1 - axis))
+    )
     graph.nodes.extend(
         [
-            gs.Node("Shape", f"{stem}_of_images", {}, [images], [shape]),
-            gs.Node("Gather", f"{stem}_of_shape", {}, [shape, first], [batch]),
-            gs.Node("Concat", f"{stem}_join", {"axis": 0}, [batch, ones], [repeats]),
+            gs.Node("Shape", f"{stem}_of_images", {}, [batch_source(graph)], [shape]),
+            gs.Node("Gather", f"{stem}_of_shape", {}, [shape, place], [batch]),
+            gs.Node("Concat", f"{stem}_join", {"axis": 0}, [ahead, batch, behind], [repeats]),
             gs.Node("Tile", f"{stem}_tile", {}, [part, repeats], [output]),
         ]
     )

@@ -50,6 +50,7 @@ _AUTHORS_NAMES = (
 )
 # A fresh BatchNorm counts batches; nothing reads the count in eval mode, and old files lack it.
 _OPTIONAL_SUFFIX = "num_batches_tracked"
+_STATISTICS = (".running_mean", ".running_var")
 # What timm's filters resample when shapes differ. Positions may be; another patch size is another
 # network.
 _RESIZED = re.compile(r"pos_embed|relative_position_bias_table|patch_embed")
@@ -284,9 +285,14 @@ def _explain(match: Match, model_name: str, source: str) -> str:
         faults.append(
             f"{len(match.misshapen)} of another shape ({_shorten(shapes, match.misshapen)})"
         )
-    few = fitting < len(wanted) / 2
-    advice = "; these are weights of another architecture: check MODEL" if few else ""
-    return f"{verdict}, {', '.join(faults)}{advice}"
+    return f"{verdict}, {', '.join(faults)}{_advise(match, fitting / len(wanted))}"
+
+
+def _advise(match: Match, share: float) -> str:
+    """What to do where `share`, 0 to 1, of the tensors fit."""
+    if match.missing and all(name.endswith(_STATISTICS) for name in match.missing):
+        return "; it holds parameters without BatchNorm's statistics: save model.state_dict()"
+    return "; these are weights of another architecture: check MODEL" if share < 0.5 else ""
 
 
 def _suggest(names: Sequence[str]) -> str:

@@ -7,6 +7,8 @@ matter for that, so activations are still uncalibrated.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from reptrt.engines.surgery.leave_float import LeaveFloat
 from reptrt.engines.target import Target
 from reptrt.models.graph import layer_name
 from reptrt.pipeline.engine.fp16_engine import write_fp16_onnx
-from reptrt.pipeline.export.export import export_qdq
+from reptrt.pipeline.export.export import called_layer, export_qdq
 from reptrt.pipeline.export.fix_sides import fix_sides
 from reptrt.pipeline.export.prepare import Choices, Network, prepare_network
 from reptrt.pipeline.run import Run
@@ -78,6 +80,36 @@ class Pricing:
         return Priced(cost.milliseconds, cost.megabytes, times)
 
 
+@dataclass(frozen=True)
+class LayerCalls:
+    """The nodes of an exported file by layer: one that the network calls several times is several nodes.
+
+    Attributes:
+        layers: node -> the layer that it is a call of.
+    """
+
+    layers: Mapping[str, str]
+
+    def of(self, layers: Collection[str]) -> frozenset[str]:
+        """Nodes that are calls of `layers`."""
+        return frozenset(node for node, layer in self.layers.items() if layer in layers)
+
+    def joined(self, priced: Priced) -> Priced:
+        """`priced` with the time of each layer's calls as one."""
+        times: defaultdict[str, float] = defaultdict(float)
+        for node, microseconds in priced.layers.items():
+            times[self.layers.get(node, node)] += microseconds
+        return replace(priced, layers=dict(times))
+
+    def neighbours(self, found: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+        """Neighbours of nodes as those of their layers; a layer is none of its own."""
+        joined: dict[str, set[str]] = {}
+        for node, others in found.items():
+            layer = self.layers.get(node, node)
+            joined.setdefault(layer, set()).update(self.layers.get(one, one) for one in others)
+        return {layer: others - {layer} for layer, others in joined.items()}
+
+
 def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
     """Layers of `run` that stay FP16 on its target, whose GPU is that of `sheet`; where FP8 may be used, attention too.
 
@@ -104,15 +136,18 @@ def choose_by_cost(run: Run, sheet: DataSheet) -> CostPlacement:
         def search(network: Network) -> CostPlacement:
             export_qdq(network.quantized, qdq, card, card.batch_size, precision="fp16")
             fix_sides(qdq, card)
+            kinds = layer_kinds(network.float_graph.graph)
+            written = read_weighted_layers(qdq)
+            calls = LayerCalls({one.name: called_layer(one.name, kinds) for one in written})
             graph = onnx.load(qdq, load_external_data=False).graph
             found = place_by_cost(
-                [one.name for one in read_weighted_layers(qdq) if one.quantized],
-                lambda kept: step(pricing.variant(kept)),
-                float_engine,
-                layer_neighbours(graph),
-                layer_kinds(network.float_graph.graph),
+                {calls.layers[one.name] for one in written if one.quantized},
+                lambda kept: step(calls.joined(pricing.variant(calls.of(kept)))),
+                calls.joined(float_engine),
+                calls.neighbours(layer_neighbours(graph)),
+                kinds,
             )
-            return _with_pools(found, network, pricing)
+            return _with_pools(found, network, pricing, calls)
 
         found = search(_open_network(run, fp8_attention=False))
         if plan.may_use_fp8:
@@ -131,11 +166,13 @@ def _open_network(run: Run, *, fp8_attention: bool) -> Network:
     return network
 
 
-def _with_pools(placement: CostPlacement, network: Network, pricing: Pricing) -> CostPlacement:
+def _with_pools(
+    placement: CostPlacement, network: Network, pricing: Pricing, calls: LayerCalls
+) -> CostPlacement:
     """`placement` with its average pools in INT8, where there are some and that is faster."""
     if not network.quantized.placement.pools:
         return placement
-    priced = pricing.variant(frozenset(placement.float_layers), pools=True)
+    priced = pricing.variant(calls.of(placement.float_layers), pools=True)
     if priced.milliseconds >= placement.milliseconds:
         return placement
     return replace(placement, milliseconds=priced.milliseconds, pools=True)

@@ -10,7 +10,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,10 @@ def export_qdq(
     INT8, and `notes` stand in the file's metadata beside the reasons of float layers.
     """
     proto = _to_onnx(lower(model, half=precision == "fp16"), path.name, card, batch_size, tail)
-    write_reasons(model.placement.float_layers, proto)
+    float_layers = model.placement.float_layers
+    layers = {node.name: called_layer(node.name, float_layers) for node in proto.graph.node}
+    calls = {node: float_layers[layer] for node, layer in layers.items() if layer in float_layers}
+    write_reasons({**float_layers, **calls}, proto)
     notes = notes or FileNotes()
     write_islands([_note(island) for island in notes.islands], proto)
     write_facts(notes.facts, proto)
@@ -231,6 +234,11 @@ def _name_layers(graph: ir.Graph) -> None:
         if name is not None:
             calls[name] += 1
             node.name = name if calls[name] == 1 else f"{name}.call_{calls[name]}"
+
+
+def called_layer(node: str, layers: Collection[str]) -> str:
+    """The layer that `node` of an exported file is a call of: `name.call_2` of `name`."""
+    return node if node in layers else node.rpartition(".call_")[0] or node
 
 
 def _own_name(node: ir.Node) -> str | None:

@@ -191,6 +191,13 @@ def test_at_most_half_of_the_activations_are_left_out_and_that_is_said(
     assert "of the 90.0 dB asked for with 1 of 3 activations in float" in caplog.text
 
 
+def test_a_bound_that_is_stated_takes_as_many_as_it_needs() -> None:
+    found = find_sensitive_layers(network(), IMAGES, Aim(90.0, most=1.0))
+    assert len(found.layers) == 3
+    assert found.snr_db is None  # nothing is quantized
+    assert found.int8_snr_db is not None
+
+
 def test_progress_fills_one_bar() -> None:
     seen: list[tuple[str, int, int]] = []
     find_sensitive_layers(network(), IMAGES, Aim(25.0), lambda *step: seen.append(step))

@@ -192,10 +192,11 @@ def test_a_bad_option_without_a_file_is_named_alone() -> None:
     [(b"seed: [1\n", "not valid YAML"),
      (b"a: b: c\n", "not valid YAML"),
      (b"!!python/object/apply:os.mkdir [pwned]\n", "not valid YAML"),
+     (b"end2end: !!bool maybe\n", "not valid YAML: 'maybe' is no value of its tag"),
      (b"- seed\n- 3\n", "`key: value`"),
      (b"just words\n", "`key: value`"),
      (b"seed: 1 # caf\xe9\n", "UTF-8")],
-    ids=["unclosed", "two colons", "python object", "list", "text", "latin-1"],
+    ids=["unclosed", "two colons", "python object", "no boolean", "list", "text", "latin-1"],
 )  # fmt: skip
 def test_what_is_no_recipe_is_refused_in_one_line(
     tmp_path: Path, content: bytes, reason: str, monkeypatch: pytest.MonkeyPatch

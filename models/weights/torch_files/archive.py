@@ -90,7 +90,7 @@ class TorchArchive:
         self._prefix = pickles[0].removesuffix("data.pkl")
         names = {e.filename for e in entries}
         if f"{self._prefix}constants.pkl" in names:
-            raise RefusedPickleError("a TorchScript archive; save model.state_dict() instead")
+            raise RefusedPickleError("a TorchScript archive")
         if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
             raise RefusedPickleError(
                 "its zip file is compressed or encrypted; torch.save does neither"

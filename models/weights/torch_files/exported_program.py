@@ -80,7 +80,7 @@ def read_exported_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _read(archive: zipfile.ZipFile, name: str, entry: dict[str, object]) -> torch.Tensor:
     if entry.get("use_pickle"):
-        raise RefusedPickleError(f"{one_line(name)} is pickled; save model.state_dict() instead")
+        raise RefusedPickleError(f"{one_line(name)} is pickled")
     meta: _Meta = entry["tensor_meta"]  # type: ignore[assignment]  # any other form raises
     dtype = _DTYPES[meta["dtype"]]
     sizes = [int(side["as_int"]) for side in meta["sizes"]]

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
@@ -41,6 +42,19 @@ def _vit() -> nn.Module:
     return timm.models.VisionTransformer(
         img_size=SIDE, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=5
     )
+
+
+class _Resampled(nn.Module):
+    """A grid for one image, which GridSample does not repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.head = nn.Conv2d(4, 2, 1)
+        self.grid = nn.Parameter(torch.rand(1, 8, 8, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.grid_sample(self.stem(x), self.grid, align_corners=False))
 
 
 def _assert_same(network: ImportedNetwork, reference: nn.Module, batch: int = 3) -> None:
@@ -93,7 +107,7 @@ def test_a_transformer_comes_back_and_its_class_token_follows_the_batch(tmp_path
 def test_a_graph_that_takes_one_image_only_keeps_that_batch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reference = seeded(_vit)  # type: ignore[arg-type]
+    reference = seeded(_Resampled)
     network = _import(write_onnx(reference, tmp_path / "m.onnx", dynamic=False))
     assert network.batch_size == 1
     assert "runs on batches of 1 only" in caplog.text

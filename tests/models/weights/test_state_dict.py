@@ -124,6 +124,14 @@ def test_another_width_implies_no_class_count() -> None:
     assert "0.weight [4, 2, 3, 3] instead of [4, 3, 3, 3]" in _error(_small(), tensors)
 
 
+def test_parameters_without_statistics_are_said_to_be_that() -> None:
+    message = _error(_small(), dict(_small().named_parameters()))
+    assert "2 missing (1.running_mean; 1.running_var)" in message
+    assert message.endswith(
+        "; it holds parameters without BatchNorm's statistics: save model.state_dict()"
+    )
+
+
 def test_missing_and_unexpected_names_are_listed_with_the_nearest() -> None:
     tensors = _fill(_small())
     tensors["3.weigth"] = tensors.pop("3.weight")

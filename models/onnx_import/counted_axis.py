@@ -1,0 +1,90 @@
+"""Which axis of a tensor counts images, followed through a graph that was written for so many of them.
+
+Exports with sequences in front ([T, N, C]) and windows ([N * windows, T, C]) count them elsewhere than in
+the first axis, or in one together with something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where images are counted: `axis`, whose side is `before` x images x others, row by row."""
+
+    axis: int
+    before: int = 1
+
+
+def moved_place(
+    node: gs.Node,
+    read: Sequence[gs.Tensor],
+    places: Mapping[str, Place],
+    shapes: Mapping[str, Shape],
+    batch: int,
+) -> Place:
+    """Where the outputs of `node` count images.
+
+    Args:
+        node: that reads them.
+        read: its inputs that have images.
+        places: of these, by name.
+        shapes: of tensors for `batch` images, as far as they are known.
+        batch: images that the shapes are for.
+    """
+    source = max(read, key=lambda tensor: len(shapes.get(tensor.name, ())))
+    place = places[source.name]
+    before = shapes.get(source.name)
+    after = shapes.get(node.outputs[0].name) if node.outputs else None
+    if before is None or after is None or place.axis >= len(before):
+        return place
+    if node.op == "Transpose":
+        order = list(node.attrs.get("perm", reversed(range(len(before)))))
+        return Place(order.index(place.axis), place.before)
+    if node.op in ("Reshape", "Flatten"):
+        return _place_in_rows(before, after, place, batch)
+    if node.op == "Unsqueeze":
+        kept = sorted(set(range(len(after))) - {axis % len(after) for axis in _named_axes(node)})
+        return Place(kept[place.axis], place.before)
+    if len(after) < len(before):  # by a Gather, a Squeeze or a reduction
+        ahead = [axis for axis in _named_axes(node) if axis % len(before) < place.axis]
+        return Place(place.axis - min(len(ahead), place.axis), place.before)
+    return Place(place.axis + len(after) - len(before), place.before)
+
+
+def _named_axes(node: gs.Node) -> list[int]:
+    """Axes that `node` adds or takes away."""
+    is_listed = node.op in ("Squeeze", "Unsqueeze") or node.op.startswith("Reduce")
+    given = node.inputs[1] if is_listed and len(node.inputs) > 1 else None
+    if isinstance(given, gs.Constant):
+        return [int(axis) for axis in np.ravel(given.values)]
+    return list(node.attrs.get("axes", [node.attrs.get("axis", 0)]))
+
+
+def _place_in_rows(before: Shape, after: Shape, place: Place, batch: int) -> Place:
+    """The same place in another shape of the same elements in the same order.
+
+    Where two axes would do, it is not the last one, which holds features, and images come first in it.
+    """
+    ahead = math.prod(before[: place.axis]) * place.before
+    found = []
+    for axis, side in enumerate(after):
+        outer = math.prod(after[:axis])
+        inside = ahead // max(outer, 1)
+        if outer and inside * outer == ahead and inside and side % (inside * batch) == 0:
+            found.append(Place(axis, inside))
+    if not found:
+        return Place(0)
+
+    def unlikely(one: Place) -> tuple[bool, bool, bool]:
+        return one.axis == len(after) - 1, one.before > 1, one.axis != place.axis
+
+    return min(found, key=unlikely)
