@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,15 @@ def written_ahead(folder: Path, seeds: range) -> Iterator[None]:
         try:
             yield
         finally:
-            writer.terminate()
+            _end(writer)
+
+
+def _end(writer: subprocess.Popen[bytes]) -> None:
+    """Ask until it has ended: what the signal raises is lost where Python ignores it, as in a destructor."""
+    while writer.poll() is None:
+        writer.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            writer.wait(1.0)
 
 
 def _is_complete(folder: Path, info: dict[str, object]) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,12 @@ import pytest
 from PIL import Image
 
 from reptrt.models.demo import scenes
-from reptrt.models.demo.dataset import DatasetFolderError, write_dataset, written_ahead
+from reptrt.models.demo.dataset import (
+    DatasetFolderError,
+    _end,
+    write_dataset,
+    written_ahead,
+)
 from reptrt.models.demo.scenes import CALIBRATION, EVALUATION, TRAIN, generate_scene
 from reptrt.models.demo.shapes import CLASSES, shape_mask
 
@@ -123,6 +130,19 @@ def test_who_writes_ahead_ends_with_the_block_and_leaves_nothing(tmp_path):
     with written_ahead(tmp_path / "scenes", range(1_000_000)):
         _wait_for(tmp_path / ".scenes.lock")
     assert [path.name for path in tmp_path.iterdir()] == [".scenes.lock"]
+
+
+def test_a_writer_that_misses_the_first_signal_is_asked_again(tmp_path):
+    code = (
+        "import pathlib, signal, sys, time; asked = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1) if asked else asked.append(1))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "while True: time.sleep(0.01)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as writer:
+        _wait_for(tmp_path / "ready")
+        _end(writer)
+    assert writer.returncode == 1
 
 
 def _wait_for(path: Path) -> None:
