@@ -1,4 +1,4 @@
-"""How much the outputs of a network depend on each element of what its blocks make.
+"""How much the outputs of a network depend on each element of what its layers and blocks make.
 
 The Fisher information of a value, E[g^2] with g the derivative of a log-likelihood by it, says how much an error there
 moves the outputs (BRECQ, https://arxiv.org/abs/2102.05426, section 3.3, weighs errors by g^2 of each image). Here it is a mean
@@ -21,7 +21,6 @@ from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch, num_pixels, tensors_of
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import Overrides, activation_nodes, run_nodes
-from reptrt.calibrators.reconstruction.blocks import Block, compared_outputs
 
 NUM_IMAGES = 64
 LEAST, MOST = 0.1, 10.0
@@ -29,37 +28,63 @@ _PIXELS = 8 * 224 * 224
 """At once: a backward pass holds every activation."""
 
 Importance = Mapping[fx.Node, torch.Tensor]
-"""Output of a block -> weight of the squared error of each of its elements, without the axis of images; mean 1."""
+"""Output of a layer or block -> weight of the squared error of each of its elements, without the axis of images; mean 1."""
 
 NO_IMPORTANCE: Importance = {}
 
 
 def find_importance(
     model: QuantizedModel,
-    blocks: Sequence[Block],
+    nodes: Sequence[fx.Node],
     batches: Batches,
     float_network: Overrides,
     seed: int,
 ) -> Importance:
-    """Importance of every output of `blocks` that is compared with float, from one backward pass on `NUM_IMAGES`.
+    """Importance of every element of `nodes`, from one backward pass on `NUM_IMAGES`.
 
     Args:
         model: owner of the graph.
-        blocks: of it.
+        nodes: of it: activations.
         batches: calibration images.
         float_network: overrides that make it the float network.
         seed: of the signs.
 
     Returns:
-        Nothing for outputs on which the network's outputs do not depend.
+        Nothing for nodes on which the network's outputs do not depend.
     """
     generator = torch.Generator().manual_seed(seed)
-    nodes = [node for block in blocks for node in compared_outputs(block)]
     total: dict[fx.Node, torch.Tensor] = {}
     for chunk in _chunks(model, batches):
         for node, squares in _squared_gradients(model, chunk, nodes, float_network, generator):
             total[node] = total[node] + squares if node in total else squares
     return {node: _normalized(squares) for node, squares in total.items() if squares.any()}
+
+
+def draw_positions(
+    sizes: Sequence[int],
+    count: int,
+    chances: torch.Tensor | None,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Draw positions of a tensor that has them on all its axes.
+
+    Args:
+        sizes: its shape, images first.
+        count: at most so many.
+        chances: of the positions of one image, relative to each other; None: each position once.
+        generator: draws.
+
+    Returns:
+        Indices into the flattened tensor, [min(count, positions)]; with `chances` some come more than once.
+    """
+    total = math.prod(sizes)
+    if chances is None:
+        return torch.randperm(total, generator=generator)[:count]
+    shape = (min(count, total),)
+    place = torch.multinomial(
+        chances.flatten().cpu(), *shape, replacement=True, generator=generator
+    )
+    return torch.randint(sizes[0], shape, generator=generator) * chances.numel() + place
 
 
 def _chunks(model: QuantizedModel, batches: Batches) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ class Reconstruction(BaseModel):
         iterations: most optimiser steps per block (reconstructed: the released code ships 0).
         batch_size: most images per step.
         loss: mean absolute error (RepAPQ, section on MAE), squared error, or squared error weighed by how much the
-            network's outputs depend on each element (`reptrt.calibrators.reconstruction.importance`).
+            network's outputs depend on each element (`reptrt.calibrators.importance`).
         stage_weight: lambda, weight of the stage output's distance against the block output's, each
             divided by its value before the first step (lambda reconstructed); 0 for no stage term.
         suffix: precision of the rest of the stage, through which that gradient flows (reconstructed).

@@ -24,6 +24,7 @@ import torch
 
 from reptrt.calibrators.base import Batches, BlockFit, CalibrationResult, Calibrator
 from reptrt.calibrators.histogram.best import CANDIDATES
+from reptrt.calibrators.importance import NO_IMPORTANCE, find_importance
 from reptrt.calibrators.output_noise import guard_images
 from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
@@ -37,7 +38,7 @@ from reptrt.calibrators.reconstruction.baseline_guard import (
     start_at_best_baseline,
 )
 from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statistics, fixed_batch
-from reptrt.calibrators.reconstruction.blocks import Block, find_blocks
+from reptrt.calibrators.reconstruction.blocks import Block, compared_outputs, find_blocks
 from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
 from reptrt.calibrators.reconstruction.course import COMPARISON, Course, time_nodes
 from reptrt.calibrators.reconstruction.effort import (
@@ -47,7 +48,6 @@ from reptrt.calibrators.reconstruction.effort import (
     budget_of,
 )
 from reptrt.calibrators.reconstruction.fit_block import fit_block
-from reptrt.calibrators.reconstruction.importance import NO_IMPORTANCE, find_importance
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.second_order.fit_weights import fit_weights
@@ -139,7 +139,8 @@ class AcrossBlockCalibrator(Calibrator):
         guard, float_network = self.start(model, batches, chosen, course.start)
         importance = NO_IMPORTANCE
         if chosen.loss == "fisher":
-            importance = find_importance(model, blocks, batches, float_network, self.settings.seed)
+            made = [node for block in blocks for node in compared_outputs(block)]
+            importance = find_importance(model, made, batches, float_network, self.settings.seed)
         course.begin()
         starts = grid_ends(model)
         with ActivationCache(self.settings.max_memory) as cache:

@@ -9,11 +9,11 @@ from torch import fx
 
 from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Feed, tensors_of
+from reptrt.calibrators.importance import NO_IMPORTANCE, Importance
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache, SampleStore
 from reptrt.calibrators.reconstruction.blocks import Block, compared_outputs
-from reptrt.calibrators.reconstruction.importance import NO_IMPORTANCE, Importance
 from reptrt.calibrators.reconstruction.work import elements
 
 CHUNK = 32

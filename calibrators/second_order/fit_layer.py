@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from reptrt.calibrators.importance import NO_IMPORTANCE, Importance
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.second_order.gptq import gptq_round
 from reptrt.calibrators.second_order.input_moments import InputMoments, input_moments
@@ -48,9 +49,21 @@ def _mean_output(weight: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 
 
 def fit_read_layer(
-    model: QuantizedModel, node: fx.Node, node_inputs: NodeInputs, seed: int
+    model: QuantizedModel,
+    node: fx.Node,
+    node_inputs: NodeInputs,
+    seed: int,
+    importance: Importance = NO_IMPORTANCE,
 ) -> None:
-    """As `fit_layer`, of a layer whose inputs are in `node_inputs`."""
+    """As `fit_layer`, of a layer whose inputs are in `node_inputs`.
+
+    Args:
+        model: see `fit_layer`.
+        node: see `fit_layer`.
+        node_inputs: stands before it.
+        seed: of the positions that are drawn.
+        importance: positions are drawn by that of the layer's output; where it has none, all alike.
+    """
     source = node.args[0]
     assert isinstance(source, fx.Node)
     before = source.args[0] if is_activation_call(source) else source
@@ -58,4 +71,5 @@ def fit_read_layer(
     generator = torch.Generator().manual_seed(seed)
     weight = model.weight_of(model.placement.layers[node.name])
     quantized, unquantized = node_inputs.batches(source), node_inputs.batches(before)
-    fit_layer(model, node, input_moments(node, weight, quantized, unquantized, generator))
+    known = importance.get(node)
+    fit_layer(model, node, input_moments(node, weight, quantized, unquantized, generator, known))

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from reptrt.calibrators.importance import draw_positions
+
 aten = torch.ops.aten
 
 MOST_ROWS = 8192
@@ -47,6 +49,7 @@ def input_moments(
     quantized: Sequence[torch.Tensor],
     before: Sequence[torch.Tensor],
     generator: torch.Generator,
+    importance: torch.Tensor | None = None,
 ) -> InputMoments:
     """Measure what `layer` reads.
 
@@ -56,12 +59,13 @@ def input_moments(
         quantized: its input, batch by batch.
         before: the same tensors before their quantizer.
         generator: draws the positions.
+        importance: of what it makes, without the axis of images: positions are drawn by it; None: all alike.
     """
     num_images = sum(len(batch) for batch in quantized)
     rows, float_rows = [], []
     for batch, float_batch in zip(quantized, before, strict=True):
         count = -(-MOST_ROWS * len(batch) // num_images)
-        positions = _Positions(layer, weight, batch, count, generator)
+        positions = _Positions(layer, weight, batch, count, generator, importance)
         rows.append(positions.rows(batch))
         float_rows.append(positions.rows(float_batch))
     joined = torch.cat(rows, 1)
@@ -81,6 +85,7 @@ class _Positions:
         x: torch.Tensor,
         most: int,
         generator: torch.Generator,
+        importance: torch.Tensor | None = None,
     ) -> None:
         self._kernel = tuple(weight.shape[2:])
         self._is_linear = layer.target is aten.linear.default
@@ -94,8 +99,9 @@ class _Positions:
         reach = [d * (k - 1) for d, k in zip(self._dilation, self._kernel, strict=True)]
         sides = [(p - r - 1) // s + 1 for p, r, s in zip(padded, reach, stride, strict=False)]
         sizes = list(x.shape[:-1]) if self._is_linear else [len(x), *sides]
-        total = int(torch.tensor(sizes).prod())
-        drawn = torch.randperm(total, generator=generator)[:most].to(x.device)
+        channels = -1 if self._is_linear else 0
+        chances = None if importance is None else importance.mean(channels)
+        drawn = draw_positions(sizes, most, chances, generator).to(x.device)
         self._drawn = drawn
         self._corner: list[torch.Tensor] = []
         if not self._is_linear:

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from reptrt.calibrators.quantized.run_nodes import float_overrides
-from reptrt.calibrators.reconstruction.blocks import compared_outputs, find_blocks
-from reptrt.calibrators.reconstruction.importance import (
+from reptrt.calibrators.importance import (
     LEAST,
     MOST,
     NUM_IMAGES,
     Importance,
+    draw_positions,
     find_importance,
 )
+from reptrt.calibrators.quantized.run_nodes import float_overrides
+from reptrt.calibrators.reconstruction.blocks import compared_outputs, find_blocks
 from reptrt.models.graph import trace
 from tests.reconstructing import all_values
 from tests.tiny_networks import NETWORKS, quantized, smooth_images, traced
@@ -37,8 +38,8 @@ class Chain(nn.Module):
 
 
 def importance_of(model, images: torch.Tensor, units: str = "layers", seed: int = 0) -> Importance:
-    blocks = find_blocks(model, units=units)
-    return find_importance(model, blocks, images.split(16), float_overrides(model), seed)
+    made = [node for block in find_blocks(model, units=units) for node in compared_outputs(block)]
+    return find_importance(model, made, images.split(16), float_overrides(model), seed)
 
 
 def test_it_is_the_squared_derivative_of_the_outputs_between_its_limits_with_mean_1() -> None:
@@ -74,3 +75,20 @@ def test_no_more_images_are_read_than_it_takes() -> None:
     images = smooth_images(NUM_IMAGES + 32, seed=0)
     whole, few = importance_of(model, images), importance_of(model, images[:NUM_IMAGES])
     assert all(torch.equal(whole[node], few[node]) for node in whole)
+
+
+def test_positions_are_drawn_as_often_as_they_matter() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chances = torch.tensor([6.0, 1.0, 1.0, 0.0])
+    drawn = draw_positions((2000, 4), 8000, chances, generator)
+    images, places = drawn // 4, drawn % 4
+    assert drawn.shape == (8000,)
+    assert places.bincount(minlength=4).div(8000).tolist() == pytest.approx(
+        [0.75, 0.125, 0.125, 0.0], abs=0.02
+    )
+    assert images.unique().numel() > 1900
+
+
+def test_without_importance_each_position_is_drawn_once() -> None:
+    drawn = draw_positions((5, 4), 99, None, torch.Generator().manual_seed(0))
+    assert drawn.sort().values.tolist() == list(range(20))

@@ -45,10 +45,16 @@ def maps(count: int) -> torch.Tensor:
     return torch.randn(count, 4, 8, 9, generator=torch.Generator().manual_seed(0))
 
 
-def measure(layer: nn.Module, x: torch.Tensor, before: torch.Tensor) -> InputMoments:
+def measure(
+    layer: nn.Module,
+    x: torch.Tensor,
+    before: torch.Tensor,
+    importance: torch.Tensor | None = None,
+) -> InputMoments:
     node, weight = weighted(layer)
     halves = (x[:1], x[1:]), (before[:1], before[1:])
-    return input_moments(node, weight, *halves, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return input_moments(node, weight, *halves, generator, importance)
 
 
 def all_rows(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -85,3 +91,18 @@ def test_a_sample_of_positions_is_read_and_says_nearly_the_same(
     assert torch.equal(some.covariance, again.covariance)
     assert not torch.equal(some.covariance, whole.covariance)
     torch.testing.assert_close(some.covariance, whole.covariance, rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("name", ["pointwise", "linear"])
+def test_moments_are_those_of_the_positions_that_matter(name: str) -> None:
+    layer, x = LAYERS[name], maps(60)
+    with torch.no_grad():
+        importance = torch.zeros_like(layer(x[0]))
+    importance[..., 2, :] = 1.0  # of the rows of the map, the third alone
+    found, rows = measure(layer, x, x, importance), all_rows(layer, x[:, :, 2:3]).double()
+    centred = rows - rows.mean(1, keepdim=True)
+    expected = centred.transpose(1, 2) @ centred / rows.shape[1]
+    torch.testing.assert_close(found.mean, rows.mean(1), rtol=0, atol=0.1)
+    torch.testing.assert_close(found.covariance, expected, rtol=0, atol=0.25)
+    everywhere = measure(layer, x, x)
+    assert not torch.allclose(everywhere.mean, found.mean, rtol=0, atol=0.01)
