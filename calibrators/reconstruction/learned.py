@@ -75,7 +75,8 @@ class LearnedScale(nn.Module):
 
     def forward(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """Fake-quantize `x`, but for the elements that are `kept` float."""
-        result = _FakeQuantize.apply(x, self.log_scale, self.low, self.high, kept)
+        # In bf16 neighbouring codes of 8 bits would run together.
+        result = _FakeQuantize.apply(x.float(), self.log_scale, self.low, self.high, kept)
         assert isinstance(result, torch.Tensor)
         return result
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from reptrt.calibrators.importance import NO_IMPORTANCE, Importance
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
 from reptrt.calibrators.quantized.run_nodes import Overrides, run_nodes
 from reptrt.calibrators.reconstruction.block_inputs import BlockInputs
-from reptrt.calibrators.reconstruction.blocks import compared_outputs, rest_of_stage
-from reptrt.calibrators.reconstruction.importance import NO_IMPORTANCE, Importance
+from reptrt.calibrators.reconstruction.blocks import Block, compared_outputs, rest_of_stage
 from reptrt.calibrators.reconstruction.learned import LearnedScale, StraightThrough
 from reptrt.calibrators.settings import Loss, Reconstruction
+
+aten = torch.ops.aten
 
 Values = Mapping[fx.Node, torch.Tensor]
 
@@ -83,6 +85,7 @@ class BlockDistances:
                 for node, one in overrides.items()
             }
         self._is_autocast = has_fast_bf16(block_inputs.device)
+        self._is_coarse = is_coarse(model, self._block)
         self._suffix: Overrides = block_inputs.float_network
         if self._rest is not None and chosen.suffix == "quantized":
             self._suffix = straight_through(model, self._rest.nodes)
@@ -125,8 +128,14 @@ class BlockDistances:
 
     def _run(self, sample: Sample, overrides: Overrides) -> Values:
         values = dict(sample.inputs)
-        run_nodes(self._graph_module, self._block.nodes, values, overrides, sample.count)
+        with self._rounding(self._is_coarse):
+            run_nodes(self._graph_module, self._block.nodes, values, overrides, sample.count)
         return values
+
+    def _rounding(self, allowed: bool) -> torch.autocast:
+        """Products in bf16 where that is `allowed` and fast: a step may be rounded, a judgement is exact."""
+        rounds = allowed and self._is_autocast and torch.is_grad_enabled()
+        return torch.autocast(self._block_inputs.device.type, torch.bfloat16, enabled=rounds)
 
     def _stage(self, values: Values, sample: Sample) -> torch.Tensor:
         """Run what the block made through the rest of its stage."""
@@ -134,9 +143,7 @@ class BlockDistances:
         assert sample.stage is not None
         known = {node: values[node] for node in self._rest.inputs if node in values}
         known.update(sample.others)
-        # In a step the suffix only steers, and may be rounded; a judgement is exact.
-        rounds = self._is_autocast and torch.is_grad_enabled()
-        with torch.autocast(self._block_inputs.device.type, torch.bfloat16, enabled=rounds):
+        with self._rounding(True):
             run_nodes(self._graph_module, self._rest.nodes, known, self._suffix, sample.count)
         return distance(self._chosen.loss, known, sample.stage, self._block_inputs.importance)
 
@@ -174,6 +181,18 @@ def distance(
             power = power * importance[node]
         means.append(power.mean())
     return torch.stack(means).sum()
+
+
+def is_coarse(model: QuantizedModel, block: Block) -> bool:
+    """Whether a step of `block` may multiply in bf16: it holds linears alone, and codes of fewer than 8 bits.
+
+    At 8 bits codes lie as close as the numbers of bf16; convolutions gain little time by it (docs/effort.md).
+    """
+    layers = [node for node in block.nodes if node.name in block.layers]
+    quantizers = [model.weight_quantizers[layer] for layer in block.layers.values()]
+    quantizers += [model.quantizer_at(node) for node in block.nodes if is_activation_call(node)]
+    fewest = min(quantizer.grid.num_bits for quantizer in quantizers)
+    return fewest < 8 and all(layer.target is aten.linear.default for layer in layers)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -58,28 +58,34 @@ def test_a_block_whose_quantizers_are_off_is_its_float_self() -> None:
     assert float(found.stage) == 0
 
 
+def distances_of(stand: Stand) -> list[float]:
+    """Of block and stage: in a step, and judged."""
+    distances = stand.distances(stand.learned())
+    in_step = distances(ROWS)
+    with torch.no_grad():
+        judged = distances(ROWS)
+    both = (in_step.block, in_step.stage, judged.block, judged.stage)
+    return [0.0 if one is None else float(one.detach()) for one in both]
+
+
 @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
-def test_a_step_rounds_the_rest_of_the_stage_to_bf16_and_a_judgement_does_not(
-    monkeypatch: pytest.MonkeyPatch, flag: str
+@pytest.mark.parametrize(
+    ("name", "index", "bits", "rounds"),
+    [("reparameterized", 0, 4, False), ("vit", 1, 4, True), ("vit", 1, 8, False)],
+)
+def test_a_step_rounds_linears_of_few_bits_and_the_rest_of_the_stage_to_bf16(
+    monkeypatch: pytest.MonkeyPatch, flag: str, name: str, index: int, bits: int, rounds: bool
 ) -> None:
-    found = {}
-    for able in (False, True):
-        monkeypatch.setattr(
-            torch.cpu, "get_capabilities", lambda able=able: {flag: able}, raising=False
-        )
-        stand = Stand.before(traced("reparameterized"), 0, Reconstruction())
-        distances = stand.distances(stand.learned())
-        in_step = distances(ROWS)
-        with torch.no_grad():
-            judged = distances(ROWS)
-        assert in_step.stage is not None
-        assert judged.stage is not None
-        assert torch.equal(in_step.block.detach(), judged.block)
-        found[able] = float(in_step.stage.detach()), float(judged.stage)
-    exact, judged_exactly = found[False]
-    assert exact == judged_exactly == found[True][1]
-    assert found[True][0] != exact
-    assert found[True][0] == pytest.approx(exact, rel=0.02)
+    exact: list[float] = []
+    found: list[float] = []
+    for able, into in ((False, exact), (True, found)):
+        capabilities = {flag: able}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", capabilities.copy, raising=False)
+        into += distances_of(Stand.before(traced(name), index, Reconstruction(), (bits, bits)))
+    assert exact[:2] == exact[2:] == found[2:]  # a judgement is never rounded
+    assert (found[0] != exact[0]) == rounds
+    assert found[1] != exact[1]
+    assert found == pytest.approx(exact, rel=0.05)
 
 
 def test_the_stage_is_measured_behind_its_last_block() -> None:
