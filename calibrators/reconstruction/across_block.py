@@ -40,7 +40,7 @@ from reptrt.calibrators.reconstruction.baseline_guard import (
 from reptrt.calibrators.reconstruction.block_inputs import BlockInputs, Statistics, fixed_batch
 from reptrt.calibrators.reconstruction.blocks import Block, compared_outputs, find_blocks
 from reptrt.calibrators.reconstruction.checkpoint import load_block, save_block
-from reptrt.calibrators.reconstruction.course import COMPARISON, Course, time_nodes
+from reptrt.calibrators.reconstruction.course import COMPARISON, Course
 from reptrt.calibrators.reconstruction.effort import (
     FEW_BITS,
     FEW_BITS_IMAGES,
@@ -48,6 +48,7 @@ from reptrt.calibrators.reconstruction.effort import (
     budget_of,
 )
 from reptrt.calibrators.reconstruction.fit_block import fit_block
+from reptrt.calibrators.reconstruction.forecast import make_forecast
 from reptrt.calibrators.reconstruction.reconstruct import LearnedBlock
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.second_order.fit_weights import fit_weights
@@ -130,12 +131,13 @@ class AcrossBlockCalibrator(Calibrator):
         blocks = find_blocks(model, chosen.blocks, chosen.stages, chosen.units)
         model.graph_module.requires_grad_(False)
         budgets = self._budgets(model, blocks, batches, chosen)
-        images, seconds = _most_images(batches), time_nodes(model, next(iter(batches)))
-        network = sum(seconds[node] for node in activation_nodes(model.graph_module.graph))
+        images = _most_images(batches)
+        forecast = make_forecast(model, blocks, budgets, next(iter(batches)))
+        network = sum(forecast.seconds[node] for node in activation_nodes(model.graph_module.graph))
         judged = 2 * sum(map(len, guard_images(batches)))  # in float, and as learned
         phases = {**self.phases(model, batches, network), COMPARISON: network * judged}
         bar = share_of(progress, self.name, 0.0, 1.0)
-        course = Course(phases, blocks, budgets, images, seconds, bar)
+        course = Course(phases, blocks, budgets, images, forecast, bar)
         guard, float_network = self.start(model, batches, chosen, course.start)
         importance = NO_IMPORTANCE
         if chosen.loss == "fisher":

@@ -1,7 +1,7 @@
 """How far a calibration has come: the time that is behind it, over that and what is still expected.
 
-How long the parts of the network take is measured, on one batch, before anything else. What later blocks take is
-corrected by what those so far took. Only what is shown depends on it; what a run decides is counted
+How long the parts of the network take is known before anything else (`reptrt.calibrators.reconstruction.forecast`). What
+later blocks take is corrected by what those so far took. Only what is shown depends on it; what a run decides is counted
 (`reptrt.calibrators.reconstruction.work`), so that it decides the same anywhere.
 """
 
@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
-import torch
 from torch import fx
 
-from reptrt.calibrators.feed import Batch, tensors_of
 from reptrt.calibrators.progress import PER_MILLE, Progress
-from reptrt.calibrators.quantized.quantized_model import QuantizedModel, is_activation_call
-from reptrt.calibrators.quantized.run_nodes import activation_nodes
+from reptrt.calibrators.quantized.quantized_model import is_activation_call
 from reptrt.calibrators.reconstruction.blocks import Block, rest_of_stage
 from reptrt.calibrators.reconstruction.closed_forms import FACTORS
 from reptrt.calibrators.reconstruction.effort import Budget
-
-Seconds = Mapping[fx.Node, float]
-"""Node -> time of running it on one image; of a weight's quantizer, time of one call."""
+from reptrt.calibrators.reconstruction.forecast import Forecast, Seconds
 
 PASSES = 2
 """Of all images through a block: in float, and as it was quantized."""
@@ -37,11 +31,6 @@ WEIGHTS = 5
 CLOSED_FORMS = 6
 """Passes of the judged images, besides those for each factor and layer."""
 
-EXPECTED = 0.2
-"""Share of the allowed steps that a block of several rounds takes, before there is a block that tells; one round
-takes them all."""
-
-
 COMPARISON = "compare with the baselines"
 """What follows the last block."""
 
@@ -49,8 +38,8 @@ COMPARISON = "compare with the baselines"
 class Course:
     """One progress bar for all that a calibration does.
 
-    How many steps later blocks take is not known: they are expected to take the share of those allowed that
-    the blocks so far took.
+    How many steps later blocks take is not known: what is forecast for them is corrected by what the blocks so far
+    took of what was forecast for those.
 
     Args:
         phases: what comes before the first block, as its progress calls it -> seconds expected; and `COMPARISON`,
@@ -58,7 +47,7 @@ class Course:
         blocks: of the network.
         budgets: of each.
         num_samples: calibration images.
-        seconds: of the nodes.
+        forecast: of the same blocks.
         progress: of the bar, called as work advances.
         clock: seconds.
     """
@@ -69,7 +58,7 @@ class Course:
         blocks: Sequence[Block],
         budgets: Sequence[Budget],
         num_samples: int,
-        seconds: Seconds,
+        forecast: Forecast,
         progress: Progress,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,6 +67,7 @@ class Course:
         self._comparison = self._phases.pop(COMPARISON, 0.0)
         self._started = self._part_started = clock()
         self._step, self._others, self._allowed = [], [], []
+        seconds = forecast.seconds
         for index, (block, budget) in enumerate(zip(blocks, budgets, strict=True)):
             rest = rest_of_stage(blocks, index)
             own, behind = _sum(seconds, block), 0.0 if rest is None else _sum(seconds, rest)
@@ -89,7 +79,8 @@ class Course:
             self._step.append(step)
             self._others.append(own * (PASSES * num_samples + budget.closed_forms * tries * judged))
             self._allowed.append(step * sum(budget.rounds))
-        self._share = EXPECTED if any(len(one.rounds) > 1 for one in budgets) else 1.0
+        both = zip(forecast.shares, self._allowed, strict=True)
+        self._planned = [share * allowed for share, allowed in both]
         self._finished = self._steps = 0
         self._learned = self._taken = self._expected = 0.0
         self._shown = 0
@@ -140,10 +131,11 @@ class Course:
         index = self._finished
         if index == len(self._step):
             return apart
-        behind, weight = sum(self._allowed[:index]), max(self._allowed)
-        share = (self._learned + self._share * weight) / (behind + weight or 1)
-        own = self._others[index] + share * self._allowed[index]
-        rest = sum(self._others[index + 1 :]) + share * sum(self._allowed[index + 1 :])
+        behind, weight = sum(self._planned[:index]), max(self._planned)
+        more = (self._learned + weight) / (behind + weight or 1)
+        steps = list(map(min, self._allowed, (more * planned for planned in self._planned)))
+        own = self._others[index] + steps[index]
+        rest = sum(self._others[index + 1 :]) + sum(steps[index + 1 :])
         # The present block counts as one that was as fast as expected.
         slower = (self._taken + own) / (self._expected + own or 1)
         spent = 0.0 if self._phases else self._clock() - self._part_started
@@ -166,38 +158,3 @@ def _weights(block: Block) -> Iterator[fx.Node]:
             weight = node.args[1]
             assert isinstance(weight, fx.Node)
             yield weight
-
-
-def time_nodes(model: QuantizedModel, batch: Batch) -> dict[fx.Node, float]:
-    """Seconds that every node of `model` takes for one image of `batch`, the second time it runs.
-
-    Nodes that do not depend on the image, as quantizers of weights: seconds of one call.
-    """
-    stopwatch = _Stopwatch(model.graph_module)
-    with torch.no_grad():
-        for _ in range(2):
-            stopwatch.run(*tensors_of(batch))
-    by_image = set(activation_nodes(model.graph_module.graph))
-    return {
-        node: spent / len(batch) if node in by_image else spent
-        for node, spent in stopwatch.seconds.items()
-    }
-
-
-class _Stopwatch(fx.Interpreter):
-    """Runs a graph, and keeps the time of each of its nodes."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        self.seconds: dict[fx.Node, float] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run `n`; its name is that of the class it extends."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        value = super().run_node(n)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[n] = time.perf_counter() - started
-        return value

@@ -7,10 +7,11 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.reconstruction.blocks import Block, find_blocks
-from reptrt.calibrators.reconstruction.course import COMPARISON, Course, time_nodes
+from reptrt.calibrators.reconstruction.course import COMPARISON, Course
 from reptrt.calibrators.reconstruction.effort import Budget
+from reptrt.calibrators.reconstruction.forecast import USUAL_SHARE, Forecast
 from reptrt.models.graph import trace
-from tests.tiny_networks import NETWORKS, quantized, randomize, smooth_images, traced
+from tests.tiny_networks import quantized, randomize
 
 IMAGES = 32
 
@@ -33,7 +34,10 @@ class Run:
         self.now, self.shown, self.slower = 0.0, [(0.0, 0.0)], slower
         seconds: dict[fx.Node, float] = {n: 1.0 for block in blocks for n in block.nodes}
         budgets = [Budget(4, 8, rounds, 1_000_000, closed_forms=False) for _ in blocks]
-        self.course = Course(phases, blocks, budgets, IMAGES, seconds, self._show, lambda: self.now)
+        forecast = Forecast(seconds, [USUAL_SHARE if len(rounds) > 1 else 1.0] * len(blocks))
+        self.course = Course(
+            phases, blocks, budgets, IMAGES, forecast, self._show, lambda: self.now
+        )
         self.own = [float(len(block.nodes)) for block in blocks]
 
     def _show(self, _: str, done: int, total: int) -> None:
@@ -111,12 +115,3 @@ def test_blocks_of_an_earlier_run_cost_no_time() -> None:
         run.course.finish(10)
     run.block(2, 10)
     assert run.shown[-1][1] == pytest.approx(0.5, abs=0.02)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_node_is_timed(name: str) -> None:
-    model = quantized(traced(name), (8, 8))
-    found = time_nodes(model, smooth_images(2, 0))
-    assert set(found) == set(model.graph_module.graph.nodes)
-    assert all(spent >= 0 for spent in found.values())
-    assert sum(found.values()) > 0
