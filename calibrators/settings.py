@@ -42,6 +42,8 @@ class Reconstruction(BaseModel):
         float_inputs: probability that an element of a block's input is the float network's (QDrop,
             arXiv:2203.05740).
         float_inside: probability that an element which a learned quantizer of the block reads stays float (QDrop).
+        correction: share of the errors of the blocks before it that a block learns to correct: 1 aims at the float
+            network's output, 0 at the block's own float output of what it reads.
         rounding: weights learned through the straight-through estimator (RepAPQ's code), AdaRound
             (arXiv:2004.10568), or left at the nearest code.
         code_rate: Adam's rate for the weights, in codes a step: how far from the nearest code they may
@@ -71,6 +73,7 @@ class Reconstruction(BaseModel):
     units: Units = "layers"
     blocks: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
+    correction: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 @dataclass(frozen=True)

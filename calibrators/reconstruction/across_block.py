@@ -146,7 +146,9 @@ class AcrossBlockCalibrator(Calibrator):
         course.begin()
         starts = grid_ends(model)
         with ActivationCache(self.settings.max_memory) as cache:
-            block_inputs = BlockInputs(model, blocks, batches, cache, float_network, importance)
+            block_inputs = BlockInputs(
+                *(model, blocks, batches, cache, float_network, importance, chosen.correction)
+            )
             fits = tuple(self._fit_blocks(model, block_inputs, chosen, budgets, course))
         method, compared = guard.keep_better(self.name)
         course.end()

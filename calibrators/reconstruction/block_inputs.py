@@ -40,6 +40,7 @@ class BlockInputs:
         cache: where activations are kept.
         float_network: overrides that turn the model into the float network.
         importance: of the elements of what blocks make.
+        correction: share of the errors of the blocks before it that a block is to correct, 0..1.
 
     Attributes:
         blocks: as given.
@@ -58,9 +59,12 @@ class BlockInputs:
         cache: ActivationCache,
         float_network: Overrides,
         importance: Importance = NO_IMPORTANCE,
+        correction: float = 1.0,
     ) -> None:
         self.blocks, self.float_network, self.importance = blocks, float_network, importance
         self._graph_module, self._cache = model.graph_module, cache
+        self._correction = correction
+        self._own: Stores = {}
         self._stage: tuple[int, Stores] = (-1, {})
         read = [node for node in model.graph_module.graph.nodes if node.op == "placeholder"]
         self._float = self._store(read, batches)
@@ -95,13 +99,16 @@ class BlockInputs:
         return stores
 
     def pass_in_float(self, block: Block) -> Statistics:
-        """Compute the float outputs of `block`: the targets of its reconstruction.
+        """Compute the float outputs of `block`, and what it makes in float of the quantized blocks' outputs.
 
         Returns:
             Mean and deviation [out] of every layer in float, by node name, on the first images.
         """
         found: Statistics = {}
         self._float |= self._run(block, block.outputs, self._float, self.float_network, found)
+        if self._correction < 1:
+            outputs = compared_outputs(block)
+            self._own = self._run(block, outputs, self._quantized, self.float_network)
         return found
 
     def pass_quantized(self, block: Block) -> None:
@@ -113,6 +120,9 @@ class BlockInputs:
         for stores in (self._float, self._quantized):
             for node in [node for node in stores if node not in needed]:
                 stores.pop(node).release()
+        for store in self._own.values():
+            store.release()
+        self._own = {}
 
     def read_quantized(self, nodes: Iterable[fx.Node], indices: Indices) -> Values:
         """Values behind the quantized blocks passed so far, of the images `indices` [n]."""
@@ -121,6 +131,17 @@ class BlockInputs:
     def read_float(self, nodes: Iterable[fx.Node], indices: Indices) -> Values:
         """Values in the float network."""
         return {node: self._read(self._float, node, indices) for node in nodes}
+
+    def read_target(self, nodes: Iterable[fx.Node], indices: Indices) -> Values:
+        """What the present block should make of the images `indices` [n].
+
+        With a `correction` of 1 the float network's values, with 0 those of the float block behind quantized ones.
+        """
+        target = self.read_float(nodes, indices)
+        for node in self._own:
+            own = self._read(self._own, node, indices)
+            target[node] = own + self._correction * (target[node] - own)
+        return target
 
     def read_stage(self, rest: Block, indices: Indices) -> Values:
         """Float outputs of the stage that `rest` ends; computed once per stage."""

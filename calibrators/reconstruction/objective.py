@@ -108,7 +108,7 @@ class BlockDistances:
         inputs = read.read_quantized(self._block.inputs, indices)
         if mixed and self._chosen.float_inputs:
             self._mix(inputs, read.read_float(self._block.inputs, indices))
-        expected = read.read_float(compared_outputs(self._block), indices)
+        expected = read.read_target(compared_outputs(self._block), indices)
         if self._rest is None or not stage:
             return Sample(len(indices), inputs, expected, {}, None)
         made = {*inputs, *self._block.nodes}

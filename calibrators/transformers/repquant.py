@@ -7,7 +7,8 @@ the reparameterization, on quantized inputs. There is no public code and we have
 both are reconstructed. Weights are first fitted in closed form (`reptrt.calibrators.transformers.fitting_pass`), then learned
 from there, by the block reconstruction that RepAPQ uses (`reptrt.calibrators.reconstruction.reconstruct`), with a
 squared error on each residual branch, weighed by what the outputs depend on (docs/results.md has what was measured).
-What quantizers inside a block read stays float at random while it learns, as in QDrop.
+What quantizers inside a block read stays float at random while it learns, as in QDrop, and it learns to correct half
+of the errors of those before it: all of them it would learn by heart.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class RepQuantCalibrator(AcrossBlockCalibrator):
         """Measured winners for transformers, where the recipe does not say otherwise."""
         winners = {
             **{"loss": "fisher", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"},
-            **{"float_inside": 0.5, "iterations": 100},
+            **{"float_inside": 0.5, "iterations": 100, "correction": 0.5},
         }
         said = reconstruction.model_fields_set
         update = {name: value for name, value in winners.items() if name not in said}

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from reptrt.calibrators.importance import NO_IMPORTANCE
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.quantized.run_nodes import float_overrides
+from reptrt.calibrators.quantized.run_nodes import float_overrides, run_nodes
 from reptrt.calibrators.reconstruction import block_inputs as walking
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
 from reptrt.calibrators.reconstruction.block_inputs import CHUNK, BlockInputs, images_at_once
@@ -23,10 +24,11 @@ COUNT = CHUNK + 8  # a whole chunk and a part of one
 ROWS = torch.tensor([COUNT - 1, 3, 3, 0])
 
 
-def walk_on(model: QuantizedModel, cache: ActivationCache) -> BlockInputs:
+def walk_on(model: QuantizedModel, cache: ActivationCache, correction: float = 1.0) -> BlockInputs:
     model.graph_module.requires_grad_(False)
     batches = smooth_images(COUNT, seed=2).split([16, 16, 8])
-    return BlockInputs(model, find_blocks(model), batches, cache, float_overrides(model))
+    floats, blocks = float_overrides(model), find_blocks(model)
+    return BlockInputs(model, blocks, batches, cache, floats, NO_IMPORTANCE, correction)
 
 
 def pass_by(block_inputs: BlockInputs, *blocks: Block) -> None:
@@ -213,3 +215,21 @@ def test_a_network_of_a_fixed_batch_is_walked_in_its_own_batches(name: str) -> N
 def test_any_number_of_images_goes_through_a_dynamic_batch() -> None:
     with ActivationCache(GIBIBYTE) as cache:
         assert walk_on(calibrated("plain"), cache).batch_size is None
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("correction", [0.0, 0.25, 1.0])
+def test_a_target_corrects_that_share_of_what_came_before(name: str, correction: float) -> None:
+    model = calibrated(name, (4, 4))
+    with ActivationCache(GIBIBYTE) as cache:
+        block_inputs = walk_on(model, cache, correction)
+        pass_by(block_inputs, *block_inputs.blocks[:2])
+        block = block_inputs.blocks[2]
+        block_inputs.pass_in_float(block)
+        own = block_inputs.read_quantized(block.inputs, ROWS)
+        with torch.no_grad():
+            run_nodes(model.graph_module, block.nodes, own, block_inputs.float_network, len(ROWS))
+        target = block_inputs.read_target(compared_outputs(block), ROWS)
+        for node, exact in block_inputs.read_float(compared_outputs(block), ROWS).items():
+            assert not close(own[node], exact)
+            assert close(target[node], own[node] + correction * (exact - own[node]))

@@ -103,11 +103,12 @@ def test_what_transformers_want_is_chosen_unless_the_recipe_says_otherwise() -> 
 
     wanted = {
         **{"loss": "fisher", "stage_weight": 0.0, "code_rate": 0.02, "units": "chains"},
-        **{"float_inside": 0.5, "iterations": 100},
+        **{"float_inside": 0.5, "iterations": 100, "correction": 0.5},
     }
     assert choose(Reconstruction()) == Reconstruction(**wanted)
     said = Reconstruction(
-        loss="l1", stage_weight=1.0, code_rate=0.05, units="layers", iterations=7, float_inside=0
+        **{"loss": "l1", "stage_weight": 1.0, "code_rate": 0.05, "units": "layers"},
+        **{"iterations": 7, "float_inside": 0, "correction": 1},
     )
     assert choose(said) == said
     other = Reconstruction(rounding="adaround", iterations=9)
