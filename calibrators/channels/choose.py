@@ -51,7 +51,8 @@ FOLD_GAIN, PRODUCT_GAIN = 0.5, 1.0
 """dB that factors must gain where they cost no operator, and where they cost one."""
 WEIGHTS_GAIN = 0.5
 """dB that factors must gain that regard the weights too, over those that do not: a few positions tell no less apart."""
-_IMAGES, _PIXELS = 32, 32 * 320 * 320
+_IMAGES, _PIXELS = 256, 32 * 320 * 320
+"""Looked at. Behind squeeze-and-excitation a few images have channels far wider than the others do (docs/channels.md)."""
 _POSITIONS, _ELEMENTS, _WHOLE = 1024, 1 << 19, 8
 _TINY = 1e-12
 
@@ -83,7 +84,7 @@ def choose_factors(
 
     Args:
         model: placed, uncalibrated; left as it is.
-        batches: calibration samples; at most 32 are looked at, fewer of more than 320x320 pixels.
+        batches: calibration samples; at most 256 are looked at, 65 of 224x224 pixels, 32 of 320x320.
         product_gain: dB at the readers' outputs that factors must gain where no fold takes them.
         progress: called as work advances.
 

@@ -85,6 +85,20 @@ def test_the_model_is_left_as_it_is_and_the_same_images_give_the_same() -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_a_channel_that_few_images_make_wide_is_seen() -> None:
+    """Of small images more are looked at: here 32 have nothing red, and channel 0 sees red alone."""
+    network = model(1)
+    weight = network.weight_of("first").data
+    weight[:, 0] = 0
+    weight[0] = 0
+    weight[0, 0] = 100
+    images = [smooth_images(32, seed=seed) for seed in range(4)]
+    for plain in images[::2]:
+        plain[:, 0] = 0
+    found = choose_factors(network, images)
+    assert int(found["hardswish"].argmax()) == 0
+
+
 def test_a_tensor_of_zeros_gets_none() -> None:
     network = model(100)
     for parameter in network.graph_module.parameters():
