@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,10 +18,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """Where images are counted: `axis`, whose side is `before` x images x others, row by row."""
+    """Where images are counted: `axis`, whose side is `before` x images x others, row by row.
+
+    `merged` axes of side 1, as of a single query in front, became one with it.
+    """
 
     axis: int
     before: int = 1
+    merged: int = 0
 
 
 def moved_place(
@@ -48,16 +52,16 @@ def moved_place(
         return place
     if node.op == "Transpose":
         order = list(node.attrs.get("perm", reversed(range(len(before)))))
-        return Place(order.index(place.axis), place.before)
+        return replace(place, axis=order.index(place.axis))
     if node.op in ("Reshape", "Flatten"):
         return _place_in_rows(before, after, place, batch)
     if node.op == "Unsqueeze":
         kept = sorted(set(range(len(after))) - {axis % len(after) for axis in _named_axes(node)})
-        return Place(kept[place.axis], place.before)
+        return replace(place, axis=kept[place.axis])
     if len(after) < len(before):  # by a Gather, a Squeeze or a reduction
         ahead = [axis for axis in _named_axes(node) if axis % len(before) < place.axis]
-        return Place(place.axis - min(len(ahead), place.axis), place.before)
-    return Place(place.axis + len(after) - len(before), place.before)
+        return replace(place, axis=place.axis - min(len(ahead), place.axis))
+    return replace(place, axis=place.axis + len(after) - len(before))
 
 
 def _named_axes(node: gs.Node) -> list[int]:
@@ -72,7 +76,8 @@ def _named_axes(node: gs.Node) -> list[int]:
 def _place_in_rows(before: Shape, after: Shape, place: Place, batch: int) -> Place:
     """The same place in another shape of the same elements in the same order.
 
-    Where two axes would do, it is not the last one, which holds features, and images come first in it.
+    Where two axes would do, it is not the last one, which holds features, images come first in it, and
+    as many axes of side 1 are in front as were merged with it.
     """
     ahead = math.prod(before[: place.axis]) * place.before
     found = []
@@ -83,8 +88,10 @@ def _place_in_rows(before: Shape, after: Shape, place: Place, batch: int) -> Pla
             found.append(Place(axis, inside))
     if not found:
         return Place(0)
+    wanted = place.axis + place.merged
 
     def unlikely(one: Place) -> tuple[bool, bool, bool]:
-        return one.axis == len(after) - 1, one.before > 1, one.axis != place.axis
+        return one.axis == len(after) - 1, one.before > 1, one.axis != wanted
 
-    return min(found, key=unlikely)
+    chosen = min(found, key=unlikely)
+    return replace(chosen, merged=max(0, wanted - chosen.axis) if chosen.before == 1 else 0)

@@ -5,6 +5,7 @@ an ArgMax tells as well as the places that MaxPool may return; Col2Im is a trans
 0 and 1. DeformConv, which TensorRT has as a plugin in float and TensorRT-RTX not at all, is a GridSample at the
 moved points of each window, and a 1x1 convolution of what was found there, which may run in INT8. A Resize with
 antialiasing, or with coordinates that TensorRT does not know, is a product with a constant matrix along each side.
+A normalization whose parameters are no constants is arithmetic (`computed_norms`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from reptrt.models.onnx_import.pieces import Fresh
+from reptrt.models.onnx_import.computed_norms import write_norm
 from reptrt.models.onnx_import.values import run_onnx_feeds
+from reptrt.models.onnx_import.writer import Writer
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
-SHAPED = ("AffineGrid", "MaxPool", "MaxUnpool", "Col2Im", "DeformConv")
+SHAPED = (
+    "AffineGrid", "MaxPool", "MaxUnpool", "Col2Im", "DeformConv", "BatchNormalization",
+    "InstanceNormalization",
+)  # fmt: skip
 """Operators whose sides are asked for."""
 
 _NEW_MODES = 20  # opset that renamed the modes of GridSample
@@ -39,43 +44,11 @@ def write_for_tensorrt(graph: gs.Graph, shapes: Shapes) -> int:
     """
     done = 0
     for node in [node for node in graph.nodes if node.op in _RULES]:
-        done += _RULES[node.op](_Writer(graph, node), node, shapes)
+        done += _RULES[node.op](Writer(graph, node), node, shapes)
     return done
 
 
-class _Writer:
-    """Puts nodes in the place of one, and names them after it."""
-
-    def __init__(self, graph: gs.Graph, node: gs.Node) -> None:
-        self._graph, self._node, self._fresh = graph, node, Fresh(graph)
-
-    def add(self, op: str, *inputs: gs.Tensor, dtype: type = np.float32, **attrs: object) -> Any:
-        """Put a node of one output in front; return that."""
-        name = self._fresh(f"{self._node.name}_{op.lower()}")
-        output = gs.Variable(name, np.dtype(dtype))
-        made = gs.Node(op, name, dict(attrs), list(inputs), [output])
-        self._graph.nodes.insert(self._graph.nodes.index(self._node), made)
-        return output
-
-    def reshape(self, tensor: gs.Tensor, *sides: int) -> Any:
-        """`tensor` [N, ...] with these sides behind the first."""
-        return self.add("Reshape", tensor, self.constant(np.array([-1, *sides], np.int64)))
-
-    def constant(self, values: Array) -> gs.Constant:
-        """A constant."""
-        return gs.Constant(self._fresh(f"{self._node.name}_constant"), values)
-
-    @property
-    def opset(self) -> int:
-        """Of the graph."""
-        return int(self._graph.opset)
-
-    def become(self, op: str, *inputs: gs.Tensor, **attrs: object) -> None:
-        """Make the node itself an `op`: it keeps its name and its output."""
-        self._node.op, self._node.inputs, self._node.attrs = op, list(inputs), dict(attrs)
-
-
-def _affine_grid(writer: _Writer, node: gs.Node, shapes: Shapes) -> bool:
+def _affine_grid(writer: Writer, node: gs.Node, shapes: Shapes) -> bool:
     sides = shapes.get(node.outputs[0].name, ())
     if len(sides) != 4:
         return False
@@ -97,7 +70,7 @@ def _centres(side: int, corners: bool) -> Array:
     return (2 * np.arange(side) + 1) / side - 1
 
 
-def _max_unpool(writer: _Writer, node: gs.Node, shapes: Shapes) -> bool:
+def _max_unpool(writer: Writer, node: gs.Node, shapes: Shapes) -> bool:
     """Windows side by side only: then every place is in one of them."""
     pool = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
     if pool is None or pool.op != "MaxPool":
@@ -139,7 +112,7 @@ def _window(node: gs.Node) -> tuple[int, ...] | None:
     return kernel if plain and is_apart and not automatic and len(kernel) == 2 else None
 
 
-def _columns_to_image(writer: _Writer, node: gs.Node, shapes: Shapes) -> bool:
+def _columns_to_image(writer: Writer, node: gs.Node, shapes: Shapes) -> bool:
     sides, block = shapes.get(node.inputs[0].name, ()), _integers(node.inputs[2])
     image = _integers(node.inputs[1])
     if len(sides) != 3 or len(image) != 2 or len(block) != 2:
@@ -162,7 +135,7 @@ def _columns_to_image(writer: _Writer, node: gs.Node, shapes: Shapes) -> bool:
     return True
 
 
-def _deform_conv(writer: _Writer, node: gs.Node, shapes: Shapes) -> bool:
+def _deform_conv(writer: Writer, node: gs.Node, shapes: Shapes) -> bool:
     """`inputs`: x, weight, offsets [N, groups x points x (y, x), h, w], bias, mask."""
     x, weight, offsets, bias, mask = [*node.inputs, *[None] * 5][:5]
     sides, made = shapes.get(x.name, ()), shapes.get(node.outputs[0].name, ())
@@ -203,7 +176,7 @@ def _points(node: gs.Node, kernel: Sequence[int], made: Sequence[int]) -> Array:
     return np.asarray(both.transpose(1, 0, 2)[None], np.float64)
 
 
-def _resize(writer: _Writer, node: gs.Node, shapes: Shapes) -> bool:
+def _resize(writer: Writer, node: gs.Node, shapes: Shapes) -> bool:
     """What lies between pixels is a weighted sum of them, along one side after the other."""
     before, after = (shapes.get(t.name, ()) for t in (node.inputs[0], node.outputs[0]))
     where = node.attrs.get("coordinate_transformation_mode", "half_pixel")
@@ -225,7 +198,7 @@ def _resize(writer: _Writer, node: gs.Node, shapes: Shapes) -> bool:
     return True
 
 
-def _along(writer: _Writer, node: gs.Node, axis: int, side: int) -> Array:
+def _along(writer: Writer, node: gs.Node, axis: int, side: int) -> Array:
     """The matrix [after, before] of a Resize along one axis: what it makes of an identity of `side` rows."""
     axes = list(node.attrs.get("axes", range(4)))
     place = axes.index(axis) if axis in axes else None
@@ -261,10 +234,12 @@ def _integers(tensor: gs.Tensor) -> Sequence[int]:
     return tensor.values.tolist() if isinstance(tensor, gs.Constant) else ()
 
 
-_RULES: dict[str, Callable[[_Writer, gs.Node, Shapes], bool]] = {
+_RULES: dict[str, Callable[[Writer, gs.Node, Shapes], bool]] = {
     "AffineGrid": _affine_grid,
     "MaxUnpool": _max_unpool,
     "Col2Im": _columns_to_image,
     "DeformConv": _deform_conv,
     "Resize": _resize,
+    "BatchNormalization": write_norm,
+    "InstanceNormalization": write_norm,
 }

@@ -1,7 +1,7 @@
 """Open the batch of a graph that fixes it by habit, as exports for one image do.
 
-A Reshape to [1, ...] or [heads, ...], a Resize to the sizes [1, ...] and a constant [1, ...] that is joined
-to a tensor of images say a number where they mean the batch. Where images are counted is followed from
+A Reshape to [1, ...] or [heads, ...], a Resize to the sizes [1, ...], a constant [1, ...] that is joined
+to a tensor of images and the first state of a recurrent layer say a number where they mean the batch. Where images are counted is followed from
 the inputs on; whether that is right is tested afterwards, with two images.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -19,6 +20,9 @@ from reptrt.models.onnx_import.counted_axis import Place, moved_place
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.pieces import batch_source, pixel_tensors, tensors_read
 from reptrt.models.onnx_import.values import BATCH, Array, infer_shapes, run_onnx
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_STATES = (5, 6)
 
 
 def open_batch(graph: gs.Graph, feed: Feed | None, batch: int = 1) -> gs.Graph:
@@ -41,16 +45,30 @@ def open_batch(graph: gs.Graph, feed: Feed | None, batch: int = 1) -> gs.Graph:
         if not read or node.op in ("Shape", "Size"):
             continue
         place = moved_place(node, read, places, shapes, batch)
-        places.update((tensor.name, place) for tensor in node.outputs if tensor.name)
+        places.update(_places_of_outputs(node, place, shapes))
         if node.op == "Reshape" and node.inputs[0].name in places:
             _open_reshape(node, shapes.get(node.outputs[0].name), place.axis)
         elif node.op == "Resize" and node.inputs[0].name in places:
             _open_resize(node, shapes, frozen)
         elif node.op == "Concat":
             _open_concat(opened, node, place, frozen, batch)
+        elif node.op in _RECURRENT:
+            _open_states(opened, node, frozen, batch)
     for tensor in opened.outputs:
         _require_counted(tensor.name, places.get(tensor.name), shapes.get(tensor.name), batch)
     return sort_nodes(opened)
+
+
+def _places_of_outputs(
+    node: gs.Node, place: Place, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Place]:
+    """Where its outputs count images, of which the first does at `place`: a last state has an axis less in front."""
+    rank = len(shapes.get(node.outputs[0].name, ())) if node.outputs else 0
+    found = {}
+    for output in [output for output in node.outputs if output.name]:
+        missing = rank - len(shapes.get(output.name, ())) if node.op in _RECURRENT else 0
+        found[output.name] = replace(place, axis=max(0, place.axis - missing))
+    return found
 
 
 def _require_counted(
@@ -141,6 +159,18 @@ def _open_concat(
         first = np.take(values, [0], axis)
         if node.attrs.get("axis", 0) % values.ndim != axis and np.all(values == first):
             node.inputs[index] = _repeated(graph, f"{node.name}_part_{index}", first, axis)
+
+
+def _open_states(graph: gs.Graph, node: gs.Node, frozen: Mapping[str, Array], batch: int) -> None:
+    """Repeat for every image the first states [directions, N, units] of a recurrent layer."""
+    for index in [index for index in _STATES if index < len(node.inputs)]:
+        state = node.inputs[index]
+        values = state.values if isinstance(state, gs.Constant) else frozen.get(state.name)
+        if values is None or values.ndim != 3 or values.shape[1] != batch:
+            continue
+        first = values[:, :1]
+        if np.all(values == first):
+            node.inputs[index] = _repeated(graph, f"{node.name}_state_{index}", first, 1)
 
 
 def _repeated(graph: gs.Graph, stem: str, first: Array, axis: int) -> gs.Tensor:

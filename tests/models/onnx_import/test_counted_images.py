@@ -58,8 +58,9 @@ def test_outputs_in_sequence_order_leave_the_batch_open(tmp_path: Path) -> None:
 def test_an_island_for_one_image_keeps_the_batch_of_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    body = SEQUENCE + "o = LSTM<hidden_size = 6>(t, a, bb, , , st) y = Identity(o)"
+    body = SEQUENCE + "o = LSTM<hidden_size = 6>(t, a, bb, , length) y = Identity(o)"
     body = body.replace("[0, 0, -1]", "[8, 1, 32]")
-    imported = network(tmp_path, body, *GATES, weight("st", 1, 1, 6), image="float[1,3,8,8] x")
+    length = "int32[1] length = {8}"
+    imported = network(tmp_path, body, *GATES, length, image="float[1,3,8,8] x")
     assert imported.batch_size == 1
     assert "runs on batches of 1 only" in caplog.text

@@ -34,6 +34,33 @@ class _Queries(nn.Module):
         return self.attention(y, self.queries.repeat(1, len(x), 1)).transpose(0, 1)
 
 
+class _OneQuery(nn.Module):
+    """Sequences in front, of which one query reads them all, as in CLIP's attention pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.attention = nn.Conv2d(3, 16, 8, 8), nn.MultiheadAttention(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.patches(x).flatten(2).permute(2, 0, 1)
+        y = torch.cat([y.mean(0, keepdim=True), y])
+        return self.attention(y[:1], y, y, need_weights=False)[0][0]
+
+
+class _Recurrent(nn.Module):
+    """First states that are given, and a last state that is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.rnn = nn.Conv2d(3, 16, 8, 8), nn.GRU(16, 8, bidirectional=True)
+        self.state = nn.Parameter(torch.randn(2, 1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.patches(x).flatten(2).permute(2, 0, 1)
+        every, last = self.rnn(y, self.state.repeat(1, len(x), 1))
+        return torch.cat([every.mean(0), last.permute(1, 0, 2).reshape(-1, 16)], 1)
+
+
 class _Unfolded(nn.Module):
     """Windows in the first axis beside images, as MobileViT has them."""
 
@@ -63,8 +90,11 @@ def _swin() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("factory", "written_for"),
-    [(_vit, 1), (_vit, 2), (_swin, 1), (_swin, 2), (_Queries, 1), (_Unfolded, 1), (_Unfolded, 2)],
-)
+    [
+        (_vit, 1), (_vit, 2), (_swin, 1), (_swin, 2), (_Queries, 1), (_OneQuery, 1), (_OneQuery, 2),
+        (_Recurrent, 1), (_Recurrent, 2), (_Unfolded, 1), (_Unfolded, 2),
+    ],
+)  # fmt: skip
 def test_files_for_a_fixed_batch_take_any(factory: type, written_for: int, tmp_path: Path) -> None:
     example = torch.rand(written_for, 3, SIDE, SIDE)
     reference = seeded(factory)
@@ -88,6 +118,8 @@ def test_files_for_a_fixed_batch_take_any(factory: type, written_for: int, tmp_p
         ((197, 1, 12, 4), (197, 48), Place(1), Place(0, 197)),  # features are no images
         ((197, 48), (197, 1, 48), Place(0, 197), Place(1)),
         ((1, 8, 4, 4), (32, 2, 2), Place(0), Place(0)),
+        ((1, 1, 16), (1, 16), Place(1), Place(0, merged=1)),  # one query
+        ((1, 16), (1, 1, 16), Place(0, merged=1), Place(1)),
     ],
 )
 def test_images_are_counted_where_they_are_row_by_row(
