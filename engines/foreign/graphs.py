@@ -62,6 +62,52 @@ def sort_nodes(graph: gs.Graph) -> gs.Graph:
     return graph
 
 
+def sort_written_nodes(graph: onnx.GraphProto) -> bool:
+    """Put the nodes of a file in topological order, in place; return whether they were in another one.
+
+    Runtimes take such files, as ONNX Runtime's FP16 converter writes them, ONNX's checker does not. A circle
+    stays as it is.
+    """
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    sources = [
+        [makers[name] for name in _read_names(node) if name in makers] for node in graph.node
+    ]
+    if all(source < index for index, found in enumerate(sources) for source in found):
+        return False
+    order: dict[int, None] = {}
+    is_open: set[int] = set()
+    for start in range(len(sources)):
+        pending = [start]
+        while pending:
+            here = pending[-1]
+            waiting = [source for source in sources[here] if source not in order]
+            if here in order or not waiting:
+                order[pending.pop()] = None
+                is_open.discard(here)
+                continue
+            if here in waiting or is_open.intersection(waiting):
+                return False
+            is_open.add(here)
+            pending += waiting
+    nodes = list(graph.node)
+    copies = [onnx.NodeProto.FromString(nodes[index].SerializeToString()) for index in order]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return True
+
+
+def _read_names(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of what `node` reads, and of all that the graphs inside it do."""
+    pending = [node]
+    while pending:
+        here = pending.pop()
+        yield from here.input
+        for attribute in here.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from (value.name for value in inner.output)
+                pending += inner.node
+
+
 def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
     """Yield the nodes of `graph`, then those of the graphs inside them."""
     pending = [graph]
@@ -140,18 +186,19 @@ def require_small_tensors(path: Path, batch: int, most: int = MAX_TENSOR_BYTES) 
             )
 
 
-def state_output_shapes(model: onnx.ModelProto) -> bool:
-    """Give outputs without a shape the one that follows from the inputs, in place; return whether any had none.
+def write_for_checker(model: onnx.ModelProto) -> bool:
+    """Sort nodes, and give outputs without a shape the one that follows, in place; return whether that was needed.
 
     Runtimes take such files, ONNX's checker does not.
     """
+    was_unsorted = sort_written_nodes(model.graph)
     missing = [one for one in model.graph.output if not one.type.tensor_type.HasField("shape")]
     if missing:
         inferred = onnx.shape_inference.infer_shapes(model)
         types = {value.name: value.type for value in inferred.graph.output}
         for value in missing:
             value.type.CopyFrom(types[value.name])
-    return bool(missing)
+    return bool(missing) or was_unsorted
 
 
 def require_data_beside(model: onnx.ModelProto, path: Path) -> None:

@@ -15,7 +15,7 @@ from reptrt.engines.foreign.graphs import (
     all_nodes,
     require_data_beside,
     require_small_functions,
-    state_output_shapes,
+    write_for_checker,
 )
 from reptrt.engines.foreign.limits import MAX_MODEL_BYTES
 from reptrt.engines.foreign.text import one_line
@@ -41,7 +41,7 @@ def read_model(path: Path) -> LintedModel:
     try:
         require_small_functions(proto)
         require_data_beside(proto, path)
-        onnx.checker.check_model(proto if state_output_shapes(proto) else str(path))
+        onnx.checker.check_model(proto if write_for_checker(proto) else str(path))
         _load_small_constants(proto, path.parent)
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         graph = gs.import_onnx(inferred)

@@ -17,7 +17,7 @@ from reptrt.engines.foreign.graphs import (
     require_data_beside,
     require_small_functions,
     sort_nodes,
-    state_output_shapes,
+    write_for_checker,
 )
 from reptrt.engines.foreign.opset import OpsetError, raise_for_pairs
 from reptrt.engines.foreign.text import one_line
@@ -79,7 +79,7 @@ def _load(path: Path) -> onnx.ModelProto:
     except (OSError, onnx.checker.ValidationError, GraphError) as error:
         raise SurgeryError(f"{path}: its external data cannot be read: {error}") from None
     require_small_functions(model)
-    state_output_shapes(model)
+    write_for_checker(model)
     _require_valid(model, f"{path}: not a valid ONNX model", full_check=False)
     return model
 

@@ -58,10 +58,23 @@ def moved_place(
     if node.op == "Unsqueeze":
         kept = sorted(set(range(len(after))) - {axis % len(after) for axis in _named_axes(node)})
         return replace(place, axis=kept[place.axis])
+    if node.op == "Einsum":
+        return replace(place, axis=_axis_behind_einsum(node, source, place.axis))
+    if node.op == "Gather" and len(after) > len(before):
+        is_behind = node.attrs.get("axis", 0) % len(before) < place.axis
+        return replace(place, axis=place.axis + is_behind * (len(after) - len(before)))
     if len(after) < len(before):  # by a Gather, a Squeeze or a reduction
         ahead = [axis for axis in _named_axes(node) if axis % len(before) < place.axis]
         return replace(place, axis=place.axis - min(len(ahead), place.axis))
     return replace(place, axis=place.axis + len(after) - len(before))
+
+
+def _axis_behind_einsum(node: gs.Node, source: gs.Tensor, axis: int) -> int:
+    """Where an Einsum puts `axis` of `source`: where its letter is; the same where that is not written."""
+    terms, _, made = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
+    term = terms.split(",")[next(i for i, one in enumerate(node.inputs) if one is source)]
+    letter = "" if "." in terms else term[axis : axis + 1]
+    return made.index(letter) if letter and letter in made else axis
 
 
 def _named_axes(node: gs.Node) -> list[int]:

@@ -18,7 +18,11 @@ from onnx import TensorProto, inliner, numpy_helper
 
 from reptrt.engines.foreign.border import reading
 from reptrt.engines.foreign.contributed import write_contributed
-from reptrt.engines.foreign.graphs import GraphError, require_small_functions
+from reptrt.engines.foreign.graphs import (
+    GraphError,
+    require_small_functions,
+    sort_written_nodes,
+)
 from reptrt.models.onnx_import.data import (
     OnnxFileError,
     list_tensors,
@@ -79,6 +83,7 @@ def _read_checked(path: Path) -> OnnxFile:
         _check_nodes(proto.graph)
         sha256 = load_external_data(path, proto)
         _check_tensors(proto.graph)
+        sort_written_nodes(proto.graph)
         _check_order(proto.graph)
         write_contributed(proto)
         plugins = cut_plugins(proto)

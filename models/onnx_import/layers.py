@@ -146,6 +146,11 @@ def sum_of_squares(x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
     return x.square().sum(axes, keepdim=keepdim)
 
 
+def log_total(x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
+    """Logarithm of the sum over `axes`."""
+    return x.sum(axes, keepdim=keepdim).log()
+
+
 _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "ReduceMean": mean,
     "ReduceSum": total,
@@ -154,6 +159,8 @@ _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "ReduceL1": l1,
     "ReduceL2": l2,
     "ReduceSumSquare": sum_of_squares,
+    "ReduceLogSum": log_total,
+    "ReduceLogSumExp": torch.logsumexp,
 }
 
 

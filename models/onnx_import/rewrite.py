@@ -291,7 +291,7 @@ _RULES: dict[str, Callable[[CanonicalGraph, gs.Node], None]] = {
         (
             "Reshape", "Expand", "Slice", "Split", "Squeeze", "Unsqueeze", "Pad", "Clip", "Tile",
             "GroupNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "ReduceMax",
-            "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "CumSum",
+            "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "CumSum",
         ),
         _constant_operands,
     ),

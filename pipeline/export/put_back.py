@@ -7,7 +7,7 @@ holds take its place, with their names, in float.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx
 import torch
@@ -105,6 +105,7 @@ def put_tail_back(
     known = {value.name: value for value in graph.output}
     names = {name: name for name in (*tail.inputs, *tail.outputs)}
     names |= dict(zip(tail.sources, inputs, strict=True))
+    _free_names(graph, {*tail.outputs} - known.keys() - set(inputs))
     nodes = _open(proto, piece, names)
     made = {value.name: value for value in piece.graph.output}
     graph.node.extend(nodes)
@@ -113,6 +114,22 @@ def put_tail_back(
     graph.value_info.extend(
         value for name, value in known.items() if name not in tail.outputs and name not in present
     )
+
+
+def _free_names(graph: onnx.GraphProto, wanted: Collection[str]) -> None:
+    """Rename the tensors in the middle of `graph` that have the names `wanted`."""
+    held = [graph.initializer, graph.value_info]
+    taken = {one.name for field in (*held, graph.input, graph.output) for one in field}
+    taken |= {name for node in graph.node for name in (*node.input, *node.output)}
+    renamed: dict[str, str] = {}
+    for name in sorted(taken.intersection(wanted)):
+        renamed[name] = _fresh(name, taken)
+        taken.add(renamed[name])
+    _rename(graph.node, renamed)
+    for node in graph.node:
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for one in (one for field in held for one in field):
+        one.name = renamed.get(one.name, one.name)
 
 
 def _open(

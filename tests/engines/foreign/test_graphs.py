@@ -15,6 +15,7 @@ from reptrt.engines.foreign.graphs import (
     require_small_functions,
     require_small_tensors,
     sort_nodes,
+    sort_written_nodes,
 )
 from reptrt.engines.inspection.qdq_graph import weighted_layers
 from reptrt.engines.lint import lint_file
@@ -55,6 +56,36 @@ def test_a_circle_is_refused() -> None:
     graph.nodes[0].inputs[0] = graph.nodes[9].outputs[0]
     with pytest.raises(GraphError, match="circle"):
         sort_nodes(graph)
+
+
+def backwards(model: onnx.ModelProto) -> onnx.ModelProto:
+    nodes = [onnx.NodeProto.FromString(one.SerializeToString()) for one in model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    return model
+
+
+def test_a_file_whose_nodes_are_in_another_order_is_taken(tmp_path: Path) -> None:
+    model = backwards(quantized_model())
+    path = saved(model, tmp_path / "in")
+    rules = {finding.rule for finding in lint_file(path)}
+    repair_file(path, tmp_path / "out.onnx")
+    onnx.checker.check_model(tmp_path / "out.onnx")
+    assert rules == {f.rule for f in lint_file(saved(quantized_model(), tmp_path / "other"))}
+    onnx.checker.check_model(read_onnx(path).proto)
+
+
+def test_what_an_if_reads_stands_before_it_and_a_circle_stays() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[4] x, bool b) => (float[4] y) {
+        y = If(b) <then_branch = one () => (float[4] t) { t = Relu(r) },
+                   else_branch = two () => (float[4] e) { e = Neg(x) }>
+        r = Abs(x) }"""
+    graph = onnx.parser.parse_model(text).graph
+    assert sort_written_nodes(graph)
+    assert [node.op_type for node in graph.node] == ["Abs", "If"]
+    assert not sort_written_nodes(graph)
+    graph.node[0].input[0] = "y"
+    assert not sort_written_nodes(graph)
 
 
 @pytest.mark.parametrize(

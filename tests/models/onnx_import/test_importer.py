@@ -212,6 +212,18 @@ def test_operators_compute_what_onnx_runtime_does(body: str, tmp_path: Path) -> 
     text = f"{HEAD} net (float[1,3,8,9] x) => (float y) {constant} {{ {body} }}"
     network = _import(from_text(text, tmp_path / "m.onnx"))
     assert network.batch_size is None
+    assert network.islands == ()
+    assert network.relative_error < 1e-5
+
+
+@pytest.mark.parametrize("what", ["LogSumExp", "LogSum", "SumSquare", "L1", "Mean", "Min"])
+@pytest.mark.parametrize(("opset", "axes"), [(18, ""), (13, "axes = [1, -1],")])
+def test_reductions_are_imported(what: str, opset: int, axes: str, tmp_path: Path) -> None:
+    read = "(e, a)" if opset >= 18 else "(e)"
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]> net (float[N,3,8,9] x) => (float y)
+        <int64[2] a = {{1, -1}}> {{ e = Exp(x) y = Reduce{what}<{axes} keepdims = 0>{read} }}"""
+    network = _import(from_text(text, tmp_path / "m.onnx"))
+    assert (network.batch_size, network.islands) == (None, ())
     assert network.relative_error < 1e-5
 
 

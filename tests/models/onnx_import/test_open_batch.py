@@ -47,6 +47,15 @@ class _OneQuery(nn.Module):
         return self.attention(y[:1], y, y, need_weights=False)[0][0]
 
 
+class _Patches(nn.Module):
+    """Patches, which are gathered along two axes more, and products that letters name."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.reshape(len(x), 3, SIDE // 2, -1)
+        y = torch.nn.functional.unfold(x, 4, stride=4)
+        return torch.einsum("nct,ndt->ncd", y, y)
+
+
 class _Recurrent(nn.Module):
     """First states that are given, and a last state that is read."""
 
@@ -92,7 +101,7 @@ def _swin() -> nn.Module:
     ("factory", "written_for"),
     [
         (_vit, 1), (_vit, 2), (_swin, 1), (_swin, 2), (_Queries, 1), (_OneQuery, 1), (_OneQuery, 2),
-        (_Recurrent, 1), (_Recurrent, 2), (_Unfolded, 1), (_Unfolded, 2),
+        (_Patches, 1), (_Patches, 2), (_Recurrent, 1), (_Recurrent, 2), (_Unfolded, 1), (_Unfolded, 2),
     ],
 )  # fmt: skip
 def test_files_for_a_fixed_batch_take_any(factory: type, written_for: int, tmp_path: Path) -> None:

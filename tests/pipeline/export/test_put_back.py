@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from reptrt.models.onnx_import.islands import IslandNote
+from reptrt.models.onnx_import.tail import Tail
 from reptrt.models.onnx_import.values import run_onnx_feeds
-from reptrt.pipeline.export.put_back import put_islands_back
+from reptrt.pipeline.export.put_back import put_islands_back, put_tail_back
 
 
 def test_islands_that_use_the_same_names_inside_do_not_meet() -> None:
@@ -30,3 +32,20 @@ def test_islands_that_use_the_same_names_inside_do_not_meet() -> None:
     onnx.checker.check_model(proto, full_check=True)
     x = np.array([0.5, -1.0], np.float32)
     np.testing.assert_allclose(run_onnx_feeds(proto, {"x": x})["y"], np.exp(-np.exp(-x)), rtol=1e-6)
+
+
+def test_an_output_of_the_tail_keeps_its_name_where_the_network_uses_it_inside() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 19]> net (float[4] images) => (float[4] c)
+        <float[4] m = {1, 2, 3, 4}> { cast = Mul(images, m) c = Neg(cast) }"""
+    )
+    tail = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 19]> tail (float[4] c) => (int64[1] cast, int64[1] m) {
+        cast = ArgMax(c) m = ArgMin(c) }"""
+    )
+    model = tail.SerializeToString()
+    note = IslandNote((), (), "", is_tail=True)
+    put_tail_back(proto, Tail(model, ("c",), ("c",), ("cast", "m"), ("images",), note))
+    onnx.checker.check_model(proto, full_check=True)
+    found = run_onnx_feeds(proto, {"images": np.array([2, -1, 1, 3], np.float32)})
+    assert {name: value.tolist() for name, value in found.items()} == {"cast": [1], "m": [3]}
