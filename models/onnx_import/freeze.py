@@ -8,7 +8,7 @@ that is joined), it is opened; it counts as open where the first of two images g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,9 +68,15 @@ def freeze(graph: gs.Graph, inputs: Sequence[NetworkInput], file: OnnxFile) -> F
     batch = file.batch or 1
     whole = resize_feed(two, inputs, batch)
     is_counted = any(read.batched for read in inputs)
-    for is_opened in (False, True) if is_counted else ():
+    feed = None if sized else whole
+    candidates: Sequence[Callable[[], gs.Graph]] = (
+        lambda: graph,
+        lambda: open_batch(graph, feed, batch),
+        lambda: open_batch(graph, feed, batch, computes_constants=False),
+    )
+    for make in candidates if is_counted else ():
         try:
-            candidate = open_batch(graph, None if sized else whole, batch) if is_opened else graph
+            candidate = make()
             proto = gs.export_onnx(candidate)
             values = run_onnx(proto, _observed(candidate), (one, two, *sized))
             _require_independent_images(candidate, *values[:2])

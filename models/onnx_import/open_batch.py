@@ -23,27 +23,35 @@ from reptrt.models.onnx_import.values import BATCH, Array, infer_shapes, run_onn
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _STATES = (5, 6)
+_BROADCASTING = ("Add", "Div", "MatMul", "Mul", "Sub", "Where")
 
 
-def open_batch(graph: gs.Graph, feed: Feed | None, batch: int = 1) -> gs.Graph:
+def open_batch(
+    graph: gs.Graph, feed: Feed | None, batch: int = 1, *, computes_constants: bool = True
+) -> gs.Graph:
     """Copy of `graph`, which was written for `batch` images, in which such nodes leave it open.
 
     Args:
         graph: stays as it is.
         feed: values of its inputs for `batch` images; None where their sides are open.
         batch: images.
+        computes_constants: whether what depends on no pixel, but maybe on their number, stays computed; else it is
+            what it is for `batch` images.
 
     Raises:
         OnnxFileError: ONNX Runtime cannot run the graph, or an output has no axis for images.
     """
     opened = gs.import_onnx(gs.export_onnx(graph))
     frozen = {} if feed is None else _frozen_values(opened, feed)
-    shapes = infer_shapes(_with_constants(opened, frozen), batch)
+    fixed = _with_constants(opened, frozen)
+    shapes = infer_shapes(fixed, batch)
+    opened = opened if computes_constants else fixed.cleanup()
     places = {t.name: Place(0) for t in opened.inputs if list(t.shape or ())[:1] == [BATCH]}
     for node in list(opened.nodes):
         read = [tensor for tensor in tensors_read(node) if tensor.name in places]
         if not read or node.op in ("Shape", "Size"):
             continue
+        _write_view(node, shapes, frozen)
         place = moved_place(node, read, places, shapes, batch)
         places.update(_places_of_outputs(node, place, shapes))
         if node.op == "Reshape" and node.inputs[0].name in places:
@@ -54,6 +62,8 @@ def open_batch(graph: gs.Graph, feed: Feed | None, batch: int = 1) -> gs.Graph:
             _open_concat(opened, node, place, frozen, batch)
         elif node.op in _RECURRENT:
             _open_states(opened, node, frozen, batch)
+        elif node.op in _BROADCASTING and place.before == 1:
+            _open_operands(opened, node, place, shapes, frozen, batch)
     for tensor in opened.outputs:
         _require_counted(tensor.name, places.get(tensor.name), shapes.get(tensor.name), batch)
     return sort_nodes(opened)
@@ -102,6 +112,46 @@ def _with_constants(graph: gs.Graph, frozen: Mapping[str, Array]) -> gs.Graph:
     return copied
 
 
+def _value(tensor: gs.Tensor, frozen: Mapping[str, Array]) -> Array | None:
+    """Of a constant, or of what is as good as one."""
+    return tensor.values if isinstance(tensor, gs.Constant) else frozen.get(tensor.name)
+
+
+def _write_view(
+    node: gs.Node, shapes: Mapping[str, tuple[int, ...]], frozen: Mapping[str, Array]
+) -> None:
+    """Write a Gather of all elements of a row, in their order, as the Reshape that it is."""
+    if node.op != "Gather" or len(shapes.get(node.inputs[0].name, ())) != 1:
+        return
+    places = _value(node.inputs[1], frozen)
+    (count,) = shapes[node.inputs[0].name]
+    if places is not None and np.array_equal(np.ravel(places), np.arange(count)):
+        shape = gs.Constant(f"{node.name}_shape", np.array(places.shape, np.int64))
+        node.op, node.attrs, node.inputs = "Reshape", {}, [node.inputs[0], shape]
+
+
+def _open_operands(
+    graph: gs.Graph,
+    node: gs.Node,
+    place: Place,
+    shapes: Mapping[str, tuple[int, ...]],
+    frozen: Mapping[str, Array],
+    batch: int,
+) -> None:
+    """Repeat for every image what meets images x others, as queries meet keys in [N * heads, tokens, channels]."""
+    rank = len(shapes.get(node.outputs[0].name, ()))
+    for index, operand in enumerate(node.inputs):
+        values = _value(operand, frozen)
+        axis = place.axis - (rank - (0 if values is None else values.ndim))
+        if values is None or axis < 0 or values.shape[axis] in (1, batch):
+            continue
+        if values.shape[axis] == shapes[node.outputs[0].name][place.axis]:
+            first = np.take(values, range(values.shape[axis] // batch), axis)
+            if np.array_equal(np.concatenate([first] * batch, axis), values):
+                stem = f"{node.name}_operand_{index}"
+                node.inputs[index] = _repeated(graph, stem, first, axis)
+
+
 def _open_reshape(node: gs.Node, made: tuple[int, ...] | None, axis: int) -> None:
     """Let side `axis` of what `node` makes follow from the rest; `made` is its shape, None for an open one."""
     shape = node.inputs[1]
@@ -123,13 +173,7 @@ def _open_resize(
     """Say by how much to resize instead of to what size, where the two are the same."""
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
     source = shapes.get(node.inputs[0].name)
-    values = (
-        sizes.values
-        if isinstance(sizes, gs.Constant)
-        else frozen.get(sizes.name)
-        if sizes
-        else None
-    )
+    values = _value(sizes, frozen) if sizes else None
     if values is None or source is None or node.attrs.get("axes") or values[0] != source[0]:
         return
     if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
@@ -140,9 +184,9 @@ def _open_resize(
 
 
 def _scale(before: int, after: int) -> float:
-    """The factor of float32 that makes `after` of `before` pixels, rounded down."""
+    """The factor of float32 that makes `after` of `before` pixels, rounded down; ONNX multiplies in float64."""
     factor = np.float32(after / before)
-    while math.floor(np.float32(before) * factor) < after:
+    while math.floor(before * float(factor)) < after:
         factor = np.nextafter(factor, np.float32(np.inf))
     return float(factor)
 
@@ -153,7 +197,7 @@ def _open_concat(
     """Repeat for every image what is joined to images along another axis than theirs."""
     axis = place.axis
     for index, part in enumerate(node.inputs):
-        values = part.values if isinstance(part, gs.Constant) else frozen.get(part.name)
+        values = _value(part, frozen)
         if values is None or place.before > 1 or values.shape[axis : axis + 1] != (batch,):
             continue
         first = np.take(values, [0], axis)
@@ -165,7 +209,7 @@ def _open_states(graph: gs.Graph, node: gs.Node, frozen: Mapping[str, Array], ba
     """Repeat for every image the first states [directions, N, units] of a recurrent layer."""
     for index in [index for index in _STATES if index < len(node.inputs)]:
         state = node.inputs[index]
-        values = state.values if isinstance(state, gs.Constant) else frozen.get(state.name)
+        values = _value(state, frozen)
         if values is None or values.ndim != 3 or values.shape[1] != batch:
             continue
         first = values[:, :1]
@@ -174,7 +218,7 @@ def _open_states(graph: gs.Graph, node: gs.Node, frozen: Mapping[str, Array], ba
 
 
 def _repeated(graph: gs.Graph, stem: str, first: Array, axis: int) -> gs.Tensor:
-    """`first`, repeated along `axis`, where its side is 1, for every image."""
+    """`first`, repeated along `axis` for every image."""
     shape, batch, repeats = (
         gs.Variable(f"{stem}_{kind}", np.int64) for kind in ("shape", "batch", "repeats")
     )

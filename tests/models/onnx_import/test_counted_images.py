@@ -24,6 +24,27 @@ def test_a_strided_view_of_a_whole_tensor_is_a_reshape(
     assert (imported.islands == ()) is is_whole
 
 
+ONE_IMAGE = {
+    "a strided view": "p = GlobalAveragePool(c) f = Reshape(p, all) q = Gather(f, o)" + BEHIND,
+    "a mask that is looked up by the number of the image": """h = Shape(c) n = Gather(h, zero)
+        r = Range(zero, n, one) i = Mul(r, four) u = Unsqueeze(i, k) e = Add(u, o) m = Gather(table, e)
+        q = Add(c, m)""" + BEHIND,
+    "a size that is no whole multiple": """g = Reshape(c, same) p = MaxPool<kernel_shape = [4, 4], strides = [2, 2]>(g)
+        z = Resize<mode = "linear">(p, , , size) y = Add(z, whole)""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_IMAGE)
+def test_what_is_written_for_one_image_takes_any_number(name: str, tmp_path: Path) -> None:
+    constants = (
+        COUNTS, "int64[1, 4, 1, 1] o = {0, 1, 2, 3}", "int64[4] size = {1, 4, 5, 5}",
+        "int64[4] same = {1, 4, 8, 8}", weight("table", 4), weight("whole", 1, 1, 5, 5),
+    )  # fmt: skip
+    imported = network(tmp_path, ONE_IMAGE[name], *constants, image="float[1,3,8,8] x")
+    assert (imported.batch_size, imported.islands) == (None, ())
+    assert imported.relative_error < 1e-5
+
+
 def test_what_counts_images_stays_computed(tmp_path: Path) -> None:
     body = (
         """h = Shape(c) n = Gather(h, zero) r = Range(zero, n, one) f = Cast<to = 1>(r)

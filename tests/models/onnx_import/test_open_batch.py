@@ -47,6 +47,19 @@ class _OneQuery(nn.Module):
         return self.attention(y[:1], y, y, need_weights=False)[0][0]
 
 
+class _Probe(nn.Module):
+    """A query of every image's own that is no part of it, as in SigLIP's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.attention = nn.Conv2d(3, 16, 8, 8), nn.MultiheadAttention(16, 4)
+        self.probe = nn.Parameter(torch.randn(1, 1, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.patches(x).flatten(2).permute(2, 0, 1)
+        return self.attention(self.probe.repeat(1, len(x), 1), y, y)[0].squeeze(0)
+
+
 class _Patches(nn.Module):
     """Patches, which are gathered along two axes more, and products that letters name."""
 
@@ -101,7 +114,7 @@ def _swin() -> nn.Module:
     ("factory", "written_for"),
     [
         (_vit, 1), (_vit, 2), (_swin, 1), (_swin, 2), (_Queries, 1), (_OneQuery, 1), (_OneQuery, 2),
-        (_Patches, 1), (_Patches, 2), (_Recurrent, 1), (_Recurrent, 2), (_Unfolded, 1), (_Unfolded, 2),
+        (_Probe, 1), (_Probe, 2), (_Patches, 1), (_Patches, 2), (_Recurrent, 1), (_Recurrent, 2), (_Unfolded, 1), (_Unfolded, 2),
     ],
 )  # fmt: skip
 def test_files_for_a_fixed_batch_take_any(factory: type, written_for: int, tmp_path: Path) -> None:
