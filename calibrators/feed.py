@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 _IMAGE_AXES, _COLOURS = 4, 3
+_SHAKE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,24 @@ Batch = torch.Tensor | Feed
 def tensors_of(batch: Batch) -> tuple[torch.Tensor, ...]:
     """What the network is called with."""
     return batch.tensors if isinstance(batch, Feed) else (batch,)
+
+
+def shake(batch: Batch, seed: int) -> Batch:
+    """The batch with its floats moved by a hundred thousandth: as far as nothing that means something is.
+
+    Where values lie between two codes this decides which they get, as it does whose arithmetic rounds them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+        return tensor * (1 + _SHAKE * noise)
+
+    if isinstance(batch, torch.Tensor):
+        return moved(batch)
+    return replace(batch, tensors=tuple(moved(tensor) for tensor in batch.tensors))
 
 
 def num_pixels(batch: Batch) -> int:

@@ -18,8 +18,10 @@ from reptrt.calibrators.feed import Batch, tensors_of
 from reptrt.calibrators.names import AUTO
 from reptrt.calibrators.output_noise import decibel, worst_noise
 from reptrt.calibrators.quantized.biases import round_biases
+from reptrt.calibrators.quantized.half_rest import HalfRest
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.registry import create_calibrator
-from reptrt.calibrators.sensitivity import compared_images
+from reptrt.calibrators.sensitivity import compared_images, shaken_images
 from reptrt.calibrators.settings import ENOUGH_SNR, NO_CALIBRATOR, Settings
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network
@@ -86,18 +88,25 @@ def _calibrate(run: Run, name: str, checkpoint: Path) -> Calibrated:
         result.notes["Channels scaled"] = describe_factors(network.quantized, run.channels)
     round_biases(network.quantized)
     images = compared_images(network.quantized, batches)
-    snr = _worst_snr(network, images)
+    quantized = network.quantized
+    snr = _worst_snr(
+        HalfRest.of(quantized) if plan.precision == "fp16" else quantized, network, images
+    )
     return Calibrated(network, replace(result, num_samples=len(run.samples), snr_db=snr))
 
 
 @torch.no_grad()
-def _worst_snr(network: Network, images: Sequence[Batch]) -> float | None:
-    """SNR in dB of the worst part of the outputs; None where every part is exact."""
-    noise = worst_noise(
-        network.quantized,
-        images,
-        lambda batch: tuple(tree_leaves(network.float_graph(*tensors_of(batch)))),
-    )
+def _worst_snr(
+    quantized: QuantizedModel, network: Network, images: Sequence[Batch]
+) -> float | None:
+    """SNR in dB of the worst part of the outputs, chance asked more than once; None where every part is exact."""
+
+    def expected(batch: Batch) -> tuple[torch.Tensor, ...]:
+        return tuple(tree_leaves(network.float_graph(*tensors_of(batch))))
+
+    draws = [images, *shaken_images(images)]
+    noises = [worst_noise(quantized, draw, expected) for draw in draws]
+    noise = math.nan if any(map(math.isnan, noises)) else max(noises)
     if math.isnan(noise):
         return -math.inf
     return None if noise == 0 else round(decibel(noise), 2)

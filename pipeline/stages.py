@@ -20,6 +20,7 @@ from reptrt.calibrators.names import AUTO
 from reptrt.calibrators.progress import share_of
 from reptrt.calibrators.quantized.run_nodes import float_copy
 from reptrt.calibrators.sensitivity import (
+    MARGIN,
     Aim,
     Sensitivity,
     find_sensitive_in_calibrated,
@@ -115,11 +116,12 @@ def choose_float_layers(run: Run, aim: Aim) -> None:
         keep_layers(run, aim)
         calibrate_once(run)
         result = read_result(require(workspace.calibration, "calibrate"))
-        if is_close_enough(result, plan.least_snr):
+        enough = plan.least_snr + (0.0 if run.recipe.min_snr is None else MARGIN)
+        if is_close_enough(result, enough):
             return
         logger.warning(
-            "all in INT8, the worst output has %s dB of the %.1f dB wanted: leaving layers float",
-            result.snr_db, plan.least_snr,
+            "all in INT8, the worst output has %s dB, and %.1f dB would be enough: leaving layers float",
+            result.snr_db, enough,
         )  # fmt: skip
 
     def work() -> None:
@@ -173,7 +175,8 @@ def calibrate(run: Run, aim: Aim | None = None) -> None:
     place(run)
     choose_channel_factors(run)
     of_worst = run.loaded.task != "detection"  # of whose maps every part has its share in the boxes
-    chosen = Aim(run.plan.min_snr, of_worst=of_worst)
+    half_rest = of_worst and run.plan.precision == "fp16"
+    chosen = Aim(run.plan.min_snr, of_worst=of_worst, half_rest=half_rest)
     if run.recipe.min_snr is not None:  # who states a bound wants it, at the price of INT8 layers
         chosen = replace(chosen, most=1.0)
     choose_float_layers(run, aim or chosen)

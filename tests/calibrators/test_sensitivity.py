@@ -8,13 +8,21 @@ import pytest
 import torch
 from torch import nn
 
+from reptrt.calibrators.feed import Feed, shake
 from reptrt.calibrators.histogram.best import BestBaselineCalibrator
 from reptrt.calibrators.histogram.methods import MseCalibrator
 from reptrt.calibrators.output_noise import decibel, output_noise, worst_noise
+from reptrt.calibrators.quantized.half_rest import HalfRest
 from reptrt.calibrators.quantized.placement import place_quantizers
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel, insert_quantizers
 from reptrt.calibrators.quantized.run_nodes import float_copy
-from reptrt.calibrators.sensitivity import SENSITIVE, Aim, compared_images, find_sensitive_layers
+from reptrt.calibrators.sensitivity import (
+    SENSITIVE,
+    Aim,
+    compared_images,
+    find_sensitive_layers,
+    shaken_images,
+)
 from reptrt.models.graph import trace
 from tests.tiny_networks import SIZE, plain, randomize, smooth_images
 
@@ -270,3 +278,57 @@ def test_the_worst_output_has_to_be_as_close_where_that_is_the_aim() -> None:
     assert list(found.layers) == ["wide.sensitive"]
     assert found.snr_db is not None
     assert found.snr_db > between > (found.int8_snr_db or 0.0)
+
+
+class FarFromZero(nn.Module):
+    """Values near 2000, where numbers of FP16 are 1 or 2 apart, and near 0 again behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        randomize(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x) + 2000 - 2000)
+
+
+def test_noise_is_measured_with_the_rest_in_fp16_where_the_engine_has_that() -> None:
+    model = quantized(FarFromZero(), {})
+    reference = float_copy(model)
+    with model.float_mode():
+        assert worst_noise(model, IMAGES[:1], reference) == 0
+        assert 0.01 < worst_noise(HalfRest.of(model), IMAGES[:1], reference) < 1
+    for half_rest in (False, True):
+        aim = Aim(30.0, most=0.0, of_worst=True, half_rest=half_rest)
+        found = find_sensitive_layers(quantized(FarFromZero(), {}), IMAGES[:1], aim)
+        assert found.int8_snr_db is not None
+        assert (found.int8_snr_db < 20) == half_rest
+
+
+def test_what_fp16_does_not_hold_becomes_its_largest_value() -> None:
+    model = quantized(OneWideChannel(), {})
+    with torch.no_grad(), model.float_mode():
+        model.graph_module.get_parameter("last.bias").fill_(1e6)
+        (found,) = HalfRest.of(model)(IMAGES[0])
+    assert float(found.max()) == 65504
+
+
+def test_chance_is_asked_more_than_once() -> None:
+    images = smooth_images(4, seed=1)
+    first, second = shaken_images([images])
+    moved = (first[0] - images).abs().max() / images.abs().max()
+    assert 0 < moved < 1e-4
+    assert not torch.equal(first[0], second[0])
+    tokens = Feed((torch.arange(4), images), (True, True))
+    assert torch.equal(shake(tokens, 0).tensors[0], tokens.tensors[0])
+
+
+def test_a_bound_holds_whichever_code_chance_gives() -> None:
+    model = network()
+    reference = float_copy(model)
+    found = find_sensitive_layers(model, IMAGES[:1], Aim(0.2, of_worst=True))
+    images = compared_images(model, IMAGES[:1])
+    draws = [images, *shaken_images(images)]
+    noises = [worst_noise(model, draw, reference) for draw in draws]
+    assert min(noises) < max(noises)
+    assert found.int8_snr_db == pytest.approx(decibel(max(noises)))
