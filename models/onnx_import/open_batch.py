@@ -22,7 +22,7 @@ from reptrt.models.onnx_import.pieces import batch_source, pixel_tensors, tensor
 from reptrt.models.onnx_import.values import BATCH, Array, infer_shapes, run_onnx
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_STATES = (5, 6)
+_STATES, _RANK_OF_STATES = (5, 6), 3
 _BROADCASTING = ("Add", "Div", "MatMul", "Mul", "Sub", "Where")
 
 
@@ -60,6 +60,8 @@ def open_batch(
             _open_resize(node, shapes, frozen)
         elif node.op == "Concat":
             _open_concat(opened, node, place, frozen, batch)
+        elif node.op == "Expand" and node.inputs[0].name in places:
+            _open_expand(node, place, shapes, frozen)
         elif node.op in _RECURRENT:
             _open_states(opened, node, frozen, batch)
         elif node.op in _BROADCASTING and place.before == 1:
@@ -139,17 +141,25 @@ def _open_operands(
     batch: int,
 ) -> None:
     """Repeat for every image what meets images x others, as queries meet keys in [N * heads, tokens, channels]."""
-    rank = len(shapes.get(node.outputs[0].name, ()))
+    made = shapes.get(node.outputs[0].name, ())
     for index, operand in enumerate(node.inputs):
         values = _value(operand, frozen)
-        axis = place.axis - (rank - (0 if values is None else values.ndim))
-        if values is None or axis < 0 or values.shape[axis] in (1, batch):
+        axis = place.axis - (len(made) - (0 if values is None else values.ndim))
+        if values is None or axis not in range(values.ndim) or values.shape[axis] in (1, batch):
             continue
-        if values.shape[axis] == shapes[node.outputs[0].name][place.axis]:
-            first = np.take(values, range(values.shape[axis] // batch), axis)
-            if np.array_equal(np.concatenate([first] * batch, axis), values):
-                stem = f"{node.name}_operand_{index}"
-                node.inputs[index] = _repeated(graph, stem, first, axis)
+        if values.shape[axis] == made[place.axis]:
+            _repeat_input(graph, node, index, values, axis, batch)
+
+
+def _repeat_input(
+    graph: gs.Graph, node: gs.Node, index: int, values: Array, axis: int, batch: int
+) -> None:
+    """Repeat the constant `values`, input `index`, along `axis` where it is the same for each of `batch` images."""
+    if values.shape[axis] % batch:
+        return
+    first = np.take(values, range(values.shape[axis] // batch), axis)
+    if np.array_equal(np.concatenate([first] * batch, axis), values):
+        node.inputs[index] = _repeated(graph, f"{node.name}_input_{index}", first, axis)
 
 
 def _open_reshape(node: gs.Node, made: tuple[int, ...] | None, axis: int) -> None:
@@ -165,6 +175,21 @@ def _open_reshape(node: gs.Node, made: tuple[int, ...] | None, axis: int) -> Non
     else:
         return
     node.inputs[1] = gs.Constant(f"{node.name}_open_shape", opened)
+
+
+def _open_expand(
+    node: gs.Node,
+    place: Place,
+    shapes: Mapping[str, tuple[int, ...]],
+    frozen: Mapping[str, Array],
+) -> None:
+    """Leave the side of images as it is."""
+    values, source = _value(node.inputs[1], frozen), shapes.get(node.inputs[0].name)
+    if values is None or source is None or len(values) != len(source) or place.axis >= len(source):
+        return
+    if values[place.axis] == source[place.axis]:
+        kept = [1 if axis == place.axis else int(side) for axis, side in enumerate(values)]
+        node.inputs[1] = gs.Constant(f"{node.name}_open_shape", np.array(kept, np.int64))
 
 
 def _open_resize(
@@ -200,21 +225,16 @@ def _open_concat(
         values = _value(part, frozen)
         if values is None or place.before > 1 or values.shape[axis : axis + 1] != (batch,):
             continue
-        first = np.take(values, [0], axis)
-        if node.attrs.get("axis", 0) % values.ndim != axis and np.all(values == first):
-            node.inputs[index] = _repeated(graph, f"{node.name}_part_{index}", first, axis)
+        if node.attrs.get("axis", 0) % values.ndim != axis:
+            _repeat_input(graph, node, index, values, axis, batch)
 
 
 def _open_states(graph: gs.Graph, node: gs.Node, frozen: Mapping[str, Array], batch: int) -> None:
-    """Repeat for every image the first states [directions, N, units] of a recurrent layer."""
+    """Repeat for every image the first states [directions, images x others, units] of a recurrent layer."""
     for index in [index for index in _STATES if index < len(node.inputs)]:
-        state = node.inputs[index]
-        values = _value(state, frozen)
-        if values is None or values.ndim != 3 or values.shape[1] != batch:
-            continue
-        first = values[:, :1]
-        if np.all(values == first):
-            node.inputs[index] = _repeated(graph, f"{node.name}_state_{index}", first, 1)
+        values = _value(node.inputs[index], frozen)
+        if values is not None and values.ndim == _RANK_OF_STATES:
+            _repeat_input(graph, node, index, values, 1, batch)
 
 
 def _repeated(graph: gs.Graph, stem: str, first: Array, axis: int) -> gs.Tensor:

@@ -29,6 +29,8 @@ ONE_IMAGE = {
     "a mask that is looked up by the number of the image": """h = Shape(c) n = Gather(h, zero)
         r = Range(zero, n, one) i = Mul(r, four) u = Unsqueeze(i, k) e = Add(u, o) m = Gather(table, e)
         q = Add(c, m)""" + BEHIND,
+    "windows that are expanded": """w1 = Reshape(c, windows) l = ReduceL2<axes = [3]>(w1)
+        e = Expand(l, sides) d = Div(w1, e) y = Reshape(d, whole2)""",
     "a size that is no whole multiple": """g = Reshape(c, same) p = MaxPool<kernel_shape = [4, 4], strides = [2, 2]>(g)
         z = Resize<mode = "linear">(p, , , size) y = Add(z, whole)""",
 }  # fmt: skip
@@ -38,7 +40,8 @@ ONE_IMAGE = {
 def test_what_is_written_for_one_image_takes_any_number(name: str, tmp_path: Path) -> None:
     constants = (
         COUNTS, "int64[1, 4, 1, 1] o = {0, 1, 2, 3}", "int64[4] size = {1, 4, 5, 5}",
-        "int64[4] same = {1, 4, 8, 8}", weight("table", 4), weight("whole", 1, 1, 5, 5),
+        "int64[4] same = {1, 4, 8, 8}", "int64[4] windows = {4, 4, 2, 8}",
+        "int64[4] sides = {4, 4, 2, 8}", "int64[3] whole2 = {1, 16, 16}", weight("table", 4), weight("whole", 1, 1, 5, 5),
     )  # fmt: skip
     imported = network(tmp_path, ONE_IMAGE[name], *constants, image="float[1,3,8,8] x")
     assert (imported.batch_size, imported.islands) == (None, ())

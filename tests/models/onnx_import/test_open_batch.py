@@ -78,9 +78,12 @@ class _Recurrent(nn.Module):
         self.state = nn.Parameter(torch.randn(2, 1, 8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.patches(x).flatten(2).permute(2, 0, 1)
-        every, last = self.rnn(y, self.state.repeat(1, len(x), 1))
-        return torch.cat([every.mean(0), last.permute(1, 0, 2).reshape(-1, 16)], 1)
+        y = self.patches(x)
+        rows = y.permute(3, 0, 2, 1).flatten(1, 2)  # rows of images, as in Sequencer
+        state = self.state.repeat(1, rows.shape[1], 1)
+        across = self.rnn(rows, state)[0].reshape(-1, *y.shape[:1], y.shape[2], 16).mean((0, 2))
+        every, last = self.rnn(y.flatten(2).permute(2, 0, 1), self.state.repeat(1, len(x), 1))
+        return torch.cat([across, every.mean(0), last.permute(1, 0, 2).reshape(-1, 16)], 1)
 
 
 class _Unfolded(nn.Module):
