@@ -1,9 +1,9 @@
 """Quantized files of other tools, repaired: docs/how-to/lint.md.
 
-    python benchmarks/foreign_files.py --modelopt-venv build/modelopt
+    python benchmarks/foreign_files.py --modelopt-venv build/modelopt --brevitas build/brevitas
 
 makes files with ONNX Runtime's `quantize_static` (pairs and operators, many settings), PyTorch's QAT,
-Brevitas (where it can be imported) and ModelOpt (in an environment of its own, where one is named),
+Brevitas (in a folder of its own, or where it can be imported) and ModelOpt (in an environment of its own, where one is named),
 repairs each as `reptrt lint --fix` does, and prints a table: the repaired file's outputs against the file's
 own in dB, before and behind the pair that the file has on its output and the repair drops, and what
 ONNX Runtime's own graph optimizations do to the same file.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from command import run_command
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -40,6 +42,8 @@ from reptrt.engines.outputs.snr import SignalNoise
 from reptrt.engines.runtime.runners import OnnxRuntimeRunner
 
 SIDE = 32
+BREVITAS = ("brevitas==0.13.4", "dependencies==2.0.1", "unfoldNd==0.2.3", "onnxoptimizer==0.4.2")
+"""It imports with this release of `dependencies` alone, and asks for a setuptools that would replace a newer one."""
 U8, S8 = QuantType.QUInt8, QuantType.QInt8
 SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True}
 PAIRS: dict[str, dict[str, Any]] = {
@@ -145,11 +149,16 @@ def main() -> None:
     """Make, repair and compare every file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--modelopt-venv", type=Path, help="folder of ModelOpt's environment")
+    parser.add_argument(
+        "--brevitas", type=Path, help="folder that Brevitas is put in, where it is not there"
+    )
     parser.add_argument("--tools", default="onnxruntime,torch,brevitas,modelopt")
     parser.add_argument("--output", type=Path, default=Path("foreign_files.json"))
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     makers = {"onnxruntime": ort_files, "torch": torch_files, "brevitas": brevitas_files}
+    if options.brevitas:
+        add_brevitas(options.brevitas)
     if options.modelopt_venv:
         python = ensure_modelopt(options.modelopt_venv)
         makers["modelopt"] = lambda folder: modelopt_files(folder, python)
@@ -160,6 +169,14 @@ def main() -> None:
                 rows.append({"file": label, **judge(file, folder)})
                 print(_line(rows[-1]), flush=True)
                 options.output.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def add_brevitas(folder: Path) -> None:
+    """Let Brevitas be imported from `folder`; pip puts it there where it is not."""
+    if not Path(folder, "brevitas").is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder)]
+        run_command([*pip, *BREVITAS])
+    sys.path.append(str(folder))
 
 
 def _line(row: dict[str, Any]) -> str:

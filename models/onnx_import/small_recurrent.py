@@ -19,7 +19,8 @@ Array = NDArray[Any]
 _FEWEST = 8
 _GATES = {"LSTM": 4, "GRU": 3}
 _ENDS_ARE_INPUT = 10
-_PEEPHOLES = 7
+_PADS_ARE_INPUT = 11
+_STATES, _PEEPHOLES = (5, 6), 7
 
 
 def widen_small_recurrent(graph: gs.Graph) -> int:
@@ -31,10 +32,10 @@ def widen_small_recurrent(graph: gs.Graph) -> int:
 
 
 def _is_small(node: gs.Node) -> bool:
-    """Whether `node` has few units, whose weights and first states are constants."""
+    """Whether `node` has few units, whose weights are constants."""
     if node.op not in _GATES or node.attrs.get("hidden_size", _FEWEST) >= _FEWEST:
         return False
-    parts = [tensor for index, tensor in enumerate(node.inputs) if index not in (0, 4)]
+    parts = [tensor for index, tensor in enumerate(node.inputs) if index not in (0, 4, *_STATES)]
     is_constant = all(isinstance(tensor, gs.Constant) for tensor in parts if tensor.name)
     is_usual = not node.attrs.keys() & {"activations", "clip", "layout"}
     return is_constant and is_usual and not any(t.name for t in node.inputs[_PEEPHOLES:])
@@ -44,6 +45,8 @@ def _widen(graph: gs.Graph, node: gs.Node) -> None:
     fresh, gates, units = Fresh(graph), _GATES[node.op], int(node.attrs["hidden_size"])
     missing = _FEWEST - units
     for index, tensor in enumerate(node.inputs):
+        if index in _STATES and isinstance(tensor, gs.Variable) and tensor.name:
+            node.inputs[index] = _pad_state(graph, node, tensor, missing, fresh)
         if index in (0, 4) or not isinstance(tensor, gs.Constant):
             continue
         count = {1: gates, 2: gates, 3: 2 * gates}.get(index)
@@ -56,6 +59,19 @@ def _widen(graph: gs.Graph, node: gs.Node) -> None:
     node.attrs["hidden_size"] = _FEWEST
     for output in [output for output in node.outputs if output.name]:
         _cut(graph, node, output, units, fresh)
+
+
+def _pad_state(
+    graph: gs.Graph, node: gs.Node, state: gs.Tensor, missing: int, fresh: Fresh
+) -> gs.Tensor:
+    """A first state [directions, N, units] that is no constant, with zeros for `missing` more units."""
+    padded, pads = gs.Variable(fresh(f"{state.name}_widened"), state.dtype), [0] * 5 + [missing]
+    as_input = graph.opset >= _PADS_ARE_INPUT
+    more = [gs.Constant(fresh(f"{state.name}_pads"), np.array(pads, np.int64))] if as_input else []
+    attrs = {} if as_input else {"pads": pads}
+    padder = gs.Node("Pad", fresh(f"{state.name}_pad"), attrs, [state, *more], [padded])
+    graph.nodes.insert(next(i for i, one in enumerate(graph.nodes) if one is node), padder)
+    return padded
 
 
 def _pad_rows(values: Array, count: int, missing: int) -> Array:
