@@ -32,7 +32,8 @@ class Reconstruction(BaseModel):
     """How a block is fitted to its float output.
 
     Attributes:
-        iterations: most optimiser steps per block (reconstructed: the released code ships 0).
+        iterations: most optimiser steps per block (reconstructed: the released code ships 0); unless it is given,
+            `repapq` takes more below 6 bits (`reptrt.calibrators.reconstruction.effort`).
         batch_size: most images per step.
         loss: mean absolute error (RepAPQ, section on MAE), squared error, or squared error weighed by how much the
             network's outputs depend on each element (`reptrt.calibrators.importance`).

@@ -4,7 +4,7 @@ Our own; the constants are the winners of docs/effort.md. A step holds as many i
 gradient is a mean over positions, not over images. A block whose own SNR on held-out images reaches its share of
 what the outputs need does not learn at all: noises of blocks add up, so each of n blocks may make 1/n of it. Others
 learn in rounds, each with a learning rate that falls to 0, until one gains too little on the held-out images. Below
-8 bits, where learning gains slowly and for long, all steps are one round; below 6 a step has more images, too.
+8 bits, where learning gains slowly and for long, all steps are one round; below 6 there are more of them, of more images.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ apart there, and what a few images say does not hold for others."""
 
 FEW_BITS_IMAGES = 512
 """Calibration images with so few bits, where there are that many: what is learned from 256 holds for others less."""
+
+FEW_BITS_STEPS = 120
+"""Of a block with so few bits, unless a recipe says how many: it learns for longer."""
 
 ROUNDS = (Fraction(1, 5), Fraction(3, 10), Fraction(1, 2))
 """Shares of the steps; a block's first round is short, since it may be the last."""
@@ -117,10 +120,12 @@ def enough_snr(target_snr: float, num_blocks: int) -> float:
 def rounds_of(chosen: Reconstruction, bits: int) -> tuple[int, ...]:
     """Steps of each round, none of them 0; below 8 bits there is one, and AdaRound's variables settle in one only."""
     if bits < 8 or chosen.rounding == "adaround":
-        return (chosen.iterations,) if chosen.iterations else ()
+        is_said = bits >= FEW_BITS or "iterations" in chosen.model_fields_set
+        steps = chosen.iterations if is_said else FEW_BITS_STEPS
+        return (steps,) if steps else ()
     ends = [round(sum(ROUNDS[: n + 1]) * chosen.iterations) for n in range(len(ROUNDS))]
-    steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    return tuple(count for count in steps if count)
+    rounds = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    return tuple(count for count in rounds if count)
 
 
 def judged_images(num_samples: int, budget: Budget) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from reptrt.calibrators.reconstruction.blocks import Block, find_blocks, rest_of_stage
 from reptrt.calibrators.reconstruction.effort import (
+    FEW_BITS_STEPS,
     FEWEST_IMAGES,
     HELD_OUT,
     RARELY,
@@ -90,9 +91,11 @@ def test_rounds_add_up_to_the_steps_and_none_is_empty() -> None:
 
 def test_below_8_bits_all_steps_are_one_round() -> None:
     assert [budget(blocks_of(16), 0, bits=bits).rounds for bits in (8, 6, 4)] == [
-        *((10, 15, 25), (50,), (50,))
+        *((10, 15, 25), (50,), (FEW_BITS_STEPS,))
     ]
-    assert rounds_of(DEFAULT.model_copy(update={"iterations": 0}), 6) == ()
+    for bits in (6, 4):
+        assert rounds_of(DEFAULT.model_copy(update={"iterations": 0}), bits) == ()
+        assert rounds_of(Reconstruction(iterations=50), bits) == (50,)  # as a recipe says
 
 
 def test_below_6_bits_steps_and_judgements_have_four_times_the_images() -> None:
