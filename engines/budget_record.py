@@ -31,6 +31,7 @@ class Attempt:
         milliseconds: predicted for the target; None where there is no data sheet.
         fp16_milliseconds: predicted for the FP16 engine; None likewise.
         fp8_attention: whether attention is in FP8.
+        is_provable: there are enough images that the upper end of the drop would be within the budget, if no answer changed.
     """
 
     gain: float | None
@@ -47,6 +48,7 @@ class Attempt:
     milliseconds: Amount | None = None
     fp16_milliseconds: Amount | None = None
     fp8_attention: bool = False
+    is_provable: bool = False
 
     @property
     def choice(self) -> str:

@@ -8,9 +8,10 @@ an estimate of the loss allows. Then the gate's checks are held against what is 
 attention in FP8 that misses is followed by one with attention in float, another one by one whose outputs have less noise, by how far it missed.
 `reptrt.calibrators.sensitivity` finds its layers: those first that cost most noise for the
 microseconds that INT8 saves. After three rounds nothing stays in INT8: the float engine is the answer,
-as where the layers within the budget are not predicted to be faster than FP16. A drop within the budget
-whose interval is not asks for more images, not for fewer layers: the search ends, and the verdict says so. That does
-not hold without labels: fewer layers surely change fewer answers, so there the upper end counts.
+as where the layers within the budget are not predicted to be faster than FP16. Of a classifier the upper end of the
+drop counts: fewer layers change fewer answers, and narrow it. Where there are too few images for that even of a network
+that changes none, and of a detector, a drop within the budget whose interval is not asks for more images: the search
+ends, and the verdict says so.
 """
 
 from __future__ import annotations
@@ -141,8 +142,8 @@ def next_attempt(
         attempts: so far, the last one last.
         max_drop: the budget, in points.
         gains: whether INT8 has to be predicted faster than FP16.
-        is_changed_answers: losses are shares of changed answers, which fall with the amplitude of the noise and
-            not with its power.
+        is_changed_answers: losses are shares of changed answers. These fall with the amplitude of the noise, other
+            losses with its power.
     """
     if not attempts:
         return Next(0.0, False, "")
@@ -179,14 +180,26 @@ def _before(attempts: Sequence[Attempt]) -> str:
 
 def _step(last: Attempt, max_drop: float, is_changed_answers: bool) -> float:
     """How much less noise the next round should have, in dB."""
-    loss, tenfold = last.drop, 20 if is_changed_answers else 10
-    if is_changed_answers and loss is not None and loss <= max_drop:
-        loss = last.drop_at_most
-    if loss is None or loss <= max_drop:
+    loss, most = last.drop, last.drop_at_most if last.is_provable else last.drop
+    if loss is None or most is None or max(loss, most) <= max_drop:
         return LEAST_STEP
     if max_drop <= 0:
         return MOST_STEP
-    return min(MOST_STEP, max(LEAST_STEP, tenfold * math.log10(loss / max_drop)))
+    if loss > max_drop and not is_changed_answers:
+        step = 10 * math.log10(loss / max_drop)
+    else:
+        step = -20 * math.log10(_share_of_changes(loss, most, max_drop))
+    return min(MOST_STEP, max(LEAST_STEP, step))
+
+
+def _share_of_changes(loss: float, most: float, max_drop: float) -> float:
+    """Share of the changed answers that may stay, so that the upper end of the loss is `max_drop`.
+
+    The loss falls with their number, and the distance to its upper end with the square root of that.
+    """
+    loss, distance = max(0.0, loss), most - loss
+    root = math.sqrt(distance**2 + 4 * loss * max_drop)
+    return (2 * max_drop / (distance + root)) ** 2
 
 
 def _aim(run: Run, gain: float | None, *, float_attention: bool) -> Aim:
@@ -216,7 +229,8 @@ def measure_attempt(run: Run, gain: float | None = 0.0) -> Attempt:
     workspace, sensitive = run.workspace, run.sensitive
     found = read_artifact(workspace.validation, "validate", Validation)
     outcome, reason = _outcome(judge(found, run_bounds(run)).checks)
-    if outcome == "undecided" and can_be_proved(found.likeness, run.recipe.max_drop):
+    is_provable = can_be_proved(found.accuracy or found.likeness, run.recipe.max_drop)
+    if outcome == "undecided" and is_provable:
         outcome = "missed"
     layers = [one for one in read_weighted_layers(workspace.trt_onnx) if one.op != "ConvTranspose"]
     cost = predicted_cost(workspace)
@@ -236,6 +250,7 @@ def measure_attempt(run: Run, gain: float | None = 0.0) -> Attempt:
         milliseconds=cost.int8.milliseconds if cost else None,
         fp16_milliseconds=cost.fp16.milliseconds if cost else None,
         fp8_attention=run.fp8_attention,
+        is_provable=is_provable,
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from reptrt.calibrators.progress import Progress
 from reptrt.engines.likeness_record import Likeness
 from reptrt.engines.outputs.box_agreement import confident, image_agreements
-from reptrt.engines.report_schema import Numerics
+from reptrt.engines.report_schema import Accuracy, Numerics
 from reptrt.engines.runtime.runners import Array, Runner
 from reptrt.models.card import ModelCard
 from reptrt.models.inputs import Feed
@@ -85,13 +85,16 @@ def measure_likeness(
         return compare_classes(both, card, held_out)
 
 
-def can_be_proved(likeness: Likeness | None, max_drop: float | None) -> bool:
-    """Whether a network that changes no answer would surely stay within `max_drop`: there are enough images."""
-    if likeness is None or max_drop is None or likeness.bound != "proof":
+def can_be_proved(found: Likeness | Accuracy | None, max_drop: float | None) -> bool:
+    """Whether a network that changes no answer would surely stay within `max_drop`: there are enough images.
+
+    Of labelled images that is known for the classes of a classifier alone.
+    """
+    if found is None or max_drop is None:
         return False
-    if likeness.metric != "top1":
-        return likeness.interval is not None
-    return 100 * paired_drop_interval(0, 0, likeness.num_images).high < max_drop
+    if found.metric == "top1":
+        return 100 * paired_drop_interval(0, 0, found.num_images or 1).high < max_drop
+    return isinstance(found, Likeness) and found.bound == "proof" and found.interval is not None
 
 
 def _outputs_of_both(

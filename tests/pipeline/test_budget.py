@@ -219,11 +219,35 @@ def test_without_labels_the_layers_that_change_answers_stay_float(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("drop", "most", "step"), [(16.0, 20.0, 6.02), (4.0, 16.0, 6.02), (4.0, 7.0, LEAST_STEP)]
-)
+    ("drop", "most", "step"), [(16.0, 16.0, 6.02), (4.0, 16.0, 10.0), (4.0, 8.5, LEAST_STEP), (1.0, 9.0, 1.85)]
+)  # fmt: skip
 def test_changed_answers_fall_with_the_amplitude_of_the_noise(
     drop: float, most: float, step: float
 ) -> None:
-    missed = replace(attempt("missed", drop=drop), drop_at_most=most)
+    missed = replace(attempt("missed", drop=drop), drop_at_most=most, is_provable=True)
     following = next_attempt([missed], LIMIT, gains=True, is_changed_answers=True)
     assert following.gain == pytest.approx(step, abs=0.01)
+    if drop < LIMIT:  # labels or none: what misses is the upper end
+        assert next_attempt([missed], LIMIT, gains=True).gain == following.gain
+
+
+def test_an_upper_end_that_no_network_reaches_on_these_images_asks_for_no_larger_step() -> None:
+    disagrees = replace(attempt("missed", drop=4.0), drop_at_most=16.0)
+    assert next_attempt([disagrees], LIMIT, gains=True).gain == LEAST_STEP
+
+
+def test_a_classifier_leaves_layers_float_until_the_upper_end_of_its_drop_is_within_the_budget(
+    searched: reptrt.Result, tmp_path: Path
+) -> None:
+    budget = searched.report.budget
+    assert budget is not None
+    first = budget.attempts[0]
+    assert first.drop is not None
+    assert first.drop_at_most is not None
+    limit = (first.drop + first.drop_at_most) / 2
+    found = quantize(tmp_path, max_drop=limit)
+    assert found.report.budget is not None
+    attempts = found.report.budget.attempts
+    assert attempts[0].drop == first.drop
+    assert [(one.outcome, one.int8_layers) for one in attempts] == [("missed", 3), ("met", 2)]
+    assert found.verdict.decision == "passed"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reptrt.engines.likeness_record import Likeness
-from reptrt.engines.report_schema import OutputNumerics, Validation, Verdict
+from reptrt.engines.report_schema import Accuracy, OutputNumerics, Validation, Verdict
 from reptrt.models.card import ModelCard
 from reptrt.pipeline.data.batches import FEWEST_LEFT, MOST_LEFT, Draw
 from reptrt.pipeline.data.feeds import NamedFeeds
@@ -144,6 +144,9 @@ def test_few_images_prove_nothing_however_alike_both_answer() -> None:
     assert can_be_proved(replace(ALIKE, num_images=381), 1.0)
     assert not can_be_proved(Likeness("map_50_95", 91.0, 40, 0, 0.4, bound="estimate"), 1.0)
     assert not can_be_proved(None, 1.0)
+    assert can_be_proved(Accuracy("top1", num_images=381), 1.0)
+    assert not can_be_proved(Accuracy("top1", num_images=380), 1.0)
+    assert not can_be_proved(Accuracy("map_50_95", num_images=5000, drop_interval=(0.0, 0.1)), 1.0)
 
 
 def test_what_calibration_leaves_is_drawn() -> None:
