@@ -217,13 +217,13 @@ def _drop(accuracy: Accuracy, bounds: Bounds, loses: str = "") -> Iterator[Check
         yield Check("drop", None, "the drop is unknown", None, limit)
         return
     kind, where = ("", "") if loses else ("labelled ", f" on {_images(accuracy)}")
-    loses = loses or f"INT8 loses {drop:.2f} points"
+    does = "loses" if drop >= 0 else "gains"
+    loses = loses or f"INT8 {does} {abs(drop):.2f} points"
     if drop > limit:
         yield Check("drop", False, f"{loses}, and the limit is {limit:.2f}", drop, limit)
     elif interval is not None and interval[1] >= limit:
-        reason = (
-            f"{loses}{where}, which may be up to {interval[1]:.2f}, and the limit is {limit:.2f}"
-        )
+        most = f"{'which may be' if drop >= 0 else 'and may lose'} up to {interval[1]:.2f}"
+        reason = f"{loses}{where}, {most}, and the limit is {limit:.2f}"
         needed = _images_for_drop(accuracy, limit)
         if needed is not None:
             reason += f": about {needed} {kind}images would decide"
@@ -231,8 +231,20 @@ def _drop(accuracy: Accuracy, bounds: Bounds, loses: str = "") -> Iterator[Check
     elif interval is None and accuracy.num_images is not None:
         yield Check("drop", None, _too_few(accuracy), drop, limit, FEWEST_RESAMPLED)
     else:
-        most = f", at most {interval[1]:.2f}" if interval else ""
-        yield Check("drop", True, f"{loses}{most}", drop, limit)
+        yield Check("drop", True, loses + _at_most(drop, interval), drop, limit)
+
+
+def _at_most(drop: float, interval: Interval | None) -> str:
+    """The upper end of `drop`, where it is known, behind what INT8 loses or gains."""
+    if interval is None:
+        return ""
+    if drop >= 0:
+        return f", at most {interval[1]:.2f}"
+    return (
+        f", at least {-interval[1]:.2f}"
+        if interval[1] < 0
+        else f", and may lose up to {interval[1]:.2f}"
+    )
 
 
 def is_agreed(found: Accuracy | Likeness) -> bool:
