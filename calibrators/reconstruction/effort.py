@@ -94,7 +94,9 @@ def budget_of(
         bits: the fewest of the network's codes.
     """
     if settings.effort == "high":
-        return Budget(fixed or chosen.batch_size, 0, (chosen.iterations,), closed_forms=False)
+        return Budget(
+            fixed or chosen.batch_size, 0, (most_steps(chosen, bits),), closed_forms=False
+        )
     block = blocks[index]
     more = MORE if bits < FEW_BITS else 1
     enough = max(FEWEST_IMAGES, math.ceil(more * POSITIONS / positions(block.nodes)))
@@ -120,12 +122,17 @@ def enough_snr(target_snr: float, num_blocks: int) -> float:
 def rounds_of(chosen: Reconstruction, bits: int) -> tuple[int, ...]:
     """Steps of each round, none of them 0; below 8 bits there is one, and AdaRound's variables settle in one only."""
     if bits < 8 or chosen.rounding == "adaround":
-        is_said = bits >= FEW_BITS or "iterations" in chosen.model_fields_set
-        steps = chosen.iterations if is_said else FEW_BITS_STEPS
+        steps = most_steps(chosen, bits)
         return (steps,) if steps else ()
     ends = [round(sum(ROUNDS[: n + 1]) * chosen.iterations) for n in range(len(ROUNDS))]
     rounds = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     return tuple(count for count in rounds if count)
+
+
+def most_steps(chosen: Reconstruction, bits: int) -> int:
+    """Most steps of a block: those that are asked for, else as many as so few `bits` need."""
+    is_said = bits >= FEW_BITS or "iterations" in chosen.model_fields_set
+    return chosen.iterations if is_said else FEW_BITS_STEPS
 
 
 def judged_images(num_samples: int, budget: Budget) -> torch.Tensor:

@@ -73,6 +73,9 @@ def test_a_choice_bounds_the_images_and_a_fixed_graph_sets_them() -> None:
 
 def test_high_effort_is_all_steps_at_once_without_closed_forms() -> None:
     assert budget(blocks_of(160), 0, effort="high") == Budget(32, 0, (50,), closed_forms=False)
+    for bits, steps in ((6, 50), (4, FEW_BITS_STEPS)):
+        assert budget(blocks_of(160), 0, effort="high", bits=bits).rounds == (steps,)
+    assert budget(blocks_of(160), 0, effort="high", bits=4, iterations=7).rounds == (7,)
 
 
 def test_low_effort_has_no_rounds() -> None:
