@@ -23,6 +23,7 @@ from reptrt.engines.foreign.graphs import (
     require_small_functions,
     sort_written_nodes,
 )
+from reptrt.models.onnx_import.code_borders import write_float_borders
 from reptrt.models.onnx_import.data import (
     OnnxFileError,
     list_tensors,
@@ -86,6 +87,7 @@ def _read_checked(path: Path) -> OnnxFile:
         sort_written_nodes(proto.graph)
         _check_order(proto.graph)
         write_contributed(proto)
+        write_float_borders(proto)
         plugins = cut_plugins(proto)
         _state_output_shapes(proto.graph)
         proto.ir_version = max(proto.ir_version, _FIRST_IR_OF_WEIGHTS)
