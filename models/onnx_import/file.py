@@ -95,8 +95,8 @@ def _read_checked(path: Path) -> OnnxFile:
         _check_domains(proto)
         if plugins:
             logger.warning(
-                "%s: ONNX Runtime does not have %s: the network ends in front of it, at %s",
-                path, ", ".join(plugins), ", ".join(value.name for value in proto.graph.output),
+                "%s: %s: the network ends in front of it, at %s",
+                path, "; ".join(plugins), ", ".join(value.name for value in proto.graph.output),
             )  # fmt: skip
         return describe_inputs(path, proto, sha256)
     except OnnxFileError as error:
