@@ -175,10 +175,11 @@ def repeat_with_operators(graph: gs.Graph) -> gs.Graph:
 
 def _forget_shape(repeated: gs.Tensor) -> None:
     """Of what is repeated, and of its Transpose: it is stated for one image, and who runs the graph would believe it."""
-    repeated.shape = None
-    for reader in repeated.outputs:
-        if reader.op == "Transpose":
-            reader.outputs[0].shape = None
+    turned = [
+        made for reader in repeated.outputs if reader.op == "Transpose" for made in reader.outputs
+    ]
+    for tensor in (repeated, *turned):
+        tensor.shape = None
 
 
 def is_own(node: gs.Node) -> bool:
