@@ -40,6 +40,7 @@ class Stated(NamedTuple):
     takes_pixels: bool = False
     tail: Tail | None = None
     inputs: tuple[NetworkInput, ...] = ()
+    output_names: tuple[str, ...] = ()
 
 
 class Examined(NamedTuple):
@@ -61,7 +62,10 @@ def examine(
     task = spec.task or task
     if task is None:
         size = stated.image_size or overrides.image_size
-        task = recognize_task(*_run_any_size(spec, module, size, stated), stated.batch_size or 1)
+        outputs, size = _run_any_size(spec, module, size, stated)
+        task = recognize_task(outputs, size, stated.batch_size or 1, stated.output_names)
+        if task == "classification" and stated.tail is not None:
+            task = "generic"  # rows that something selected, as many as there are images by chance
         logger.info("%s: its outputs are those of a %s network", spec.name, task)
     preprocess = _default_preprocess(spec, task, stated).override(overrides)
     outputs = _run(spec, module, preprocess.image_size, stated)

@@ -263,6 +263,7 @@ def _load_onnx(
         file.raw_type is not None,
         network.tail,
         () if file.is_of_one_image else network.inputs,
+        tuple(value.name for value in file.proto.graph.output),
     )
     found = examine(spec, network.module, task, overrides, stated)
     loaded = _describe(spec, network.module, found, None, path, file.sha256)

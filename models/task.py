@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,13 @@ logger = logging.getLogger(__name__)
 
 _MIN_CLASSES = 2
 _BOX_SIDES = 4
+_UNIT = 1e-3
+"""By how much the length of a vector, or the sum of probabilities, may differ from 1."""
+
+_NO_CLASSES = re.compile(
+    r"b?box(es)?|landmarks?|points?|keypoints?|kpts?|coord(s|inates)?|embed(ding)?s?|emb|descriptors?|offsets?|angles?"
+)
+"""Words in the name of an output that say what its numbers are instead of scores of classes."""
 
 PREPROCESS: dict[Task, Preprocess] = {
     "classification": Preprocess((224, 224), IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.875),
@@ -60,23 +68,40 @@ def list_outputs(returned: object) -> list[torch.Tensor]:
 
 
 def recognize_task(
-    outputs: Sequence[torch.Tensor], image_size: tuple[int, int], batch_size: int | None = None
+    outputs: Sequence[torch.Tensor],
+    image_size: tuple[int, int],
+    batch_size: int | None = None,
+    names: Sequence[str] = (),
 ) -> Task:
     """Task that outputs for `batch_size` images look like; None for any number.
 
-    [N, classes], N the batch, is a classifier's; maps [N, classes + 4, h, w] of at least two strides, with scores
+    [N, classes], N the batch, is a classifier's, unless its name speaks of boxes, points or embeddings, or each row has
+    length 1, as embeddings have; maps [N, classes + 4, h, w] of at least two strides, with scores
     in 0..1, are those of a detector whose boxes `reptrt.engines.outputs.detection` decodes; anything else is
     generic. Maps of classes look like any others: segmentation is stated, never recognised.
     """
     first = outputs[0]
     is_per_image = first.ndim == 2 and batch_size in (None, first.shape[0])
     if len(outputs) == 1 and is_per_image and first.shape[1] >= _MIN_CLASSES:
-        return "classification"
+        is_other = any(map(_speaks_of_no_classes, names)) or _is_embedding(first)
+        return "generic" if is_other else "classification"
     if len(outputs) > 1 and is_pyramid([tuple(o.shape) for o in outputs], image_size):
         scores = [output[:, :-_BOX_SIDES] for output in outputs]
         if all(bool(((s >= 0) & (s <= 1)).all()) for s in scores):
             return "detection"
     return "generic"
+
+
+def _speaks_of_no_classes(name: str) -> bool:
+    words = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", name)
+    return any(_NO_CLASSES.fullmatch(word.lower()) for word in words)
+
+
+def _is_embedding(rows: torch.Tensor) -> bool:
+    """Whether rows [N, features] have length 1 and are no probabilities."""
+    lengths, sums = rows.double().norm(dim=1), rows.double().sum(1)
+    is_probable = bool((rows >= 0).all() and ((sums - 1).abs() < _UNIT).all())
+    return bool(((lengths - 1).abs() < _UNIT).all()) and not is_probable
 
 
 def is_pyramid(shapes: Sequence[tuple[int, ...]], image_size: tuple[int, int]) -> bool:

@@ -19,12 +19,14 @@ from reptrt.engines.foreign.graphs import sort_nodes
 from reptrt.models.inputs import Feed, NetworkInput, random_feed
 from reptrt.models.onnx_import.constant_ifs import fold_once
 from reptrt.models.onnx_import.constant_loops import unroll_once
+from reptrt.models.onnx_import.constant_sequences import write_sequences
 from reptrt.models.onnx_import.data import list_graphs, list_tensors
 from reptrt.models.onnx_import.file_inputs import OnnxFile
 from reptrt.models.onnx_import.for_tensorrt import write_for_tensorrt
 from reptrt.models.onnx_import.freeze import freeze
 from reptrt.models.onnx_import.infinite_pads import absorb_infinite_pads
 from reptrt.models.onnx_import.layers import HANDLED
+from reptrt.models.onnx_import.modulated import unmodulate
 from reptrt.models.onnx_import.small_recurrent import widen_small_recurrent
 from reptrt.models.onnx_import.upgrade import inline_newer
 from reptrt.models.onnx_import.values import BATCH, infer_shapes
@@ -83,6 +85,8 @@ def canonicalize(file: OnnxFile, inputs: Sequence[NetworkInput]) -> CanonicalGra
     name_nodes(graph)
     _read_outputs(graph)
     sort_nodes(graph.cleanup())
+    graph = write_sequences(graph, file.batch or 1)
+    graph = unmodulate(graph, one, file.batch or 1)
     roots = _find_roots(graph)
     roots |= {f"{name}_frozen": root for name, root in roots.items()}
     frozen = freeze(graph, own, file)

@@ -23,6 +23,7 @@ from reptrt.engines.foreign.graphs import (
     require_small_functions,
     sort_written_nodes,
 )
+from reptrt.models.onnx_import.code_borders import write_float_borders
 from reptrt.models.onnx_import.data import (
     OnnxFileError,
     list_tensors,
@@ -86,15 +87,17 @@ def _read_checked(path: Path) -> OnnxFile:
         sort_written_nodes(proto.graph)
         _check_order(proto.graph)
         write_contributed(proto)
+        write_float_borders(proto)
         plugins = cut_plugins(proto)
+        _require_input_shapes(proto.graph)
         _state_output_shapes(proto.graph)
         proto.ir_version = max(proto.ir_version, _FIRST_IR_OF_WEIGHTS)
         onnx.checker.check_model(proto)
         _check_domains(proto)
         if plugins:
             logger.warning(
-                "%s: ONNX Runtime does not have %s: the network ends in front of it, at %s",
-                path, ", ".join(plugins), ", ".join(value.name for value in proto.graph.output),
+                "%s: %s: the network ends in front of it, at %s",
+                path, "; ".join(plugins), ", ".join(value.name for value in proto.graph.output),
             )  # fmt: skip
         return describe_inputs(path, proto, sha256)
     except OnnxFileError as error:
@@ -139,6 +142,18 @@ def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
     return inliner.inline_local_functions(proto)
 
 
+def _require_input_shapes(graph: onnx.GraphProto) -> None:
+    """Files that were cut behind an operator that ONNX does not know have inputs without a shape."""
+    weights = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        tensor = value.type.tensor_type
+        if value.name not in weights and tensor.elem_type and not tensor.HasField("shape"):
+            raise OnnxFileError(
+                f"its input {value.name!r} has no shape: state it, as"
+                f" onnx.tools.update_model_dims.update_inputs_outputs_dims does"
+            )
+
+
 def _state_output_shapes(graph: onnx.GraphProto) -> None:
     """An output without a shape is legal for whoever runs a model, but not for ONNX's checker."""
     for value in graph.output:
@@ -160,10 +175,24 @@ def _check_domains(proto: onnx.ModelProto) -> None:
         if "not a registered function" not in str(error):
             return  # another fault, which is said with more context when it is run
         known = next((n for n in foreign if f":{n.op_type}(" in str(error)), foreign[0])
+        place = _first_read(proto.graph, known)
+        where = f"behind it, at {place!r}" if place else "behind or before it"
         raise OnnxFileError(
             f"{known.op_type} {known.name!r} is an operator of {known.domain!r}, which ONNX Runtime"
-            " does not have: cut the model behind or before it (onnx.utils.extract_model)"
+            f" does not have: cut the model {where} (onnx.utils.extract_model)"
         ) from None
+
+
+def _first_read(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    """What the first layer behind `node` reads, a convolution if there is one; empty where there is none."""
+    behind, found = set(node.output), dict[bool, str]()
+    for other in graph.node:
+        read = [name for name in other.input if name in behind]
+        if read and other.op_type in _LAYERS:
+            found.setdefault(other.op_type == "Conv", read[0])
+        if read:
+            behind.update(filter(None, other.output))
+    return found.get(True, found.get(False, ""))
 
 
 def _check_nodes(graph: onnx.GraphProto) -> None:

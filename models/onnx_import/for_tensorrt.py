@@ -5,7 +5,8 @@ an ArgMax tells as well as the places that MaxPool may return; Col2Im is a trans
 0 and 1. DeformConv, which TensorRT has as a plugin in float and TensorRT-RTX not at all, is a GridSample at the
 moved points of each window, and a 1x1 convolution of what was found there, which may run in INT8. A Resize with
 antialiasing, or with coordinates that TensorRT does not know, is a product with a constant matrix along each side.
-A normalization whose parameters are no constants is arithmetic (`computed_norms`).
+A normalization whose parameters are no constants is arithmetic (`computed_norms`), a Fourier transform a product
+with a constant matrix (`fourier`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from reptrt.models.onnx_import.computed_norms import write_norm
+from reptrt.models.onnx_import.fourier import write_transform
 from reptrt.models.onnx_import.values import run_onnx_feeds
 from reptrt.models.onnx_import.writer import Writer
 
@@ -27,7 +29,7 @@ Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 SHAPED = (
     "AffineGrid", "MaxPool", "MaxUnpool", "Col2Im", "DeformConv", "BatchNormalization",
-    "InstanceNormalization",
+    "InstanceNormalization", "DFT",
 )  # fmt: skip
 """Operators whose sides are asked for."""
 
@@ -240,6 +242,7 @@ _RULES: dict[str, Callable[[Writer, gs.Node, Shapes], bool]] = {
     "Col2Im": _columns_to_image,
     "DeformConv": _deform_conv,
     "Resize": _resize,
+    "DFT": write_transform,
     "BatchNormalization": write_norm,
     "InstanceNormalization": write_norm,
 }

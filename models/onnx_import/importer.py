@@ -18,8 +18,9 @@ from torch import fx, nn
 
 from reptrt.engines.foreign.text import one_line
 from reptrt.models.inputs import Feed, NetworkInput, other_sizes, random_feed
-from reptrt.models.onnx_import.canonical import CanonicalGraph, canonicalize
+from reptrt.models.onnx_import.canonical import CanonicalGraph
 from reptrt.models.onnx_import.check_import import TOLERANCE, ImportCheck, check_numerics
+from reptrt.models.onnx_import.counted_inputs import canonicalize_inputs
 from reptrt.models.onnx_import.cut import find_tail
 from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file_inputs import OnnxFile
@@ -77,7 +78,7 @@ def import_onnx(
     """
     try:
         inputs = file.network_inputs(image_size, feed, size_range)
-        canonical, inputs = _canonicalize(file, inputs)
+        canonical, inputs = canonicalize_inputs(file, inputs, feed)
         network = replace(_import(canonical), inputs=inputs)
     except OnnxFileError as error:
         raise error.at(file.path) from None
@@ -88,31 +89,6 @@ def import_onnx(
     for note in network.islands:
         logger.info("%s: %s", file.path, describe_island(note))
     return network
-
-
-def _canonicalize(
-    file: OnnxFile, inputs: tuple[NetworkInput, ...]
-) -> tuple[CanonicalGraph, tuple[NetworkInput, ...]]:
-    """The canonical graph, and its inputs: a number [1] may be shared by what is else a batch."""
-    canonical = canonicalize(file, inputs)
-    shared = tuple(
-        replace(one, batched=False, sides=(file.batch or 1,))
-        if one.batched and not one.sides
-        else one
-        for one in inputs
-    )
-    if canonical.batch_size and shared != inputs and any(one.batched for one in shared):
-        other = canonicalize(file, shared)
-        if other.batch_size is None:
-            return other, shared
-    if canonical.batch_size:
-        is_fixed = all(None not in one.sides for one in file.inputs)
-        advice = "; export the model with a dynamic batch for others" if is_fixed else ""
-        logger.warning(
-            "%s: runs on batches of %d only (%s): the engine gets that batch%s",
-            file.path, canonical.batch_size, canonical.fixed_because, advice,
-        )  # fmt: skip
-    return canonical, inputs
 
 
 def describe_island(note: IslandNote) -> str:

@@ -331,3 +331,8 @@ def _power(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 @converts("GreaterOrEqual", "LessOrEqual", inputs=2)
 def _compare(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     return Operator(torch.ge if node.operation_type == "GreaterOrEqual" else torch.le)
+
+
+@converts("ScatterND", "GatherND")
+def _at_places(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    raise UnsupportedFormError("reads or writes at places that a tensor names")

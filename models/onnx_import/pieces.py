@@ -149,6 +149,7 @@ def extract(
 def repeat_with_operators(graph: gs.Graph) -> gs.Graph:
     """Write every RepeatBatch of `graph` with ONNX's own operators, in place."""
     for node in [node for node in graph.nodes if node.op == REPEAT]:
+        _forget_shape(node.outputs[0])
         images, value = node.inputs
         stem, rank = node.name, value.values.ndim
         shape, batch, repeats = (
@@ -170,6 +171,15 @@ def repeat_with_operators(graph: gs.Graph) -> gs.Graph:
             ]
         )  # fmt: skip
     return graph
+
+
+def _forget_shape(repeated: gs.Tensor) -> None:
+    """Of what is repeated, and of its Transpose: it is stated for one image, and who runs the graph would believe it."""
+    turned = [
+        made for reader in repeated.outputs if reader.op == "Transpose" for made in reader.outputs
+    ]
+    for tensor in (repeated, *turned):
+        tensor.shape = None
 
 
 def is_own(node: gs.Node) -> bool:

@@ -1,6 +1,7 @@
 """Operators at the end of a file that nobody here can run: plugins of TensorRT, as for suppressing boxes.
 
-The network is cut in front of them, and its outputs are what they read.
+Nor does an engine return text, sequences or maps, as classifiers of scikit-learn do. The network is cut in front of
+them, and its outputs are what they read.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
 
 
 def cut_plugins(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """End `proto` in front of the operators that ONNX Runtime does not have, in place.
+    """End `proto` in front of the operators that ONNX Runtime does not have, or that no engine has, in place.
 
     Returns:
-        `EfficientNMS_TRT 'nms'` of each of them; none where it has all, or where layers follow them.
+        Why; nothing where there is none, or where layers follow them.
     """
     nodes = list(proto.graph.node)
+    others = {value.name for value in proto.graph.output if not _is_numbers(value)}
     unknown = [node for node in nodes if not _is_known(node)]
-    if not unknown:
+    written = [node for node in nodes if others.intersection(node.output) and node not in unknown]
+    if not unknown and not written:
         return ()
-    lost, tensors = _behind(nodes)
+    lost, tensors = _behind(nodes, others)
     kept = [node for node in nodes if not tensors.intersection(node.output)]
     weights = {tensor.name for tensor in proto.graph.initializer}
     if any(node.op_type in _LAYERS and weights.intersection(node.input) for node in lost):
@@ -36,9 +39,22 @@ def cut_plugins(proto: onnx.ModelProto) -> tuple[str, ...]:
     names = [name for name in read if name not in {value.name for value in outputs}]
     if not outputs and not names:
         return ()
-    described = tuple(f"{node.op_type} {node.name!r}".removesuffix(" ''") for node in unknown)
+    reasons = (
+        ("ONNX Runtime does not have", unknown),
+        ("no engine returns the text, sequences or maps of", written),
+    )
     _keep(proto, kept, outputs, names)
-    return described
+    return tuple(f"{why} {_shown(nodes)}" for why, nodes in reasons if nodes)
+
+
+def _shown(nodes: Sequence[onnx.NodeProto]) -> str:
+    return ", ".join(f"{node.op_type} {node.name!r}".removesuffix(" ''") for node in nodes)
+
+
+def _is_numbers(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.WhichOneof("value")
+    is_text = value.type.tensor_type.elem_type == onnx.TensorProto.STRING
+    return kind in (None, "tensor_type") and not is_text
 
 
 def _is_known(node: onnx.NodeProto) -> bool:
@@ -48,12 +64,15 @@ def _is_known(node: onnx.NodeProto) -> bool:
     return bool(onnx.defs.has(node.op_type))
 
 
-def _behind(nodes: Sequence[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], set[str]]:
-    """The nodes that ONNX Runtime does not have and all that follow, and what these make."""
+def _behind(
+    nodes: Sequence[onnx.NodeProto], others: set[str]
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes that ONNX Runtime does not have, those that make `others`, all that follow, and what these make."""
     lost: list[onnx.NodeProto] = []
     tensors = set[str]()
     for node in nodes:
-        if not _is_known(node) or tensors.intersection(node.input):
+        is_lost = not _is_known(node) or bool(others.intersection(node.output))
+        if is_lost or tensors.intersection(node.input):
             lost.append(node)
             tensors.update(filter(None, node.output))
     return lost, tensors

@@ -13,6 +13,7 @@ from reptrt.models.onnx_import.data import OnnxFileError
 from reptrt.models.onnx_import.file import read_onnx
 from reptrt.models.onnx_import.importer import import_onnx
 from tests.hostile.graphs import nested_functions
+from tests.models.onnx_import.test_islands import weight
 from tests.onnx_files import Plain, from_text, seeded, write_onnx
 from tests.onnx_fuzzing import hostile_files
 
@@ -153,6 +154,20 @@ def test_an_operator_that_onnx_runtime_lacks_is_named_with_its_domain(tmp_path: 
         net (float[N,3,8,8] x) => (float[N,3,8,8] y) { [odd] y = com.acme.Magic(x) }"""
     error = _error(from_text(text, tmp_path / "m.onnx"))
     assert "Magic 'odd' is an operator of 'com.acme', which ONNX Runtime does not have" in error
+
+
+def test_where_to_cut_behind_such_an_operator_is_said(tmp_path: Path) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 17, "com.acme": 1]> net (uint8[n] x) => (float y)
+        <{weight("w", 4, 3, 3, 3)}> {{ d = com.acme.Decode(x) g = MatMul(d, d) f = Cast<to = 1>(g) c = Conv(f, w) y = Relu(c) }}"""
+    assert "cut the model behind it, at 'f'" in _error(from_text(text, tmp_path / "m.onnx"))
+
+
+def test_an_input_without_a_shape_is_named(tmp_path: Path) -> None:
+    path = _model(tmp_path, "float[N,3,8,8] x")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    assert "its input 'x' has no shape" in _error(path)
 
 
 def _with_external_weight(tmp_path: Path, location: str, length: int) -> Path:

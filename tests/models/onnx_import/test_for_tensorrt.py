@@ -47,6 +47,16 @@ CASES = {
         19, "y = Resize<mode = \"cubic\", coordinate_transformation_mode = \"half_pixel_symmetric\">"
         "(c, , fewer)",
     ),
+    "DFT of real values, one half of it": (
+        17, "s = Unsqueeze(c, last) y = DFT<axis = 2, onesided = 1>(s)",
+    ),
+    "DFT of a spectrum, along rows and back": (
+        17, "s = Unsqueeze(c, last) f = DFT<axis = 3, onesided = 1>(s) h = DFT<axis = 2>(f)"
+        " y = DFT<axis = 2, inverse = 1>(h)",
+    ),
+    "DFT of another length, along a named axis": (
+        20, "s = Unsqueeze(c, last) f = DFT(s, ten, third) y = DFT<inverse = 1>(f, , third)",
+    ),
     "Col2Im": (18, COLUMNS + "(r, image, block)"),
     "Col2Im with strides, pads and dilations": (
         18, COLUMNS + "<strides = [2, 3], pads = [1, 0, 2, 1], dilations = [2, 1]>(r, wide, block)",
@@ -57,7 +67,8 @@ CONSTANTS = """float half = {0.5}, int64[1] start = {0}, int64[1] end = {144}, i
     int64[2] block = {2, 3}, int64[3] pair = {-1, 2, 3}, int64[1] six = {6},
     int64[4] twice = {1, 2, 1, 1}, int64[2] zero = {0, 0}, int64[2] two = {2, 3}, int64[2] four = {8, 8},
     int64[2] half2 = {2, 2}, float[4] fewer = {1, 1, 0.5, 0.7}, int64[1] three = {3},
-    float[8] region = {0, 0, 0.1, 0.25, 1, 1, 0.8, 1.5}, int64[4] sizes = {1, 4, 5, 6}"""
+    float[8] region = {0, 0, 0.1, 0.25, 1, 1, 0.8, 1.5}, int64[4] sizes = {1, 4, 5, 6},
+    int64[1] last = {4}, int64 ten = {10}, int64 third = {-3}"""
 WEIGHTS = ", ".join(
     weight(name, *sides)
     for name, sides in {
@@ -80,7 +91,7 @@ def test_it_is_written_by_what_tensorrt_has(name: str, tmp_path: Path) -> None:
     assert imported.batch_size is None
     assert imported.relative_error < 1e-5
     ops = {node.op for node in canonicalize(file, file.network_inputs((8, 8))).graph.nodes}
-    assert not ops & {"MaxUnpool", "AffineGrid", "Col2Im", "DeformConv", "Resize"}
+    assert not ops & {"MaxUnpool", "AffineGrid", "Col2Im", "DeformConv", "Resize", "DFT"}
 
 
 def test_values_go_to_the_first_of_equal_places(tmp_path: Path) -> None:

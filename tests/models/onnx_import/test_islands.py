@@ -74,6 +74,15 @@ ISLANDS = {
         "q = AveragePool<kernel_shape = [2, 2], pads = [0, 0, 1, 1]>(c)" + BEHIND, (), 17,
     ),
     "CumSum": ("q = CumSum<reverse = 1>(c, k)" + BEHIND, ("int64 k = {1}",), 17),
+    "ScatterND": (
+        "t = Transpose<perm = [1, 0, 2, 3]>(c) u = Gather<axis = 0>(t, k) z = ScatterND(t, j, u)"
+        " q = Transpose<perm = [1, 0, 2, 3]>(z)" + BEHIND,
+        ("int64[2] k = {3, 0}", "int64[2,1] j = {1, 2}"), 17,
+    ),
+    "GatherND": (
+        "t = Transpose<perm = [1, 0, 2, 3]>(c) z = GatherND(t, j) q = Transpose<perm = [1, 0, 2, 3]>(z)"
+        + BEHIND, ("int64[4,1] j = {1, 2, 0, 1}",), 17,
+    ),
     "Det": ("d = Det(c) u = Unsqueeze(d, k) q = Mul(c, u)" + BEHIND, ("int64[2] k = {2, 3}",), 17),
 }  # fmt: skip
 
@@ -85,6 +94,18 @@ def test_an_operator_without_importer_is_an_island_that_computes_the_same(
     body, constants, opset = ISLANDS[name]
     imported = network(tmp_path, body, *constants, opset=opset)
     assert kinds(imported) == [((name,), False)]
+    assert imported.batch_size is None
+    assert imported.relative_error < 1e-5
+
+
+def test_places_that_count_images_follow_them_in_an_old_file_too(tmp_path: Path) -> None:
+    write = "s{0} = Shape({1}) n{0} = Gather(s{0}, zero) r{0} = Range(zero, n{0}, one) i{0} = Unsqueeze(r{0}, last) "
+    body = (
+        "s = Shape(c) z = ConstantOfShape(s) " + write.format(1, "z") + "f = ScatterND(z, i1, c) "
+    )
+    body += write.format(2, "f") + "q = ScatterND(f, i2, c)" + BEHIND
+    constants = ("int64 zero = {0}", "int64 one = {1}", "int64[1] last = {1}")
+    imported = network(tmp_path, body, *constants, opset=13)
     assert imported.batch_size is None
     assert imported.relative_error < 1e-5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from reptrt.models.onnx_import.data import OnnxFileError
@@ -50,3 +51,22 @@ def test_an_unknown_operator_in_front_of_layers_is_refused(
     path = write(tmp_path / "m.onnx", body, f"float {output}")
     with pytest.raises(OnnxFileError, match=r"Whiten|Sharpen"):
         read_onnx(path)
+
+
+def test_the_network_ends_in_front_of_what_returns_text_or_maps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "m.onnx"
+    body = "f = Flatten(c) label, p = ai.onnx.ml.LinearClassifier(f) m = ai.onnx.ml.ZipMap(p)"
+    write(path, body, "string label, float m")
+    model = onnx.load(path)
+    maps = onnx.helper.make_map_type_proto(
+        onnx.TensorProto.STRING, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    )
+    model.graph.output[1].type.CopyFrom(onnx.helper.make_sequence_type_proto(maps))
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
+    onnx.save(model, path)
+    assert import_onnx(read_onnx(path), (8, 8)).outputs == ("f",)
+    assert (
+        "no engine returns the text, sequences or maps of LinearClassifier, ZipMap" in caplog.text
+    )

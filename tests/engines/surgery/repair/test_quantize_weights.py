@@ -57,3 +57,18 @@ def test_activations_and_float8_weights_are_left_alone(operate):
         }""",
     )
     assert done.sites == 0
+
+
+def test_a_constant_that_is_joined_to_others_keeps_its_pair(operate):
+    done = operate(
+        QuantizeWeights(),
+        """g (float[2,2] x) => (float[2,4] y) {
+            q = QuantizeLinear(w, s, z)
+            d = DequantizeLinear(q, s, z)
+            y = Concat<axis=1>(x, d)
+        }""",
+        w=[[0.0, 0.0], [0.0, 1.0]],
+        s=0.5,
+        z=np.int8(0),
+    )
+    assert (done.sites, done.ops) == (0, ["QuantizeLinear", "DequantizeLinear", "Concat"])
