@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,6 +65,31 @@ def shake(batch: Batch, seed: int) -> Batch:
     if isinstance(batch, torch.Tensor):
         return moved(batch)
     return replace(batch, tensors=tuple(moved(tensor) for tensor in batch.tensors))
+
+
+def first_images(
+    batches: Iterable[Batch], count: int, pixels: float = math.inf, at_once: float = math.inf
+) -> Iterator[Batch]:
+    """The first images of `batches`, in order.
+
+    Args:
+        batches: of images.
+        count: at most so many images.
+        pixels: of all of them, at most; one image is always taken.
+        at_once: pixels of a batch that is returned, at most, but for one image; without it, batches stay whole.
+    """
+    for batch in batches:
+        own = num_pixels(batch)
+        count = min(count, max(1, int(pixels // own)) if pixels < math.inf else count)
+        is_whole, start = at_once == math.inf, 0
+        while count > 0 and start < len(batch):
+            size = len(batch) if is_whole else min(count, max(1, int(at_once // own)))
+            chunk = batch[start : start + size]
+            yield chunk
+            start += len(chunk)
+            count, pixels = count - len(chunk), pixels - own * len(chunk)
+        if count <= 0:
+            return
 
 
 def num_pixels(batch: Batch) -> int:

@@ -11,7 +11,7 @@ prices every layer, where measuring each alone takes a pass for each.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +64,7 @@ def sample_noise(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[torch.Tensor]] = {}
     with model.float_mode():
-        power = _mean_power(model, chunks, parts)
+        power = mean_power(model, chunks, parts)
         for chunk in chunks:
             _sample_chunk(model, chunk, probes, power, parts, generator, found)
     return NoiseSamples({unit: torch.cat(samples) for unit, samples in found.items()})
@@ -77,7 +77,7 @@ def join_samples(samples: Sequence[NoiseSamples]) -> NoiseSamples:
 
 
 @torch.no_grad()
-def _mean_power(
+def mean_power(
     model: QuantizedModel, chunks: Sequence[Batch], parts: Sequence[Sequence[Part]]
 ) -> list[float]:
     """Squared sum of each part of the outputs, mean over the images."""
@@ -101,17 +101,7 @@ def _sample_chunk(
     with torch.enable_grad():
         outputs = tree_leaves(run.run(*tensors_of(images)))
         pieces = split_parts(tuple(outputs), parts)
-    for probe in range(probes):
-        total = torch.zeros((), device=images.device)
-        for piece, own in zip(pieces, power, strict=True):
-            if own > 0:
-                signs = torch.randint(0, 2, piece.shape, generator=generator).to(piece) * 2 - 1
-                total = total + (signs * piece).sum() / math.sqrt(own * len(power))
-        gradients: Sequence[torch.Tensor | None] = [None] * len(run.values)
-        if total.requires_grad:  # outputs such as class numbers move by steps or not at all
-            gradients = torch.autograd.grad(
-                total, run.values, retain_graph=probe + 1 < probes, allow_unused=True
-            )
+    for gradients in probe_gradients(pieces, power, run.values, probes, generator):
         sums: dict[str, torch.Tensor] = {}
         for unit, gradient, error in zip(run.names, gradients, run.errors, strict=True):
             moved = (
@@ -120,6 +110,36 @@ def _sample_chunk(
             sums[unit] = sums.get(unit, 0.0) + moved
         for unit, moved in sums.items():
             found.setdefault(unit, []).append(moved)
+
+
+def probe_gradients(
+    pieces: Sequence[torch.Tensor],
+    power: Sequence[float],
+    values: Sequence[torch.Tensor],
+    probes: int,
+    generator: torch.Generator,
+) -> Iterator[Sequence[torch.Tensor | None]]:
+    """Derivatives by `values` of the outputs along random signs, `probes` times.
+
+    Args:
+        pieces: parts of the outputs, with their graph.
+        power: of each piece; the outputs are counted in its root.
+        values: tensors that the outputs may depend on.
+        probes: backward passes.
+        generator: draws the signs.
+    """
+    for probe in range(probes):
+        total = torch.zeros((), device=pieces[0].device)
+        for piece, own in zip(pieces, power, strict=True):
+            if own > 0:
+                signs = torch.randint(0, 2, piece.shape, generator=generator).to(piece) * 2 - 1
+                total = total + (signs * piece).sum() / math.sqrt(own * len(power))
+        if total.requires_grad:  # outputs such as class numbers move by steps or not at all
+            yield torch.autograd.grad(
+                total, values, retain_graph=probe + 1 < probes, allow_unused=True
+            )
+        else:
+            yield [None] * len(values)
 
 
 def _dot(gradient: torch.Tensor, error: torch.Tensor, count: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from reptrt.calibrators.base import Batches
-from reptrt.calibrators.feed import Batch, num_pixels, tensors_of
+from reptrt.calibrators.feed import Batch, first_images, tensors_of
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import Overrides, activation_nodes, run_nodes
 
@@ -50,14 +50,31 @@ def find_importance(
         seed: of the signs.
 
     Returns:
-        Nothing for nodes on which the network's outputs do not depend.
+        Nothing for nodes on which the outputs do not depend.
+    """
+    total = sum_squares(model, nodes, batches, float_network, seed)
+    return {node: _normalized(squares) for node, squares in total.items()}
+
+
+def sum_squares(
+    model: QuantizedModel,
+    nodes: Sequence[fx.Node],
+    batches: Batches | Sequence[Batch],
+    float_network: Overrides,
+    seed: int,
+) -> dict[fx.Node, torch.Tensor]:
+    """Squared derivatives of the outputs by `nodes`, summed over images; see `find_importance`.
+
+    Returns:
+        Node -> shape of its value without the axis of images; nothing for nodes on which the outputs do not depend.
     """
     generator = torch.Generator().manual_seed(seed)
     total: dict[fx.Node, torch.Tensor] = {}
-    for chunk in _chunks(model, batches):
+    at_once = math.inf if model.is_fixed else _PIXELS
+    for chunk in first_images(batches, NUM_IMAGES, at_once=at_once):
         for node, squares in _squared_gradients(model, chunk, nodes, float_network, generator):
             total[node] = total[node] + squares if node in total else squares
-    return {node: _normalized(squares) for node, squares in total.items() if squares.any()}
+    return {node: squares for node, squares in total.items() if squares.any()}
 
 
 def draw_positions(
@@ -85,18 +102,6 @@ def draw_positions(
         chances.flatten().cpu(), *shape, replacement=True, generator=generator
     )
     return torch.randint(sizes[0], shape, generator=generator) * chances.numel() + place
-
-
-def _chunks(model: QuantizedModel, batches: Batches) -> Iterator[Batch]:
-    left = NUM_IMAGES
-    for batch in batches:
-        size = len(batch) if model.is_fixed else max(1, _PIXELS // num_pixels(batch))
-        for at in range(0, len(batch), size):
-            if left <= 0:
-                return
-            chunk = batch[at : at + size]
-            left -= len(chunk)
-            yield chunk
 
 
 def _squared_gradients(

@@ -92,7 +92,9 @@ def guard_images(batches: Batches) -> Sequence[Batch]:
     return found
 
 
-def output_noise(model: QuantizedModel, images: Sequence[Batch], reference: Reference) -> float:
+def output_noise(
+    model: QuantizedModel, images: Batches | Sequence[Batch], reference: Reference
+) -> float:
     """Noise-to-signal power at the outputs of `model` as it is."""
     current = {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
     return compare_scales(model, images, {"": current}, reference)[""]

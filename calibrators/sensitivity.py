@@ -21,15 +21,13 @@ import torch
 from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch, num_pixels, shake
 from reptrt.calibrators.first_order import join_samples, sample_noise
-from reptrt.calibrators.histogram.best import baseline_scales
+from reptrt.calibrators.histogram.best import compare_baselines
 from reptrt.calibrators.histogram.methods import observe_activations, scale_weights
 from reptrt.calibrators.output_noise import (
     Reference,
-    compare_scales,
     decibel,
     guard_images,
     output_noise,
-    set_activation_scales,
     worst_noise,
 )
 from reptrt.calibrators.progress import Progress, no_progress, share_of
@@ -128,9 +126,7 @@ def find_sensitive_layers(
     observers = observe_activations(
         model, guard_images(batches), share_of(progress, "sensitivity", 0.0, 0.6)
     )
-    scales = baseline_scales(model, observers)
-    noise = compare_scales(model, compared_images(model, batches), scales, reference)
-    set_activation_scales(model, scales[min(noise, key=lambda name: noise[name])])
+    compare_baselines(model, observers, compared_images(model, batches), reference)
     rest = share_of(progress, "sensitivity", 0.6, 1.0)
     return find_sensitive_in_calibrated(model, batches, aim, reference, rest, savings)
 

@@ -5,7 +5,8 @@ One wide channel takes the codes of all others: YOLOv6Lite's tensors behind hard
 alpha = 1 every channel uses all codes, and the columns W[:, c] m_c of the next weights differ as much
 as the channels did, so their rounding costs more. Which alpha is best, and where to clip, is read off
 the outputs of the layers that read the tensor, at some positions of images that the amax does not
-come from, with weights quantized too. SmoothQuant (arXiv:2211.10438) has the same trade-off in
+come from, with weights quantized too; an error there counts by how much the network's outputs depend on that
+channel (`reptrt.calibrators.importance`). SmoothQuant (arXiv:2211.10438) has the same trade-off in
 front of linears, as m_c = amax_c^alpha / (largest weight that reads c)^(1 - alpha), which gives a channel that was
 scaled up and whose readers were scaled down its factor at any alpha: that is tried too. That alpha is searched per
 tied group by output error is ours.
@@ -35,9 +36,11 @@ from reptrt.calibrators.channels.sites import (
 )
 from reptrt.calibrators.feed import Batch, num_pixels, tensors_of
 from reptrt.calibrators.histogram.methods import observe_activations
+from reptrt.calibrators.importance import sum_squares
 from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
+from reptrt.calibrators.quantized.run_nodes import float_overrides
 from reptrt.models.graph import get_tensor
 
 aten = torch.ops.aten
@@ -66,11 +69,14 @@ class _Seen:
         negative: quantizer calls that have a negative value.
         samples: layer or quantizer call -> what it reads at some positions of each batch,
             [n, channels, ...].
+        importance: layer or quantizer call -> how much the outputs depend on each channel of what it makes, [channels];
+            mean 1. Nothing where they do not.
     """
 
     amax: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
     negative: set[fx.Node] = field(default_factory=set)
     samples: dict[fx.Node, list[torch.Tensor]] = field(default_factory=dict)
+    importance: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -107,11 +113,27 @@ def choose_factors(
         sampler = _Watcher(model, sites, seen, positions=max(1, _POSITIONS // len(rest)))
         for batch in rest:
             sampler.run(*tensors_of(batch))
+    seen.importance = _channel_importance(model, sites, images)
     found: dict[str, torch.Tensor] = {}
     for done, site in enumerate(sites, start=1):
         found |= _choose(model, site, seen, product_gain)
         progress("scale channels", done, len(sites))
     return found
+
+
+def _channel_importance(
+    model: QuantizedModel, sites: Sequence[ChannelSite], images: Sequence[Batch]
+) -> dict[fx.Node, torch.Tensor]:
+    """Of what is compared: outputs of the layers behind each site, or its own tensors."""
+    compared = list(dict.fromkeys(node for site in sites for node in site.layers or site.calls))
+    found = sum_squares(model, compared, images, float_overrides(model), seed=0)
+    importance = {}
+    for node, squares in found.items():
+        is_last = node.target is aten.linear.default
+        rows = squares.movedim(-1, 0) if is_last else squares
+        channels = rows.reshape(len(rows), -1).sum(1)
+        importance[node] = channels / channels.mean()
+    return importance
 
 
 def _images(batches: Batches) -> Iterator[Batch]:
@@ -307,7 +329,11 @@ class _Trial:
         rounded = self._round_weight(layer, weight * columns) / columns
         expected = _apply(layer, x, weight)
         return [
-            _relative(_apply(layer, self._quantize(x, factor, clip), rounded), expected)
+            _relative(
+                _apply(layer, self._quantize(x, factor, clip), rounded),
+                expected,
+                self._seen.importance.get(layer),
+            )
             for clip in clips
         ]
 
@@ -316,7 +342,10 @@ class _Trial:
     ) -> list[float]:
         """Errors of the tensor itself, where no layer reads it."""
         x = torch.cat(self._seen.samples[call])
-        return [_relative(self._quantize(x, factor, clip), x) for clip in clips]
+        return [
+            _relative(self._quantize(x, factor, clip), x, self._seen.importance.get(call))
+            for clip in clips
+        ]
 
     def _round_weight(self, layer: fx.Node, weight: torch.Tensor) -> torch.Tensor:
         name = self._model.placement.layers.get(layer.name)
@@ -341,7 +370,11 @@ def _apply(layer: fx.Node, x: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     return layer.target(x, weight, None, *layer.args[3:])  # type: ignore[operator, no-any-return]
 
 
-def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Squared error over the variance of the channels."""
-    spread = expected.movedim(1, 0).flatten(1).var(1).mean()
-    return float((found - expected).square().mean() / (spread + _TINY))
+def _relative(
+    found: torch.Tensor, expected: torch.Tensor, importance: torch.Tensor | None
+) -> float:
+    """Squared error over the variance of the channels, each by its importance."""
+    spread = expected.movedim(1, 0).flatten(1).var(1)
+    error = (found - expected).movedim(1, 0).flatten(1).square().mean(1)
+    weight = torch.ones_like(spread) if importance is None else importance
+    return float((weight * error).mean() / ((weight * spread).mean() + _TINY))

@@ -2,15 +2,21 @@
 
 No baseline is best everywhere: clipping by absolute error rescues MobileOne and harms a vision
 transformer. The calibration images tell, without labels: every baseline reads the same histograms,
-and one more pass compares each one's outputs with the float network's.
+and one more pass compares each one's outputs with the float network's. Behind them come a choice for each tensor
+(`reptrt.calibrators.histogram.by_tensor`) and, with the best of all, corrected biases
+(`reptrt.calibrators.correct_biases`); each is kept where it is better.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from reptrt.calibrators.base import Batches, CalibrationResult, Calibrator
+from reptrt.calibrators.correct_biases import correct_biases
+from reptrt.calibrators.feed import Batch
+from reptrt.calibrators.guard import Guard
+from reptrt.calibrators.histogram.by_tensor import scales_by_tensor
 from reptrt.calibrators.histogram.methods import (
     EntropyCalibrator,
     HistogramCalibrator,
@@ -24,9 +30,12 @@ from reptrt.calibrators.histogram.methods import (
 from reptrt.calibrators.histogram.observers import HistogramObserver
 from reptrt.calibrators.output_noise import (
     ActivationScales,
+    Reference,
     compare_scales,
+    decibel,
     decibels,
     describe_noise,
+    guard_images,
     set_activation_scales,
 )
 from reptrt.calibrators.progress import Progress, no_progress
@@ -37,6 +46,10 @@ from reptrt.calibrators.registry import register_calibrator
 logger = logging.getLogger(__name__)
 
 
+CORRECTED = "biases corrected"
+"""Behind the name of a baseline."""
+BY_TENSOR = "by-tensor"
+"""Among the baselines: the clip of each tensor by itself."""
 CANDIDATES: tuple[type[HistogramCalibrator], ...] = (
     MinMaxCalibrator,
     PercentileCalibrator,
@@ -63,12 +76,43 @@ class BestBaselineCalibrator(Calibrator):
         """See `Calibrator.calibrate`."""
         scale_weights(model)
         observers = read_or_observe(model, batches, self.settings.histograms, progress)
-        scales = baseline_scales(model, observers, progress)
-        noise = compare_scales(model, batches, scales, float_copy(model), progress)
-        best = min(noise, key=lambda name: noise[name])
-        set_activation_scales(model, scales[best])
-        logger.info("best: kept %s of %s", best, describe_noise(noise))
-        return CalibrationResult(best, compared=decibels(noise))
+        reference, images = float_copy(model), guard_images(batches)
+        _, noise = compare_baselines(model, observers, images, reference, progress)
+        guard = Guard(model, reference, images, noise)
+        baseline, notes = guard.best, {}
+        correct_biases(model, images, progress)
+        guard.take_if_better(f"{baseline}, {CORRECTED}")
+        if guard.best != baseline:
+            before, after = (decibel(guard.noise[name]) for name in (baseline, guard.best))
+            notes["Biases"] = f"corrected: {after:.1f} dB at the outputs, {before:.1f} without"
+        logger.info("best: kept %s of %s", guard.best, describe_noise(guard.noise))
+        return CalibrationResult(baseline, notes, compared=decibels(guard.noise))
+
+
+def compare_baselines(
+    model: QuantizedModel,
+    observers: Mapping[str, HistogramObserver],
+    images: Sequence[Batch],
+    reference: Reference,
+    progress: Progress = no_progress,
+) -> tuple[dict[str, ActivationScales], dict[str, float]]:
+    """Scales by every baseline, and the noise that each leaves at the outputs; the model gets the best one's.
+
+    Args:
+        model: its weights have scales.
+        observers: histograms of what its activation quantizers read.
+        images: on which the baselines are compared, and scales of each tensor chosen.
+        reference: the float network.
+        progress: called as work advances.
+    """
+    scales = baseline_scales(model, observers, progress)
+    noise = compare_scales(model, images, scales, reference, progress)
+    best = min(noise, key=lambda name: noise[name])
+    scales[BY_TENSOR] = scales_by_tensor(model, images, scales, best, progress)
+    noise |= compare_scales(model, images, {BY_TENSOR: scales[BY_TENSOR]}, reference)
+    best = min(noise, key=lambda name: noise[name])
+    set_activation_scales(model, scales[best])
+    return scales, noise
 
 
 def baseline_scales(

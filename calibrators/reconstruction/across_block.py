@@ -23,7 +23,9 @@ from pathlib import Path
 import torch
 
 from reptrt.calibrators.base import Batches, BlockFit, CalibrationResult, Calibrator
-from reptrt.calibrators.histogram.best import CANDIDATES
+from reptrt.calibrators.correct_biases import NUM_IMAGES, correct_biases
+from reptrt.calibrators.guard import Guard
+from reptrt.calibrators.histogram.best import CANDIDATES, CORRECTED
 from reptrt.calibrators.importance import NO_IMPORTANCE, find_importance
 from reptrt.calibrators.output_noise import guard_images
 from reptrt.calibrators.progress import Progress, no_progress, share_of
@@ -33,7 +35,6 @@ from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, activation_nodes, float_overrides
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
 from reptrt.calibrators.reconstruction.baseline_guard import (
-    Guard,
     has_few_bits,
     start_at_best_baseline,
 )
@@ -58,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 OBSERVING = 1.5
 """Times the network, what it costs to run it and to count every activation."""
+CLIPPING, CORRECTING = 6.0, 4.0
+"""Likewise of an image that clips of each tensor, and corrected biases, are chosen on."""
 CHOOSING = 0.15
 """Seconds for the scales of one activation by all baselines."""
 FITTING, FITTING_COLUMN = 0.15, 1e-3
@@ -90,11 +93,14 @@ class AcrossBlockCalibrator(Calibrator):
         Returns:
             A guard that compares the result with this start, and overrides for the float network.
         """
-        guard = start_at_best_baseline(model, batches, chosen, progress)
         float_network = float_overrides(model)
+        guard = start_at_best_baseline(model, batches, chosen, progress)
         if has_few_bits(model):
             fit_weights(model, batches, self.settings.seed, progress)
             guard.take_if_better("gptq")
+        else:
+            correct_biases(model, guard_images(batches), progress)
+            guard.take_if_better(f"{guard.best}, {CORRECTED}")
         return guard, float_network
 
     def phases(self, model: QuantizedModel, batches: Batches, seconds: float) -> dict[str, float]:
@@ -111,8 +117,11 @@ class AcrossBlockCalibrator(Calibrator):
             "choose scales": CHOOSING * len(model.activation_quantizers),
             "compare baselines": seconds * judged * (1 + len(CANDIDATES)),
         }
+        found["clip tensors"] = CLIPPING * seconds * min(judged, NUM_IMAGES)
         if has_few_bits(model):
             found["fit weights"] = seconds_to_fit(model)
+        else:
+            found["correct biases"] = CORRECTING * seconds * min(judged, NUM_IMAGES)
         return found
 
     def calibrate(

@@ -19,13 +19,13 @@ from dataclasses import replace
 import torch
 
 from reptrt.calibrators.base import DEFAULT_SETTINGS, Batches
+from reptrt.calibrators.guard import Guard
 from reptrt.calibrators.output_noise import guard_images, output_noise
 from reptrt.calibrators.progress import Progress
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import TensorQuantizer
 from reptrt.calibrators.quantized.run_nodes import Overrides, float_copy, float_overrides
 from reptrt.calibrators.reconstruction.across_block import AcrossBlockCalibrator, seconds_to_fit
-from reptrt.calibrators.reconstruction.baseline_guard import Guard
 from reptrt.calibrators.registry import register_calibrator
 from reptrt.calibrators.settings import Reconstruction, Settings
 from reptrt.calibrators.transformers.dual_clipping import learn_thresholds

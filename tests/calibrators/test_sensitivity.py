@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import nn
 
 from reptrt.calibrators.feed import Feed, shake
-from reptrt.calibrators.histogram.best import BestBaselineCalibrator
-from reptrt.calibrators.histogram.methods import MseCalibrator
+from reptrt.calibrators.histogram.best import compare_baselines
+from reptrt.calibrators.histogram.methods import MseCalibrator, observe_activations, scale_weights
 from reptrt.calibrators.output_noise import decibel, output_noise, worst_noise
 from reptrt.calibrators.quantized.half_rest import HalfRest
 from reptrt.calibrators.quantized.placement import place_quantizers
@@ -114,6 +115,13 @@ def test_no_more_layers_are_left_out_than_the_outputs_need() -> None:
     assert all(quantizer.enabled for quantizer in quantizers)
 
 
+def set_best_scales(model: QuantizedModel, images: Sequence[torch.Tensor]) -> None:
+    """Those of `best`, whose corrected biases are for all layers in INT8."""
+    scale_weights(model)
+    observers = observe_activations(model, images)
+    compare_baselines(model, observers, images, float_copy(model))
+
+
 def test_every_layer_is_measured_alone_and_all_that_is_left_together(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -124,7 +132,7 @@ def test_every_layer_is_measured_alone_and_all_that_is_left_together(
     assert list(found) == ["worst", "second"]
     model = quantized(TwoWideChannels(), {})
     reference = float_copy(model)
-    BestBaselineCalibrator().calibrate(model, IMAGES[:1])
+    set_best_scales(model, IMAGES[:1])
     read = {point.edges[0][1]: point.name for point in model.placement.points}
     quantizers = {
         layer: model.activation_quantizers[read[node]]
@@ -144,7 +152,7 @@ def test_every_layer_is_measured_alone_and_all_that_is_left_together(
 def test_the_best_baseline_decides_whether_anything_is_left_out() -> None:
     model = quantized(TwoWideChannels(), {})
     reference = float_copy(model)
-    BestBaselineCalibrator().calibrate(model, IMAGES[:1])
+    set_best_scales(model, IMAGES[:1])
     best = decibel(output_noise(model, IMAGES[:1], reference))
     found = [
         find_sensitive_layers(
@@ -267,7 +275,7 @@ class CalmAndWide(nn.Module):
 def test_the_worst_output_has_to_be_as_close_where_that_is_the_aim() -> None:
     model = quantized(CalmAndWide(), {})
     reference = float_copy(model)
-    BestBaselineCalibrator().calibrate(model, IMAGES[:1])
+    set_best_scales(model, IMAGES[:1])
     mean = decibel(output_noise(model, IMAGES[:1], reference))
     worst = decibel(worst_noise(model, IMAGES[:1], reference))
     assert worst < mean - 2

@@ -9,7 +9,7 @@ from torch import nn
 from reptrt.calibrators.channels.choose import choose_factors
 from reptrt.calibrators.channels.rewrite import scale_channels
 from reptrt.calibrators.channels.sites import column_sizes
-from reptrt.calibrators.histogram.best import BestBaselineCalibrator
+from reptrt.calibrators.histogram.methods import MinMaxCalibrator
 from reptrt.calibrators.output_noise import decibel, output_noise
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import float_copy
@@ -45,7 +45,7 @@ def model(widest: float, activation: str = "hardswish") -> QuantizedModel:
 
 def snr(network: QuantizedModel) -> float:
     reference = float_copy(network)
-    BestBaselineCalibrator().calibrate(network, IMAGES)
+    MinMaxCalibrator().calibrate(network, IMAGES)
     return decibel(output_noise(network, IMAGES, reference))
 
 
@@ -142,3 +142,20 @@ def test_channels_scaled_up_behind_which_weights_are_scaled_down_cost_nothing() 
         scale_channels(model, choose_factors(model, IMAGES))
         found.append(snr(model))
     assert found[1] > found[0] - 1.5
+
+
+@pytest.mark.parametrize(("read", "gains"), [("narrow", True), ("wide", False)])
+def test_an_error_counts_by_how_much_the_outputs_depend_on_its_channel(
+    read: str, gains: bool
+) -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return net.last(net.depthwise(nn.functional.hardswish(net.first(x))))
+
+    depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+    net = randomize(Network(forward, first=conv(3, 16, 3), depthwise=depthwise, last=conv(16, 4)))
+    with torch.no_grad():
+        net.first.weight[0] *= 100
+        rows = slice(1, None) if read == "wide" else slice(0, 1)
+        net.last.weight[:, rows] = 0
+    found = choose_factors(quantized(trace(net, (SIZE, SIZE))), IMAGES)
+    assert any(name.startswith("hardswish") for name in found) == gains

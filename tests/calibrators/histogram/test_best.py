@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from reptrt.calibrators.histogram.best import CANDIDATES, BestBaselineCalibrator
+from reptrt.calibrators.histogram import best
+from reptrt.calibrators.histogram.best import CANDIDATES, CORRECTED, BestBaselineCalibrator
 from reptrt.calibrators.histogram.methods import MaeCalibrator, MseCalibrator
 from reptrt.calibrators.output_noise import compare_scales, decibel, set_activation_scales
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
@@ -48,9 +49,10 @@ def test_clean_images_need_no_clipping() -> None:
     model = two_convolutions()
     result = BestBaselineCalibrator().calibrate(model, uniform_images())
     notes = result.compared
-    assert list(notes) == ["minmax", "percentile", "entropy", "mse", "mae"]
-    assert notes[result.method] == max(notes.values())
-    assert notes["minmax"] >= max(notes.values()) - 0.5
+    names = ["minmax", "percentile", "entropy", "mse", "mae", "by-tensor"]
+    assert list(notes) == [*names, f"{result.method}, {CORRECTED}"]
+    assert notes[result.method] == max(notes[name] for name in names)
+    assert notes["minmax"] >= notes[result.method] - 0.5
 
 
 def test_gaussian_images_pick_min_max_over_every_clip_by_error() -> None:
@@ -68,8 +70,27 @@ def test_planted_outliers_are_clipped_and_the_notes_say_why() -> None:
     model = two_convolutions()
     result = BestBaselineCalibrator().calibrate(model, images_with_outliers())
     notes = result.compared
-    assert notes[result.method] == max(notes.values())
+    *names, corrected = notes
+    assert notes[result.method] == max(notes[name] for name in names)
     assert result.method != "minmax"
+    assert notes[corrected] > notes[result.method]
+    assert result.notes["Biases"].startswith(f"corrected: {notes[corrected]:.1f} dB")
+
+
+def test_biases_stay_as_they_are_where_correcting_them_does_not_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, images = two_convolutions(), uniform_images()
+    bias = model.graph_module.get_parameter("2.bias")
+    before = bias.clone()
+
+    def spoil(*_: object) -> None:
+        bias.add_(1.0)
+
+    monkeypatch.setattr(best, "correct_biases", torch.no_grad()(spoil))
+    result = BestBaselineCalibrator().calibrate(model, images)
+    assert torch.equal(bias, before)
+    assert result.notes == {}
 
 
 def test_the_best_scales_stay_in_the_model() -> None:

@@ -209,7 +209,7 @@ def test_the_same_images_give_the_same_scales_to_the_bit(name: str) -> None:
 def test_images_are_streamed_one_batch_at_a_time(name: str) -> None:
     stream = Stream(lambda i: smooth_images(4, seed=i), 5)
     calibrate(name, stream)
-    assert len(stream.alive) == (10 if name == "best" else 5)
+    assert len(stream.alive) == (9 if name == "best" else 5)  # it compares on four batches
     assert max(stream.alive[:5]) <= 1
 
 
