@@ -70,6 +70,9 @@ def scales_by_tensor(
         for name, quantizer in model.activation_quantizers.items()
         if quantizer.is_uniform and quantizer.axis is None
     }
+    chosen = dict(scales[best])
+    if not known:
+        return chosen
     tried = {
         name: _candidates([float(one[name]) for one in scales.values()]) for name in known.values()
     }
@@ -95,7 +98,6 @@ def scales_by_tensor(
             for name, shifts in moved.items():
                 noise[name] += (shifts.square().mean(1) / FLOOR).log1p().sum(1)
             progress("clip tensors", done, len(chunks))
-    chosen = dict(scales[best])
     for name, sums in noise.items():
         if sums.isfinite().all() and sums.any():
             chosen[name] = torch.full_like(chosen[name], tried[name][int(sums.argmin())])
@@ -118,12 +120,11 @@ def _shifts(
     count: int,
 ) -> torch.Tensor:
     """How far quantizing `value`, of `count` images, moves the outputs: [scales, probes, images]."""
-    known = [index for index, gradient in enumerate(gradients) if gradient is not None]
     found = torch.zeros(len(scales), len(gradients), count)
-    if not known:
+    known = [gradient.reshape(len(value), -1) for gradient in gradients if gradient is not None]
+    if not known:  # no output depends on it, whatever the signs
         return found
-    is_by_image = len(value) == count
-    along = torch.stack([gradients[index].reshape(len(value), -1) for index in known], 1)
+    along, is_by_image = torch.stack(known, 1), len(value) == count
     before = quantizer.scale.clone()
     quantizer.enabled = True
     for row, scale in zip(found, scales, strict=True):
@@ -132,7 +133,7 @@ def _shifts(
         moved = torch.bmm(along, error)[..., 0]  # [rows, probes]
         if not is_by_image:  # rows of images are interleaved
             moved = (moved.sum(0, keepdim=True) / math.sqrt(count)).expand(count, -1)
-        row[known] = moved.T.cpu()
+        row.copy_(moved.T)
     quantizer.enabled = False
     quantizer.scale.copy_(before)
     return found
