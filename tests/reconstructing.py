@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from reptrt.calibrators.histogram.methods import clip_weights
+from reptrt.calibrators.histogram.best import BY_TENSOR, compare_baselines
+from reptrt.calibrators.histogram.methods import clip_weights, observe_activations, scale_weights
+from reptrt.calibrators.output_noise import set_activation_scales
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
-from reptrt.calibrators.quantized.run_nodes import float_overrides, run_nodes
+from reptrt.calibrators.quantized.run_nodes import float_copy, float_overrides, run_nodes
 from reptrt.calibrators.reconstruction import reconstruct as reconstruction
 from reptrt.calibrators.reconstruction.across_block import size
 from reptrt.calibrators.reconstruction.activation_cache import ActivationCache
@@ -71,7 +73,13 @@ def baseline(name: str, bits: tuple[int, int], count: int) -> QuantizedModel:
     """The network with outliers by `gptq`, or by baseline `name`, weights clipped: where learning may start."""
     model = quantized(with_outliers(), bits)
     model.graph_module.requires_grad_(False)
-    create_calibrator(name).calibrate(model, batches(count))
+    if name == BY_TENSOR:
+        scale_weights(model)
+        observers, images = observe_activations(model, batches(count)), batches(count)
+        scales, _ = compare_baselines(model, observers, images, float_copy(model))
+        set_activation_scales(model, scales[BY_TENSOR])
+    else:
+        create_calibrator(name).calibrate(model, batches(count))
     if name != "gptq":
         clip_weights(model)
     return model

@@ -57,7 +57,7 @@ def test_wide_values_are_clipped_where_no_output_depends_on_them_and_kept_where_
         for node, layer in model.placement.layers.items()
     }
     unread, read = (float(found[by_layer[name]]) for name in ("unread", "read"))
-    assert unread < 1.1 / 127  # the other channels end at 1
+    assert unread < 1.3 / 127  # a step of scales above the end of the other channels
     assert read == pytest.approx(WIDE / 127, rel=0.05)
     assert float(scales["minmax"][by_layer["unread"]]) == pytest.approx(WIDE / 127, rel=0.01)
 

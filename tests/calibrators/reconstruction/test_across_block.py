@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import fx
 
 from reptrt.calibrators.base import CalibrationResult
-from reptrt.calibrators.histogram.best import CANDIDATES
+from reptrt.calibrators.histogram.best import BY_TENSOR, CANDIDATES
 from reptrt.calibrators.histogram.methods import channel_amax
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
@@ -85,7 +85,7 @@ def test_with_outliers_it_beats_every_baseline_at_6_bits(
     model, result = long
     found = snrs(result)
     assert result.method == "repapq"
-    baselines = [candidate.name for candidate in CANDIDATES]
+    baselines = [*(candidate.name for candidate in CANDIDATES), BY_TENSOR]
     assert list(found) == ["repapq", *baselines, "gptq"]
     assert found["repapq"] > max(found[name] for name in baselines) + 1
     assert found["repapq"] > found["gptq"]
@@ -127,7 +127,7 @@ def test_the_methods_it_is_compared_with_run_and_learn_something_else(
     model, result = learn(thorough(reconstruction=SHORT), method)
     assert next(iter(snrs(result))) == method
     assert result.blocks[0].name == "0.rbr_reparam"
-    assert len(differing(state_of(model), short)) > 5
+    assert len(differing(state_of(model), short)) > 3
 
 
 def test_the_methods_differ_in_loss_stage_and_inputs_alone() -> None:
@@ -229,7 +229,7 @@ def test_a_learning_that_fails_leaves_the_best_baseline_bit_for_bit(
 def test_without_a_step_it_is_the_best_of_what_it_may_start_from() -> None:
     found = snrs(learn(thorough(reconstruction=Reconstruction(iterations=0)))[1])
     assert found.pop("repapq") == max(found.values())
-    assert found.keys() == {*(candidate.name for candidate in CANDIDATES), "gptq"}
+    assert found.keys() == {*(candidate.name for candidate in CANDIDATES), BY_TENSOR, "gptq"}
 
 
 @pytest.mark.parametrize("half_range", [True, False])

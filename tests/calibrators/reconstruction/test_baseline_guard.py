@@ -5,7 +5,9 @@ import logging
 import pytest
 import torch
 
-from reptrt.calibrators.histogram.best import CANDIDATES
+from reptrt.calibrators.guard import Guard
+from reptrt.calibrators.histogram import best
+from reptrt.calibrators.histogram.best import BY_TENSOR, CANDIDATES
 from reptrt.calibrators.histogram.methods import scale_weights
 from reptrt.calibrators.output_noise import GUARD_BATCHES, guard_images, output_noise
 from reptrt.calibrators.progress import no_progress
@@ -14,7 +16,6 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.quantizers import IntegerGrid
 from reptrt.calibrators.reconstruction import baseline_guard
 from reptrt.calibrators.reconstruction.baseline_guard import (
-    Guard,
     start_at_best_baseline,
     use_all_codes,
     weights_of_8_bits,
@@ -24,6 +25,7 @@ from tests.reconstructing import baseline, batches, differing, state_of, with_ou
 from tests.tiny_networks import quantized, traced
 
 CHOSEN = Reconstruction()
+NAMES = [*(candidate.name for candidate in CANDIDATES), BY_TENSOR]
 
 
 def guarded(
@@ -42,7 +44,7 @@ def noise_of(model: QuantizedModel) -> float:
 
 
 def best_of_all(bits: tuple[int, int] = (6, 6)) -> str:
-    noise = {c.name: noise_of(baseline(c.name, bits, 32)) for c in CANDIDATES}
+    noise = {name: noise_of(baseline(name, bits, 32)) for name in NAMES}
     return min(noise, key=lambda name: noise[name])
 
 
@@ -62,15 +64,18 @@ def test_where_weights_leave_no_signal_learning_starts_at_the_best_behind_8_bits
 ) -> None:
     widths = []
 
-    def compare(model: QuantizedModel, *_: object) -> dict[str, float]:
+    def compare(
+        model: QuantizedModel, _: object, scales: dict[str, object], *__: object
+    ) -> dict[str, float]:
         widths.append({q.grid.num_bits for q in model.weight_quantizers.values()})
-        noise = dict.fromkeys([candidate.name for candidate in CANDIDATES], 5.0)
-        return {**noise, **({"minmax": least} if len(widths) == 1 else {"mae": 0.1})}
+        found = {"minmax": least} if len(widths) <= 2 else {"mae": 0.1}
+        return {name: found.get(name, 5.0) for name in scales}
 
-    monkeypatch.setattr(baseline_guard, "compare_scales", compare)
+    for module in (best, baseline_guard):
+        monkeypatch.setattr(module, "compare_scales", compare)
     model, _ = guarded((bits, 6))
     assert differing(state_of(model), state_of(baseline(start, (bits, 6), 32))) == set()
-    assert widths == ([{4}, {8}] if start == "mae" else [{bits}])
+    assert widths == ([{4}, {4}, {8}] if start == "mae" else [{bits}, {bits}])
 
 
 def test_weights_have_8_bits_for_a_while_and_are_as_before_behind_it() -> None:
@@ -96,7 +101,7 @@ def test_a_worse_model_is_replaced_by_the_best_baseline_bit_for_bit(
     assert method == best_of_all()
     assert differing(state_of(model), state_of(baseline(method, (6, 6), 32))) == set()
     found = decibels
-    assert list(found) == ["repapq", *(candidate.name for candidate in CANDIDATES)]
+    assert list(found) == ["repapq", *NAMES]
     assert found[method] == max(found.values()) > 10 > abs(found["repapq"])  # no signal is left
     assert f"kept {method}" in caplog.text
 
@@ -135,7 +140,7 @@ def test_a_model_that_computes_nan_is_replaced() -> None:
     model, guard = guarded()
     model.weight_of("6")[0, 0] = float("nan")
     method, _ = guard.keep_better("repapq")
-    assert method in {candidate.name for candidate in CANDIDATES}
+    assert method in NAMES
     assert differing(state_of(model), state_of(baseline(method, (6, 6), 32))) == set()
 
 

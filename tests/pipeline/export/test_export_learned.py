@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from reptrt.calibrators.guard import Guard
 from reptrt.calibrators.histogram.methods import MinMaxCalibrator
 from reptrt.calibrators.quantized.biases import round_biases
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.reconstruction.across_block import AcrossBlockCalibrator
-from reptrt.calibrators.guard import Guard
 from reptrt.calibrators.settings import Reconstruction, Settings
 from reptrt.models.card import ModelCard
 from reptrt.models.spec import Preprocess
