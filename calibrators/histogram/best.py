@@ -32,7 +32,6 @@ from reptrt.calibrators.output_noise import (
     ActivationScales,
     Reference,
     compare_scales,
-    decibel,
     decibels,
     describe_noise,
     guard_images,
@@ -46,8 +45,6 @@ from reptrt.calibrators.registry import register_calibrator
 logger = logging.getLogger(__name__)
 
 
-CORRECTED = "biases corrected"
-"""Behind the name of a baseline."""
 BY_TENSOR = "by-tensor"
 """Among the baselines: the clip of each tensor by itself."""
 CANDIDATES: tuple[type[HistogramCalibrator], ...] = (
@@ -79,14 +76,15 @@ class BestBaselineCalibrator(Calibrator):
         reference, images = float_copy(model), guard_images(batches)
         _, noise = compare_baselines(model, observers, images, reference, progress)
         guard = Guard(model, reference, images, noise)
-        baseline, notes = guard.best, {}
         correct_biases(model, images, progress)
-        guard.take_if_better(f"{baseline}, {CORRECTED}")
-        if guard.best != baseline:
-            before, after = (decibel(guard.noise[name]) for name in (baseline, guard.best))
-            notes["Biases"] = f"corrected: {after:.1f} dB at the outputs, {before:.1f} without"
+        guard.take_if_better(with_biases(guard.best))
         logger.info("best: kept %s of %s", guard.best, describe_noise(guard.noise))
-        return CalibrationResult(baseline, notes, compared=decibels(guard.noise))
+        return CalibrationResult(guard.best, compared=decibels(guard.noise))
+
+
+def with_biases(baseline: str) -> str:
+    """What `baseline` is called, where biases are corrected behind it."""
+    return f"{baseline} + biases"
 
 
 def compare_baselines(

@@ -25,7 +25,7 @@ import torch
 from reptrt.calibrators.base import Batches, BlockFit, CalibrationResult, Calibrator
 from reptrt.calibrators.correct_biases import NUM_IMAGES, correct_biases
 from reptrt.calibrators.guard import Guard
-from reptrt.calibrators.histogram.best import CANDIDATES, CORRECTED
+from reptrt.calibrators.histogram.best import CANDIDATES, with_biases
 from reptrt.calibrators.importance import NO_IMPORTANCE, find_importance
 from reptrt.calibrators.output_noise import guard_images
 from reptrt.calibrators.progress import Progress, no_progress, share_of
@@ -100,7 +100,7 @@ class AcrossBlockCalibrator(Calibrator):
             guard.take_if_better("gptq")
         else:
             correct_biases(model, guard_images(batches), progress)
-            guard.take_if_better(f"{guard.best}, {CORRECTED}")
+            guard.take_if_better(with_biases(guard.best))
         return guard, float_network
 
     def phases(self, model: QuantizedModel, batches: Batches, seconds: float) -> dict[str, float]:
