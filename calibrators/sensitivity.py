@@ -16,8 +16,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch, num_pixels, shake
 from reptrt.calibrators.first_order import join_samples, sample_noise
@@ -28,6 +26,7 @@ from reptrt.calibrators.output_noise import (
     decibel,
     guard_images,
     output_noise,
+    remembering,
     worst_noise,
 )
 from reptrt.calibrators.progress import Progress, no_progress, share_of
@@ -142,13 +141,7 @@ def find_sensitive_in_calibrated(
     """As `find_sensitive_layers`, with the scales that `model` has; `reference` is its float network."""
     images = compared_images(model, batches)
     draws = [images, *(shaken_images(images) if aim.of_worst else ())]
-    with torch.no_grad():
-        known = {
-            id(batch): reference(batch) for draw in draws for batch in draw
-        }  # once, not with every measurement
-
-    def expected(batch: Batch) -> tuple[torch.Tensor, ...]:
-        return known[id(batch)]
+    expected = remembering(reference, [batch for draw in draws for batch in draw])
 
     def measure(draw: Sequence[Batch] = images) -> float:
         find_noise = worst_noise if aim.of_worst else output_noise

@@ -35,6 +35,7 @@ from reptrt.calibrators.output_noise import (
     decibels,
     describe_noise,
     guard_images,
+    remembering,
     set_activation_scales,
 )
 from reptrt.calibrators.progress import Progress, no_progress
@@ -73,7 +74,8 @@ class BestBaselineCalibrator(Calibrator):
         """See `Calibrator.calibrate`."""
         scale_weights(model)
         observers = read_or_observe(model, batches, self.settings.histograms, progress)
-        reference, images = float_copy(model), guard_images(batches)
+        images = guard_images(batches)
+        reference = remembering(float_copy(model), images)
         _, noise = compare_baselines(model, observers, images, reference, progress)
         guard = Guard(model, reference, images, noise)
         correct_biases(model, images, progress)

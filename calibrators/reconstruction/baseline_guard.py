@@ -13,6 +13,7 @@ from reptrt.calibrators.histogram.methods import clip_weights, observe_activatio
 from reptrt.calibrators.output_noise import (
     compare_scales,
     guard_images,
+    remembering,
     set_activation_scales,
 )
 from reptrt.calibrators.progress import Progress
@@ -39,13 +40,13 @@ def start_at_best_baseline(
         chosen: whether all 256 codes of 8 bits are used where that is free.
         progress: called as work advances.
     """
-    reference = float_copy(model)
+    images = guard_images(batches)
+    reference = remembering(float_copy(model), images)
     scale_weights(model)
     clip_weights(model)
     observers = observe_activations(model, batches, progress)
     if chosen.half_range:
         use_all_codes(model)
-    images = guard_images(batches)
     scales, noise = compare_baselines(model, observers, images, reference, progress)
     guard = Guard(model, reference, images, noise)
     if has_few_bits(model) and min(noise.values()) >= 1:
