@@ -37,6 +37,7 @@ __all__ = [
     "layer_name",
     "merged_layers",
     "name_by_operator",
+    "open_axes",
     "set_parameter",
     "tensor_bytes",
     "trace",
@@ -89,7 +90,7 @@ def trace_inputs(
     """Record `module` on any inputs, in the order of `forward`; see `trace`."""
     parameter = next(module.parameters(), torch.empty(0))
     examples = example_tensors(inputs, batch_size, parameter.device)
-    shapes = tuple(_open_axes(one, batch_size) for one in inputs)
+    shapes = tuple(open_axes(one, batch_size) for one in inputs)
     try:
         with _quiet():
             program = torch.export.export(module, examples, dynamic_shapes=shapes)
@@ -122,7 +123,7 @@ def example_tensors(
     )
 
 
-def _open_axes(one: NetworkInput, batch_size: int | None) -> dict[int, object]:
+def open_axes(one: NetworkInput, batch_size: int | None) -> dict[int, object]:
     """Axes of an input that stay symbols."""
     offset = int(one.batched)
     axes = [side + offset for side in one.open_sides]
@@ -155,7 +156,7 @@ def _require_open(
     for one, node in zip(inputs, placeholders, strict=True):
         fixed = [
             axis
-            for axis in _open_axes(one, batch_size)
+            for axis in open_axes(one, batch_size)
             if node.users and is_concrete_int(node.meta["val"].shape[axis])
         ]
         if fixed == [0] or (fixed and 0 in fixed and one.batched):

@@ -29,12 +29,13 @@ from reptrt.engines.inspection.placement_notes import (
 )
 from reptrt.engines.report_schema import OperatorIsland
 from reptrt.models.card import ModelCard
-from reptrt.models.graph import example_tensors
+from reptrt.models.graph import example_tensors, open_axes
 from reptrt.models.inputs import NetworkInput
 from reptrt.models.onnx_import.islands import IslandNote
 from reptrt.models.onnx_import.tail import Tail
 from reptrt.pipeline.export.lighter_exporter import lighten_exporter
 from reptrt.pipeline.export.lowering import lower, lower_float
+from reptrt.pipeline.export.program import as_program, is_recorded
 from reptrt.pipeline.export.put_back import (
     mark_islands,
     put_islands_back,
@@ -145,12 +146,12 @@ def _to_onnx(
     state = module.state_dict()
     device = next(iter(state.values())).device if state else torch.device("cpu")
     examples = example_tensors(card.inputs, batch_size, device)
-    shapes = _dynamic_shapes(card.inputs, batch_size)
+    shapes = tuple(open_axes(one, batch_size) for one in card.inputs)
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                module.eval(),
+                as_program(module, examples, shapes) if is_recorded(module) else module.eval(),
                 examples,
                 dynamo=True,
                 opset_version=OPSET,
@@ -169,27 +170,11 @@ def _to_onnx(
         program.optimize()  # this folds transposed weights into nameless constants,
         _name_layers(program.model.graph)  # and makes new nodes
     proto: onnx.ModelProto = program.model_proto
-    if any(one.open_sides for one in card.inputs):
-        _name_sides(proto, card.inputs)
+    _name_sides(proto, card.inputs)
     put_islands_back(proto)
     if tail is not None:
         put_tail_back(proto, tail, [one.name for one in card.inputs])
     return proto
-
-
-def _dynamic_shapes(
-    inputs: Sequence[NetworkInput], batch_size: int | None
-) -> tuple[dict[int, Any], ...]:
-    """Symbol of each axis that stays open; sides get their names afterwards (`_name_sides`)."""
-    is_sized = any(one.open_sides for one in inputs)
-    batch: Any = torch.export.Dim.AUTO if is_sized else torch.export.Dim(_BATCH)
-    found = []
-    for one in inputs:
-        axes: dict[int, Any] = {0: batch} if one.batched and batch_size is None else {}
-        for side in one.open_sides:
-            axes[side + one.batched] = torch.export.Dim.AUTO
-        found.append(axes)
-    return tuple(found)
 
 
 def _name_sides(proto: onnx.ModelProto, inputs: Sequence[NetworkInput]) -> None:
