@@ -13,19 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from reptrt.models.onnx_import.computed_norms import write_norm
 from reptrt.models.onnx_import.fourier import write_transform
-from reptrt.models.onnx_import.values import run_onnx_feeds
+from reptrt.models.onnx_import.values import Array, run_operator
 from reptrt.models.onnx_import.writer import Writer
 
-Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 SHAPED = (
     "AffineGrid", "MaxPool", "MaxUnpool", "Col2Im", "DeformConv", "BatchNormalization",
@@ -208,7 +204,9 @@ def _along(writer: Writer, node: gs.Node, axis: int, side: int) -> Array:
     region, scales, sizes = [*inputs, *[np.zeros(0)] * 2][:3]
     if place is None:
         return np.eye(side, dtype=np.float32)
-    values = {"x": np.eye(side, dtype=np.float32)[None, None]}
+    values: dict[str, Array | None] = {
+        "x": np.eye(side, dtype=np.float32)[None, None], "roi": None, "scales": None, "sizes": None,
+    }  # fmt: skip
     if region.size:
         ends = [region[place], region[place + len(axes)]]
         values["roi"] = np.array([0, 0, ends[0], 0, 1, 1, ends[1], 1], np.float32)
@@ -216,20 +214,8 @@ def _along(writer: Writer, node: gs.Node, axis: int, side: int) -> Array:
         values["scales"] = np.array([1, 1, scales[place], 1], np.float32)
     else:
         values["sizes"] = np.array([1, 1, sizes[place], side], np.int64)
-    read = [name if name in values else "" for name in ("x", "roi", "scales", "sizes")]
     attrs = {key: value for key, value in node.attrs.items() if key != "axes"}
-    one = onnx.helper.make_node("Resize", read, ["y"], **attrs)
-    stated = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-        )
-        for name, value in values.items()
-    ]
-    made = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
-    graph = onnx.helper.make_graph([one], "resize", stated, made)
-    opset = [onnx.helper.make_opsetid("", writer.opset)]
-    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
-    return np.asarray(run_onnx_feeds(model, values)["y"][0, 0], np.float32)
+    return np.asarray(run_operator("Resize", values, attrs, writer.opset)[0, 0], np.float32)
 
 
 def _integers(tensor: gs.Tensor) -> Sequence[int]:

@@ -11,10 +11,9 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from reptrt.models.onnx_import.values import Array, run_onnx_feeds
+from reptrt.models.onnx_import.values import Array, run_operator
 from reptrt.models.onnx_import.writer import Writer
 
 _AXIS_IS_AN_INPUT = 20  # from this opset on
@@ -66,23 +65,9 @@ def _length(node: gs.Node) -> int | None:
 def _matrix(node: gs.Node, opset: int, side: int, parts: int, length: int | None) -> Array:
     """[bins x parts, side x parts]: what a DFT makes of each unit vector of `side` samples of `parts` parts."""
     units = np.eye(side * parts, dtype=np.float32).reshape(-1, side, parts)
-    values: dict[str, Array] = {"x": units}
-    if length is not None:
-        values["length"] = np.array(length, np.int64)
     attrs = {key: value for key, value in node.attrs.items() if key != "axis"}
     if opset < _AXIS_IS_AN_INPUT:
         attrs["axis"] = 1
-    read = [name if name in values else "" for name in ("x", "length")]
-    one = onnx.helper.make_node("DFT", read, ["y"], **attrs)
-    stated = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-        )
-        for name, value in values.items()
-    ]
-    made = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
-    graph = onnx.helper.make_graph([one], "dft", stated, made)
-    ids = [onnx.helper.make_opsetid("", opset)]
-    model = onnx.helper.make_model(graph, opset_imports=ids, ir_version=8)
-    found = run_onnx_feeds(model, values)["y"]
+    shown = None if length is None else np.array(length, np.int64)
+    found = run_operator("DFT", {"x": units, "length": shown}, attrs, opset)
     return np.ascontiguousarray(found.reshape(len(units), -1).T, np.float32)

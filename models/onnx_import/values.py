@@ -79,6 +79,34 @@ def run_onnx_feeds(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[s
         return dict(zip(names, open_session(proto).run(names, dict(feeds)), strict=True))
 
 
+def run_operator(
+    op_type: str, inputs: Mapping[str, Array | None], attrs: Mapping[str, Any], opset: int
+) -> Array:
+    """What one operator with one output makes; errors as in `run_onnx`.
+
+    Args:
+        op_type: its name.
+        inputs: in its order; None for one that is left out.
+        attrs: of the node.
+        opset: that the node is of.
+    """
+    values = {name: value for name, value in inputs.items() if value is not None}
+    read = [name if name in values else "" for name in inputs]
+    node = onnx.helper.make_node(op_type, read, ["y"], **attrs)
+    stated = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
+        for name, value in values.items()
+    ]
+    made = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    graph = onnx.helper.make_graph([node], op_type, stated, made)
+    ids = [onnx.helper.make_opsetid("", opset)]
+    return run_onnx_feeds(onnx.helper.make_model(graph, opset_imports=ids, ir_version=8), values)[
+        "y"
+    ]
+
+
 def open_session(proto: onnx.ModelProto) -> Any:
     """A session of ONNX Runtime without optimizations, on the CPU."""
     import onnxruntime  # here: importing it starts a thread, which no process that forks may have
