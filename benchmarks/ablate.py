@@ -34,7 +34,7 @@ from reptrt.models.graph import INPUT_NAME, merged_layers
 from reptrt.models.load import load_model
 from reptrt.models.spec import PreprocessOverrides
 from reptrt.pipeline.data.datasets import open_evaluation, open_images
-from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
+from reptrt.pipeline.data.demo_data import SCENES, calibration_scenes, evaluation_scenes
 from reptrt.pipeline.data.feeds import PictureFeeds
 from reptrt.pipeline.data.torch_batches import calibration_batches
 from reptrt.pipeline.export.prepare import Network, open_network
@@ -186,7 +186,7 @@ def run(case: Case, threads: int) -> dict[str, Any]:
         )
     settings = Settings(recipe.seed, recipe.reconstruction, effort=recipe.effort)
     calibrator = create_calibrator(name, settings)
-    scenes = Path("build/demo-scenes")
+    scenes = Path("build", SCENES)
     images = open_images(
         recipe.data or calibration_scenes(recipe.model, scenes),
         loaded.preprocess,

@@ -26,6 +26,7 @@ from reptrt.engines.report_schema import Report, Verdict
 from reptrt.models.load import LoadedModel, load_model, load_module
 from reptrt.pipeline.compare import compare_calibrators
 from reptrt.pipeline.data.datasets import DataError, EvaluationSet
+from reptrt.pipeline.data.demo_data import scenes_ahead
 from reptrt.pipeline.data.in_memory import (
     ImageSource,
     Metric,
@@ -168,6 +169,7 @@ def quantize(
     network = _network(model, evaluate, chosen, root)
     measure = _measure(evaluate, root, network)
     with (
+        scenes_ahead(chosen, root),
         _progress(progress) as show,
         open_run(chosen, root, Caller(_call("quantize", chosen), show), network, measure) as run,
     ):

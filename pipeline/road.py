@@ -7,7 +7,6 @@ import logging
 from reptrt.engines.report_schema import Report
 from reptrt.engines.target import load_backend
 from reptrt.pipeline.budget import calibrate_and_export
-from reptrt.pipeline.data.demo_data import scenes_ahead
 from reptrt.pipeline.engine.build import build_options
 from reptrt.pipeline.gate import require_labels
 from reptrt.pipeline.require import require_boxes
@@ -23,10 +22,9 @@ def run_pipeline(run: Run) -> Report:
     load_backend(run.target)  # what is missing is said now, not after calibration
     build_options(run.recipe, run.target)
     require_boxes(run)
-    with scenes_ahead(run.recipe, run.scenes):
-        open_labelled(run, run.loaded)
-        logger.info("plan: %s", run.plan.model_dump_json())
-        calibrate_and_export(run)
+    open_labelled(run, run.loaded)
+    logger.info("plan: %s", run.plan.model_dump_json())
+    calibrate_and_export(run)
     build(run)
     validate(run)
     return report(run)

@@ -30,7 +30,7 @@ from reptrt.pipeline.data.datasets import (
     open_evaluation,
     open_samples,
 )
-from reptrt.pipeline.data.demo_data import calibration_scenes, evaluation_scenes
+from reptrt.pipeline.data.demo_data import SCENES, calibration_scenes, evaluation_scenes
 from reptrt.pipeline.data.feeds import FeedSet
 from reptrt.pipeline.data.in_memory import MetricFunction
 from reptrt.pipeline.data.stored_feeds import STORED, is_feed_source, sample_feed
@@ -93,7 +93,7 @@ class Run:
     @property
     def scenes(self) -> Path:
         """Where the demo's generated images are kept, shared by all runs."""
-        return self.workspace.folder.parents[2] / "demo-scenes"
+        return self.workspace.folder.parents[2] / SCENES
 
     @cached_property
     def loaded(self) -> LoadedModel:

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -60,16 +60,22 @@ def write_dataset(folder: Path, seeds: Sequence[int], size: int = IMAGE_SIZE) ->
 
 
 @contextmanager
-def written_ahead(folder: Path, seeds: range) -> Iterator[None]:
-    """Let a second process call `write_dataset` during the block.
+def written_ahead(datasets: Mapping[Path, range]) -> Iterator[None]:
+    """Let a second process call `write_dataset` for each folder and its seeds during the block, in their order.
 
-    The block does not depend on it: its own `write_dataset` of that folder waits while the other process
-    writes, and writes what is missing.
+    The block does not depend on it: its own `write_dataset` of a folder waits while the other process
+    writes that, and writes what is missing.
     """
-    if folder.exists():
+    missing = [
+        str(argument)
+        for folder, seeds in datasets.items()
+        if not folder.exists()
+        for argument in (folder, seeds.start, seeds.stop)
+    ]
+    if not missing:
         yield
         return
-    command = [sys.executable, "-m", __name__, str(folder), str(seeds.start), str(seeds.stop)]
+    command = [sys.executable, "-m", __name__, *missing]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as writer:
         try:
             yield
@@ -134,4 +140,5 @@ def _annotate(scene: Scene, image_id: int) -> list[dict[str, object]]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no unfinished folder behind
-    write_dataset(Path(sys.argv[1]), range(int(sys.argv[2]), int(sys.argv[3])))
+    for path, start, stop in zip(*[iter(sys.argv[1:])] * 3, strict=True):
+        write_dataset(Path(path), range(int(start), int(stop)))

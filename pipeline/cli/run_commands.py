@@ -36,6 +36,7 @@ from reptrt.pipeline.cli.options import (
     recipe_options,
     verbose_option,
 )
+from reptrt.pipeline.data.demo_data import scenes_ahead
 from reptrt.pipeline.progress import ProgressBars, StageLines
 from reptrt.pipeline.recipe import (
     BoxSuppression,
@@ -90,10 +91,11 @@ def engine(
         show_dry_run(recipe, workspace, as_json)
         return
     load_backend(resolve_target(recipe.target))  # what is missing is said before PyTorch is there
-    from reptrt.pipeline.road import run_pipeline
+    with scenes_ahead(recipe, workspace):
+        from reptrt.pipeline.road import run_pipeline
 
-    with open_run(recipe, workspace) as run:
-        report = run_pipeline(run)
+        with open_run(recipe, workspace) as run:
+            report = run_pipeline(run)
     show_report(report, run.workspace, as_json, junit)
 
 

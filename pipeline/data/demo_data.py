@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from reptrt.pipeline.recipe import Recipe
 
 NUM_EVALUATION = 200
-_CALIBRATION = "calibration"
+_LABELLED = scenes.EVALUATION[:NUM_EVALUATION]
+SCENES = "demo-scenes"
+"""Where they are kept in the folder of all runs."""
+_CALIBRATION, _EVALUATION = "calibration", "evaluation"
 
 
 def calibration_scenes(model: str, folder: Path) -> Path:
@@ -34,18 +37,28 @@ def calibration_scenes(model: str, folder: Path) -> Path:
     return _write(folder / _CALIBRATION, scenes.CALIBRATION)
 
 
-def scenes_ahead(recipe: Recipe, folder: Path) -> AbstractContextManager[None]:
-    """Let a second process draw `calibration_scenes` during the block, where `recipe` needs them."""
-    if recipe.model != DEMO or recipe.data is not None:
+def scenes_ahead(recipe: Recipe, root: Path) -> AbstractContextManager[None]:
+    """Let a second process draw the scenes that `recipe` needs during the block, while PyTorch is loaded, say.
+
+    Args:
+        recipe: of a run.
+        root: folder of all runs.
+    """
+    if recipe.model != DEMO:
         return nullcontext()
-    return written_ahead(folder / _CALIBRATION, scenes.CALIBRATION)
+    folder, needed = root / SCENES, {}
+    if recipe.evaluation is None:
+        needed[folder / _EVALUATION] = _LABELLED
+    if recipe.data is None:
+        needed[folder / _CALIBRATION] = scenes.CALIBRATION
+    return written_ahead(needed)
 
 
 def evaluation_scenes(model: str, folder: Path) -> Path | None:
     """Folder of labelled scenes for the demo model, None for any other."""
     if model != DEMO:
         return None
-    return _write(folder / "evaluation", scenes.EVALUATION[:NUM_EVALUATION])
+    return _write(folder / _EVALUATION, _LABELLED)
 
 
 def _write(folder: Path, seeds: Sequence[int]) -> Path:

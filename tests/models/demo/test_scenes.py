@@ -118,16 +118,25 @@ def test_a_complete_dataset_is_not_written_again(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".scenes.lock", "scenes"]
 
 
-def test_a_dataset_can_be_written_by_a_second_process_meanwhile(tmp_path):
-    with written_ahead(tmp_path / "ahead", range(3)):
-        _wait_for(tmp_path / "ahead")
+def test_datasets_can_be_written_by_a_second_process_meanwhile(tmp_path):
+    with written_ahead({tmp_path / "first": range(3), tmp_path / "second": range(5, 6)}):
+        _wait_for(tmp_path / "second")
+        assert (tmp_path / "first").exists()
     write_dataset(tmp_path / "here", range(3))
     for one in (tmp_path / "here").iterdir():
-        assert one.read_bytes() == (tmp_path / "ahead" / one.name).read_bytes()
+        assert one.read_bytes() == (tmp_path / "first" / one.name).read_bytes()
+    assert [path.name for path in (tmp_path / "second").glob("*.png")] == ["00000005.png"]
+
+
+def test_what_is_there_is_not_written_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    (tmp_path / "scenes").mkdir()
+    with written_ahead({tmp_path / "scenes": range(3)}):
+        pass
 
 
 def test_who_writes_ahead_ends_with_the_block_and_leaves_nothing(tmp_path):
-    with written_ahead(tmp_path / "scenes", range(1_000_000)):
+    with written_ahead({tmp_path / "scenes": range(1_000_000)}):
         _wait_for(tmp_path / ".scenes.lock")
     assert [path.name for path in tmp_path.iterdir()] == [".scenes.lock"]
 
