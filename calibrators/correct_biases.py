@@ -4,7 +4,9 @@ Rounding a weight moves all positions of a channel the same way. Such errors add
 average out in a pooling, as errors of activations do: in MobileOne-S0 they are most of the noise at the outputs. Nagel
 et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (https://arxiv.org/abs/1906.04721),
 section 4.2: the bias of a layer takes what its output lacks. Here it is measured on calibration images, layer by layer
-in the order of computation, each behind the corrected ones: errors of what a layer reads are corrected too.
+in the order of computation, each behind the corrected ones: errors of what a layer reads are corrected too. An image
+whose outputs are larger than usual counts less: a few with far wider activations, whose clipped values no bias can
+give back, would decide alone. That is ours.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from reptrt.calibrators.quantized.run_nodes import (
 NUM_IMAGES, PIXELS = 64, 32 * 320 * 320
 """Whose means are corrected: so many images, and fewer where that is more pixels."""
 
+_TINY = 1e-12
+
 aten = torch.ops.aten
 
 Visit = Callable[[fx.Node, Sequence[torch.Tensor]], torch.Tensor | None]
@@ -48,16 +52,19 @@ def correct_biases(
     own = own_biases(model)
     at_once = math.inf if model.is_fixed else PIXELS
     chunks = list(first_images(images, NUM_IMAGES, PIXELS, at_once))
+    counts = [len(chunk) for chunk in chunks]
     expected: dict[fx.Node, torch.Tensor] = {}
+    weights: dict[fx.Node, torch.Tensor] = {}
 
     def observe(node: fx.Node, outputs: Sequence[torch.Tensor]) -> None:
         if node in own:
-            expected[node] = _channel_means(node, outputs)
+            expected[node] = _channel_means(node, outputs, counts)
+            weights[node] = _weights(outputs, counts)
 
     def correct(node: fx.Node, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
         if node not in own:
             return None
-        lacks = expected[node] - _channel_means(node, outputs)
+        lacks = weights[node] @ (expected[node] - _channel_means(node, outputs, counts))
         model.graph_module.get_parameter(own[node]).add_(lacks)
         return lacks.view(_shape(node, outputs[0]))
 
@@ -108,10 +115,24 @@ def _walk(
                 del own[known]
 
 
-def _channel_means(layer: fx.Node, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Over all positions of all images, [channels]."""
-    rows = [output.movedim(_axis(layer), 0).flatten(1) for output in outputs]
-    return torch.cat(rows, 1).mean(1)
+def _channel_means(
+    layer: fx.Node, outputs: Sequence[torch.Tensor], counts: Sequence[int]
+) -> torch.Tensor:
+    """Over all positions of each image, [images, channels]."""
+    rows = [output.movedim(_axis(layer), -1) for output in outputs]
+    channels = rows[0].shape[-1]
+    return torch.cat(
+        [row.reshape(n, -1, channels).mean(1) for row, n in zip(rows, counts, strict=True)]
+    )
+
+
+def _weights(outputs: Sequence[torch.Tensor], counts: Sequence[int]) -> torch.Tensor:
+    """What images count, [images]; 1 in all. One that has less than the mean counts as one that has it."""
+    powers = torch.cat(
+        [one.reshape(n, -1).square().mean(1) for one, n in zip(outputs, counts, strict=True)]
+    )
+    inverse = 1 / powers.maximum(powers.mean()).clamp_min(_TINY)
+    return inverse / inverse.sum()
 
 
 def _shape(layer: fx.Node, output: torch.Tensor) -> list[int]:

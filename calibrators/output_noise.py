@@ -30,23 +30,40 @@ def compare_scales(
 ) -> dict[str, float]:
     """Noise-to-signal power at the outputs, averaged over their parts, for each set of scales.
 
-    `reference` is the float network. Of an output that joins boxes and scores, each is a part.
+    `reference` is the float network. Of an output that joins boxes and scores, each is a part. Images are averaged
+    by `mean_of_images`.
     """
     parts = find_parts(model.graph_module.graph)
-    signal = torch.zeros(1)
-    noise = {name: torch.zeros(1) for name in scales}
+    signal: list[torch.Tensor] = []
+    noise: dict[str, list[torch.Tensor]] = {name: [] for name in scales}
     for done, batch in enumerate(batches, start=1):
         expected = split_parts(reference(batch), parts)
-        signal = signal + _power(expected)
+        signal.append(_power_of_images(expected, len(batch)))
         for name, candidate in scales.items():
             set_activation_scales(model, candidate)
             found = split_parts(model(batch), parts)
             error = [a - b for a, b in zip(found, expected, strict=True)]
-            noise[name] = noise[name] + _power(error)
+            noise[name].append(_power_of_images(error, len(batch)))
         progress("compare baselines", done, len(batches))
-    # An output that is always zero has no SNR and says nothing about the scales.
-    ratios = {name: torch.where(signal > 0, power / signal, 0.0) for name, power in noise.items()}
-    return {name: float(ratio.mean()) for name, ratio in ratios.items()}
+    powers = torch.cat(signal, 1)
+    return {name: mean_of_images(torch.cat(found, 1), powers) for name, found in noise.items()}
+
+
+def mean_of_images(noise: torch.Tensor, signal: torch.Tensor) -> float:
+    """Noise-to-signal power of a typical image, averaged over the parts.
+
+    A few images whose activations are far wider than the others' would decide alone by their power. How likely noise is
+    to change an answer grows with its root, until the answer is lost: with noise-to-signal power x of an image, the root of
+    x / (1 + x) is averaged over the images.
+
+    Args:
+        noise: power of the error, [parts, images].
+        signal: power of the float network's outputs, [parts, images]; of an image with less than the mean, the mean
+            counts. A part that is always zero says nothing.
+    """
+    usual = signal.mean(1, keepdim=True).maximum(signal)
+    lost = torch.where(usual > 0, noise / (noise + usual), 0.0).sqrt().mean(1).square()
+    return float((lost / (1 - lost)).mean())
 
 
 def describe_noise(noise: Mapping[str, float]) -> str:
@@ -68,6 +85,14 @@ def set_activation_scales(model: QuantizedModel, scales: ActivationScales) -> No
     """Copy `scales` (quantizer name -> scale) into the activation quantizers."""
     for name, scale in scales.items():
         model.activation_quantizers[name].scale.copy_(scale)
+
+
+def _power_of_images(outputs: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    """[parts, images]; of a part whose rows are no images, their mean for each."""
+    rows = [output.double().flatten(1).square().sum(1).cpu() for output in outputs]
+    return torch.stack(
+        [row if len(row) == count else row.sum().expand(count) / count for row in rows]
+    )
 
 
 def _power(outputs: Sequence[torch.Tensor]) -> torch.Tensor:

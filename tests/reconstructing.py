@@ -209,3 +209,11 @@ def run_blocks(
         known |= {node: values[node] for node in block.outputs}
     results = next(n for n in model.graph_module.graph.nodes if n.op == "output").all_input_nodes
     return [known[node] for node in results]
+
+
+def typical(noise: torch.Tensor, signal: torch.Tensor) -> float:
+    """Noise-to-signal power of both, [images, ...]: the root of what noise is of the whole is averaged."""
+    powers = [one.double().flatten(1).square().sum(1) for one in (noise, signal)]
+    usual = powers[1].maximum(powers[1].mean())
+    lost = float((powers[0] / (powers[0] + usual)).sqrt().mean()) ** 2
+    return lost / (1 - lost)

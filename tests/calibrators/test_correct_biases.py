@@ -24,14 +24,30 @@ def calibrated(model: QuantizedModel, images: torch.Tensor) -> QuantizedModel:
     return model
 
 
-def means(model: QuantizedModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def image_weights(model: QuantizedModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of every layer with a bias of its own: images count less where its float outputs are large."""
+    found = {}
+    with model.float_mode():
+        values = all_values(model, images)
+    for node in own_biases(model):
+        powers = values[node].reshape(len(images), -1).square().mean(1)
+        weights = 1 / powers.maximum(powers.mean())
+        found[node.name] = weights / weights.sum()
+    return found
+
+
+def means(
+    model: QuantizedModel, images: torch.Tensor, weights: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Of every channel of every layer with a bias of its own."""
     values = all_values(model, images)
     linear = torch.ops.aten.linear.default
-    return {
-        node.name: values[node].movedim(-1 if node.target is linear else 1, 0).flatten(1).mean(1)
-        for node in own_biases(model)
-    }
+    found = {}
+    for node in own_biases(model):
+        rows = values[node].movedim(-1 if node.target is linear else 1, -1)
+        of_images = rows.reshape(len(images), -1, rows.shape[-1]).mean(1)
+        found[node.name] = weights[node.name] @ of_images
+    return found
 
 
 @pytest.mark.parametrize("size", [16, 3])
@@ -43,13 +59,14 @@ def test_every_layer_has_the_means_of_float_however_images_are_batched(
 ) -> None:
     images = IMAGES
     model = calibrated(quantized(traced(name), COARSE), images)
+    weights = image_weights(model, images)
     with model.float_mode():
-        expected = means(model, images)
+        expected = means(model, images, weights)
     assert len(expected) > 1
-    before = means(model, images)
+    before = means(model, images, weights)
     assert any(not torch.allclose(before[key], expected[key], atol=1e-3) for key in expected)
     correct_biases(model, images.split(size))
-    found = means(model, images)
+    found = means(model, images, weights)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3)
 
@@ -95,3 +112,15 @@ def test_a_graph_of_a_fixed_batch_is_corrected() -> None:
     before = output_noise(model, images, reference)
     correct_biases(model, images)
     assert output_noise(model, images, reference) < before / 2
+
+
+def test_one_image_like_no_other_does_not_decide() -> None:
+    torch.manual_seed(0)
+    model = quantized(trace(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), (8, 8)))
+    images = torch.rand(16, 3, 8, 8)
+    calibrated(model, images)
+    wide = images.clone()
+    wide[3] *= 100  # clipped
+    correct_biases(model, [wide])
+    others = images[[0, 1, 2, *range(4, 16)]]
+    assert decibel(output_noise(model, [others], float_copy(model))) > 30

@@ -18,6 +18,7 @@ from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.quantized.run_nodes import float_copy
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.models.graph import trace
+from tests.reconstructing import typical
 from tests.tiny_networks import quantized
 
 
@@ -108,7 +109,7 @@ def test_the_best_scales_stay_in_the_model() -> None:
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
 
 
-def test_noise_is_the_error_power_over_the_signal_power() -> None:
+def test_noise_is_the_error_power_over_the_signal_power_of_typical_images() -> None:
     images = uniform_images()[:2]
     model = two_convolutions()
     MseCalibrator().calibrate(model, images)
@@ -118,8 +119,7 @@ def test_noise_is_the_error_power_over_the_signal_power() -> None:
         actual = torch.cat([model(batch)[0] for batch in images]).double()
         with model.float_mode():
             reference = torch.cat([model(batch)[0] for batch in images]).double()
-    expected = (actual - reference).square().sum() / reference.square().sum()
-    assert noise == pytest.approx(float(expected), rel=1e-6)
+    assert noise == pytest.approx(typical(actual - reference, reference), rel=1e-6)
 
 
 def test_every_output_counts_the_same_whatever_its_size() -> None:
@@ -139,10 +139,7 @@ def test_every_output_counts_the_same_whatever_its_size() -> None:
         actual = model(images[0])
         with model.float_mode():
             reference = model(images[0])
-    ratios = [
-        float((a - b).double().square().sum() / b.double().square().sum())
-        for a, b in zip(actual, reference, strict=True)
-    ]
+    ratios = [typical(a - b, b) for a, b in zip(actual, reference, strict=True)]
     assert noise == pytest.approx(sum(ratios) / 2, rel=1e-6)
 
 

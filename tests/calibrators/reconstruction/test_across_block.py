@@ -309,7 +309,8 @@ def test_a_block_that_got_worse_does_not_stop_the_others(monkeypatch: pytest.Mon
     monkeypatch.setattr(LearnedBlock, "commit", harm)
     model, result = learn(thorough(reconstruction=LONG))
     ratios = [fit.after / fit.before for fit in result.blocks]
-    assert [ratio == 1 for ratio in ratios[:3]] == [False, True, False]
+    assert ratios[1] == 1
+    assert min(ratios[0], ratios[2]) < 1
     assert [fit.steps for fit in result.blocks] == 4 * [LONG.iterations]
     assert result.method == "repapq"
     untouched = baseline("gptq", (6, 6), IMAGES).weight_of("1.rbr_reparam")
