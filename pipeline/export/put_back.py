@@ -35,10 +35,10 @@ def mark_islands(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def separate_outputs(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy in which no output is another one, an input or a weight: PyTorch's exporter gives each tensor one name."""
+    """Copy in which no output is another one, or an input: PyTorch's exporter gives each tensor one name."""
     separate = copy.deepcopy(module)
     (output,) = separate.graph.find_nodes(op="output")
-    seen = {node for node in separate.graph.nodes if node.op in ("placeholder", "get_attr")}
+    seen: set[fx.Node] = set(separate.graph.find_nodes(op="placeholder"))
 
     def own(value: fx.Node) -> fx.Node:
         if value in seen:

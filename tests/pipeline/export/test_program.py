@@ -53,10 +53,14 @@ class Several(nn.Module):
 
 
 class Pooled(nn.Module):
-    """An operator without an ONNX form, which PyTorch decomposes."""
+    """An operator without an ONNX form, which PyTorch decomposes, behind some that guard the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.adaptive_avg_pool2d(x, 2)
+        return nn.functional.adaptive_avg_pool2d(self.conv(x).relu(), 2).flatten(1)
 
 
 class Grown(nn.Module):
