@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reptrt.pipeline.cli.main import COLLECT_AFTER
 from tests.command_line import TINY_MODELS, TinyProject, reptrt
+
+gc.set_threshold(*COLLECT_AFTER)  # tests trace and export as the command line does
 
 
 @pytest.fixture(scope="session")

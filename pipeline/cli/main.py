@@ -9,6 +9,7 @@ PyTorch is imported inside the commands that need it, so that `--help` answers a
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -23,6 +24,9 @@ from reptrt.pipeline.cli.explain import explain
 from reptrt.pipeline.cli.flags import in_flags
 
 _AGAIN_SECONDS = 0.02
+
+COLLECT_AFTER = (10_000, 10, 10)
+"""For Python's garbage collector: with its usual 700 objects it goes a dozen times through all that PyTorch keeps."""
 
 
 class Commands(click.Group):
@@ -80,6 +84,7 @@ for command in (command for commands in COMMANDS.values() for command in command
 def main() -> None:
     """Run the command line: one line and an exit code for everything that a user can mend."""
     show_what_fits()
+    gc.set_threshold(*COLLECT_AFTER)
     with noted_interrupts() as interrupts:
         try:
             cli(standalone_mode=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -24,6 +25,16 @@ COMMANDS = (
     "engine", "calibrate", "export", "build", "validate", "report", "compare", "bench", "lint", "models",
     "calibrators", "targets", "doctor",
 )  # fmt: skip
+
+
+def test_a_command_does_not_collect_garbage_after_every_700_objects() -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    try:
+        reptrt("models")
+        assert gc.get_threshold()[0] >= 10_000
+    finally:
+        gc.set_threshold(*before)
 
 
 def engine(tiny: TinyProject, workspace: Path, *more: object) -> Outcome:
