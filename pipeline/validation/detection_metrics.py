@@ -182,10 +182,13 @@ class CocoAccuracy:
 
     def _results(self) -> list[Mapping[str, object]]:
         return [
-            {"image_id": index, "category_id": int(label), "bbox": box, "score": float(score)}
+            {"image_id": index, "category_id": label, "bbox": box, "score": score}
             for index, found in sorted(self._found.items())
             for box, label, score in zip(
-                _as_xywh(found.boxes.astype(np.float64)), found.labels, found.scores, strict=True
+                _as_xywh(found.boxes.astype(np.float64)),
+                found.labels.tolist(),
+                found.scores.tolist(),
+                strict=True,
             )
         ]
 
@@ -222,5 +225,5 @@ def _mean_percent(precision: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) 
 
 
 def _as_xywh(boxes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[list[float]]:
-    sides = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
-    return [[float(number) for number in box] for box in sides]
+    rows: list[list[float]] = np.hstack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2])).tolist()
+    return rows
