@@ -9,7 +9,13 @@ import torch
 
 from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch
-from reptrt.calibrators.output_noise import Reference, decibels, describe_noise, output_noise
+from reptrt.calibrators.output_noise import (
+    Reference,
+    decibels,
+    describe_noise,
+    is_fine,
+    output_noise,
+)
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 
 logger = logging.getLogger(__name__)
@@ -49,6 +55,11 @@ class Guard:
             self.best, self._state_of_best = method, self._state()
         else:
             self._model.graph_module.load_state_dict(self._state_of_best)
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether the best so far needs no further calibration."""
+        return is_fine(self.noise[self.best])
 
     def _state(self) -> dict[str, torch.Tensor]:
         state = self._model.graph_module.state_dict()

@@ -13,6 +13,9 @@ from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.quantized.output_parts import find_parts, split_parts
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 
+FINE_DB = 50.0
+"""SNR of the outputs at which no step is left to take: the float layers' FP16 alone makes as much noise (docs/effort.md)."""
+
 ActivationScales = Mapping[str, torch.Tensor]
 """Quantizer name -> scale []."""
 
@@ -74,6 +77,11 @@ def describe_noise(noise: Mapping[str, float]) -> str:
 def decibels(noise: Mapping[str, float]) -> dict[str, float]:
     """Noise-to-signal ratios as SNR in dB."""
     return {name: decibel(value) for name, value in noise.items()}
+
+
+def is_fine(noise_to_signal: float) -> bool:
+    """Whether outputs with this noise-to-signal power ratio need no further calibration."""
+    return decibel(noise_to_signal) >= FINE_DB
 
 
 def decibel(noise_to_signal: float) -> float:

@@ -4,7 +4,7 @@ No baseline is best everywhere: clipping by absolute error rescues MobileOne and
 transformer. The calibration images tell, without labels: every baseline reads the same histograms,
 and one more pass compares each one's outputs with the float network's. Behind them come a choice for each tensor
 (`reptrt.calibrators.histogram.by_tensor`) and, with the best of all, corrected biases
-(`reptrt.calibrators.correct_biases`); each is kept where it is better.
+(`reptrt.calibrators.correct_biases`); each is kept where it is better, and left out where the outputs are fine without it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from reptrt.calibrators.output_noise import (
     decibels,
     describe_noise,
     guard_images,
+    is_fine,
     remembering,
     set_activation_scales,
 )
@@ -78,8 +79,9 @@ class BestBaselineCalibrator(Calibrator):
         reference = remembering(float_copy(model), images)
         _, noise = compare_baselines(model, observers, images, reference, progress)
         guard = Guard(model, reference, images, noise)
-        correct_biases(model, images, progress)
-        guard.take_if_better(with_biases(guard.best))
+        if not guard.is_fine:
+            correct_biases(model, images, progress)
+            guard.take_if_better(with_biases(guard.best))
         logger.info("best: kept %s of %s", guard.best, describe_noise(guard.noise))
         return CalibrationResult(guard.best, compared=decibels(guard.noise))
 
@@ -108,9 +110,10 @@ def compare_baselines(
     scales = baseline_scales(model, observers, progress)
     noise = compare_scales(model, images, scales, reference, progress)
     best = min(noise, key=lambda name: noise[name])
-    scales[BY_TENSOR] = scales_by_tensor(model, images, scales, best, progress)
-    noise |= compare_scales(model, images, {BY_TENSOR: scales[BY_TENSOR]}, reference)
-    best = min(noise, key=lambda name: noise[name])
+    if not is_fine(noise[best]):
+        scales[BY_TENSOR] = scales_by_tensor(model, images, scales, best, progress)
+        noise |= compare_scales(model, images, {BY_TENSOR: scales[BY_TENSOR]}, reference)
+        best = min(noise, key=lambda name: noise[name])
     set_activation_scales(model, scales[best])
     return scales, noise
 

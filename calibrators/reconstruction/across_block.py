@@ -27,7 +27,7 @@ from reptrt.calibrators.correct_biases import NUM_IMAGES, correct_biases
 from reptrt.calibrators.guard import Guard
 from reptrt.calibrators.histogram.best import CANDIDATES, with_biases
 from reptrt.calibrators.importance import NO_IMPORTANCE, find_importance
-from reptrt.calibrators.output_noise import guard_images
+from reptrt.calibrators.output_noise import decibels, describe_noise, guard_images
 from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
@@ -98,7 +98,7 @@ class AcrossBlockCalibrator(Calibrator):
         if has_few_bits(model):
             fit_weights(model, batches, self.settings.seed, progress)
             guard.take_if_better("gptq")
-        else:
+        elif not guard.is_fine:
             correct_biases(model, guard_images(batches), progress)
             guard.take_if_better(with_biases(guard.best))
         return guard, float_network
@@ -148,6 +148,10 @@ class AcrossBlockCalibrator(Calibrator):
         bar = share_of(progress, self.name, 0.0, 1.0)
         course = Course(phases, blocks, budgets, images, forecast, bar)
         guard, float_network = self.start(model, batches, chosen, course.start)
+        if guard.is_fine and self.settings.effort != "high":
+            course.end()
+            notes = {"Reconstruction": f"not needed: {describe_noise(guard.noise)}"}
+            return CalibrationResult(guard.best, notes, compared=decibels(guard.noise))
         importance = NO_IMPORTANCE
         if chosen.loss == "fisher":
             made = [node for block in blocks for node in compared_outputs(block)]
