@@ -2,12 +2,13 @@
 
     python benchmarks/arithmetic.py kernels
     python benchmarks/arithmetic.py calibration MODEL --weights FILE --data FOLDER [--bits 6x6] [--num-samples 64]
+    python benchmarks/arithmetic.py promise MODEL --weights FILE --data FOLDER [--bits 6x6] [--num-samples 64]
 
 `kernels` times single operators, in FP32 and bf16, contiguous and channels last. `calibration` counts the
 multiplications and additions of convolutions and matrix products, forward and backward, and divides by the time of
-another run, which does not count, and by the fastest matrix product of this machine. It also says what the progress
-promised: the time that seemed to be left after some shares of the run, beside the time that was left. Both want an
-idle machine.
+another run, which does not count, and by the fastest matrix product of this machine. `promise` says what the progress of
+a calibration promised: the time that seemed to be left after some shares of the run, beside the time that was left. All
+want an idle machine.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from reptrt.calibrators.base import Batches, Calibrator
+from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.settings import Settings
 from reptrt.models.load import load_model
@@ -68,15 +71,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     kinds.add_parser("kernels")
-    calibration = kinds.add_parser("calibration")
-    calibration.add_argument("model")
-    calibration.add_argument("--weights", required=True)
-    calibration.add_argument("--data", required=True)
-    calibration.add_argument("--bits", default="8x8")
-    calibration.add_argument("--num-samples", type=int)
-    calibration.add_argument("--calibrator", default="repapq")
+    for kind in ("calibration", "promise"):
+        one = kinds.add_parser(kind)
+        one.add_argument("model")
+        one.add_argument("--weights", required=True)
+        one.add_argument("--data", required=True)
+        one.add_argument("--bits", default="8x8")
+        one.add_argument("--num-samples", type=int)
+        one.add_argument("--calibrator", default="repapq")
     options = parser.parse_args()
-    print("\n".join(kernels() if options.kind == "kernels" else count_operations(options)))
+    if options.kind == "kernels":
+        print("\n".join(kernels()))
+    else:
+        print(
+            "\n".join({"calibration": count_operations, "promise": promise}[options.kind](options))
+        )
 
 
 def kernels() -> Iterator[str]:
@@ -107,8 +116,18 @@ def _kinds() -> Iterator[tuple[str, str, torch.dtype, torch.memory_format]]:
         yield name, "channels last", dtype, torch.channels_last
 
 
-def count_operations(options: argparse.Namespace) -> Iterator[str]:
-    """Operations of one calibration, its time, and the share of the peak that this is."""
+@dataclass(frozen=True)
+class Job:
+    """A network, and what it is calibrated with."""
+
+    model: QuantizedModel
+    calibrator: Calibrator
+    batches: Batches
+    title: str
+
+
+def open_job(options: argparse.Namespace) -> Job:
+    """The calibration that was asked for."""
     weight_bits, activation_bits = map(int, options.bits.split("x"))
     recipe = load_recipe(
         options.model,
@@ -135,34 +154,48 @@ def count_operations(options: argparse.Namespace) -> Iterator[str]:
     )
     samples = PictureFeeds(images, network.card.inputs)
     batches = calibration_batches(samples, network.card.batch_size, choose_device(recipe))
-    seen: list[tuple[float, float]] = []
+    title = f"{options.model}, {options.bits}, {len(images)} images"
+    return Job(network.quantized, calibrator, batches, title)
 
-    def progress(_: str, now: int, total: int) -> None:
-        seen.append((time.monotonic() - started, now / total))
 
-    counted = copy.deepcopy(network.quantized)
+def count_operations(options: argparse.Namespace) -> Iterator[str]:
+    """Operations of one calibration, its time, and the share of the peak that this is."""
+    job = open_job(options)
+    counted = copy.deepcopy(job.model)
     started = time.monotonic()
-    calibrator.calibrate(network.quantized, batches, progress)
+    job.calibrator.calibrate(job.model, job.batches)
     spent = time.monotonic() - started
     with FlopCounterMode(display=False) as counter:  # not at once: counting slows small operators
-        calibrator.calibrate(counted, batches)
+        job.calibrator.calibrate(counted, job.batches)
     done, peak = counter.get_total_flops() / 1e9, peak_gigaflops(torch.float32)
     half = peak_gigaflops(torch.bfloat16)
     yield "| calibration | giga-operations | seconds | a second | peak in FP32 | share | peak in bf16 |"
     yield "|---" * 7 + "|"
     yield (
-        f"| {options.model}, {options.bits}, {len(images)} images | {done:,.0f} | {spent:.0f} | {done / spent:.0f} "
+        f"| {job.title} | {done:,.0f} | {spent:.0f} | {done / spent:.0f} "
         f"| {peak:.0f} | {100 * done / spent / peak:.0f} % | {half:.0f} |"
     )
-    yield from (
-        "",
-        "| share of the time | share shown | left, as promised | left |",
-        "|---" * 4 + "|",
-    )
-    for share in (0.1, 0.25, 0.5, 0.75):
+
+
+def promise(options: argparse.Namespace) -> Iterator[str]:
+    """Time that seemed to be left after some shares of the time, over the time that was left."""
+    job = open_job(options)
+    seen: list[tuple[float, float]] = []
+
+    def progress(_: str, now: int, total: int) -> None:
+        seen.append((time.monotonic() - started, now / total))
+
+    started = time.monotonic()
+    job.calibrator.calibrate(job.model, job.batches, progress)
+    spent = time.monotonic() - started
+    shares = (0.1, 0.2, 0.3, 0.5)
+    yield "| run | seconds | " + " | ".join(f"after {share:.0%}" for share in shares) + " |"
+    yield "|---" * (2 + len(shares)) + "|"
+    found = []
+    for share in shares:
         at, shown = next(one for one in seen if one[0] >= share * spent and one[1])
-        left, promised = spent - at, at / shown - at
-        yield f"| {100 * at / spent:.0f} % | {100 * shown:.0f} % | {promised:.0f} s | {left:.0f} s |"
+        found.append(f"{(at / shown - at) / (spent - at):.2f}")
+    yield f"| {job.title} | {spent:.0f} | {' | '.join(found)} |"
 
 
 def peak_gigaflops(dtype: torch.dtype) -> float:
