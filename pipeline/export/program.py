@@ -24,7 +24,12 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+    is_concrete_int,
+)
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
@@ -54,6 +59,9 @@ def as_program(
         module: of which `is_recorded` holds; its nodes learn the shapes of what they make.
         examples: a tensor for each input.
         open_axes: of each input, the axes whose sizes stay symbols; axis 0 is the batch, the same in all.
+
+    Raises:
+        RuntimeError: an operator fixes such a size.
     """
     symbols = ShapeEnv()
     mode = FakeTensorMode(shape_env=symbols, allow_non_fake_inputs=True)
@@ -63,6 +71,12 @@ def as_program(
     ]
     with torch.no_grad(), enable_python_dispatcher():
         FakeTensorProp(module, mode).propagate_dont_convert_inputs(*inputs)
+    for example, given, axes in zip(examples, inputs, open_axes, strict=True):
+        closed = [axis for axis in axes if is_concrete_int(given.shape[axis])]
+        if closed:
+            raise RuntimeError(
+                f"an operator fixes axis {closed[0]} of the input of shape {tuple(example.shape)}, which is to stay open"
+            )
     symbols.guards.clear()  # they speak of inputs by names that the program does not have
     graph, read, tensors = _lift_tensors(module)
     (output,) = graph.find_nodes(op="output")

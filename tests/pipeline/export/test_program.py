@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import fx, nn
 
 from reptrt.models.card import ModelCard
 from reptrt.models.graph import trace, trace_inputs
@@ -149,3 +149,13 @@ def test_shapes_keep_the_symbol_of_the_batch() -> None:
     batch, features = output.args[0][0].meta["val"].shape
     assert isinstance(batch, torch.SymInt)
     assert features == 3 * 64
+
+
+def test_a_graph_that_fixes_its_batch_is_no_program_with_an_open_one() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output((graph.call_function(torch.ops.aten.view.default, (x, [2, 12])),))
+    module = fx.GraphModule({}, graph)
+    as_program(module, [torch.zeros(2, 3, 4)], [()])
+    with pytest.raises(RuntimeError, match=r"axis 0 of the input of shape \(2, 3, 4\)"):
+        as_program(module, [torch.zeros(2, 3, 4)], [(0,)])
