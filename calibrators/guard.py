@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from reptrt.calibrators.base import Batches
 from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.output_noise import (
     Reference,
     decibels,
     describe_noise,
-    is_fine,
+    fine_noise,
     output_noise,
 )
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
@@ -39,7 +38,7 @@ class Guard:
         self,
         model: QuantizedModel,
         reference: Reference,
-        images: Batches | Sequence[Batch],
+        images: Sequence[Batch],
         noise: Mapping[str, float],
     ) -> None:
         self._model, self._float, self._images = model, reference, images
@@ -59,7 +58,7 @@ class Guard:
     @property
     def is_fine(self) -> bool:
         """Whether the best so far needs no further calibration."""
-        return is_fine(self.noise[self.best])
+        return self.noise[self.best] <= fine_noise(self._model, self._images, self._float)
 
     def _state(self) -> dict[str, torch.Tensor]:
         state = self._model.graph_module.state_dict()

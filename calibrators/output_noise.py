@@ -14,7 +14,8 @@ from reptrt.calibrators.quantized.output_parts import find_parts, split_parts
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
 
 FINE_DB = 50.0
-"""SNR of the outputs at which no step is left to take: the float layers' FP16 alone makes as much noise (docs/effort.md)."""
+"""What the outputs change by from image to image, over the noise, where no step is left to take: the float layers' FP16 alone
+makes as much noise (docs/effort.md)."""
 
 ActivationScales = Mapping[str, torch.Tensor]
 """Quantizer name -> scale []."""
@@ -79,11 +80,6 @@ def decibels(noise: Mapping[str, float]) -> dict[str, float]:
     return {name: decibel(value) for name, value in noise.items()}
 
 
-def is_fine(noise_to_signal: float) -> bool:
-    """Whether outputs with this noise-to-signal power ratio need no further calibration."""
-    return decibel(noise_to_signal) >= FINE_DB
-
-
 def decibel(noise_to_signal: float) -> float:
     """SNR in dB of a noise-to-signal power ratio."""
     return math.inf if noise_to_signal == 0 else -10 * math.log10(noise_to_signal)
@@ -145,6 +141,30 @@ def output_noise(
     """Noise-to-signal power at the outputs of `model` as it is."""
     current = {name: q.scale.clone() for name, q in model.activation_quantizers.items()}
     return compare_scales(model, images, {"": current}, reference)[""]
+
+
+@torch.no_grad()
+def fine_noise(model: QuantizedModel, images: Sequence[Batch], reference: Reference) -> float:
+    """Noise-to-signal power, as of `compare_scales`, at which calibration has nothing left to gain.
+
+    It is `FINE_DB` below what varies from image to image, in the part of the outputs where that is least: a large
+    output that is the same for all images has a high SNR, whatever becomes of the rest. Outputs whose size changes are
+    never fine: the result is 0.
+    """
+    parts = find_parts(model.graph_module.graph)
+    sums: list[torch.Tensor] = []
+    power = rows = torch.zeros(1)
+    for batch in images:
+        pieces = [piece.double() for piece in split_parts(reference(batch), parts)]
+        found = [piece.sum(0) for piece in pieces]
+        if sums and [one.shape for one in found] != [one.shape for one in sums]:
+            return 0.0
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+        power = power + _power(pieces)
+        rows = rows + torch.tensor([len(piece) for piece in pieces])
+    same = _power(sums) / rows
+    varying = (1 - same / power)[power > 0]
+    return max(0.0, float(varying.min())) * 10 ** (-FINE_DB / 10) if len(varying) else 0.0
 
 
 @torch.no_grad()

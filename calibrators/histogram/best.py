@@ -34,8 +34,8 @@ from reptrt.calibrators.output_noise import (
     compare_scales,
     decibels,
     describe_noise,
+    fine_noise,
     guard_images,
-    is_fine,
     remembering,
     set_activation_scales,
 )
@@ -110,7 +110,7 @@ def compare_baselines(
     scales = baseline_scales(model, observers, progress)
     noise = compare_scales(model, images, scales, reference, progress)
     best = min(noise, key=lambda name: noise[name])
-    if not is_fine(noise[best]):
+    if noise[best] > fine_noise(model, images, reference):
         scales[BY_TENSOR] = scales_by_tensor(model, images, scales, best, progress)
         noise |= compare_scales(model, images, {BY_TENSOR: scales[BY_TENSOR]}, reference)
         best = min(noise, key=lambda name: noise[name])

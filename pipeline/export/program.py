@@ -71,8 +71,8 @@ def as_program(
     ]
     with torch.no_grad(), enable_python_dispatcher():
         FakeTensorProp(module, mode).propagate_dont_convert_inputs(*inputs)
-    for example, given, axes in zip(examples, inputs, open_axes, strict=True):
-        closed = [axis for axis in axes if is_concrete_int(given.shape[axis])]
+    for example, symbolic, axes in zip(examples, inputs, open_axes, strict=True):
+        closed = [axis for axis in axes if is_concrete_int(symbolic.shape[axis])]
         if closed:
             raise RuntimeError(
                 f"an operator fixes axis {closed[0]} of the input of shape {tuple(example.shape)}, which is to stay open"

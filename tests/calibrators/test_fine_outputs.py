@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
 
 from reptrt.calibrators.base import CalibrationResult
+from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.histogram.best import BY_TENSOR, CANDIDATES, with_biases
-from reptrt.calibrators.output_noise import FINE_DB
+from reptrt.calibrators.output_noise import FINE_DB, fine_noise
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.settings import Effort, Reconstruction, Settings
 from reptrt.models.graph import trace
@@ -31,9 +34,14 @@ class Small(nn.Module):
 
 def calibrate(name: str, times: float, effort: Effort = "auto") -> CalibrationResult:
     torch.manual_seed(0)
+    return calibrate_module(name, Small(times), effort, ["large"])
+
+
+def calibrate_module(
+    name: str, module: nn.Module, effort: Effort = "auto", keep_float: Sequence[str] = ()
+) -> CalibrationResult:
     images = smooth_images(32, seed=1)
-    graph_module = trace(Small(times).eval(), images.shape[2:])
-    model = quantized(graph_module, keep_float=["large"])
+    model = quantized(trace(module.eval(), images.shape[2:]), keep_float=keep_float)
     settings = Settings(0, Reconstruction(iterations=4), effort=effort)
     return create_calibrator(name, settings).calibrate(model, list(images.split(8)))
 
@@ -65,3 +73,46 @@ def test_other_outputs_get_every_step(name: str) -> None:
     assert BASELINES | {BY_TENSOR, with_biases(best)} <= set(result.compared)
     assert max(result.compared.values()) < FINE_DB
     assert len(result.blocks) == (name == "repapq")
+
+
+class Offset(nn.Module):
+    """Outputs that are large and the same for all images, but for little."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.conv, self.offset = nn.Conv2d(3, 3, 3, padding=1), offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).relu() + self.offset
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_what_is_the_same_for_all_images_makes_no_output_fine(offset: float) -> None:
+    torch.manual_seed(0)
+    result = calibrate_module("best", Offset(offset))
+    assert (max(result.compared.values()) >= FINE_DB) == (offset > 0)
+    assert BY_TENSOR in result.compared
+
+
+def test_fine_noise_is_50_db_below_what_varies() -> None:
+    images = list(smooth_images(12, seed=1).split(5))
+    images = [image - torch.cat(images).mean(0) for image in images]
+    constant, power = torch.ones(3, 1, 1), float(torch.cat(images).square().mean())
+    model = quantized(trace(Small(1.0).eval(), images[0].shape[2:]), keep_float=["large"])
+
+    def shifted(batch: Batch) -> tuple[torch.Tensor, ...]:
+        assert isinstance(batch, torch.Tensor)
+        return (batch + constant,)
+
+    assert fine_noise(model, images, shifted) == pytest.approx(1e-5 * power / (1 + power))
+
+
+def test_outputs_of_different_sizes_are_never_fine() -> None:
+    images = list(smooth_images(12, seed=1).split(5))
+    model = quantized(trace(Small(1.0).eval(), images[0].shape[2:]), keep_float=["large"])
+
+    def turned(batch: Batch) -> tuple[torch.Tensor, ...]:
+        assert isinstance(batch, torch.Tensor)
+        return (batch.movedim(0, 1),)
+
+    assert fine_noise(model, images, turned) == 0.0
