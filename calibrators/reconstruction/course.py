@@ -121,8 +121,9 @@ class Course:
         self._show()
 
     def end(self) -> None:
-        """All is done, the comparison too."""
-        self._comparison = 0.0
+        """All is done, the comparison too; blocks that did not have their turn need none."""
+        self._phases.clear()
+        self._comparison, self._finished = 0.0, len(self._step)
         self._show()
 
     def _left(self) -> float:

@@ -12,6 +12,7 @@ from reptrt.calibrators.base import CalibrationResult
 from reptrt.calibrators.feed import Batch
 from reptrt.calibrators.histogram.best import BY_TENSOR, CANDIDATES, with_biases
 from reptrt.calibrators.output_noise import FINE_DB, fine_noise
+from reptrt.calibrators.progress import Progress, no_progress
 from reptrt.calibrators.registry import create_calibrator
 from reptrt.calibrators.settings import Effort, Reconstruction, Settings
 from reptrt.models.graph import trace
@@ -32,18 +33,24 @@ class Small(nn.Module):
         return self.conv(x).relu() + self.times * self.large(x).relu()
 
 
-def calibrate(name: str, times: float, effort: Effort = "auto") -> CalibrationResult:
+def calibrate(
+    name: str, times: float, effort: Effort = "auto", progress: Progress = no_progress
+) -> CalibrationResult:
     torch.manual_seed(0)
-    return calibrate_module(name, Small(times), effort, ["large"])
+    return calibrate_module(name, Small(times), effort, ["large"], progress)
 
 
 def calibrate_module(
-    name: str, module: nn.Module, effort: Effort = "auto", keep_float: Sequence[str] = ()
+    name: str,
+    module: nn.Module,
+    effort: Effort = "auto",
+    keep_float: Sequence[str] = (),
+    progress: Progress = no_progress,
 ) -> CalibrationResult:
     images = smooth_images(32, seed=1)
     model = quantized(trace(module.eval(), images.shape[2:]), keep_float=keep_float)
     settings = Settings(0, Reconstruction(iterations=4), effort=effort)
-    return create_calibrator(name, settings).calibrate(model, list(images.split(8)))
+    return create_calibrator(name, settings).calibrate(model, list(images.split(8)), progress)
 
 
 @pytest.mark.parametrize("name", ["best", "repapq"])
@@ -60,6 +67,12 @@ def test_the_report_says_why_nothing_was_learned() -> None:
     why = result.notes["Reconstruction"]
     assert why.startswith("not needed")
     assert f"{result.method} {result.compared[result.method]:.1f} dB" in why
+
+
+def test_progress_is_complete_where_nothing_was_learned() -> None:
+    seen: list[tuple[int, int]] = []
+    calibrate("repapq", 100.0, progress=lambda _, done, total: seen.append((done, total)))
+    assert seen[-1] == (1000, 1000)
 
 
 def test_high_effort_learns_all_the_same() -> None:
