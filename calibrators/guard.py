@@ -58,7 +58,7 @@ class Guard:
     @property
     def is_fine(self) -> bool:
         """Whether the best so far needs no further calibration."""
-        return self.noise[self.best] <= fine_noise(self._model, self._images, self._float)
+        return self.noise[self.best] < fine_noise(self._model, self._images, self._float)
 
     def _state(self) -> dict[str, torch.Tensor]:
         state = self._model.graph_module.state_dict()

@@ -145,11 +145,11 @@ def output_noise(
 
 @torch.no_grad()
 def fine_noise(model: QuantizedModel, images: Sequence[Batch], reference: Reference) -> float:
-    """Noise-to-signal power, as of `compare_scales`, at which calibration has nothing left to gain.
+    """Noise-to-signal power, as of `compare_scales`, below which calibration has nothing left to gain.
 
     It is `FINE_DB` below what varies from image to image, in the part of the outputs where that is least: a large
-    output that is the same for all images has a high SNR, whatever becomes of the rest. Outputs whose size changes are
-    never fine: the result is 0.
+    output that is the same for all images has a high SNR, whatever becomes of the rest. Outputs that never vary,
+    or whose size does, tell nothing: the result is 0, and no noise is below it.
     """
     parts = find_parts(model.graph_module.graph)
     sums: list[torch.Tensor] = []

@@ -110,7 +110,7 @@ def compare_baselines(
     scales = baseline_scales(model, observers, progress)
     noise = compare_scales(model, images, scales, reference, progress)
     best = min(noise, key=lambda name: noise[name])
-    if noise[best] > fine_noise(model, images, reference):
+    if noise[best] >= fine_noise(model, images, reference):
         scales[BY_TENSOR] = scales_by_tensor(model, images, scales, best, progress)
         noise |= compare_scales(model, images, {BY_TENSOR: scales[BY_TENSOR]}, reference)
         best = min(noise, key=lambda name: noise[name])

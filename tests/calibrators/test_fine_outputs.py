@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -105,6 +106,16 @@ def test_what_is_the_same_for_all_images_makes_no_output_fine(offset: float) -> 
     result = calibrate_module("best", Offset(offset))
     assert (max(result.compared.values()) >= FINE_DB) == (offset > 0)
     assert BY_TENSOR in result.compared
+
+
+@pytest.mark.parametrize("name", ["best", "repapq"])
+def test_outputs_that_never_vary_tell_nothing(name: str) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1))
+    nn.init.zeros_(module[2].weight)
+    result = calibrate_module(name, module)
+    assert min(result.compared.values()) == math.inf
+    assert BY_TENSOR in result.compared
+    assert len(result.blocks) == (2 if name == "repapq" else 0)
 
 
 def test_fine_noise_is_50_db_below_what_varies() -> None:
