@@ -148,7 +148,7 @@ class AcrossBlockCalibrator(Calibrator):
         bar = share_of(progress, self.name, 0.0, 1.0)
         course = Course(phases, blocks, budgets, images, forecast, bar)
         guard, float_network = self.start(model, batches, chosen, course.start)
-        if guard.is_fine and self.settings.effort != "high":
+        if self.settings.effort != "high" and guard.is_fine:
             course.end()
             notes = {"Reconstruction": f"not needed: {describe_noise(guard.noise)}"}
             return CalibrationResult(guard.best, notes, compared=decibels(guard.noise))
