@@ -27,7 +27,7 @@ from reptrt.calibrators.correct_biases import NUM_IMAGES, correct_biases
 from reptrt.calibrators.guard import Guard
 from reptrt.calibrators.histogram.best import CANDIDATES, with_biases
 from reptrt.calibrators.importance import NO_IMPORTANCE, find_importance
-from reptrt.calibrators.output_noise import decibels, describe_noise, guard_images
+from reptrt.calibrators.output_noise import decibels, guard_images
 from reptrt.calibrators.progress import Progress, no_progress, share_of
 from reptrt.calibrators.quantized.channel_affine import ChannelAffine
 from reptrt.calibrators.quantized.quantized_model import QuantizedModel
@@ -150,8 +150,9 @@ class AcrossBlockCalibrator(Calibrator):
         guard, float_network = self.start(model, batches, chosen, course.start)
         if self.settings.effort != "high" and guard.is_fine:
             course.end()
-            notes = {"Reconstruction": f"not needed: {describe_noise(guard.noise)}"}
-            return CalibrationResult(guard.best, notes, compared=decibels(guard.noise))
+            found = decibels(guard.noise)
+            why = f"not needed: {guard.best} has {found[guard.best]:.1f} dB at the outputs"
+            return CalibrationResult(guard.best, {"Reconstruction": why}, compared=found)
         importance = NO_IMPORTANCE
         if chosen.loss == "fisher":
             made = [node for block in blocks for node in compared_outputs(block)]
