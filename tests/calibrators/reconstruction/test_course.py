@@ -115,3 +115,10 @@ def test_blocks_of_an_earlier_run_cost_no_time() -> None:
         run.course.finish(10)
     run.block(2, 10)
     assert run.shown[-1][1] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_run_that_ends_before_its_blocks_is_complete() -> None:
+    run = Run(blocks_of(3), (10,), {"observe": 5.0, "choose": 5.0, COMPARISON: 5.0})
+    run.phase("observe", 5.0)
+    run.course.end()
+    assert run.shown[-1] == (5.0, 1.0)
