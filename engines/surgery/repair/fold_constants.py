@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -14,6 +15,7 @@ from reptrt.engines.foreign.limits import MAX_FOLDED_BYTES
 from reptrt.engines.surgery.base import Pass
 
 _WIDEST = 8  # bytes of an element
+_WARNING, _FATAL = 2, 4  # of ONNX Runtime's log; 2 is its default
 _GROWTH = 4  # weights are cast, transposed and added to a few times
 # They draw numbers, hold graphs of their own, or take long for what they return.
 _KEPT = frozenset(
@@ -43,10 +45,24 @@ class FoldConstants(Pass):
         sort_nodes(graph.cleanup())
         before = len(graph.nodes)
         small = _small_results(graph, self._kept)
-        graph.fold_constants(
-            should_exclude_node=lambda node: any(one.name not in small for one in node.outputs)
-        ).cleanup()
+        with _quiet_sessions():
+            graph.fold_constants(
+                should_exclude_node=lambda node: any(one.name not in small for one in node.outputs)
+            )
+        graph.cleanup()
         return before - len(graph.nodes)
+
+
+@contextmanager
+def _quiet_sessions() -> Iterator[None]:
+    """Inside this context ONNX Runtime's sessions print nothing: graphsurgeon opens some, and it says itself what failed."""
+    import onnxruntime  # here: importing it starts threads, which no process that forks may have
+
+    onnxruntime.set_default_logger_severity(_FATAL)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
 
 
 def _small_results(graph: gs.Graph, kept: Collection[str]) -> set[str]:
